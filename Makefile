@@ -1,0 +1,38 @@
+# Python 3.11 or later and make are all that is needed; every target makes or refreshes .venv first.
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+# A name on PATH may be a shim that does not run, so each candidate has to prove itself; venv needs ensurepip.
+USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	"$$p" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$p" && break; done)
+DEMO := --config=configs/synthetic.py --workdir=runs/demo
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	$(VENV)/bin/python train.py $(DEMO)
+	$(VENV)/bin/python eval.py $(DEMO)
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(STAMP): requirements.txt pyproject.toml
+	@"$(PYTHON)" -c '$(USABLE)' >/dev/null 2>&1 || { \
+		echo "error: Python 3.11 or later with the venv module is needed, got PYTHON='$(PYTHON)';" \
+			"name one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs/demo build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,186 @@
+"""Coordinates to heatmaps and back, in one object, so that an encoder never meets another's decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpose_jax import rendering
+
+CODECS = ("unbiased", "rounded")
+REFINEMENTS = ("dark", "quarter", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How joints become heatmaps of one size, and heatmaps joints.
+
+    Attributes:
+      input_size: (Hx, Wx) of the crop in pixels.
+      stride: s; heatmaps are (H, W) = (Hx / s, Wx / s).
+      name: `unbiased`: corner pixel centres coincide (UDP) and Gaussians sit at sub-pixel centres;
+        `rounded`: crop / s, Gaussians at the nearest pixel (HRNet).
+      refine: of the decoded peak: `dark` (Taylor expansion of the log map), `quarter` (a quarter
+        pixel toward the higher neighbour, HRNet) or `none`.
+      sigma: of the Gaussians, heatmap pixels.
+      blur: side of DARK's smoothing kernel in heatmap pixels, odd; 1 turns it off.
+    """
+
+    input_size: tuple[int, int]
+    stride: int = 4
+    name: str = "unbiased"
+    refine: str = "dark"
+    sigma: float = 2.0
+    blur: int = 11
+
+    def __post_init__(self):
+        height, width = self.input_size
+        if self.stride not in (1, 2, 4, 8):
+            raise ValueError(f"stride={self.stride}: must be 1, 2, 4 or 8")
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"input_size={self.input_size}: both sides must be multiples of stride={self.stride}")
+        if self.name not in CODECS:
+            raise ValueError(f"codec.name={self.name!r}: must be one of {CODECS}")
+        if self.refine not in REFINEMENTS:
+            raise ValueError(f"codec.refine={self.refine!r}: must be one of {REFINEMENTS}")
+        if not self.sigma > 0:
+            raise ValueError(f"codec.sigma={self.sigma}: must be positive")
+        if self.blur < 1 or self.blur % 2 == 0:
+            raise ValueError(f"codec.blur={self.blur}: must be odd and at least 1")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the heatmaps."""
+        return self.input_size[0] // self.stride, self.input_size[1] // self.stride
+
+    @property
+    def flip_shift(self) -> int:
+        """Pixels by which a mirrored heatmap must move right to fall on the plain one.
+
+        Mirroring the crop mirrors an unbiased map exactly; a rounded map is then 1 - 1/s pixels off,
+        for which HRNet moves it by one.
+        """
+        return 1 if self.name == "rounded" else 0
+
+    def to_heatmap(self, keypoints: jax.Array) -> jax.Array:
+        """Crop pixels to heatmap pixels, (..., 2) float x and y, for a map of any resolution."""
+        return keypoints / self._pitch()
+
+    def to_crop(self, keypoints: jax.Array) -> jax.Array:
+        """Heatmap pixels to crop pixels, (..., 2) float x and y; the inverse of `to_heatmap`."""
+        return keypoints * self._pitch()
+
+    def normalise(self, keypoints: jax.Array) -> jax.Array:
+        """Heatmap pixels to [-1, 1] over the map on each axis, (..., 2) (ours)."""
+        return 2.0 * keypoints / self._extent() - 1.0
+
+    def denormalise(self, y: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        """[-1, 1] to pixels of a map of `size` (default: the heatmaps'), (..., 2)."""
+        return (y + 1.0) / 2.0 * self._extent(size)
+
+    def render(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
+        """phi with this codec's centres: heatmap pixels (..., J, 2), flags (..., J) -> (..., H, W, J)."""
+        if self.name == "rounded":
+            keypoints = jnp.floor(keypoints + 0.5)
+        return rendering.gaussians(keypoints, visible, size=self.size, sigma=self.sigma)
+
+    def encode(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
+        """y_0^hm: the target heatmaps of joints in crop pixels.
+
+        Args:
+          keypoints: (..., J, 2) float, x and y in crop pixels.
+          visible: (..., J) float; 0 leaves a channel empty.
+
+        Returns:
+          (..., H, W, J) float32 in [0, 1].
+        """
+        return self.render(self.to_heatmap(keypoints), visible)
+
+    def decode(self, heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Heatmaps (..., H, W, J) -> joints (..., J, 2) in crop pixels and peak values (..., J), float32."""
+        peaks, scores = self.peaks(heatmaps, self.refine)
+        return self.to_crop(peaks), scores
+
+    def peaks(self, heatmaps: jax.Array, refine: str) -> tuple[jax.Array, jax.Array]:
+        """Sub-pixel peaks in heatmap pixels, (..., J, 2), and their values, (..., J).
+
+        `dark` is differentiable in the heatmaps: the sampler's DDIM update decodes by it. It is the
+        published method (smooth, then expand the log map around the peak), but with first-neighbour
+        differences and, where the smoothing kernel would leave the map, no smoothing, so that a
+        clean Gaussian decodes exactly everywhere, also beside the border (ours).
+        """
+        heatmaps = jnp.moveaxis(heatmaps.astype(jnp.float32), -1, -3)
+        height, width = self.size
+        flat = heatmaps.reshape(*heatmaps.shape[:-2], height * width)
+        index = jnp.argmax(flat, axis=-1)
+        scores = jnp.take_along_axis(flat, index[..., None], axis=-1)[..., 0]
+        y, x = index // width, index % width
+        peak = jnp.stack([x, y], axis=-1).astype(jnp.float32)
+        if refine == "none":
+            return peak, scores
+        if refine == "quarter":
+            return peak + self._quarter(flat, x, y), scores
+        return self._dark(heatmaps, flat, x, y), scores
+
+    def _quarter(self, flat, x, y):
+        height, width = self.size
+
+        def step(dx, dy, inside):
+            ahead = self._at(flat, jnp.minimum(x + dx, width - 1), jnp.minimum(y + dy, height - 1))
+            behind = self._at(flat, jnp.maximum(x - dx, 0), jnp.maximum(y - dy, 0))
+            return jnp.where(inside, 0.25 * jnp.sign(ahead - behind), 0.0)
+
+        # HRNet leaves peaks on the outermost pixels alone, on either axis.
+        inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+        return jnp.stack([step(1, 0, inside), step(0, 1, inside)], axis=-1)
+
+    def _dark(self, heatmaps, flat, x, y):
+        height, width = self.size
+        x, y = jnp.clip(x, 1, width - 2), jnp.clip(y, 1, height - 2)
+        if self.blur > 1:
+            rows, columns = _blur_matrix(height, self.blur), _blur_matrix(width, self.blur)
+            smooth = jnp.einsum("yv,...vu,xu->...yx", rows, heatmaps, columns).reshape(flat.shape)
+            margin = self.blur // 2 + 1
+            whole = (x >= margin) & (x < width - margin) & (y >= margin) & (y < height - margin)
+        else:
+            smooth, whole = flat, jnp.zeros(x.shape, bool)
+
+        def log(dx, dy):
+            value = jnp.where(whole, self._at(smooth, x + dx, y + dy), self._at(flat, x + dx, y + dy))
+            return jnp.log(jnp.maximum(value, 1e-10))
+
+        centre = log(0, 0)
+        right, left, below, above = log(1, 0), log(-1, 0), log(0, 1), log(0, -1)
+        gx, gy = 0.5 * (right - left), 0.5 * (below - above)
+        xx, yy = right - 2 * centre + left, below - 2 * centre + above
+        xy = 0.25 * (log(1, 1) - log(-1, 1) - log(1, -1) + log(-1, -1))
+        determinant = xx * yy - xy**2
+        peaked = (xx < 0) & (yy < 0) & (determinant > 1e-9)
+        safe = jnp.where(peaked, determinant, 1.0)
+        offset = -jnp.stack([yy * gx - xy * gy, xx * gy - xy * gx], axis=-1) / safe[..., None]
+        # 1.5 px: the true peak lies within half a pixel of the argmax, plus one at the border.
+        offset = jnp.where(peaked[..., None], jnp.clip(offset, -1.5, 1.5), 0.0)
+        return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset
+
+    def _at(self, flat, x, y):
+        return jnp.take_along_axis(flat, (y * self.size[1] + x)[..., None], axis=-1)[..., 0]
+
+    def _pitch(self) -> np.ndarray:
+        """(2,) crop pixels a heatmap pixel, x and y."""
+        if self.name == "rounded":
+            return np.float32([self.stride, self.stride])
+        return np.float32([self.input_size[1] - 1, self.input_size[0] - 1]) / self._extent()
+
+    def _extent(self, size: tuple[int, int] | None = None) -> np.ndarray:
+        height, width = size or self.size
+        return np.float32([width - 1, height - 1])
+
+
+def _blur_matrix(length: int, kernel: int) -> np.ndarray:
+    """(length, length) Gaussian smoothing with zero padding; OpenCV's sigma for a kernel of that side."""
+    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+    offset = np.arange(length)[:, None] - np.arange(length)[None, :]
+    weights = np.exp(-(offset**2) / (2 * sigma**2)) * (np.abs(offset) <= kernel // 2)
+    taps = np.exp(-(np.arange(-(kernel // 2), kernel // 2 + 1) ** 2) / (2 * sigma**2))
+    return (weights / taps.sum()).astype(np.float32)

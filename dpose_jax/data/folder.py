@@ -1,0 +1,261 @@
+"""Persons from a folder in COCO's keypoint format, checked before the training starts."""
+
+import os
+
+import cv2
+import numpy as np
+
+from dpose_jax.data.annotations import Annotations, Audit, is_int, is_number, numbers, read_json
+from dpose_jax.data.records import BadRecordError, Person
+from dpose_jax.skeletons import JointSet
+
+_INT32_MAX = 2**31 - 1
+
+
+class FolderSource:
+    """The persons of one split of a COCO-format folder; implements `records.Source`.
+
+    The source holds arrays and file names only, so that worker processes can be given a copy.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        annotations: str,
+        images: str,
+        joint_set: JointSet,
+        *,
+        detections: str | None = None,
+        min_box_score: float = 0.0,
+        use_area: bool = True,
+        max_bad_share: float = 0.01,
+        training: bool,
+    ):
+        """Reads and checks the annotations; reads no pixel.
+
+        Args:
+          root: the folder of one data set.
+          annotations: the annotation file, relative to `root`.
+          images: the folder that `file_name` is relative to, relative to `root`.
+          joint_set: must fit the annotations, see `annotations.check_joint_names`.
+          detections: file of detected boxes, relative to `root`; the persons are then these boxes
+            (without joints) instead of the annotated ones. Not for training.
+          min_box_score: detected boxes below it are left out, in [0, 1].
+          use_area: `ground_truth` gives the annotation's area where it has one, else 0.53 w h.
+          max_bad_share: share of the records that may be malformed, in [0, 1].
+          training: whether the persons are for training.
+
+        Raises:
+          FileNotFoundError: if a folder or file does not exist.
+          ValueError: if a file is not in the format, the joint set does not fit, too many records
+            are malformed, or no person is left; names the file and the counts.
+        """
+        if training and detections is not None:
+            raise ValueError(f"detections={detections!r}: training needs annotated persons, not detected boxes")
+        self._folder = _existing_folder(os.path.join(root, images))
+        self._annotation_file = os.path.join(root, annotations)
+        self._joint_set = joint_set
+        self._use_area = use_area
+        audit = Audit(self._annotation_file)
+        coco = Annotations(self._annotation_file, joint_set, audit)
+        if detections is None:
+            total, rows = len(coco.entries), _annotated_rows(coco, audit)
+        else:
+            box_file = os.path.join(root, detections)
+            audit.file = box_file
+            total, rows = _detected_rows(box_file, coco, min_box_score, joint_set.num_joints, audit)
+        rows = self._with_image(rows, coco.images, audit)
+        audit.check(total, len(rows), max_bad_share)
+        self._report = audit.report(total, len(rows))
+        self._fill(rows, coco.images, audit.file)
+
+    def _with_image(self, rows, images, audit):
+        """The rows whose image lies in the folder and exists; a folder is listed once, not a file at a time."""
+        listings: dict[str, set[str]] = {}
+        problem = {}
+        for image_id in dict.fromkeys(row[1] for row in rows):
+            name = images[image_id]["file_name"]
+            path = os.path.normpath(name)
+            if os.path.isabs(path) or path.split(os.sep)[0] in ("..", "."):
+                problem[image_id] = "image_outside_folder"
+                continue
+            folder, base = os.path.split(path)
+            if folder not in listings:
+                full = os.path.join(self._folder, folder)
+                listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()
+            if base not in listings[folder]:
+                problem[image_id] = "image_missing"
+        kept = []
+        for row in rows:
+            if row[1] in problem:
+                audit.bad(problem[row[1]], f"id {row[0]}, image {row[1]}, file {images[row[1]]['file_name']!r}")
+            else:
+                kept.append(row)
+        return kept
+
+    def _fill(self, rows, images, file):
+        ids, image_ids, boxes, keypoints, scores = zip(*rows, strict=True)
+        if max(ids) > _INT32_MAX or min(ids) < -_INT32_MAX:
+            raise ValueError(f"{file}: id {max(ids, key=abs)} does not fit 32 bits; renumber the annotations")
+        unique = list(dict.fromkeys(image_ids))
+        position = {image_id: row for row, image_id in enumerate(unique)}
+        self._ids = np.array(ids, np.int64)
+        self._image_ids = np.array(unique, np.int64)
+        self._files = [images[image_id]["file_name"] for image_id in unique]
+        self._sizes = np.array([(images[i]["height"], images[i]["width"]) for i in unique], np.int32)
+        self._image_rows = np.array([position[image_id] for image_id in image_ids], np.int32)
+        self._boxes = np.array(boxes, np.float32)
+        self._keypoints = np.array(keypoints, np.float32)
+        self._scores = np.array(scores, np.float32)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Person:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
+        row = self._image_rows[index]
+        return Person(
+            annotation_id=int(self._ids[index]),
+            image_id=int(self._image_ids[row]),
+            file=os.path.join(self._folder, self._files[row]),
+            bbox=self._boxes[index],
+            keypoints=self._keypoints[index],
+            score=float(self._scores[index]),
+        )
+
+    def read_image(self, index: int) -> np.ndarray:
+        """The image of person `index`, (height, width, 3) uint8 RGB, in stored (EXIF-ignoring) orientation.
+
+        Raises:
+          BadRecordError: if the file cannot be read or decoded, is cut short, or has another size than
+            its annotation says.
+        """
+        person = self[index]
+        where = f"{person.file} (id {person.annotation_id})"
+        try:
+            with open(person.file, "rb") as file:
+                image = decode_image(file.read())
+        except (OSError, ValueError) as error:
+            raise BadRecordError(f"{where}: {error}") from error
+        height, width = self._sizes[self._image_rows[index]]
+        if image.shape[:2] != (height, width):
+            found = f"{image.shape[1]} x {image.shape[0]}"
+            raise BadRecordError(f"{where}: the image is {found} px, its annotation says {width} x {height}")
+        return image
+
+    def ground_truth(self) -> dict:
+        """The split as a COCO dict, read anew: every well-formed annotation, crowds and persons without joints too.
+
+        `area` is positive: the annotation's if `use_area` and it has one, else 0.53 w h of its box (1 if that
+        is not positive). The category has id 1, as the results. `num_keypoints` is kept where given.
+
+        Raises:
+          ValueError: if the file is no longer in the format.
+        """
+        coco = Annotations(self._annotation_file, self._joint_set, Audit(self._annotation_file, lines=0))
+        seen: set[int] = set()
+        kept = []
+        for entry in coco.entries:
+            checked = coco.check(entry, seen)
+            if checked is None:
+                continue
+            keypoints, box = checked
+            area = entry.get("area") if self._use_area else None
+            if not is_number(area) or not area > 0:
+                area = 0.53 * box[2] * box[3] if min(box[2:]) > 0 else 1.0
+            labelled = int((keypoints[:, 2] > 0).sum())
+            kept.append(
+                {
+                    **{key: entry[key] for key in ("id", "image_id")},
+                    "category_id": 1,
+                    "bbox": box,
+                    "area": float(area),
+                    "iscrowd": int(bool(entry.get("iscrowd"))),
+                    "num_keypoints": entry["num_keypoints"] if is_int(entry.get("num_keypoints")) else labelled,
+                    "keypoints": keypoints.ravel().tolist(),
+                }
+            )
+        category = {"id": 1, "name": "person", "keypoints": list(self._joint_set.joints)}
+        return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
+
+    def report(self) -> dict[str, int]:
+        """Counts by rule: `records` (all), `kept`, then every rule of MALFORMED, LEFT_OUT and NOTED."""
+        return dict(self._report)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decodes an image file to (height, width, 3) uint8 RGB; grey and 16-bit images are converted.
+
+    EXIF orientation is ignored, as the data sets' own loaders do: annotations refer to stored pixels.
+
+    Raises:
+      ValueError: if the data is empty, cut short or no image.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    # Some OpenCV versions fill the missing part of a cut JPEG with grey and only warn.
+    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise ValueError("the JPEG is cut short: no end marker")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise ValueError(f"cannot be decoded: {error}") from error
+    if image is None:
+        raise ValueError("cannot be decoded: no image, or cut short")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _annotated_rows(coco: Annotations, audit: Audit) -> list[tuple]:
+    """(id, image id, clipped box, joints, score 1) of every person with joints."""
+    rows = []
+    seen: set[int] = set()
+    for entry in coco.entries:
+        checked = coco.check(entry, seen)
+        if checked is None:
+            continue
+        joints, box = checked
+        labelled = joints[:, 2] > 0
+        if entry.get("iscrowd"):
+            audit.counts["crowd"] += 1
+        elif not labelled.any():
+            audit.counts["no_joints"] += 1
+        else:
+            image = coco.images[entry["image_id"]]
+            box = coco.clip(box, entry["image_id"], f"id {entry['id']}")
+            inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
+            audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
+            rows.append((entry["id"], entry["image_id"], box, joints * labelled[:, None], 1.0))
+    return rows
+
+
+def _detected_rows(file, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[tuple]]:
+    """Number of boxes in the file, and (position, image id, clipped box, zeros, score) of those to use."""
+    boxes = read_json(file)
+    if not isinstance(boxes, list):
+        raise ValueError(f"{file}: must be a list of detections, as COCO's result files, got {type(boxes).__name__}")
+    rows = []
+    empty = np.zeros((joints, 3))
+    for position, entry in enumerate(boxes):
+        where = f"detection {position}"
+        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
+        if box is None or not np.isfinite(box).all() or not is_number(entry.get("score")):
+            audit.bad("detection_entry", f"{where}: {str(entry)[:80]}")
+        elif entry.get("category_id") != coco.category_id:
+            audit.counts["other_category"] += 1
+        elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:
+            audit.counts["detection_without_image"] += 1
+        elif entry["score"] < min_score:
+            audit.counts["low_score"] += 1
+        elif (box := coco.clip(box.tolist(), entry["image_id"], where)) is not None:
+            rows.append((position, entry["image_id"], box, empty, entry["score"]))
+    return len(boxes), rows
+
+
+def _existing_folder(path: str) -> str:
+    if not os.path.isdir(path):
+        raise FileNotFoundError(f"{path}: no such image folder (data.root joined with the images field)")
+    with os.scandir(path) as entries:
+        if next(entries, None) is None:
+            raise ValueError(f"{path}: the image folder is empty")
+    return path

@@ -1,0 +1,313 @@
+"""Batches from a source: the training stream and the evaluation pass, both through Grain."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from dpose_jax.data import transforms
+from dpose_jax.data.folder import FolderSource
+from dpose_jax.data.records import BadRecordError, Person, Source
+from dpose_jax.skeletons import JointSet, get_joint_set
+
+# Unreadable records in a row after which the data is taken to be broken.
+_MAX_REPLACEMENTS = 100
+
+# Bytes from which an array travels from a worker by shared memory: images do, the small arrays do not.
+_MIN_SHARED = 1 << 16
+
+Batch = dict[str, np.ndarray]
+
+
+def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
+    """The source that `config.data` describes.
+
+    Args:
+      config: see configs/base.py. Without `data.root` the folder is `$DPOSE_DATA/<data.set>`.
+      split: `train` or `val`.
+      training: whether it is for training. Otherwise `eval.boxes` chooses between annotated boxes (`gt`) and
+        those of `data.val_detections` (`detections`).
+
+    Raises:
+      ValueError: if a field is not one of its values, or the data breaks the rules.
+      FileNotFoundError: if a folder or file does not exist.
+    """
+    if split not in ("train", "val"):
+        raise ValueError(f"split={split!r}: must be 'train' or 'val'")
+    joint_set = get_joint_set(config.joint_set)
+    if config.data.source == "synthetic":
+        return _synthetic_source(config, split, joint_set)
+    if config.data.source != "folder":
+        raise ValueError(f"data.source={config.data.source!r}: must be 'folder' or 'synthetic'")
+    return FolderSource(
+        _data_root(config),
+        config.data[f"{split}_annotations"],
+        config.data[f"{split}_images"],
+        joint_set,
+        detections=None if training else _detections(config, split),
+        min_box_score=config.eval.min_box_score,
+        use_area=config.data.use_area,
+        max_bad_share=config.data.max_bad_share,
+        training=training,
+    )
+
+
+def _synthetic_source(config: ConfigDict, split: str, joint_set: JointSet) -> Source:
+    from dpose_jax.data.synthetic import SyntheticSource
+
+    facts = config.data.synthetic
+    first, count = (0, facts.train_images) if split == "train" else (facts.train_images, facts.val_images)
+    return SyntheticSource(count, joint_set, difficulty=facts.difficulty, seed=facts.seed, first_index=first)
+
+
+def _data_root(config: ConfigDict) -> str:
+    root = config.data.root
+    if not root:
+        if not os.environ.get("DPOSE_DATA"):
+            raise ValueError("data.root is not set; give the data set's folder, or its parent in $DPOSE_DATA")
+        root = os.path.join(os.environ["DPOSE_DATA"], config.data.set)
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"data.root={root!r}: no such folder")
+    return root
+
+
+def _detections(config: ConfigDict, split: str) -> str | None:
+    if config.eval.boxes == "gt":
+        return None
+    if config.eval.boxes != "detections":
+        raise ValueError(f"eval.boxes={config.eval.boxes!r}: must be 'gt' or 'detections'")
+    if split != "val" or not config.data.val_detections:
+        raise ValueError(
+            f"eval.boxes='detections' needs split 'val' and data.val_detections, "
+            f"got {split!r} and {config.data.val_detections!r}"
+        )
+    return config.data.val_detections
+
+
+def crop_spec(config: ConfigDict) -> transforms.CropSpec:
+    """The crop of `config.input_size` and `config.crop`; raises ValueError if a field is out of range."""
+    return transforms.CropSpec(tuple(config.input_size), config.crop.padding, config.crop.warp)
+
+
+def make_example(
+    image: np.ndarray, person: Person, view: transforms.View, spec: transforms.CropSpec, joint_set: JointSet
+) -> Batch:
+    """One row of a batch, all but `index`, `mask` and `bad_index`."""
+    keypoints, visible = transforms.warp_joints(person.keypoints, view, spec, joint_set)
+    return {
+        "image": transforms.warp_image(image, view, spec),
+        "keypoints": keypoints,
+        "visible": visible,
+        "annotation_id": np.int32(person.annotation_id),
+        "to_image": transforms.invert(transforms.view_matrix(view, spec)).astype(np.float32),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample:
+    """Index -> augmented row; an unreadable record gives way to the next readable one in the source."""
+
+    source: Source
+    spec: transforms.CropSpec
+    augment: transforms.Augment
+    joint_set: JointSet
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        for step in range(min(len(self.source), _MAX_REPLACEMENTS)):
+            used = (index + step) % len(self.source)
+            try:
+                image = self.source.read_image(used)
+            except BadRecordError as error:
+                last = error
+                continue
+            person = self.source[used]
+            view = transforms.draw_view(rng, person, self.spec, self.augment, self.joint_set)
+            return make_example(image, person, view, self.spec, self.joint_set) | {
+                "index": np.int32(used),
+                "mask": np.float32(1),
+                "bad_index": np.int32(-1 if used == index else index),
+            }
+        raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample:
+    """Index -> plain row; index -1 is padding."""
+
+    source: Source
+    spec: transforms.CropSpec
+    joint_set: JointSet
+
+    def __call__(self, index: int) -> Batch:
+        blank = np.zeros((*self.spec.input_size, 3), np.uint8)
+        nobody = Person(0, 0, "", np.array([0, 0, 1, 1]), np.zeros((self.joint_set.num_joints, 3), np.float32))
+        person, image, bad = (self.source[index], None, -1) if index >= 0 else (nobody, blank, -1)
+        if image is None:
+            try:
+                image = self.source.read_image(index)
+            except BadRecordError:
+                image, bad = blank, index
+        view = transforms.padded_view(person.bbox, self.spec)
+        row = make_example(image, person, view, self.spec, self.joint_set)
+        if bad >= 0:
+            row |= {"keypoints": np.zeros_like(row["keypoints"]), "visible": np.zeros_like(row["visible"])}
+        mask = np.float32(index >= 0 and bad < 0)
+        return row | {"index": np.int32(index), "mask": mask, "bad_index": np.int32(bad)}
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Endless training batches; its state is the number of examples consumed.
+
+    The state does not know of workers, hosts or the batch size: a run may be resumed with others and goes on
+    at the same example of the same stream.
+    """
+
+    def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
+        """Args: the endless stream of rows; the global batch size; (index, count) of this host; processes."""
+        super().__init__()
+        self._stream = stream
+        self._batch_size = batch_size
+        self._shard = shard
+        self._workers = workers
+        self._examples = 0
+        self._batches: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        """The next host-local batch."""
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self._examples += self._batch_size
+        return batch
+
+    def _start(self) -> grain.DatasetIterator:
+        index, count = self._shard
+        rows = self._stream[self._examples + index :: count].batch(self._batch_size // count)
+        return iter(_read(rows, self._workers))
+
+    def get_state(self) -> dict[str, Any]:
+        """{"examples": examples consumed by all hosts together since the stream began}."""
+        return {"examples": self._examples}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a state of `get_state`, at no cost in the number of examples."""
+        self.close_workers()
+        self._examples = int(state["examples"])
+
+    def close_workers(self) -> None:
+        """Ends worker processes and threads; the next batch starts them again."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+    def close(self) -> None:
+        """Ends worker processes and threads for good."""
+        if not self._closed:
+            self.close_workers()
+        super().close()
+
+
+def train_iterator(config: ConfigDict, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
+    """Endless augmented batches, host-local, of the format in docs/data.md.
+
+    All hosts together read one endless stream, epoch after epoch of a fresh permutation, so each person comes
+    exactly once an epoch whatever the numbers; a batch may straddle two epochs. Host i of n takes every n-th
+    row from row i on, so the global batch holds the same persons for every n. A row depends on `config.seed`,
+    the epoch and its index in the source only.
+
+    Args:
+      config: uses `seed`, `joint_set`, `input_size`, `crop`, `augment`, `train.batch_size` (of all hosts
+        together) and `data.workers`.
+      source: of the training persons.
+      shard: (index, count) of this host.
+
+    Raises:
+      ValueError: if the batch size is not a multiple of the host count, or a field is out of range.
+      BadRecordError: on reading, if a hundred records in a row are unreadable.
+    """
+    size = config.train.batch_size
+    _check_shard("train.batch_size", size, shard)
+    joint_set = get_joint_set(config.joint_set)
+    example = _TrainExample(source, crop_spec(config), transforms.Augment(**config.augment), joint_set)
+    # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
+    stream = grain.MapDataset.range(len(source)).seed(config.seed).random_map(example).shuffle().repeat()
+    return TrainIterator(stream, size, shard, config.data.workers)
+
+
+class _EvalBatches:
+    """Batches that can be read again and again; see `eval_batches`."""
+
+    def __init__(self, rows: grain.MapDataset, workers: int):
+        self._rows = rows
+        self._workers = workers
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(_read(self._rows, self._workers))
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+
+def eval_batches(
+    config: ConfigDict, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)
+) -> _EvalBatches:
+    """Every person once in source order, without augmentation; has a length and can be read more than once.
+
+    Host i of n gets the i-th part of every global batch, so all hosts run the same number of steps. Padding
+    rows have mask 0 and index -1; unreadable records have mask 0 and their index in `bad_index`.
+
+    Args:
+      config: uses `joint_set`, `input_size`, `crop` and `data.workers`.
+      source: of the persons.
+      batch_size: of all hosts together.
+      shard: (index, count) of this host.
+
+    Raises:
+      ValueError: if the batch size is not a multiple of the host count, or a field is out of range.
+    """
+    _check_shard("batch_size", batch_size, shard)
+    host, count = shard
+    rows = np.full(-(-len(source) // batch_size) * batch_size, -1)
+    rows[: len(source)] = np.arange(len(source))
+    local = rows.reshape(-1, count, batch_size // count)[:, host].ravel()
+    example = _EvalExample(source, crop_spec(config), get_joint_set(config.joint_set))
+    dataset = grain.MapDataset.source(local).map(example).batch(batch_size // count)
+    return _EvalBatches(dataset, config.data.workers)
+
+
+def _check_shard(field: str, batch_size: int, shard: tuple[int, int]) -> None:
+    index, count = shard
+    if not 0 <= index < count:
+        raise ValueError(f"shard={shard}: must be (index, count) with 0 <= index < count")
+    if batch_size < 1 or batch_size % count:
+        raise ValueError(f"{field}={batch_size}: must be a positive multiple of the number of hosts, {count}")
+
+
+def _one_thread(*_) -> None:
+    """Workers are the parallelism; OpenCV's own threads would only fight them and XLA's."""
+    cv2.setNumThreads(0)
+
+
+def _read(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
+    """Reads batches ahead, in a thread of this process (0 workers) or in worker processes."""
+    _one_thread()
+    # Grain counts elements, which are whole batches here: its defaults would hold hundreds of them.
+    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    if workers == 0:
+        return dataset
+    # Grain hands its flags to the workers, which outside of absl's app.run nobody has parsed.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
+    dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
+    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_one_thread)

@@ -1,0 +1,58 @@
+"""The one format that every data source gives: a person in an image."""
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+class BadRecordError(Exception):
+    """An image or annotation that cannot be used; the message names the file and the id."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """One person to estimate, without pixels.
+
+    Attributes:
+      annotation_id: id of the annotation, or the index of a detected box.
+      image_id: id of the image in the annotation file.
+      file: the image, for reports.
+      bbox: (4,) float32, x, y, width, height in image pixels; width and height are positive.
+      keypoints: (J, 3) float32, x, y in image pixels and visibility 0 (not labelled),
+        1 (occluded) or 2 (visible); zeros for a detected box.
+      score: of the box, in [0, 1]; 1 for an annotated box.
+    """
+
+    annotation_id: int
+    image_id: int
+    file: str
+    bbox: np.ndarray
+    keypoints: np.ndarray
+    score: float = 1.0
+
+
+class Source(Protocol):
+    """Random access to the persons of one split; picklable, so that worker processes can hold it."""
+
+    def __len__(self) -> int:
+        """Number of persons."""
+
+    def __getitem__(self, index: int) -> Person:
+        """The person at `index`, from memory: no pixel is read."""
+
+    def read_image(self, index: int) -> np.ndarray:
+        """The image of that person, (height, width, 3) uint8 RGB.
+
+        Raises:
+          BadRecordError: if it cannot be read or decoded.
+        """
+
+    def ground_truth(self) -> dict:
+        """The split's annotations as a COCO `person_keypoints` dict, for the evaluation.
+
+        Every annotation has `area` (positive) and `num_keypoints`.
+        """
+
+    def report(self) -> dict[str, int]:
+        """How many annotations were kept, and how many were left out by each documented rule."""

@@ -1,0 +1,134 @@
+"""RDP: from the coarse heatmaps to the joints, as one `lax.scan`; knows no network, only functions."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpose_jax.codec import Codec
+from dpose_jax.diffusion.forward import q_sample, to_normalised
+from dpose_jax.diffusion.schedule import Schedule, ddim_step
+
+UPDATES = ("direct", "ddim")
+STARTS = ("coarse", "coarse_noised", "random")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """What a sampling run is made of.
+
+    Attributes:
+      steps: K >= 1, decoder passes.
+      update: `direct`: y~_{t-1} = D(y~_t, x^c), the paper's equation as written; `ddim` (ours): decode
+        y^_0, one DDIM step on the joints, draw anew.
+      start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised`: its joints sent forward to
+        t_start and drawn; `random`: joints from N(0, 1).
+      t_start: in 1..T; the paper recipe starts at T.
+      eta: of DDIM, in [0, 1].
+      refresh: draw the masks anew at every step, else once from the start (the paper).
+    """
+
+    steps: int = 4
+    update: str = "direct"
+    start: str = "coarse"
+    t_start: int = 1000
+    eta: float = 0.0
+    refresh: bool = False
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps={self.steps}: must be at least 1 (the coarse branch is always reported)")
+        if self.update not in UPDATES:
+            raise ValueError(f"sampler.update={self.update!r}: must be one of {UPDATES}")
+        if self.start not in STARTS:
+            raise ValueError(f"sampler.start={self.start!r}: must be one of {STARTS}")
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"sampler.eta={self.eta}: must lie in [0, 1]")
+        if self.t_start < 1:
+            raise ValueError(f"sampler.t_start={self.t_start}: must be at least 1")
+
+    @property
+    def times(self) -> np.ndarray:
+        """(K + 1,) int32, round(linspace(t_start, 0, K + 1)): the skipped steps' times."""
+        return np.round(np.linspace(self.t_start, 0, self.steps + 1)).astype(np.int32)
+
+
+def sample(
+    coarse: jax.Array,
+    *,
+    settings: SamplerSettings,
+    schedule: Schedule,
+    codec: Codec,
+    condition: Callable[[jax.Array], jax.Array],
+    denoise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    keys: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs K denoising steps and returns y~_0^hm.
+
+    Args:
+      coarse: (B, H, W, J) conv(x^fea), the start of the paper.
+      settings: the run; schedule: gamma_t, zeta; codec: decodes and draws.
+      condition: normalised joints (B, J, 2) -> x^c (any array); draws the masks and applies SC-CA.
+        Called once before the scan, or in every step with `refresh`.
+      denoise: D: (heatmaps (B, H, W, J), x^c, t (B,) int32) -> y^_0^hm (B, H, W, J).
+      keys: (B,) random keys, one an example, so that a result never depends on its neighbours.
+
+    Returns:
+      The final y^_0^hm, (B, H, W, J) float32, and the trajectory (K + 1, B, H, W, J): the
+      heatmaps that entered each step, then the final ones.
+    """
+    batch, joints = coarse.shape[0], coarse.shape[-1]
+    seen = jnp.ones((batch, joints), jnp.float32)
+
+    def joints_of(heatmaps):
+        return codec.normalise(codec.peaks(heatmaps, "dark")[0])
+
+    def draw(y):
+        return codec.render(codec.denormalise(to_normalised(schedule, y)), seen)
+
+    def noise(step):
+        draw_one = lambda key: jax.random.normal(jax.random.fold_in(key, step), (joints, 2))  # noqa: E731
+        return jax.vmap(draw_one)(keys)
+
+    times = jnp.asarray(settings.times)
+    if settings.start == "random":
+        y = noise(0)
+    elif settings.start == "coarse_noised":
+        y = q_sample(schedule, joints_of(coarse), jnp.full((batch,), settings.t_start), noise(0))
+    else:
+        y = schedule.zeta * joints_of(coarse)
+    heatmaps = coarse if settings.start == "coarse" else draw(y)
+    fixed = None if settings.refresh else condition(to_normalised(schedule, y))
+
+    def step(carry, inputs):
+        heatmaps, y = carry
+        index, t, t_next = inputs
+        context = condition(joints_of(heatmaps)) if fixed is None else fixed
+        estimate = denoise(heatmaps, context, jnp.full((batch,), t))
+        if settings.update == "direct":
+            carry = estimate, y
+        else:
+            y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))
+            carry = draw(y), y
+        return carry, (heatmaps, estimate)
+
+    inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
+    _, (entered, estimates) = jax.lax.scan(step, (heatmaps, y), inputs)
+    # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
+    return estimates[-1], jnp.concatenate([entered, estimates[-1:]])
+
+
+def sampler_settings(config) -> tuple[SamplerSettings, ...]:
+    """One SamplerSettings for each K of `config.sampler.steps`.
+
+    Raises:
+      ValueError: if a field of `config.sampler` is out of range.
+    """
+    fields = config.sampler.to_dict()
+    del fields["seed"]
+    steps = fields.pop("steps")
+    if fields["t_start"] > config.diffusion.timesteps:
+        raise ValueError(f"sampler.t_start={fields['t_start']}: must not exceed T = {config.diffusion.timesteps}")
+    return tuple(SamplerSettings(steps=k, **fields) for k in steps)

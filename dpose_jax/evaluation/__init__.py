@@ -1,0 +1,1 @@
+"""From decoded joints to figures: OKS, COCO's metrics, the test-time protocol."""

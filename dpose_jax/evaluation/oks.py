@@ -1,0 +1,174 @@
+"""Object keypoint similarity (OKS), suppression of duplicate persons by it, and PCK.
+
+Everything is float64: the similarities feed thresholds, and pycocotools computes them in float64.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SOFT_MAX_PERSONS = 20  # COCO scores at most so many persons an image
+
+
+def oks(
+    predicted: np.ndarray, truth: np.ndarray, areas: np.ndarray, boxes: np.ndarray, sigmas: Sequence[float]
+) -> np.ndarray:
+    """OKS of every predicted person with every annotated person of an image, by COCO's rules.
+
+    OKS = mean over labelled joints of exp(-d^2 / (2 area (2 sigma)^2)), d in image pixels. For a person without a
+    labelled joint the mean is over all joints and d the distance, along each axis, to the box grown by its own size
+    on every side (x - w .. x + 2w): pycocotools' rule, by which such persons absorb the predictions near them.
+
+    Args:
+      predicted: (P, J, 2) joints, image pixels.
+      truth: (G, J, 3) x, y and visibility; a joint is labelled where the visibility is above 0.
+      areas: (G,) square pixels, positive.
+      boxes: (G, 4) x, y, width, height; looked at only for persons without a labelled joint.
+      sigmas: J OKS sigmas.
+
+    Returns:
+      (P, G) float64 in [0, 1].
+
+    Raises:
+      ValueError: if the shapes do not agree or an area is negative.
+    """
+    predicted, truth, areas, boxes, sigmas = (
+        np.asarray(a, np.float64) for a in (predicted, truth, areas, boxes, sigmas)
+    )
+    joints = sigmas.shape[0]
+    if predicted.shape[1:] != (joints, 2) or truth.shape[1:] != (joints, 3):
+        raise ValueError(
+            f"oks: for {joints} sigmas predicted must be (P, {joints}, 2) and truth (G, {joints}, 3), "
+            f"got {predicted.shape} and {truth.shape}"
+        )
+    if areas.shape != truth.shape[:1] or boxes.shape != (truth.shape[0], 4):
+        raise ValueError(
+            f"oks: {truth.shape[0]} persons need as many areas and boxes, got {areas.shape}, {boxes.shape}"
+        )
+    if areas.size and areas.min() < 0:
+        raise ValueError(f"oks: areas must not be negative, got {areas.min()}")
+    labelled = truth[..., 2] > 0
+    unlabelled_person = ~labelled.any(axis=1)
+    offset = predicted[:, None] - truth[None, :, :, :2]
+    low, size = boxes[None, :, None, :2], boxes[None, :, None, 2:]
+    joint = predicted[:, None]
+    outside = np.maximum(0, low - size - joint) + np.maximum(0, joint - low - 2 * size)
+    offset = np.where(unlabelled_person[None, :, None, None], outside, offset)
+    weight = np.where(unlabelled_person[:, None], True, labelled)
+    return _similarity(np.sum(offset**2, axis=-1), areas[None, :], sigmas, weight[None])
+
+
+def _similarity(squared: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Mean over weighted joints of exp(-d^2 / 2 area (2 sigma)^2); squared (..., J), areas (...)."""
+    exponent = squared / (2 * sigmas) ** 2 / (areas[..., None] + np.spacing(1)) / 2
+    return np.sum(np.exp(-exponent) * weight, axis=-1) / np.sum(weight, axis=-1)
+
+
+def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, soft: bool = False) -> list[dict]:
+    """Removes duplicate persons within each image, by OKS between results (HRNet's `oks_nms`).
+
+    Two results are compared over all joints, with the mean of their areas. Hard: going down the scores, a result
+    whose OKS with a kept one is above `threshold` is dropped. Soft: nothing is dropped for overlap, but scores are
+    multiplied by exp(-OKS^2 / threshold) for every better one (Bodla et al., 2017), and 20 an image are kept; the
+    decayed scores are returned (ours: HRNet's code only ranks by them).
+
+    Args:
+      results: COCO results; the area of a person is its `area`, else width x height of its `bbox`, else that of its
+        joints' extent.
+      sigmas: J OKS sigmas.
+      threshold: in (0, 1]; 1 turns the suppression off.
+      soft: decay instead of dropping.
+
+    Returns:
+      The kept results in the order in which they came; the dicts are the given ones (hard) or copies (soft).
+
+    Raises:
+      ValueError: if the threshold is out of range.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"nms={threshold}: must be in (0, 1], and 1 turns it off")
+    if threshold == 1:
+        return list(results)
+    by_image: dict[int, list[int]] = {}
+    for i, result in enumerate(results):
+        by_image.setdefault(result["image_id"], []).append(i)
+    kept: dict[int, float] = {}
+    for members in by_image.values():
+        scores = np.array([results[i]["score"] for i in members], np.float64)
+        overlap = _overlaps([results[i] for i in members], sigmas)
+        order = _soft_order(scores, overlap, threshold) if soft else _hard_order(scores, overlap, threshold)
+        kept.update({members[i]: score for i, score in order})
+    if soft:
+        return [{**results[i], "score": kept[i]} for i in sorted(kept)]
+    return [results[i] for i in sorted(kept)]
+
+
+def _hard_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
+    """(index, score) of the kept results."""
+    alive, kept = np.ones(len(scores), bool), []
+    for i in np.argsort(-scores, kind="stable"):
+        if alive[i]:
+            kept.append((int(i), float(scores[i])))
+            alive &= overlap[i] <= threshold
+    return kept
+
+
+def _soft_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
+    """(index, decayed score) of the best `SOFT_MAX_PERSONS` results."""
+    scores, left, kept = scores.copy(), list(range(len(scores))), []
+    while left and len(kept) < SOFT_MAX_PERSONS:
+        i = max(left, key=lambda j: (scores[j], -j))
+        left.remove(i)
+        kept.append((i, float(scores[i])))
+        scores[left] *= np.exp(-(overlap[i, left] ** 2) / threshold)
+    return kept
+
+
+def _overlaps(results: list[dict], sigmas: Sequence[float]) -> np.ndarray:
+    """(n, n) OKS between the results of one image."""
+    sigmas = np.asarray(sigmas, np.float64)
+    joints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)[..., :2]
+    areas = np.array([_area(r, xy) for r, xy in zip(results, joints, strict=True)])
+    squared = np.sum((joints[:, None] - joints[None]) ** 2, axis=-1)
+    return _similarity(squared, (areas[:, None] + areas[None]) / 2, sigmas, np.ones_like(sigmas))
+
+
+def _area(result: dict, joints: np.ndarray) -> float:
+    if "area" in result:
+        return float(result["area"])
+    if "bbox" in result:
+        return float(result["bbox"][2] * result["bbox"][3])
+    return float(np.prod(np.ptp(joints, axis=0)))
+
+
+def pck(
+    predicted: np.ndarray, truth: np.ndarray, visible: np.ndarray, lengths: np.ndarray, threshold: float
+) -> tuple[float | None, list[float | None]]:
+    """Percentage of correct keypoints: the share of labelled joints within `threshold` x length of the truth.
+
+    Args:
+      predicted: (N, J, 2) joints of the persons in `truth`, row by row; a joint that is not finite is wrong.
+      truth: (N, J, 2), same units.
+      visible: (N, J), labelled where above 0.
+      lengths: (N,) the reference length of each person: for us the longer side of its box.
+      threshold: fraction of the length; a joint exactly at it is correct.
+
+    Returns:
+      The share over all labelled joints of all persons (each joint counts once, so a joint that is labelled
+      often weighs more), and the share for each of the J joints, as fractions; None where nothing is labelled.
+
+    Raises:
+      ValueError: if the shapes do not agree.
+    """
+    predicted, truth, lengths = (np.asarray(a, np.float64) for a in (predicted, truth, lengths))
+    labelled = np.asarray(visible) > 0
+    if predicted.shape != truth.shape or truth.shape != (*labelled.shape, 2) or lengths.shape != labelled.shape[:1]:
+        raise ValueError(
+            f"pck: predicted and truth must be (N, J, 2), visible (N, J) and lengths (N,), "
+            f"got {predicted.shape}, {truth.shape}, {labelled.shape}, {lengths.shape}"
+        )
+    distance = np.linalg.norm(predicted - truth, axis=-1)
+    correct = labelled & (distance <= threshold * lengths[:, None])
+    count, hits = labelled.sum(axis=0), correct.sum(axis=0)
+    per_joint = [int(h) / int(n) if n else None for h, n in zip(hits, count, strict=True)]
+    return (int(hits.sum()) / int(count.sum()) if count.sum() else None), per_joint

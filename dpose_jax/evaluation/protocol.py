@@ -1,0 +1,216 @@
+"""From decoded joints to `eval.json`: person scores, suppression, AP and PCK, with the protocol beside them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from dpose_jax.data.records import Person, Source
+from dpose_jax.evaluation.coco import METRICS, evaluate_results, without_boxes
+from dpose_jax.evaluation.oks import oks_nms, pck
+from dpose_jax.skeletons import JointSet
+
+PCK_THRESHOLDS = (0.2, 0.1)  # of the longer side of the box
+COLUMNS = (*METRICS, *(f"PCK@{threshold}" for threshold in PCK_THRESHOLDS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Decoded joints of N persons of a source.
+
+    Attributes:
+      index: (N,) int, into the source; each at most once. A person that is not listed was skipped.
+      keypoints: (N, J, 2) float, image pixels.
+      scores: (N, J) float, joint scores (heatmap peaks).
+
+    Raises:
+      ValueError: if the shapes do not agree, a value is not finite, or an index comes twice.
+    """
+
+    index: np.ndarray
+    keypoints: np.ndarray
+    scores: np.ndarray
+
+    def __post_init__(self):
+        count = len(self.index)
+        if self.keypoints.shape != (*self.scores.shape, 2) or len(self.scores) != count:
+            raise ValueError(
+                f"predictions: {count} indices need keypoints (N, J, 2) and scores (N, J), "
+                f"got {self.keypoints.shape} and {self.scores.shape}"
+            )
+        if len(np.unique(self.index)) != count:
+            values, counts = np.unique(self.index, return_counts=True)
+            raise ValueError(f"predictions: index must not repeat, got {values[counts > 1][:8].tolist()} twice")
+        finite = np.isfinite(self.scores).all(axis=1) & np.isfinite(self.keypoints).all(axis=(1, 2))
+        if not finite.all():
+            raise ValueError(f"predictions: not finite for index {np.asarray(self.index)[~finite][:8].tolist()}")
+
+
+def score_persons(joint_scores: np.ndarray, box_scores: np.ndarray, min_joint_score: float) -> np.ndarray:
+    """Person score = box score x mean of the joint scores above `min_joint_score`; 0 if none is (HRNet's rule).
+
+    Args:
+      joint_scores: (N, J).
+      box_scores: (N,).
+      min_joint_score: a joint counts when its score is strictly above this.
+
+    Returns:
+      (N,) float64.
+    """
+    joint_scores = np.asarray(joint_scores, np.float64)
+    above = joint_scores > min_joint_score
+    total = np.sum(joint_scores * above, axis=1)
+    return np.asarray(box_scores, np.float64) * total / np.maximum(above.sum(axis=1), 1)
+
+
+def crop_area(box: Sequence[float], padding: float, input_size: tuple[int, int]) -> float:
+    """Area of the crop of a box, square pixels: the box grown to the input's aspect, then padded.
+
+    HRNet compares duplicates at this scale, not at that of the box or of the person.
+    """
+    height, width = input_size
+    wide = max(float(box[2]), float(box[3]) * width / height)
+    return padding**2 * wide * (wide * height / width)
+
+
+def to_results(
+    persons: Source | Sequence[Person], predictions: Predictions, joint_set: JointSet, config: ConfigDict
+) -> list[dict]:
+    """COCO results of all predicted persons: scored anew, duplicates within an image suppressed.
+
+    As in HRNet, the suppression runs with ground-truth boxes too; `config.eval.nms = 1` turns it off.
+
+    Args:
+      persons: the source that was predicted.
+      predictions: joints in image pixels.
+      joint_set: its sigmas serve the suppression.
+      config: the recipe; `eval.min_joint_score`, `eval.nms`, `crop.padding` and `input_size` are read.
+
+    Returns:
+      list of dicts `image_id`, `category_id` (1), `keypoints` (3J floats: x, y, joint score), `score`, `bbox` (the
+      person's box) and `area` (of its crop), Python numbers; in the order of `predictions`.
+    """
+    chosen = [persons[int(i)] for i in predictions.index]
+    scores = score_persons(predictions.scores, np.array([p.score for p in chosen]), config.eval.min_joint_score)
+    rows = np.concatenate([predictions.keypoints, predictions.scores[..., None]], axis=-1).astype(np.float64)
+    results = [
+        {
+            "image_id": int(person.image_id),
+            "category_id": 1,
+            "keypoints": row.ravel().tolist(),
+            "score": float(score),
+            "bbox": [float(v) for v in person.bbox],
+            "area": crop_area(person.bbox, config.crop.padding, config.input_size),
+        }
+        for person, row, score in zip(chosen, rows, scores, strict=True)
+    ]
+    return oks_nms(results, joint_set.sigmas, config.eval.nms)
+
+
+def pck_of_source(persons: Source | Sequence[Person], predictions: Predictions) -> dict[str, float | None]:
+    """PCK@0.2 and PCK@0.1 over all labelled joints of all annotated persons of the source.
+
+    A joint is right when it lies within 0.2 (0.1) of the longer side of the person's box. Persons are matched by
+    index, so every box must be an annotated one; a person without prediction is wrong in every labelled joint.
+
+    Returns:
+      fractions in [0, 1]; None without a labelled joint.
+    """
+    count = len(persons)
+    truth = np.stack([persons[i].keypoints for i in range(count)]).astype(np.float64)
+    lengths = np.array([max(persons[i].bbox[2:]) for i in range(count)], np.float64)
+    predicted = np.full((*truth.shape[:2], 2), np.inf)
+    predicted[predictions.index] = predictions.keypoints
+    return {
+        f"PCK@{threshold}": pck(predicted, truth[..., :2], truth[..., 2], lengths, threshold)[0]
+        for threshold in PCK_THRESHOLDS
+    }
+
+
+def summarise(
+    source: Source,
+    predictions: Mapping[str, Predictions],
+    joint_set: JointSet,
+    config: ConfigDict,
+    protocol: Mapping | None = None,
+) -> tuple[dict, dict[str, list[dict]]]:
+    """Evaluates every set of predictions and assembles the report that `eval.json` holds.
+
+    Args:
+      source: the persons and the ground truth of one split.
+      predictions: by name, in the order of the report: "coarse", "steps_1", ...; at least one.
+      joint_set: of the source.
+      config: the recipe (see `to_results`); PCK is None unless `config.eval.boxes` is "gt".
+      protocol: further facts for the report (codec, flip, ...), with JSON values.
+
+    Returns:
+      report: `{"protocol": {...}, "results": {name: {AP, ..., ARl, PCK@0.2, PCK@0.1}}, "best": {name, AP, AP50,
+        PCK@0.2}}`, fractions in [0, 1] or None where there is nothing to measure; best is by AP, the first of equals.
+      results: by name, the COCO results (for `write_results`).
+
+    Raises:
+      ValueError: if there are no predictions, or one does not fit the joint set or the source.
+    """
+    if not predictions:
+        raise ValueError("predictions: at least one name is needed, got none")
+    ground_truth = source.ground_truth()
+    metrics, results = {}, {}
+    for name, predicted in predictions.items():
+        if predicted.scores.shape[1] != joint_set.num_joints:
+            raise ValueError(
+                f"predictions {name!r}: have {predicted.scores.shape[1]} joints, "
+                f"joint set {joint_set.name!r} has {joint_set.num_joints}"
+            )
+        results[name] = to_results(source, predicted, joint_set, config)
+        # scored as the results file would be: boxes left out (see `without_boxes`)
+        metrics[name] = evaluate_results(ground_truth, without_boxes(results[name]), joint_set)
+        with_pck = config.eval.boxes == "gt"
+        metrics[name] |= pck_of_source(source, predicted) if with_pck else dict.fromkeys(COLUMNS[len(METRICS) :])
+    best = max(metrics, key=lambda name: -1 if metrics[name]["AP"] is None else metrics[name]["AP"])
+    facts = {
+        "joint_set": joint_set.name,
+        "boxes": config.eval.boxes,
+        "images": len(ground_truth["images"]),
+        "persons": len(source),
+        "skipped": len(source) - min(len(p.index) for p in predictions.values()),
+        "min_joint_score": config.eval.min_joint_score,
+        "nms": config.eval.nms,
+        "pck_length": "longer side of the box",
+    }
+    report = {
+        "protocol": {**facts, **(protocol or {})},
+        "results": metrics,
+        "best": {"name": best, **{key: metrics[best][key] for key in ("AP", "AP50", "PCK@0.2")}},
+    }
+    return report, results
+
+
+def format_table(report: Mapping) -> str:
+    """The report as text: the protocol, then one aligned row a result, the best marked by a star."""
+    protocol = "  ".join(f"{key}={_short(value)}" for key, value in report["protocol"].items())
+    best = report["best"]["name"]
+    names = [f"{name}{' *' if name == best else ''}" for name in report["results"]]
+    rows = [[_fraction(row.get(column)) for column in COLUMNS] for row in report["results"].values()]
+    name_width = max(len("result"), *(len(name) for name in names))
+    widths = [max(len(column), 5) for column in COLUMNS]
+    lines = ["  ".join(["result".ljust(name_width), *(c.rjust(w) for c, w in zip(COLUMNS, widths, strict=True))])]
+    for name, row in zip(names, rows, strict=True):
+        lines.append("  ".join([name.ljust(name_width), *(v.rjust(w) for v, w in zip(row, widths, strict=True))]))
+    return "\n".join([*_wrap(protocol, len(lines[0])), *lines, "* the best by AP"])
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _short(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split("  "):
+        joined = f"{lines[-1]}  {word}" if lines[-1] else word
+        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, word]
+    return lines

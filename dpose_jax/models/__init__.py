@@ -1,0 +1,1 @@
+"""Networks: HRNet (x^fea), SC-CA (x^c), SGDD (D) and DiffusionPose, which joins them."""

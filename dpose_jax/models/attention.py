@@ -1,0 +1,111 @@
+"""SC-CA: spatial-channel cross-attention from the joint-masked to the limb-masked features."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
+    """The most heads (= channel groups) that divide `channels` into widths in the closed range `head_dim` (ours).
+
+    Raises:
+      ValueError: if no number of heads does.
+    """
+    low, high = head_dim
+    for heads in range(channels, 0, -1):
+        if channels % heads == 0 and low <= channels // heads <= high:
+            return heads
+    raise ValueError(f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels")
+
+
+def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """A_c: [softmax(Q^T K d^-1/2) V^T]^T in each group of d channels.
+
+    The affinity is d x d, between the channels of Q and of K over all N positions, and the output is
+    linear in V.
+
+    Args:
+      query, key, value: (B, N, G, d) float.
+
+    Returns:
+      (B, N, G, d), in the dtype of `value`; the softmax is in float32.
+    """
+    scale = query.shape[-1] ** -0.5
+    affinity = jnp.einsum("bngc,bnge->bgce", query, key, preferred_element_type=jnp.float32) * scale
+    weights = jax.nn.softmax(affinity, axis=-1).astype(value.dtype)
+    return jnp.einsum("bgce,bnge->bngc", weights, value)
+
+
+def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window: int) -> jax.Array:
+    """A_s: multi-head cross-attention inside windows of window x window pixels.
+
+    A map that the window does not divide is padded below and to the right; padded keys get no weight.
+
+    Args:
+      query, key, value: (B, H, W, heads, d) float.
+
+    Returns:
+      (B, H, W, heads, d), in the dtype of `value`; the softmax is in float32.
+    """
+    _, height, width, _, dim = query.shape
+    rows, columns = -height % window, -width % window
+
+    def split(x):
+        x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0), (0, 0)))
+        batch, h, w, heads, d = x.shape
+        x = x.reshape(batch, h // window, window, w // window, window, heads, d)
+        return x.transpose(0, 1, 3, 2, 4, 5, 6).reshape(batch, -1, window * window, heads, d)
+
+    logits = jnp.einsum("bpqhd,bpkhd->bphqk", split(query), split(key), preferred_element_type=jnp.float32)
+    inside = split(jnp.ones((1, height, width, 1, 1)))[..., 0, 0]
+    logits = jnp.where(inside[:, :, None, None, :] > 0, logits * dim**-0.5, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bphqk,bpkhd->bpqhd", weights, split(value))
+    batch, _, _, heads, _ = out.shape
+    out = out.reshape(batch, (height + rows) // window, (width + columns) // window, window, window, heads, dim)
+    out = out.transpose(0, 1, 3, 2, 4, 5, 6).reshape(batch, height + rows, width + columns, heads, dim)
+    return out[:, :height, :width]
+
+
+class SCCA(nn.Module):
+    """A(Q, K, V) = A_s(Q, K, V) + A_c(Q, K, V), with Q = x^kps and K = V = x^ske.
+
+    LayerNorm before, own projections for each half, no feed-forward part (ours).
+
+    Attributes:
+      heads: heads of A_s and channel groups of A_c; divides the channels.
+      window: side of A_s's windows in pixels.
+      spatial, channel: whether A_s and A_c are there (at least one).
+    """
+
+    heads: int
+    window: int = 8
+    spatial: bool = True
+    channel: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, keypoint_features: jax.Array, skeleton_features: jax.Array) -> jax.Array:
+        """(B, H, W, C) x^kps and x^ske -> (B, H, W, C)."""
+        channels = keypoint_features.shape[-1]
+        query = nn.LayerNorm(dtype=self.dtype, name="norm_query")(keypoint_features)
+        context = nn.LayerNorm(dtype=self.dtype, name="norm_context")(skeleton_features)
+
+        def half(name, attend):
+            def heads(x, part):
+                x = nn.Dense(channels, dtype=self.dtype, name=f"{name}_{part}")(x)
+                return x.reshape(*x.shape[:-1], self.heads, channels // self.heads)
+
+            out = attend(heads(query, "query"), heads(context, "key"), heads(context, "value"))
+            return nn.Dense(channels, dtype=self.dtype, name=f"{name}_out")(out.reshape(query.shape))
+
+        def over_positions(q, k, v):
+            flat = (q.shape[0], -1, *q.shape[3:])
+            return channel_attention(q.reshape(flat), k.reshape(flat), v.reshape(flat))
+
+        total = jnp.zeros_like(query)
+        if self.spatial:
+            total += half("spatial", lambda q, k, v: window_attention(q, k, v, self.window))
+        if self.channel:
+            total += half("channel", over_positions)
+        return total

@@ -1,0 +1,95 @@
+"""SGDD: the denoiser D(y_t^hm, x^c), a U-Net over heatmaps and condition."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dpose_jax.models.hrnet import upsample_nearest
+
+LEVELS = (1, 1, 2, 2)  # widths in units of C at H x W, H/2, H/4 and H/8: (C, C, 2C, 2C) (ours)
+
+
+def time_features(t: jax.Array, channels: int) -> jax.Array:
+    """Sinusoidal features of t, (B,) integer -> (B, channels) float32, channels even."""
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(channels // 2) / (channels // 2))
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def _norm_silu(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
+    """GroupNorm with the most groups, up to 32, that leave four channels or more each; then SiLU."""
+    groups = max((g for g in range(1, 33) if x.shape[-1] % g == 0 and x.shape[-1] >= 4 * g), default=1)
+    return nn.silu(nn.GroupNorm(groups, dtype=dtype, name=name)(x))
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, 3x3 convolution, twice, around a skip; t is added between the two."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
+        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv1")(_norm_silu(x, self.dtype, "norm1"))
+        if time is not None:
+            y += nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
+        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv2")(_norm_silu(y, self.dtype, "norm2"))
+        if x.shape[-1] != self.features:
+            x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
+        return x + y
+
+
+
+class SGDD(nn.Module):
+    """D: noised heatmaps y_t^hm and condition x^c to y^_0^hm.
+
+    A U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours).
+    Maps need not be multiples of 8: a level is the ceiling of half the one above it, cut on the way back.
+
+    Attributes:
+      joints: J.
+      channels: C.
+      blocks: residual blocks a level, on the way down and on the way up.
+      time_embedding: whether D sees t (the paper writes D without it).
+      residual: whether D predicts the change of y_t^hm instead of y_0^hm itself (ours).
+    """
+
+    joints: int
+    channels: int = 64
+    blocks: int = 2
+    time_embedding: bool = False
+    residual: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
+        """(B, H, W, J), (B, H, W, C) and (B,) integer t -> (B, H, W, J) float32."""
+        time = None
+        if self.time_embedding:
+            time = nn.Dense(self.channels, dtype=self.dtype, name="time1")(time_features(t, self.channels))
+            time = nn.Dense(self.channels, dtype=self.dtype, name="time2")(nn.silu(time))
+
+        def conv(name, features, stride=1):
+            return nn.Conv(features, (3, 3), strides=stride, padding=1, dtype=self.dtype, name=name)
+
+        def level(x, index, name):
+            for block in range(self.blocks):
+                features = self.channels * LEVELS[index]
+                x = ResidualBlock(features, self.dtype, name=f"{name}{index}_block{block}")(x, time)
+            return x
+
+        x = jnp.concatenate([heatmaps.astype(self.dtype), condition.astype(self.dtype)], axis=-1)
+        x = conv("stem", self.channels)(x)
+        skips = []
+        for index in range(len(LEVELS) - 1):
+            x = level(x, index, "down")
+            skips.append(x)
+            x = conv(f"reduce{index}", self.channels * LEVELS[index + 1], stride=2)(x)
+        x = level(x, len(LEVELS) - 1, "middle")
+        for index in reversed(range(len(LEVELS) - 1)):
+            skip = skips[index]
+            x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
+            x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
+        x = _norm_silu(x, self.dtype, "norm")
+        out = nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
+        return heatmaps + out if self.residual else out

@@ -1,0 +1,255 @@
+"""DiffusionPose: HRNet, coarse branch, masks and SC-CA, SGDD, joined as the paper's model forward process."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpose_jax import rendering
+from dpose_jax.codec import Codec
+from dpose_jax.diffusion.forward import q_sample, to_normalised
+from dpose_jax.diffusion.sampler import SamplerSettings, sample
+from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.models.attention import SCCA, num_heads
+from dpose_jax.models.decoder import SGDD
+from dpose_jax.models.hrnet import PRESETS, HRNet, HRNetSpec
+from dpose_jax.skeletons import JointSet, get_joint_set
+
+IMAGE_MEAN = np.float32([123.675, 116.28, 103.53])  # ImageNet, RGB, 0..255
+IMAGE_STD = np.float32([58.395, 57.12, 57.375])
+FEATURE_STRIDE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSettings:
+    """Which masks are drawn and how wide; units are pixels at 64 x 48 (see `rendering`)."""
+
+    keypoints: bool = True
+    skeleton: bool = True
+    radius: float = 6.0
+    half_width: float = 3.0
+    softness: float = 0.0
+
+    def __post_init__(self):
+        for field in ("radius", "half_width"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"masks.{field}={getattr(self, field)}: must be positive")
+        if self.softness < 0:
+            raise ValueError(f"masks.softness={self.softness}: must not be negative")
+
+
+class DiffusionPose(nn.Module):
+    """The whole network. Each public method is one arrow of the paper's figure; `jax.jit` what calls them.
+
+    Attributes:
+      joint_set: joints and limbs; codec: coordinates and heatmaps; masks: M^kps and M^ske.
+      backbone: HRNet's numbers; the rest are the fields of `config.model`.
+    """
+
+    joint_set: JointSet
+    codec: Codec
+    masks: MaskSettings
+    backbone: HRNetSpec
+    head_dim: tuple[int, int] = (16, 32)
+    window: int = 8
+    spatial_attention: bool = True
+    channel_attention: bool = True
+    decoder_channels: int = 64
+    decoder_blocks: int = 2
+    time_embedding: bool = False
+    residual: bool = False
+    detach_coarse: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.hrnet = HRNet(self.backbone, self.dtype)
+        self.coarse_head = nn.Dense(self.joint_set.num_joints)
+        if self.spatial_attention or self.channel_attention:
+            heads = num_heads(self.backbone.width, self.head_dim)
+            self.attention = SCCA(heads, self.window, self.spatial_attention, self.channel_attention, self.dtype)
+        self.merge = nn.Dense(self.decoder_channels, dtype=self.dtype)
+        self.decoder = SGDD(
+            self.joint_set.num_joints,
+            self.decoder_channels,
+            self.decoder_blocks,
+            self.time_embedding,
+            self.residual,
+            self.dtype,
+        )
+
+    def encode(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """x^fea = HRNet(x) and the coarse heatmaps conv(x^fea).
+
+        Args:
+          images: (B, Hx, Wx, 3) uint8 RGB.
+          train: BatchNorm uses, and updates, the batch's statistics.
+
+        Returns:
+          x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps (B, H, W, J) float32.
+        """
+        x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
+        features = self.hrnet(x.astype(self.dtype), train)
+        source = jax.lax.stop_gradient(features) if self.detach_coarse else features
+        coarse = self.coarse_head(source.astype(jnp.float32))
+        return features, self._to_heatmap_size(coarse)
+
+    def draw_masks(self, y: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """M^kps and M^ske of joints normalised to [-1, 1], (B, J, 2), at stride 4: two (B, Hx/4, Wx/4, 1).
+
+        A mask that is off is a map of ones (ours).
+        """
+        size = tuple(side // FEATURE_STRIDE for side in self.codec.input_size)
+        keypoints = self.codec.denormalise(y, size)
+        ones = jnp.ones((y.shape[0], *size, 1), jnp.float32)
+        kps, ske, soft = ones, ones, self.masks.softness
+        if self.masks.keypoints:
+            kps = rendering.joint_mask(keypoints, visible, size=size, radius=self.masks.radius, softness=soft)
+        if self.masks.skeleton:
+            ske = rendering.limb_mask(
+                keypoints,
+                visible,
+                limbs=self.joint_set.limbs,
+                size=size,
+                half_width=self.masks.half_width,
+                softness=soft,
+            )
+        return kps, ske
+
+    def condition(self, features: jax.Array, y: jax.Array, visible: jax.Array) -> jax.Array:
+        """x^c = C(x^kps (+) A(x^kps, x^ske, x^ske), x^fea), with the masks drawn at joints y.
+
+        Args:
+          features: x^fea (B, Hx/4, Wx/4, C).
+          y: (B, J, 2) joints normalised to [-1, 1]; visible: (B, J).
+
+        Returns:
+          (B, H, W, decoder_channels) in the compute dtype. The 1x1 convolution is ours.
+        """
+        kps, ske = (mask.astype(features.dtype) for mask in self.draw_masks(y, visible))
+        guided = features * kps
+        if self.spatial_attention or self.channel_attention:
+            guided = guided + self.attention(guided, features * ske)
+        merged = self.merge(jnp.concatenate([guided, features], axis=-1))
+        return self._to_heatmap_size(merged)
+
+    def denoise(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
+        """y^_0^hm = D(y_t^hm, x^c): (B, H, W, J), (B, H, W, C), (B,) -> (B, H, W, J) float32."""
+        return self.decoder(heatmaps, condition, t)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        keypoints: jax.Array,
+        visible: jax.Array,
+        t: jax.Array,
+        noise: jax.Array,
+        own: jax.Array,
+        *,
+        schedule: Schedule,
+        train: bool,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The training pass: forward diffusion of the true joints, then one denoising.
+
+        Args:
+          images: (B, Hx, Wx, 3) uint8; keypoints: (B, J, 2) crop pixels; visible: (B, J).
+          t: (B,) integer in 0..T; noise: (B, J, 2) standard normal.
+          own: (B,) 1 where the decoder is fed the model's own coarse heatmaps and masks, as in sampling,
+            instead of the noised joints (ours).
+
+        Returns:
+          y^_0^hm and the coarse heatmaps, both (B, H, W, J) float32.
+        """
+        features, coarse = self.encode(images, train)
+        y_0 = self.codec.normalise(self.codec.to_heatmap(keypoints))
+        y = to_normalised(schedule, q_sample(schedule, y_0, t, noise))
+        heatmaps = self.codec.render(self.codec.denormalise(y), visible)
+        start = jax.lax.stop_gradient(coarse)
+        y_start = self.codec.normalise(self.codec.peaks(start, "dark")[0])
+        share = own[:, None, None]
+        y = jnp.where(share > 0, to_normalised(schedule, schedule.zeta * y_start), y)
+        heatmaps = jnp.where(share[..., None] > 0, start, heatmaps)
+        seen = jnp.where(own[:, None] > 0, 1.0, visible)
+        return self.denoise(heatmaps, self.condition(features, y, seen), t), coarse
+
+    def _to_heatmap_size(self, x):
+        batch, height, width, channels = x.shape
+        if (height, width) == self.codec.size:
+            return x
+        # antialias=False: torch's bilinear interpolation, also where the map shrinks.
+        return jax.image.resize(x, (batch, *self.codec.size, channels), "bilinear", antialias=False)
+
+
+def sample_heatmaps(
+    model: DiffusionPose,
+    variables,
+    images: jax.Array,
+    keys: jax.Array,
+    *,
+    settings: tuple[SamplerSettings, ...],
+    schedule: Schedule,
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Coarse heatmaps, and for each of `settings` the final heatmaps and the trajectory; x^fea is computed once.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      images: (B, Hx, Wx, 3) uint8; keys: (B,) random keys, one an example.
+
+    Returns:
+      Coarse (B, H, W, J), and a list of what `sampler.sample` returns.
+    """
+    features, coarse = model.apply(variables, images, method="encode")
+    seen = jnp.ones((images.shape[0], model.joint_set.num_joints), jnp.float32)
+
+    def run(one):
+        return sample(
+            coarse,
+            settings=one,
+            schedule=schedule,
+            codec=model.codec,
+            condition=lambda y: model.apply(variables, features, y, seen, method="condition"),
+            denoise=lambda *inputs: model.apply(variables, *inputs, method="denoise"),
+            keys=keys,
+        )
+
+    return coarse, [run(one) for one in settings]
+
+
+def build_codec(config) -> Codec:
+    """The codec of a config: `input_size`, `stride` and `codec`."""
+    return Codec(tuple(config.input_size), config.stride, **config.codec.to_dict())
+
+
+def build_schedule(config) -> Schedule:
+    """The noise schedule of a config's `diffusion`."""
+    return Schedule(config.diffusion.schedule, config.diffusion.timesteps, config.diffusion.zeta)
+
+
+def build_model(config) -> DiffusionPose:
+    """The network of a config.
+
+    Raises:
+      ValueError: if a field of `joint_set`, `input_size`, `codec`, `masks` or `model` is out of range; names it.
+    """
+    fields = config.model.to_dict()
+    preset, width = fields.pop("backbone"), fields.pop("width")
+    if preset not in PRESETS:
+        raise ValueError(f"model.backbone={preset!r}: must be one of {sorted(PRESETS)}")
+    if any(side % 32 for side in config.input_size):
+        raise ValueError(f"input_size={tuple(config.input_size)}: HRNet needs multiples of 32")
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if fields["dtype"] not in dtypes:
+        raise ValueError(f"model.dtype={fields['dtype']!r}: must be one of {sorted(dtypes)}")
+    spec = PRESETS[preset] if width is None else dataclasses.replace(PRESETS[preset], width=width)
+    fields |= {"dtype": dtypes[fields["dtype"]], "head_dim": tuple(fields["head_dim"])}
+    if fields["spatial_attention"] or fields["channel_attention"]:
+        num_heads(spec.width, fields["head_dim"])
+    return DiffusionPose(
+        joint_set=get_joint_set(config.joint_set),
+        codec=build_codec(config),
+        masks=MaskSettings(**config.masks.to_dict()),
+        backbone=spec,
+        **fields,
+    )

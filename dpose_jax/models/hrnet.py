@@ -1,0 +1,169 @@
+"""HRNet: x^fea, the highest-resolution branch at stride 4 (Sun et al., CVPR 2019)."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# torch-exact: padding 1 also at stride 2 (XLA's SAME pads the other side), momentum 0.1 is 0.9 here.
+Conv = functools.partial(nn.Conv, use_bias=False, padding=1)
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+EXPANSION = 4  # of a bottleneck
+
+
+@dataclasses.dataclass(frozen=True)
+class HRNetSpec:
+    """The numbers that tell one HRNet from another.
+
+    Attributes:
+      width: C, channels of the highest-resolution branch; branch i has C 2^i.
+      modules: exchange modules of stages 2, 3 and 4.
+      blocks: basic blocks a branch in each module.
+      stem: channels of the two stride-2 convolutions that come first.
+      stem_blocks: bottlenecks of stage 1; stem_width: their inner channels.
+    """
+
+    width: int
+    modules: tuple[int, int, int] = (1, 4, 3)
+    blocks: int = 4
+    stem: int = 64
+    stem_blocks: int = 4
+    stem_width: int = 64
+
+
+PRESETS = {
+    "tiny": HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem=32, stem_blocks=1, stem_width=16),
+    "w18_small": HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem_blocks=1, stem_width=32),
+    "w32": HRNetSpec(32),
+    "w48": HRNetSpec(48),
+}
+
+
+class ConvBN(nn.Module):
+    """3x3 or 1x1 convolution, BatchNorm and, unless it is the last before a sum, ReLU."""
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    relu: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.kernel == 1:
+            # As a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer.
+            x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
+        else:
+            x = Conv(self.features, (3, 3), strides=self.stride, dtype=self.dtype, name="conv")(x)
+        x = BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x)
+        return nn.relu(x) if self.relu else x
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a skip."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = ConvBN(self.features, dtype=self.dtype, name="conv1")(x, train)
+        y = ConvBN(self.features, relu=False, dtype=self.dtype, name="conv2")(y, train)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 around a skip that is projected where the channels differ."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        out = self.features * EXPANSION
+        y = ConvBN(self.features, kernel=1, dtype=self.dtype, name="conv1")(x, train)
+        y = ConvBN(self.features, dtype=self.dtype, name="conv2")(y, train)
+        y = ConvBN(out, kernel=1, relu=False, dtype=self.dtype, name="conv3")(y, train)
+        if x.shape[-1] != out:
+            x = ConvBN(out, kernel=1, relu=False, dtype=self.dtype, name="downsample")(x, train)
+        return nn.relu(x + y)
+
+
+class Exchange(nn.Module):
+    """One module: basic blocks on every branch, then every branch summed into each output branch."""
+
+    width: int
+    blocks: int
+    outputs: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, branches: list[jax.Array], train: bool) -> list[jax.Array]:
+        branches = list(branches)
+        for i, x in enumerate(branches):
+            for block in range(self.blocks):
+                x = BasicBlock(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
+            branches[i] = x
+        fused = []
+        for i in range(self.outputs):
+            parts = [self._resample(x, j, i, train) for j, x in enumerate(branches)]
+            fused.append(nn.relu(functools.reduce(jnp.add, parts)))
+        return fused
+
+    def _resample(self, x, source, target, train):
+        """Branch `source` at the resolution and width of branch `target`."""
+        name = f"fuse{target}_{source}"
+        if source > target:
+            x = ConvBN(self.width << target, kernel=1, relu=False, dtype=self.dtype, name=name)(x, train)
+            return upsample_nearest(x, 1 << (source - target))
+        for k in range(target - source):
+            last = k == target - source - 1
+            features = self.width << (target if last else source)
+            x = ConvBN(features, stride=2, relu=not last, dtype=self.dtype, name=f"{name}_{k}")(x, train)
+        return x
+
+
+class HRNet(nn.Module):
+    """x^fea = HRNet(x).
+
+    Call with images (B, Hx, Wx, 3), normalised floats, Hx and Wx divisible by 32, and `train`
+    (BatchNorm uses and updates batch statistics); returns (B, Hx/4, Wx/4, C) in `dtype`.
+    """
+
+    spec: HRNetSpec
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        spec, dtype = self.spec, self.dtype
+        x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
+        x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem2")(x, train)
+        for block in range(spec.stem_blocks):
+            x = Bottleneck(spec.stem_width, dtype, name=f"stage1_block{block}")(x, train)
+        branches = [x]
+        for stage, modules in enumerate(spec.modules, start=2):
+            branches = self._transition(branches, stage, train)
+            for module in range(modules):
+                # Pose uses the highest resolution alone, so the last module makes nothing else.
+                outputs = 1 if stage == 4 and module == modules - 1 else stage
+                name = f"stage{stage}_module{module}"
+                branches = Exchange(spec.width, spec.blocks, outputs, dtype, name=name)(branches, train)
+        return branches[0]
+
+    def _transition(self, branches, stage, train):
+        """Stage's branches: one more at half the lowest resolution; stage 2 also sets the width."""
+        width, name = self.spec.width, f"transition{stage - 1}"
+        lowest = ConvBN(width << (stage - 1), stride=2, dtype=self.dtype, name=f"{name}_{stage - 1}")
+        if stage == 2:
+            first = ConvBN(width, dtype=self.dtype, name=f"{name}_0")
+            return [first(branches[0], train), lowest(branches[0], train)]
+        return [*branches, lowest(branches[-1], train)]
+
+
+def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
+    """Repeats every pixel `factor` times on both axes by broadcasting: no gather, no scatter."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))
+    return x.reshape(batch, height * factor, width * factor, channels)

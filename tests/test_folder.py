@@ -1,0 +1,400 @@
+import copy
+import json
+import logging
+import pickle
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO as CocoApi
+from pycocotools.cocoeval import COCOeval
+
+from dpose_jax.data.annotations import LEFT_OUT, MALFORMED, NOTED, check_joint_names
+from dpose_jax.data.folder import FolderSource, decode_image
+from dpose_jax.data.records import BadRecordError
+from dpose_jax.skeletons import AIC, COCO, CROWDPOSE, JointSet
+
+TINY = JointSet("tiny", ("nose", "left_hand", "right_hand"), ((0, 1), (0, 2)), ((1, 2),), (0.05,) * 3, ())
+HEIGHT, WIDTH = 30, 40
+
+
+def person(number, image=1, **changes):
+    joints = [10.0, 8.0, 2, 14.5, 12.0, 1, 0, 0, 0]
+    entry = {"id": number, "image_id": image, "category_id": 1, "bbox": [5.0, 4.0, 20.0, 16.0], "area": 200.0}
+    return entry | {"iscrowd": 0, "num_keypoints": 2, "keypoints": joints} | changes
+
+
+def content():
+    images = [{"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in (1, 2)]
+    category = {"id": 1, "name": "person", "keypoints": list(TINY.joints)}
+    return {"images": images, "annotations": [person(11), person(12), person(13, 2)], "categories": [category]}
+
+
+def write(tmp_path, facts, detections=None):
+    folder = tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    for i in (1, 2):
+        pixels = np.random.default_rng(i).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), pixels)
+    (tmp_path / "truth.json").write_text(facts if isinstance(facts, str) else json.dumps(facts))
+    if detections is not None:
+        (tmp_path / "boxes.json").write_text(json.dumps(detections))
+
+
+def read(tmp_path, **options):
+    options = {"training": "detections" not in options, "max_bad_share": 1.0} | options
+    return FolderSource(str(tmp_path), "truth.json", "images", TINY, **options)
+
+
+def ids(source):
+    return [source[i].annotation_id for i in range(len(source))]
+
+
+def test_good_folder(tmp_path):
+    write(tmp_path, content())
+    source = read(tmp_path)
+    assert ids(source) == [11, 12, 13]
+    first = source[0]
+    np.testing.assert_array_equal(first.bbox, np.float32([5, 4, 20, 16]))
+    np.testing.assert_array_equal(first.keypoints, np.float32([[10, 8, 2], [14.5, 12, 1], [0, 0, 0]]))
+    assert (first.image_id, first.score, source[2].image_id) == (1, 1.0, 2)
+    report = source.report()
+    assert report.pop("records") == 3 and report.pop("kept") == 3
+    assert set(report) == {*MALFORMED, *LEFT_OUT, *NOTED} and not any(report.values())
+    expected = cv2.imread(str(tmp_path / "images" / "1.png"))[..., ::-1]
+    np.testing.assert_array_equal(source.read_image(1), expected)
+    with pytest.raises(IndexError):
+        source[3]
+
+
+def test_the_source_survives_pickling_and_is_light(tmp_path):
+    facts = content()
+    facts["annotations"] = [person(100 + i) for i in range(1000)]
+    write(tmp_path, facts)
+    source = read(tmp_path)
+    data = pickle.dumps(source)
+    assert len(data) < 1000 * (3 * 3 * 4 + 4 * 4 + 8 + 4 + 4) + 4000
+    np.testing.assert_array_equal(pickle.loads(data)[999].keypoints, source[999].keypoints)
+
+
+# Rule, change of the annotation with id 12, whether it stays in the ground truth.
+ANNOTATION_RULES = [
+    ("annotation_entry", {"id": "twelve"}, False),
+    ("annotation_entry", {"image_id": None}, False),
+    ("annotation_duplicate_id", {"id": 11}, None),
+    ("annotation_without_image", {"image_id": 77}, False),
+    ("joint_list", {"keypoints": [1, 2, 2] * 2}, False),
+    ("joint_list", {"keypoints": None}, False),
+    ("joint_list", {"keypoints": ["1"] * 9}, False),
+    ("joint_list", {"keypoints": [[1, 2, 2]] * 3}, False),
+    ("joint_nan", {"keypoints": [float("nan"), 1, 2, 3, 4, 2, 5, 6, 2]}, False),
+    ("joint_nan", {"keypoints": [None, 1, 2, 3, 4, 2, 5, 6, 2]}, False),
+    ("joint_nan", {"keypoints": [float("inf"), 1, 2, 3, 4, 2, 5, 6, 2]}, False),
+    ("joint_visibility", {"keypoints": [9, 9, 3] * 3}, False),
+    ("joint_visibility", {"keypoints": [9, 9, 0.5] * 3}, False),
+    ("box_entry", {"bbox": [1, 2, 3]}, False),
+    ("box_entry", {"bbox": [1, 2, 3, float("nan")]}, False),
+    ("box_empty", {"bbox": [5, 5, 0, 8]}, False),
+    ("box_empty", {"bbox": [5, 5, 8, -1]}, False),
+    ("box_outside", {"bbox": [40, 5, 8, 8]}, False),
+    ("box_outside", {"bbox": [-9, -9, 8, 8]}, False),
+    ("crowd", {"iscrowd": 1}, True),
+    ("crowd", {"iscrowd": 1, "keypoints": None}, True),
+    ("no_joints", {"keypoints": [0] * 9}, True),
+    ("other_category", {"category_id": 2}, False),
+]
+
+
+@pytest.mark.parametrize(("rule", "change", "stays"), ANNOTATION_RULES)
+def test_each_rule_leaves_out_counts_and_names(tmp_path, caplog, rule, change, stays):
+    facts = content()
+    facts["annotations"][1] |= change
+    write(tmp_path, facts)
+    with caplog.at_level(logging.WARNING):
+        source = read(tmp_path)
+    assert ids(source) == [11, 13]
+    counted = {name: count for name, count in source.report().items() if count and name not in ("records", "kept")}
+    assert counted == {rule: 1}
+    if rule in MALFORMED:
+        assert "truth.json" in caplog.text and rule in caplog.text
+        assert str(facts["annotations"][1]["id"]) in caplog.text
+    if stays is not None:
+        assert (12 in [entry["id"] for entry in source.ground_truth()["annotations"]]) == stays
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("image_missing", {"file_name": "gone.png"}),
+        ("image_missing", {"file_name": "no/such/folder.png"}),
+        ("image_outside_folder", {"file_name": "../secret.png"}),
+        ("image_outside_folder", {"file_name": "/etc/secret.png"}),
+        ("image_outside_folder", {"file_name": "a/../../images/2.png"}),
+        ("image_entry", {"file_name": 3}),
+        ("image_entry", {"file_name": ""}),
+        ("image_entry", {"width": 0}),
+        ("image_entry", {"height": None}),
+        ("image_entry", {"id": "two"}),
+    ],
+)
+def test_each_rule_of_images(tmp_path, rule, change):
+    (tmp_path / "secret.png").write_bytes(b"")
+    facts = content()
+    facts["images"][1] |= change
+    write(tmp_path, facts)
+    source = read(tmp_path)
+    assert ids(source) == [11, 12]
+    assert source.report()[rule] == 1
+    assert source.report()["annotation_without_image"] == (rule == "image_entry")
+
+
+def test_an_image_id_given_twice_keeps_the_first(tmp_path):
+    facts = content()
+    facts["images"].append(facts["images"][0] | {"file_name": "2.png"})
+    write(tmp_path, facts)
+    source = read(tmp_path)
+    assert source.report()["image_duplicate_id"] == 1 and source[0].file.endswith("1.png")
+
+
+def test_boxes_are_clipped_and_outside_joints_kept(tmp_path):
+    facts = content()
+    facts["annotations"][0] |= {"bbox": [-5, 20, 20, 30], "keypoints": [-3, 25, 2, 5, 25, 1, -9, -9, 0]}
+    write(tmp_path, facts)
+    source = read(tmp_path)
+    np.testing.assert_array_equal(source[0].bbox, np.float32([0, 20, 15, 10]))
+    np.testing.assert_array_equal(source[0].keypoints, np.float32([[-3, 25, 2], [5, 25, 1], [0, 0, 0]]))
+    assert source.report()["box_clipped"] == 1 and source.report()["joint_outside_image"] == 1
+    assert source.ground_truth()["annotations"][0]["bbox"] == [-5, 20, 20, 30]
+
+
+def test_too_many_bad_records_stop(tmp_path):
+    facts = content()
+    facts["annotations"] = [person(i) for i in range(1, 99)] + [person(99, bbox=[0, 0, 0, 0]), person(1)]
+    write(tmp_path, facts)
+    assert len(read(tmp_path, max_bad_share=0.02)) == 98
+    with pytest.raises(ValueError, match=r"2 malformed.*max_bad_share=0.01.*duplicate_id.: 1.*box_empty.: 1"):
+        read(tmp_path, max_bad_share=0.01)
+    # Records left out by rule are not malformed.
+    facts["annotations"] = [person(i, iscrowd=int(i > 1)) for i in range(1, 99)]
+    write(tmp_path, facts)
+    assert ids(read(tmp_path, max_bad_share=0.0)) == [1]
+
+
+def test_log_lines_are_capped(tmp_path, caplog):
+    facts = content()
+    facts["annotations"] = [person(1)] + [person(i, bbox=None) for i in range(2, 200)]
+    write(tmp_path, facts)
+    with caplog.at_level(logging.WARNING):
+        assert read(tmp_path).report()["box_entry"] == 198
+    assert len(caplog.records) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(content())[:-40], "truth.json: not JSON, or cut short"),
+        ("", "truth.json: not JSON"),
+        ("[]", "truth.json: must be an object with the lists"),
+        ('{"images": [], "annotations": {}, "categories": []}', "must be an object with the lists"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}', "exactly one category"),
+    ],
+)
+def test_files_of_another_format(tmp_path, text, message):
+    write(tmp_path, text)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="images"):
+        read(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match="images: the image folder is empty"):
+        read(tmp_path)
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="truth.json"):
+        read(tmp_path)
+    write(tmp_path, content() | {"annotations": []})
+    with pytest.raises(ValueError, match="no person is left of 0"):
+        read(tmp_path)
+
+
+def test_ids_beyond_32_bits(tmp_path):
+    facts = content()
+    # COCO's own crowds have such ids, and are not persons to train on.
+    facts["annotations"][0] |= {"id": 900100002299, "iscrowd": 1}
+    write(tmp_path, facts)
+    assert ids(read(tmp_path)) == [12, 13]
+    facts["annotations"][0]["iscrowd"] = 0
+    write(tmp_path, facts)
+    with pytest.raises(ValueError, match="truth.json: id 900100002299 does not fit 32 bits"):
+        read(tmp_path)
+
+
+def test_joint_names():
+    check_joint_names(list(COCO.joints), COCO, "f")
+    check_joint_names([name.replace("_", " ").title() for name in AIC.joints], AIC, "f")
+    alias = ["head" if name == "top_head" else name for name in CROWDPOSE.joints]
+    check_joint_names(alias, CROWDPOSE, "f")
+    swapped = list(COCO.joints)
+    swapped[5], swapped[6] = swapped[6], swapped[5]
+    with pytest.raises(ValueError, match="f: .*'coco' does not fit: joint 5 is 'left_shoulder'.*'right_shoulder'"):
+        check_joint_names(swapped, COCO, "f")
+    with pytest.raises(ValueError, match="joint 1 is 'right_elbow'.*'left_paw'"):
+        check_joint_names(["right_shoulder", "left_paw", *AIC.joints[2:]], AIC, "f")
+    with pytest.raises(ValueError, match="it has 14 joints, the annotations have 17"):
+        check_joint_names(list(COCO.joints), CROWDPOSE, "f")
+    with pytest.raises(ValueError, match="does not fit"):
+        check_joint_names(list(AIC.joints), CROWDPOSE, "f")
+    with pytest.raises(ValueError, match="only 0 of 17 joint names agree"):
+        check_joint_names([f"{name.split('_')[0]}_p{i}" for i, name in enumerate(COCO.joints)], COCO, "f")
+
+
+def test_joint_set_that_does_not_fit_the_file(tmp_path):
+    write(tmp_path, content())
+    with pytest.raises(ValueError, match="truth.json: joint set 'coco' does not fit: it has 17 joints"):
+        FolderSource(str(tmp_path), "truth.json", "images", COCO, training=True)
+
+
+BOXES = [
+    {"image_id": 2, "category_id": 1, "bbox": [30, 5, 20, 10], "score": 0.9},
+    {"image_id": 1, "category_id": 1, "bbox": [1, 5, 20, 10], "score": 0.1},
+    {"image_id": 1, "category_id": 7, "bbox": [1, 5, 20, 10], "score": 0.9},
+    {"image_id": 9, "category_id": 1, "bbox": [1, 5, 20, 10], "score": 0.9},
+    {"image_id": [1], "category_id": 1, "bbox": [1, 5, 20, 10], "score": 0.9},
+    {"image_id": 1, "category_id": 1, "bbox": [1, 5, 0, 10], "score": 0.9},
+    {"image_id": 1, "category_id": 1, "bbox": [99, 5, 3, 10], "score": 0.9},
+    {"image_id": 1, "category_id": 1, "bbox": [1, 5, 3], "score": 0.9},
+    {"image_id": 1, "category_id": 1, "bbox": [1, 5, 3, 4], "score": None},
+    {"image_id": 1, "category_id": 1, "bbox": [1, 5, 3, 4], "score": 0.3},
+]
+
+
+def test_detected_boxes(tmp_path):
+    write(tmp_path, content(), BOXES)
+    source = read(tmp_path, detections="boxes.json", min_box_score=0.3)
+    # The id is the place in the file, whatever else is left out.
+    assert ids(source) == [0, 9]
+    np.testing.assert_array_equal(source[0].bbox, np.float32([30, 5, 10, 10]))
+    assert not source[0].keypoints.any() and source[0].keypoints.shape == (3, 3)
+    assert source[0].score == np.float32(0.9) and source[0].image_id == 2
+    expected = {"records": 10, "kept": 2, "low_score": 1, "other_category": 1, "detection_without_image": 2}
+    expected |= {"box_empty": 1, "box_outside": 1, "detection_entry": 2, "box_clipped": 1}
+    assert {name: count for name, count in source.report().items() if count} == expected
+    assert len(source.ground_truth()["annotations"]) == 3
+
+
+def test_detection_files_of_another_format(tmp_path):
+    write(tmp_path, content(), {"annotations": []})
+    with pytest.raises(ValueError, match="boxes.json: must be a list of detections"):
+        read(tmp_path, detections="boxes.json")
+    with pytest.raises(ValueError, match="training needs annotated persons"):
+        read(tmp_path, detections="boxes.json", training=True)
+
+
+def test_area_of_the_ground_truth(tmp_path):
+    facts = content()
+    del facts["annotations"][1]["area"]
+    facts["annotations"][2]["area"] = 0
+    facts["annotations"].append(person(14, bbox=[0, 0, 0, 0], keypoints=[0] * 9, num_keypoints=0, area=None))
+    write(tmp_path, facts)
+    own, box = 200.0, 0.53 * 20 * 16
+    assert [a["area"] for a in read(tmp_path).ground_truth()["annotations"]] == [own, box, box, 1.0]
+    truth = read(tmp_path, use_area=False).ground_truth()
+    assert [a["area"] for a in truth["annotations"]] == [box, box, box, 1.0]
+    assert [a["num_keypoints"] for a in truth["annotations"]] == [2, 2, 2, 0]
+
+
+def evaluate(truth, results):
+    api = CocoApi()
+    api.dataset = copy.deepcopy(truth)
+    api.createIndex()
+    run = COCOeval(api, api.loadRes(copy.deepcopy(results)), "keypoints")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return run.stats
+
+
+def test_ground_truth_scores_as_the_file_does(data_root):
+    folder = data_root / "coco"
+    name = "annotations/person_keypoints_val2017.json"
+    source = FolderSource(str(folder), name, "images/val2017", COCO, training=False)
+    original = json.loads((folder / name).read_text())
+    results = json.loads((folder / "baselines" / "movenet-thunder_val2017_gtbox.json").read_text())
+    assert sum(a["iscrowd"] for a in original["annotations"]) > 0
+    np.testing.assert_array_equal(evaluate(source.ground_truth(), results), evaluate(original, results))
+
+
+def test_real_sets_are_read_whole(data_root):
+    train = FolderSource(
+        str(data_root / "lspet"), "annotations/lspet_train_crowdpose.json", "images", CROWDPOSE, training=True
+    )
+    assert len(train) == 3500
+    assert sum(train.report()[rule] for rule in MALFORMED) == 0
+    sample = FolderSource(
+        str(data_root / "samples" / "crowdpose"), "test_crowdpose.json", "", CROWDPOSE,
+        detections="test_crowdpose_det_AP_40.json", use_area=False, training=False,
+    )  # fmt: skip
+    assert len(sample) == 6 and sample.read_image(0).ndim == 3
+
+
+def jpeg(tmp_path, pixels, name="1.png"):
+    data = cv2.imencode(".jpg", pixels)[1].tobytes()
+    (tmp_path / "images" / name).write_bytes(data)
+    return data
+
+
+def test_broken_images_name_file_and_id(tmp_path):
+    write(tmp_path, content())
+    source = read(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    data = jpeg(tmp_path, pixels)
+    source.read_image(0)
+    path = tmp_path / "images" / "1.png"
+    for cut in (b"", b"text", data[:-2], data[: len(data) // 2], data[:40]):
+        path.write_bytes(cut)
+        with pytest.raises(BadRecordError, match=r"1\.png \(id 11\)"):
+            source.read_image(0)
+    jpeg(tmp_path, pixels[:, :30])
+    with pytest.raises(BadRecordError, match=r"is 30 x 30 px, its annotation says 40 x 30"):
+        source.read_image(0)
+    path.unlink()
+    with pytest.raises(BadRecordError, match=r"1\.png \(id 11\)"):
+        source.read_image(0)
+
+
+def test_a_cut_jpeg_with_a_whole_thumbnail_is_bad(tmp_path):
+    data = cv2.imencode(".jpg", np.full((HEIGHT, WIDTH, 3), 99, np.uint8))[1].tobytes()
+    thumbnail = b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
+    whole = data[:2] + thumbnail + data[2:]
+    assert decode_image(whole).shape == (HEIGHT, WIDTH, 3)
+    # Padding behind the end marker is common and harmless.
+    assert decode_image(whole + b"\0" * 16).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(ValueError, match="no end marker"):
+        decode_image(whole[:-2])
+
+
+def test_pixel_formats():
+    colour = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+
+    def encoded(pixels):
+        return cv2.imencode(".png", pixels)[1].tobytes()
+
+    np.testing.assert_array_equal(decode_image(encoded(colour)), colour[..., ::-1])
+    grey = colour[..., 0]
+    np.testing.assert_array_equal(decode_image(encoded(grey)), np.repeat(grey[..., None], 3, axis=2))
+    np.testing.assert_array_equal(decode_image(encoded(colour.astype(np.uint16) * 257)), colour[..., ::-1])
+    alpha = np.concatenate([colour, colour[..., :1]], axis=2)
+    np.testing.assert_array_equal(decode_image(encoded(alpha)), colour[..., ::-1])
+
+
+def test_exif_orientation_is_ignored():
+    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8))[1].tobytes()
+    # One IFD entry: tag 0x112 (orientation), type SHORT, count 1, value 6 (turn clockwise).
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
+    app1 = b"Exif\0\0" + tiff
+    turned = data[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + data[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (16, 8, 3)
+    np.testing.assert_array_equal(decode_image(turned), decode_image(data))
