@@ -15,6 +15,8 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, run one batch, 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
     try:
         (dry_run if DRY_RUN.value else train)(CONFIG.value, WORKDIR.value)
     except (ValueError, FileNotFoundError, DivergedError) as error:

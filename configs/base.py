@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
 
     c.sampler = ConfigDict()
     c.sampler.steps = (1, 2, 4)  # K: every entry is evaluated
-    c.sampler.update = "direct"  # direct (the paper) or ddim (ours)
+    c.sampler.update_rule = "direct"  # direct (the paper) or ddim (ours)
     c.sampler.start = "coarse"  # coarse (the paper), coarse_noised or random
     c.sampler.t_start = 1000
     c.sampler.eta = 0.0  # of DDIM, in [0, 1]

@@ -16,7 +16,12 @@ def get_config():
     c.data.workers = 1
 
     c.augment.half_body = 0.0
+    c.augment.rotation = 40.0
+    c.augment.scale = 0.3
+    c.codec.sigma = 1.5
     c.codec.blur = 5
+
+    c.diffusion.own_share = 0.5
 
     c.model.backbone = "tiny"
     c.model.decoder_channels = 32

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import zlib
 
 import cv2
 import numpy as np
@@ -67,6 +68,19 @@ def test_same_index_same_image_whatever_the_source_around_it():
     assert mine and mine == theirs
 
 
+@pytest.mark.parametrize(
+    "difficulty, keypoints, pixels",
+    [(0.0, 3130050914, 1957941293), (0.5, 3666805449, 1137076285), (1.0, 98237065, 2414291875)],
+)
+def test_pixels_and_labels_are_those_of_every_machine(difficulty, keypoints, pixels):
+    # Measured with numpy 2.1 and OpenCV 4.10, and again with numpy 2.4 and OpenCV 5.0. A change of the drawing on
+    # purpose changes these numbers, and every result measured on synthetic people with them.
+    source = _source(40, difficulty, seed=0)
+    labels = np.array([source[k].keypoints for k in range(len(source))])
+    assert zlib.crc32(labels.tobytes()) == keypoints
+    assert zlib.crc32(b"".join(source.draw(k).tobytes() for k in range(40))) == pixels
+
+
 def test_batched_labels_equal_those_of_the_drawn_scene():
     source = _source(70, difficulty=1.0)
     labels = {a["id"]: a for a in source.ground_truth()["annotations"]}
@@ -110,8 +124,11 @@ def test_labels_follow_the_silhouettes(difficulty):
             x, y, w, h = body.bbox
             rows, columns = np.flatnonzero(whole.any(1)), np.flatnonzero(whole.any(0))
             if len(rows):
-                assert (x, y, x + w, y + h) == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            assert body.area == whole.sum()
+                box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+                assert np.abs(box - [x, y, x + w, y + h]).max() <= 1
+                assert abs(body.area - whole.sum()) <= 5 + 0.02 * body.area
+            # OpenCV's two ways to fill a polygon differ by a pixel at its edge.
+            whole, visible = (cv2.dilate(m.astype(np.uint8), np.ones((3, 3))) > 0 for m in (whole, visible))
             for joint, (u, v, flag), place in zip(COCO.joints, body.keypoints, body.points, strict=False):
                 inside = 0 <= round(place[0] * 16) <= 319 * 16 and 0 <= round(place[1] * 16) <= 255 * 16
                 assert (flag > 0) == inside, joint
@@ -146,11 +163,13 @@ def test_an_object_in_front_hides_exactly_the_joints_behind_it():
 
 def test_a_person_in_front_hides_the_one_behind():
     scene = _source(1, 0.0).scene(0)
+    alone = scene.bodies[0].keypoints[:, 2].copy()
     scene.layers.append(copy.deepcopy(scene.layers[0]))
     scenes.label(scene)
     back, front = scene.bodies
     assert (back.keypoints[:, 2] == 1).all() and not back.annotated
-    assert (front.keypoints[:, 2] == 2).sum() >= 15 and front.annotated
+    np.testing.assert_array_equal(front.keypoints[:, 2], alone)
+    assert (alone == 2).sum() >= 12 and front.annotated
 
 
 def test_hard_scenes_cut_people_off_and_label_only_what_is_inside():
@@ -169,7 +188,7 @@ def test_difficulty_zero_is_one_whole_upright_person_who_faces_us():
     for index in range(60):
         person = source[index]
         xy, flag = person.keypoints[:, :2], person.keypoints[:, 2]
-        assert (flag > 0).all() and (flag == 2).sum() >= 14
+        assert (flag > 0).all() and (flag == 2).sum() >= 11
         x, y, w, h = person.bbox
         assert x > 0 and y > 0 and x + w < 320 and y + h < 256 and h >= 90
         assert xy[0, 1] < xy[[5, 6], 1].min() < xy[[11, 12], 1].min() < xy[[15, 16], 1].min()
@@ -179,7 +198,8 @@ def test_difficulty_zero_is_one_whole_upright_person_who_faces_us():
 
 def test_the_view_decides_between_face_and_back():
     front = back = 0
-    for scene in (_source(60, 0.5).scene(k) for k in range(60)):
+    source = _source(60, 0.5)
+    for scene in (source.scene(k) for k in range(60)):
         for body in scene.bodies:
             left, right = body.points[5, :2], body.points[6, :2]
             upright = body.points[15:17, 1].min() > body.points[5:7, 1].max()

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dpose_jax.data.figures import SHIFT, Piece, to_fixed
+from dpose_jax.data.figures import SHIFT, Piece, capsules, to_fixed
 
 _SKINS = ((255, 224, 196), (241, 194, 160), (224, 172, 125), (198, 134, 88), (141, 85, 48), (92, 56, 36))
 _HAIRS = ((28, 22, 18), (58, 38, 24), (96, 62, 34), (150, 105, 55), (208, 172, 108), (128, 126, 124), (130, 58, 30))
@@ -140,16 +140,21 @@ def clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> None:
         elif kind < 0.5:
             cv2.ellipse(image, (x, y), (w, h), 180.0 * int(4 * c) / 4, 0, 360, color, -1, cv2.LINE_AA)
         elif kind < 0.7:
-            cv2.line(image, (x, y), (x + int((c - 0.5) * width), y + int((d - 0.5) * 2 * height)), color, 2 + w // 8,
-                     cv2.LINE_AA)  # fmt: skip
+            _rod(image, (x, y), (x + (c - 0.5) * width, y + (d - 0.5) * 2 * height), 1.0 + w / 16, color)
         elif kind < 0.82:
             points = [[x - w, y + h], [x + w, y + int(h * c)], [x + int(w * (d - 0.5)), y - h]]
             cv2.fillConvexPoly(image, np.array(points, np.int32), color, cv2.LINE_AA)
         else:
             end = (x + int((c - 0.5) * 120), y + int((d - 0.5) * 120))
-            cv2.line(image, (x, y), end, shade(color, 0.7), 14, cv2.LINE_AA)
-            cv2.line(image, (x, y), end, color, 9, cv2.LINE_AA)
+            _rod(image, (x, y), end, 7.0, shade(color, 0.7))
+            _rod(image, (x, y), end, 4.5, color)
             cv2.circle(image, end, 8, color, -1, cv2.LINE_AA)
+
+
+def _rod(image: np.ndarray, start, end, radius: float, color) -> None:
+    # Not cv2.line: its smooth thick lines differ between OpenCV 4 and 5.
+    a, b, radius = np.array(start, np.float64), np.array(end, np.float64), np.array(radius)
+    fill(image, to_fixed(capsules(a, b, radius, radius)), color)
 
 
 def paint_object(rng: np.random.Generator, image: np.ndarray, polygon: np.ndarray) -> None:

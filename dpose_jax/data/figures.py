@@ -15,7 +15,7 @@ from dpose_jax.skeletons import COCO
 SHIFT = 4
 FIXED = 1 << SHIFT
 
-HEAD, TRUNK, BACK_HAIR = 1, 2, 3
+HEAD, TRUNK, BACK_HAIR, SKIRT = 1, 2, 3, 12
 _LIMB_GROUPS = {"arm": (4, 5), "forearm": (6, 7), "thigh": (8, 9), "shin": (10, 11)}
 GROUPS = 16  # a person's pieces carry ids below this
 
@@ -33,6 +33,8 @@ def _carriers() -> np.ndarray:
         table[j, [_LIMB_GROUPS[limb][side] for limb in _CARRIERS[part]]] = True
         table[j, HEAD] = j < 5
         table[j, TRUNK] = part in ("shoulder", "hip")
+        # Clothes hide nothing: a knee under its skirt counts as seen.
+        table[j, SKIRT] = part in ("hip", "knee")
     return table
 
 
@@ -194,7 +196,8 @@ def body_pieces(points, outer, inner, style: dict, scale: float, detailed: bool 
         lit = rows + [_ROW["hem"]] if upper == "chest" else rows
         lines = (outer[rows], inner[lit]) if detailed else (outer[rows],)
         hulls = [cv2.convexHull(line.reshape(-1, 2))[:, 0] for line in lines]
-        pieces.append(Piece(trunk + bias, TRUNK, material, *hulls, decorated=upper == "chest"))
+        group = SKIRT if lower == "skirt" else TRUNK
+        pieces.append(Piece(trunk + bias, group, material, *hulls, decorated=upper == "chest"))
     pieces += head_pieces(points, style, outer, inner, scale, detailed)
     pieces.sort(key=lambda piece: -piece.depth)
     return pieces

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dpose_jax.data import transforms
 from dpose_jax.data.folder import FolderSource
 from dpose_jax.data.records import BadRecordError, Person, Source
+from dpose_jax.data.synthetic import VAL_FIRST_INDEX, SyntheticSource
 from dpose_jax.skeletons import JointSet, get_joint_set
 
 # Unreadable records in a row after which the data is taken to be broken.
@@ -59,10 +60,8 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
 
 
 def _synthetic_source(config: ConfigDict, split: str, joint_set: JointSet) -> Source:
-    from dpose_jax.data.synthetic import SyntheticSource
-
     facts = config.data.synthetic
-    first, count = (0, facts.train_images) if split == "train" else (facts.train_images, facts.val_images)
+    first, count = (0, facts.train_images) if split == "train" else (VAL_FIRST_INDEX, facts.val_images)
     return SyntheticSource(count, joint_set, difficulty=facts.difficulty, seed=facts.seed, first_index=first)
 
 
@@ -177,9 +176,12 @@ class TrainIterator(grain.DatasetIterator):
         self._workers = workers
         self._examples = 0
         self._batches: grain.DatasetIterator | None = None
+        self._ended = False
 
     def __next__(self) -> Batch:
         """The next host-local batch."""
+        if self._ended:
+            raise ValueError("the iterator is closed")
         if self._batches is None:
             self._batches = self._start()
         batch = next(self._batches)
@@ -208,8 +210,8 @@ class TrainIterator(grain.DatasetIterator):
 
     def close(self) -> None:
         """Ends worker processes and threads for good."""
-        if not self._closed:
-            self.close_workers()
+        self._ended = True
+        self.close_workers()
         super().close()
 
 

@@ -23,7 +23,7 @@ class Body:
       points: (len(poses.NAMES), 3) x and y in pixels, z in standing heights.
       pieces: polygons, far to near.
       scale: standing height, px.
-      keypoints: (17, 3) x, y in px, visibility 0, 1 or 2.
+      keypoints: (17, 3) x, y in px, visibility 0, 1 or 2; this and the rest is set by `label`.
       bbox: (4,) x, y, width, height of the silhouette inside the image, px; zeros when it is outside.
       area: pixels of the silhouette inside the image, hidden ones included.
       annotated: whether enough of the person is in view.
@@ -96,7 +96,7 @@ def _object(rng: np.random.Generator, size: tuple[int, int], body: Body) -> np.n
     first = 0 if rng.random() < 0.15 else 5
     joint = body.points[first + int(rng.random() * (COCO.num_joints - first)), :2]
     kind, a, b, c = rng.random(4)
-    unit = body.scale
+    unit = min(body.scale, 0.7 * size[0])
     if kind < 0.35:
         w, h = unit * (0.1 + 0.25 * a), unit * (0.1 + 0.25 * b)
         polygon = joint + np.array([[-w, -h], [w, -h], [w, h], [-w, h]])
@@ -136,7 +136,7 @@ def _plan(seed: int, index: int, difficulty: float, size: tuple[int, int]) -> _P
 def lay_out(
     seed: int, indices: Sequence[int], difficulty: float, size: tuple[int, int], *, detailed: bool = True
 ) -> list[Scene]:
-    """The scenes of some images: pure geometry and labels, no colour.
+    """The scenes of some images: pure geometry, no colour; `label` adds the labels.
 
     A scene depends on its own index alone; many at once are cheaper, for numpy then takes their people together.
 
@@ -177,7 +177,7 @@ def lay_out(
 
 
 def _assemble(plan: _Plan, people: Iterator, size: tuple[int, int], detailed: bool) -> Scene:
-    """Dresses and labels the next people of an image and puts objects before them."""
+    """Dresses the next people of an image and puts objects before them."""
     layers: list = []
     for _ in range(len(plan.scales)):
         points, outer, inner, head_radius, scale = next(people)
@@ -189,9 +189,7 @@ def _assemble(plan: _Plan, people: Iterator, size: tuple[int, int], detailed: bo
         target = layers[k]
         if isinstance(target, Body):
             layers.insert(k + 1, _object(plan.rng, size, target))
-    scene = Scene(size, layers)
-    label(scene)
-    return scene
+    return Scene(size, layers)
 
 
 def label(scene: Scene) -> None:

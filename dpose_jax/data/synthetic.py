@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import json
+import multiprocessing
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from dpose_jax.data import drawing
 from dpose_jax.data.poses import POINT
 from dpose_jax.data.records import Person
-from dpose_jax.data.scenes import MAX_PEOPLE, Body, Scene, generator, lay_out
+from dpose_jax.data.scenes import MAX_PEOPLE, Body, Scene, generator, label, lay_out
 from dpose_jax.skeletons import COCO, JointSet
 
 # Validation images are numbered from here, so that no number of training images runs into them.
@@ -41,7 +42,7 @@ class SyntheticSource:
         first_index: int = 0,
         size: tuple[int, int] = (256, 320),
     ):
-        """Lays every image out once (about a millisecond each), without drawing.
+        """Lays every image out once (about a millisecond each at difficulty .5), without drawing.
 
         Args:
           num_images: at least 1.
@@ -73,17 +74,24 @@ class SyntheticSource:
         self._keypoints = np.array(keypoints, np.float32).reshape(-1, COCO.num_joints, 3)
 
     def scene(self, image: int) -> Scene:
-        """The layout of image 0..num_images - 1."""
-        return lay_out(self.seed, [self.first_index + image], self.difficulty, self.size)[0]
-
-    def _scenes(self) -> Iterator[Scene]:
-        for start in range(0, self.num_images, _BATCH):
-            indices = range(self.first_index + start, self.first_index + min(start + _BATCH, self.num_images))
-            yield from lay_out(self.seed, indices, self.difficulty, self.size, detailed=False)
+        """The labelled layout of image 0..num_images - 1."""
+        scene = self._lay_out([image])[0]
+        label(scene)
+        return scene
 
     def draw(self, image: int) -> np.ndarray:
         """Draws image 0..num_images - 1: (height, width, 3) uint8 RGB."""
-        return paint(self.scene(image), self.seed, self.first_index + image, self.difficulty)
+        return paint(self._lay_out([image])[0], self.seed, self.first_index + image, self.difficulty)
+
+    def _lay_out(self, images: Sequence[int], detailed: bool = True) -> list[Scene]:
+        indices = [self.first_index + image for image in images]
+        return lay_out(self.seed, indices, self.difficulty, self.size, detailed=detailed)
+
+    def _scenes(self) -> Iterator[Scene]:
+        for start in range(0, self.num_images, _BATCH):
+            for scene in self._lay_out(range(start, min(start + _BATCH, self.num_images)), detailed=False):
+                label(scene)
+                yield scene
 
     def image_id(self, image: int) -> int:
         """Id of image 0..num_images - 1, from 1; it depends on its index alone."""
@@ -210,10 +218,30 @@ def _write_bytes(path: pathlib.Path, content: bytes) -> None:
         raise
 
 
-def _write_image(source: SyntheticSource, folder: pathlib.Path, image: int) -> None:
-    bgr = cv2.cvtColor(source.draw(image), cv2.COLOR_RGB2BGR)
-    _, content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    _write_bytes(folder / source.file_name(image), content.tobytes())
+def _write_image(path: pathlib.Path, seed: int, index: int, difficulty: float, size: tuple[int, int]) -> None:
+    image = paint(lay_out(seed, [index], difficulty, size)[0], seed, index, difficulty)
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    _write_bytes(path, content.tobytes())
+
+
+def _write_images(source: SyntheticSource, folder: pathlib.Path, workers: int) -> None:
+    count = source.num_images
+    arguments = (
+        [folder / source.file_name(k) for k in range(count)],
+        [source.seed] * count,
+        [source.first_index + k for k in range(count)],
+        [source.difficulty] * count,
+        [source.size] * count,
+    )
+    if workers == 0:
+        for each in zip(*arguments, strict=True):
+            _write_image(*each)
+        return
+    # Spawned, because a fork of a process that has started JAX's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for _ in pool.map(_write_image, *arguments, chunksize=32):
+            pass
 
 
 def write_coco_folder(
@@ -223,7 +251,7 @@ def write_coco_folder(
     val_images: int,
     difficulty: float = 0.5,
     seed: int = 0,
-    workers: int = 2,
+    workers: int = 0,
 ) -> dict[str, dict[str, int]]:
     """Writes synthetic people as a COCO-format folder, which reads like real data.
 
@@ -234,7 +262,7 @@ def write_coco_folder(
       folder: made if missing; files of the same names are replaced.
       train_images, val_images: at least 1 each; the two splits share no image.
       difficulty, seed: see SyntheticSource.
-      workers: threads that draw; at least 1.
+      workers: processes that draw; 0 draws in this one. With more, the calling script needs a `__main__` guard.
 
     Returns:
       `report()` of either split by name.
@@ -242,8 +270,8 @@ def write_coco_folder(
     Raises:
       ValueError: if an argument is out of range.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}: must be at least 1")
+    if workers < 0:
+        raise ValueError(f"workers={workers}: must be at least 0")
     if train_images > VAL_FIRST_INDEX:
         raise ValueError(f"train_images={train_images}: must be at most {VAL_FIRST_INDEX}")
     root = pathlib.Path(folder)
@@ -253,9 +281,7 @@ def write_coco_folder(
         images, annotations = root / f"{split}2017", root / "annotations"
         images.mkdir(parents=True, exist_ok=True)
         annotations.mkdir(parents=True, exist_ok=True)
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            for future in [pool.submit(_write_image, source, images, k) for k in range(count)]:
-                future.result()
+        _write_images(source, images, workers)
         content = json.dumps(source.ground_truth()).encode()
         _write_bytes(annotations / f"person_keypoints_{split}2017.json", content)
         reports[split] = source.report()

@@ -11,7 +11,7 @@ from dpose_jax.codec import Codec
 from dpose_jax.diffusion.forward import q_sample, to_normalised
 from dpose_jax.diffusion.schedule import Schedule, ddim_step
 
-UPDATES = ("direct", "ddim")
+UPDATE_RULES = ("direct", "ddim")
 STARTS = ("coarse", "coarse_noised", "random")
 
 
@@ -21,7 +21,7 @@ class SamplerSettings:
 
     Attributes:
       steps: K >= 1, decoder passes.
-      update: `direct`: y~_{t-1} = D(y~_t, x^c), the paper's equation as written; `ddim` (ours): decode
+      update_rule: `direct`: y~_{t-1} = D(y~_t, x^c), the paper's equation as written; `ddim` (ours): decode
         y^_0, one DDIM step on the joints, draw anew.
       start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised`: its joints sent forward to
         t_start and drawn; `random`: joints from N(0, 1).
@@ -31,7 +31,7 @@ class SamplerSettings:
     """
 
     steps: int = 4
-    update: str = "direct"
+    update_rule: str = "direct"
     start: str = "coarse"
     t_start: int = 1000
     eta: float = 0.0
@@ -40,8 +40,8 @@ class SamplerSettings:
     def __post_init__(self):
         if self.steps < 1:
             raise ValueError(f"sampler.steps={self.steps}: must be at least 1 (the coarse branch is always reported)")
-        if self.update not in UPDATES:
-            raise ValueError(f"sampler.update={self.update!r}: must be one of {UPDATES}")
+        if self.update_rule not in UPDATE_RULES:
+            raise ValueError(f"sampler.update_rule={self.update_rule!r}: must be one of {UPDATE_RULES}")
         if self.start not in STARTS:
             raise ValueError(f"sampler.start={self.start!r}: must be one of {STARTS}")
         if not 0.0 <= self.eta <= 1.0:
@@ -107,7 +107,7 @@ def sample(
         index, t, t_next = inputs
         context = condition(joints_of(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
-        if settings.update == "direct":
+        if settings.update_rule == "direct":
             carry = estimate, y
         else:
             y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from absl import logging
 from tqdm import tqdm
 
 from dpose_jax import parallel
@@ -80,12 +79,12 @@ def train(config, workdir: str) -> None:
     """
     run = prepare(config)
     claim_workdir(config, workdir)
-    logging.info("data: %s", run.source.report())
+    print(f"data: {run.source.report()}")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     state, start = run.state, checkpoints.latest or 0
     if start:
         state = checkpoints.restore(jax.tree.map(_abstract, state), run.data)
-        logging.info("resuming at step %d of %d", start, config.train.steps)
+        print(f"resuming at step {start} of {config.train.steps}")
     writer = MetricsWriter(workdir, start)
     with contextlib.closing(checkpoints), contextlib.closing(writer), contextlib.closing(run.data):
         _steps(run, state, start, checkpoints, writer)

@@ -1,0 +1,88 @@
+"""The pictures of an evaluation: predictions beside ground truth, heatmaps and masks, the denoising."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpose_jax import visualize
+from dpose_jax.data.records import Source
+from dpose_jax.diffusion.sampler import SamplerSettings
+from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.evaluation.oks import oks, pck
+from dpose_jax.models.diffusion_pose import DiffusionPose, sample_heatmaps
+
+STRIP_PERSONS = 4
+
+
+def choose(persons: int, count: int) -> np.ndarray:
+    """Indices of `count` persons spread evenly over a source of `persons`."""
+    return np.unique(np.linspace(0, persons - 1, min(count, persons)).round().astype(int))
+
+
+def draw(
+    folder: str,
+    config,
+    source: Source,
+    model: DiffusionPose,
+    schedule: Schedule,
+    variables,
+    settings: tuple[SamplerSettings, ...],
+    rows: list[dict],
+    best: str,
+) -> None:
+    """Writes predictions.png, heatmaps.png and denoising.png into `folder`.
+
+    Args:
+      rows: rows of evaluation batches, each with `joints`: {result name: (J, 2) crop pixels}.
+      best: name of the result that predictions.png shows. The other two show the run of most steps, without flip.
+    """
+    crops, truth = (np.stack([row[key] for row in rows]) for key in ("image", "keypoints"))
+    visible = np.stack([row["visible"] for row in rows])
+    captions = [_caption(source, model, row, row["joints"][best]) for row in rows]
+    predicted = np.stack([row["joints"][best] for row in rows])
+    sheet = visualize.prediction_sheet(crops, predicted, truth, visible, model.joint_set, captions)
+    visualize.write_png(os.path.join(folder, "predictions.png"), sheet)
+
+    few = slice(0, STRIP_PERSONS)
+    ids = np.stack([row["annotation_id"] for row in rows[few]])
+    longest = max(settings, key=lambda one: one.steps)
+    trajectory, joints, masks = _trace(model, schedule, variables, longest, crops[few], ids, config.sampler.seed)
+    warp = config.crop.warp
+    titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
+    strip = visualize.denoising_strip(
+        crops[few], trajectory, joints, model.joint_set, titles, truth=truth[few], visible=visible[few], warp=warp
+    )
+    visualize.write_png(os.path.join(folder, "denoising.png"), strip)
+    sheet = visualize.heatmap_sheet(crops[few], trajectory[-1], *masks, model.joint_set, warp=warp)
+    visualize.write_png(os.path.join(folder, "heatmaps.png"), sheet)
+
+
+def _trace(model, schedule, variables, settings, crops, ids, seed):
+    """Trajectory (K + 1, N, H, W, J), its joints in crop pixels, and the two masks of its start."""
+
+    @jax.jit
+    def trace(variables, crops, ids):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
+        _, [(_, trajectory)] = sample_heatmaps(model, variables, crops, keys, settings=(settings,), schedule=schedule)
+        peaks, _ = model.codec.peaks(trajectory, "dark")
+        joints, _ = model.codec.decode(trajectory)
+        y = jnp.clip(model.codec.normalise(peaks[0]), -1, 1)
+        masks = model.apply(variables, y, jnp.ones(y.shape[:2]), method="draw_masks")
+        return trajectory, joints, masks
+
+    return jax.device_get(trace(variables, crops, ids))
+
+
+def _caption(source: Source, model: DiffusionPose, row: dict, keypoints: np.ndarray) -> str:
+    person = source[int(row["index"])]
+    labelled = person.keypoints[:, 2] > 0
+    if not labelled.any():
+        return visualize.person_caption(person.annotation_id)
+    truth = person.keypoints[None]
+    moved = keypoints @ row["to_image"][:, :2].T + row["to_image"][:, 2]
+    area = 0.53 * person.bbox[2] * person.bbox[3]
+    similarity = oks(moved[None], truth, np.array([area]), person.bbox[None], model.joint_set.sigmas)[0, 0]
+    right, _ = pck(moved[None], truth[..., :2], truth[..., 2], np.array([max(person.bbox[2:])]), 0.2)
+    return visualize.person_caption(person.annotation_id, float(similarity), right)
