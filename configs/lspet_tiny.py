@@ -33,6 +33,6 @@ def get_config():
     c.optim.weight_decay = 1e-4
 
     c.train.batch_size = 32
-    c.train.steps = 5000
+    c.train.steps = 4500
     c.train.checkpoint_every = 500
     return c

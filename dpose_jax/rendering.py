@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 REFERENCE_HEIGHT = 64  # mask widths are given in pixels of a 64 x 48 map
 
@@ -56,7 +57,7 @@ def joint_mask(
       (..., H, W, 1) float32 in [0, 1].
     """
     scale = size[0] / REFERENCE_HEIGHT
-    distance = jnp.sqrt(jnp.sum((_grid(size) - keypoints[..., None, None, :, :]) ** 2, axis=-1))
+    distance = _length(_grid(size) - keypoints[..., None, None, :, :])
     return _union(distance, visible, radius * scale, softness * scale)
 
 
@@ -75,7 +76,7 @@ def limb_mask(
     Args:
       keypoints: (..., J, 2) float, x and y in pixels of the map.
       visible: (..., J) float; a limb with an end at 0 is left out.
-      limbs: pairs of joint indices.
+      limbs: pairs of joint indices; without any the mask is empty.
       size: (H, W) of the map.
       half_width: delta_ske in pixels at 64 x 48; it scales with the map's height (ours).
       softness: 0 for a binary mask, else the width of its sigmoid edge in the same unit (ours).
@@ -84,14 +85,14 @@ def limb_mask(
       (..., H, W, 1) float32 in [0, 1].
     """
     scale = size[0] / REFERENCE_HEIGHT
-    first, second = (jnp.asarray(ends) for ends in zip(*limbs, strict=True))
+    first, second = np.asarray(limbs, np.int32).reshape(-1, 2).T
     start = keypoints[..., None, None, first, :]
     along = keypoints[..., None, None, second, :] - start
     offset = _grid(size) - start
     # A limb of zero length is its start point; the floor keeps its division finite.
     length2 = jnp.maximum(jnp.sum(along**2, axis=-1), 1e-12)
     share = jnp.clip(jnp.sum(offset * along, axis=-1) / length2, 0.0, 1.0)
-    distance = jnp.sqrt(jnp.sum((offset - share[..., None] * along) ** 2, axis=-1))
+    distance = _length(offset - share[..., None] * along)
     return _union(distance, visible[..., first] * visible[..., second], half_width * scale, softness * scale)
 
 
@@ -101,10 +102,15 @@ def _grid(size: tuple[int, int]) -> jax.Array:
     return jnp.stack([x, y], axis=-1)[:, :, None, :].astype(jnp.float32)
 
 
+def _length(vectors: jax.Array) -> jax.Array:
+    """(..., 2) -> (...) Euclidean lengths, whose gradient at the zero vector is zero instead of NaN."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=-1), 1e-12))
+
+
 def _union(distance: jax.Array, visible: jax.Array, radius: float, softness: float) -> jax.Array:
     """(..., H, W, N) distances to N shapes and their (..., N) flags -> (..., H, W, 1) mask."""
     if softness:
         inside = jax.nn.sigmoid((radius - distance) / softness)
     else:
         inside = (distance <= radius).astype(jnp.float32)
-    return jnp.max(inside * visible[..., None, None, :], axis=-1, keepdims=True)
+    return jnp.max(inside * visible[..., None, None, :], axis=-1, keepdims=True, initial=0.0)

@@ -20,7 +20,7 @@ class SamplerSettings:
     """What a sampling run is made of.
 
     Attributes:
-      steps: K >= 1, decoder passes.
+      steps: K in 1..t_start, decoder passes.
       update_rule: `direct`: y~_{t-1} = D(y~_t, x^c), the paper's equation as written; `ddim` (ours): decode
         y^_0, one DDIM step on the joints, draw anew.
       start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised`: its joints sent forward to
@@ -48,6 +48,9 @@ class SamplerSettings:
             raise ValueError(f"sampler.eta={self.eta}: must lie in [0, 1]")
         if self.t_start < 1:
             raise ValueError(f"sampler.t_start={self.t_start}: must be at least 1")
+        # Two times that round to 0 would make the DDIM step divide by 1 - gamma_0 = 0.
+        if self.steps > self.t_start:
+            raise ValueError(f"sampler.steps={self.steps}: must not exceed sampler.t_start={self.t_start}")
 
     @property
     def times(self) -> np.ndarray:

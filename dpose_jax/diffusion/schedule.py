@@ -71,5 +71,7 @@ def ddim_step(
     signal = schedule.zeta * y_0
     epsilon = (y_t - jnp.sqrt(gamma) * signal) / jnp.sqrt(1 - gamma)
     sigma = eta * jnp.sqrt((1 - gamma_next) / (1 - gamma) * (1 - gamma / gamma_next))
-    direction = jnp.sqrt(jnp.maximum(1 - gamma_next - sigma**2, 0.0))
+    # 1 - gamma_next - sigma^2, without the difference of near numbers that it is at eta = 1.
+    kept = gamma / gamma_next * (1 - gamma_next) / (1 - gamma)
+    direction = jnp.sqrt((1 - gamma_next) * (1 - eta**2 + eta**2 * kept))
     return jnp.sqrt(gamma_next) * signal + direction * epsilon + sigma * noise

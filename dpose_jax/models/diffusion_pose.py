@@ -237,11 +237,18 @@ def build_model(config) -> DiffusionPose:
     preset, width = fields.pop("backbone"), fields.pop("width")
     if preset not in PRESETS:
         raise ValueError(f"model.backbone={preset!r}: must be one of {sorted(PRESETS)}")
-    if any(side % 32 for side in config.input_size):
-        raise ValueError(f"input_size={tuple(config.input_size)}: HRNet needs multiples of 32")
+    size = tuple(config.input_size)
+    if len(size) != 2 or any(side < 1 or side % 32 for side in size):
+        raise ValueError(f"input_size={size}: must be (height, width), for HRNet positive multiples of 32")
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     if fields["dtype"] not in dtypes:
         raise ValueError(f"model.dtype={fields['dtype']!r}: must be one of {sorted(dtypes)}")
+    sizes = {"width": PRESETS[preset].width if width is None else width} | fields
+    for name in ("width", "window", "decoder_channels", "decoder_blocks"):
+        if sizes[name] < 1:
+            raise ValueError(f"model.{name}={sizes[name]}: must be at least 1")
+    if fields["time_embedding"] and fields["decoder_channels"] % 2:
+        raise ValueError(f"model.decoder_channels={fields['decoder_channels']}: must be even with model.time_embedding")
     spec = PRESETS[preset] if width is None else dataclasses.replace(PRESETS[preset], width=width)
     fields |= {"dtype": dtypes[fields["dtype"]], "head_dim": tuple(fields["head_dim"])}
     if fields["spatial_attention"] or fields["channel_attention"]:

@@ -11,9 +11,10 @@ from dpose_jax.evaluation.coco import write_json
 from dpose_jax.training.state import TrainState
 
 CONFIG_FILE = "config.json"
-# Fields that decide which parameters there are; model.dtype and the ablations of the gradient do not.
+# Fields that decide which parameters there are and what they mean; model.dtype and the ablation of the gradient do not.
 STRUCTURE = ("joint_set", "input_size", "stride", "model")
-FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "residual")
+FREE_MODEL_FIELDS = ("dtype", "detach_coarse")
+OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema")  # each is there or not, which shows in the stored state
 
 
 class Checkpoints:
@@ -62,7 +63,7 @@ class Checkpoints:
 
 
 def claim_workdir(config, workdir: str) -> None:
-    """Writes the config into `workdir`, or checks that the one there describes the same model.
+    """Writes the config into `workdir`, or checks that the one there describes the same model and optimizer.
 
     Raises:
       ValueError: if the workdir holds another model; names each field that differs.
@@ -73,7 +74,7 @@ def claim_workdir(config, workdir: str) -> None:
 
 
 def check_workdir(config, workdir: str) -> None:
-    """Raises ValueError if `workdir` holds a model of another structure than `config`'s."""
+    """Raises ValueError if `workdir` holds a model or optimizer of another structure than `config`'s."""
     path = os.path.join(workdir, CONFIG_FILE)
     if not os.path.exists(path):
         return
@@ -83,10 +84,12 @@ def check_workdir(config, workdir: str) -> None:
     different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     if different:
         lines = [f"  {name}: {theirs.get(name)} there, {ours.get(name)} in the config" for name in different]
-        raise ValueError("\n".join([f"workdir {workdir!r} holds another model's checkpoint:", *lines]))
+        head = f"workdir {workdir!r} holds the checkpoint of another model or optimizer:"
+        raise ValueError("\n".join([head, *lines]))
 
 
 def _structure(config: dict) -> dict:
     fields = {name: config.get(name) for name in STRUCTURE if name != "model"}
     model = {f"model.{name}": value for name, value in config.get("model", {}).items() if name not in FREE_MODEL_FIELDS}
-    return fields | model
+    optimizer = {f"optim.{name}": "on" if config.get("optim", {}).get(name) else "off" for name in OPTIMIZER_PARTS}
+    return fields | model | optimizer

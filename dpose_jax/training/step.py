@@ -66,7 +66,7 @@ def make_train_step(config, model: DiffusionPose, schedule: Schedule, optimizer:
 
         (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(gradients)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 

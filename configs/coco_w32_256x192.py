@@ -1,0 +1,14 @@
+"""COCO 2017, HRNet-W32, 256 x 192. Not yet trained by anybody.
+
+The base recipe as it stands, at global batch 128 for 210 epochs of 149,813 persons, from random weights. Expect days on
+one GPU. `data.root` is the official layout: annotations/, train2017/, val2017/.
+
+  python train.py --config=configs/coco_w32_256x192.py --workdir=DIR --config.data.root=COCO
+"""
+
+from configs import base
+
+
+def get_config():
+    """Returns the recipe; see configs/base.py for every field."""
+    return base.get_config()

@@ -1,0 +1,44 @@
+"""What the entry points share: flags, log level, and errors as one line instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from dpose_jax.data.records import BadRecordError
+
+# What a user can mend: a field, a file, a record.
+USER_ERRORS = (ValueError, OSError, BadRecordError)
+
+
+def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) -> None:
+    """Parses the flags and calls `main`; one of USER_ERRORS or `errors` ends the program as `error: ...`, status 1.
+
+    `--verbosity=1` shows the traceback too.
+    """
+
+    def call(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
+        try:
+            main()
+        except USER_ERRORS + errors as error:
+            logging.debug("", exc_info=True)
+            sys.exit(f"error: {error}")
+
+    app.run(call, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections' own text, which names the nearest field, is the innermost of the wrapped errors.
+        text = error.args[0]
+        while isinstance(text, Exception):
+            text = text.args[0]
+        sys.exit(f"error: unknown config field {text}" if text.startswith("'") else f"error: {text}")
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,374 @@
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpose_jax.diffusion.sampler import SamplerSettings
+from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.models.diffusion_pose import MaskSettings, build_model, sample_heatmaps
+from dpose_jax.models.initialise import abstract_variables, initial_variables
+from dpose_jax.training.step import heatmap_loss, make_train_step
+
+SCHEDULE = Schedule()
+BATCH, JOINTS, SIZE = 3, 17, (64, 32)
+
+
+def draw_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "images": rng.integers(0, 256, (BATCH, *SIZE, 3), np.uint8),
+        "keypoints": (rng.random((BATCH, JOINTS, 2)) * (31, 63)).astype(np.float32),
+        "visible": (np.arange(BATCH * JOINTS).reshape(BATCH, JOINTS) % 4 > 0).astype(np.float32),
+        "t": np.array([5, 40, 300]),
+        "noise": rng.standard_normal((BATCH, JOINTS, 2)).astype(np.float32),
+        "own": np.zeros(BATCH, np.float32),
+    }
+
+
+def paths(tree):
+    return {
+        "/".join(key.key for key in path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.fixture(scope="module")
+def model(small_model):
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def variables(model, random_tree):
+    return random_tree(abstract_variables(model))
+
+
+@pytest.fixture(scope="module")
+def differentiate(model, variables):
+    """(batch, weights of the two terms) -> terms, outputs, gradients of a training pass: one compile for all tests."""
+
+    @jax.jit
+    def run(params, batch, weights):
+        def loss(params):
+            all_variables = {"params": params, "batch_stats": variables["batch_stats"]}
+            outputs, _ = model.apply(all_variables, **batch, schedule=SCHEDULE, train=True, mutable=["batch_stats"])
+            target = model.codec.encode(batch["keypoints"], batch["visible"])
+            terms = [heatmap_loss(out, target, batch["visible"]) for out in outputs]
+            return weights[0] * terms[0] + weights[1] * terms[1], (terms, outputs)
+
+        (_, (terms, outputs)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return terms, outputs, gradients
+
+    def call(batch, weights=(1.0, 1.0)):
+        terms, outputs, gradients = jax.device_get(run(variables["params"], batch, weights))
+        return terms, outputs, paths(gradients)
+
+    return call
+
+
+def test_gradients_reach_every_parameter(differentiate):
+    gradients = differentiate(draw_batch())[2]
+    norms = {name: np.linalg.norm(gradient) for name, gradient in gradients.items()}
+    # A bias of the keys adds one number to all logits of a query, which the softmax over keys takes out again.
+    without = {"attention/spatial_key/bias"}
+    assert {name for name, norm in norms.items() if norm < 1e-6} == without
+    assert all(np.isfinite(norm) for norm in norms.values())
+
+
+def test_each_term_reaches_its_own_branch(differentiate):
+    """The coarse term trains backbone and coarse head; the diffusion term everything else and the backbone."""
+    batch = draw_batch()
+    for weights, silent in [((1.0, 0.0), {"coarse_head"}), ((0.0, 1.0), {"attention", "merge", "decoder"})]:
+        gradients = differentiate(batch, weights)[2]
+        assert {name.split("/")[0] for name, gradient in gradients.items() if not gradient.any()} == silent
+    # Fed with the model's own heatmaps, the decoder still does not train the coarse head.
+    gradients = differentiate(batch | {"own": np.ones(BATCH, np.float32)}, (1.0, 0.0))[2]
+    assert not gradients["coarse_head/kernel"].any() and gradients["decoder/stem/kernel"].any()
+
+
+@pytest.mark.parametrize("own", [0.0, 1.0])
+def test_an_unlabelled_joint_changes_nothing(differentiate, own):
+    batch = draw_batch() | {"own": np.full(BATCH, own, np.float32)}
+    hidden = batch["visible"] == 0
+    moved, noise = batch["keypoints"].copy(), batch["noise"].copy()
+    moved[hidden] = [1000.0, -7.0]
+    noise[hidden] = 3.0
+    before, after = differentiate(batch), differentiate(batch | {"keypoints": moved, "noise": noise})
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_loss_is_its_definition(differentiate):
+    """Squared error, mean over pixels and labelled joints, against targets drawn in numpy."""
+    batch = draw_batch()
+    terms, outputs, _ = differentiate(batch)
+    y, x = np.mgrid[:16, :8]
+    for term, out in zip(terms, outputs, strict=True):
+        errors = []
+        for b, j in zip(*np.nonzero(batch["visible"]), strict=True):
+            # Corner pixel centres of crop and map coincide: 63 crop pixels are 15 of the map.
+            cx, cy = batch["keypoints"][b, j] * (7 / 31, 15 / 63)
+            target = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 2.0**2))
+            errors.append(np.mean((out[b, :, :, j] - target) ** 2))
+        np.testing.assert_allclose(term, np.mean(errors), rtol=1e-5)
+
+
+def test_loss_without_a_labelled_joint_is_zero():
+    maps = np.random.default_rng(0).random((2, 2, 4, 4, 3))
+    assert heatmap_loss(*maps, np.zeros((2, 3))) == 0
+
+
+def test_own_heatmaps_replace_the_noised_joints(differentiate):
+    batch = draw_batch() | {"own": np.array([1, 0, 1], np.float32)}
+    other = draw_batch(seed=1)
+    other = batch | {name: other[name] for name in ("keypoints", "noise")} | {"t": np.array([999, 999, 999])}
+    (before, _), (after, _) = differentiate(batch)[1], differentiate(other)[1]
+    np.testing.assert_array_equal(before[[0, 2]], after[[0, 2]])
+    assert np.abs(before[1] - after[1]).max() > 1e-3
+
+
+def test_training_on_own_heatmaps_is_one_step_of_sampling(model, variables):
+    """What own_share feeds the decoder is what the `direct` sampler feeds it in its first step."""
+    batch = draw_batch() | {"own": np.ones(BATCH, np.float32)}
+    estimate, coarse = jax.jit(lambda v, b: model.apply(v, **b, schedule=SCHEDULE, train=False))(variables, batch)
+    keys = jax.random.split(jax.random.key(0), BATCH)
+    settings = (SamplerSettings(steps=1),)
+    sampled = jax.jit(lambda v, x: sample_heatmaps(model, v, x, keys, settings=settings, schedule=SCHEDULE))
+    start, [(final, trajectory)] = sampled(variables, batch["images"])
+    np.testing.assert_allclose(start, coarse, atol=1e-5)
+    np.testing.assert_allclose(trajectory[0], coarse, atol=1e-5)
+    np.testing.assert_allclose(final, estimate, atol=1e-4)
+
+
+def test_detached_coarse_branch_does_not_train_the_backbone(model, variables):
+    model = model.clone(detach_coarse=True)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        stats = variables["batch_stats"]
+        out, _ = model.apply(
+            {"params": params, "batch_stats": stats},
+            draw_batch()["images"],
+            True,
+            method="encode",
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(out[1] ** 2)
+
+    gradients = paths(gradient(variables["params"]))
+    assert gradients["coarse_head/kernel"].any()
+    assert not any(g.any() for name, g in gradients.items() if name.startswith("hrnet/"))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_every_stride_has_its_heatmaps_and_the_same_parameters(model, small_model, stride):
+    other = small_model(stride=stride)
+    assert jax.tree.map(lambda a: a.shape, abstract_variables(other)) == jax.tree.map(
+        lambda a: a.shape, abstract_variables(model)
+    )
+    run = lambda v, b: other.apply(v, **b, schedule=SCHEDULE, train=False)  # noqa: E731
+    for out in jax.eval_shape(run, abstract_variables(other), draw_batch()):
+        assert (out.shape, out.dtype) == ((BATCH, 64 // stride, 32 // stride, JOINTS), jnp.float32)
+
+
+def test_stride_8_runs(model, small_model, variables):
+    """The same features and coarse heatmaps at half the size, and an estimate that depends on the noised joints."""
+    batch = draw_batch()
+    other = small_model(stride=8)
+    run = jax.jit(lambda v, b: other.apply(v, **b, schedule=SCHEDULE, train=False))
+    estimate, coarse = run(variables, batch)
+    encode = jax.jit(lambda v, x: model.apply(v, x, method="encode"))
+    reference = np.asarray(encode(variables, batch["images"])[1])
+    np.testing.assert_allclose(coarse, slow_resize(reference, (8, 4)), atol=1e-5)
+    assert np.abs(estimate - run(variables, batch | {"noise": -batch["noise"]})[0]).max(axis=(1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_features_and_masks_stay_at_stride_4(model, small_model, stride):
+    """Only x^c and the coarse heatmaps are resized, as torch's bilinear interpolation does."""
+    other = small_model(stride=stride)
+    x = np.random.default_rng(0).standard_normal((2, 16, 8, 3)).astype(np.float32)
+    resized = other.apply({}, x, method="_to_heatmap_size")
+    np.testing.assert_allclose(resized, slow_resize(x, other.codec.size), atol=1e-5)
+    batch = draw_batch()
+    y = np.random.default_rng(0).uniform(-1, 1, (BATCH, JOINTS, 2))
+    for ours, theirs in zip(
+        other.apply({}, y, batch["visible"], method="draw_masks"),
+        model.apply({}, y, batch["visible"], method="draw_masks"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def slow_resize(x, size):
+    """Bilinear with half-pixel centres, edges repeated and no smoothing where it shrinks, one axis after the other."""
+    for axis, length in zip((1, 2), size, strict=True):
+        position = np.clip((np.arange(length) + 0.5) * x.shape[axis] / length - 0.5, 0, x.shape[axis] - 1)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, x.shape[axis] - 1)
+        weight = (position - low).reshape(-1, *[1] * (3 - axis))
+        x = np.take(x, low, axis) * (1 - weight) + np.take(x, high, axis) * weight
+    return x
+
+
+def test_masks_select_the_pixels_around_joints_and_limbs(model):
+    """A joint at [-1, 1]'s corner is the corner pixel; off, a mask is a map of ones."""
+    y = np.full((1, JOINTS, 2), -1.0, np.float32)
+    y[0, 5], y[0, 6] = [1.0, -1.0], [1.0, 1.0]  # the shoulders, joined by a limb
+    visible = np.zeros((1, JOINTS), np.float32)
+    visible[0, [5, 6]] = 1
+    kps, ske = (np.asarray(m)[0, :, :, 0] for m in model.apply({}, y, visible, method="draw_masks"))
+    rows, columns = np.mgrid[:16, :8]
+    # Widths are given at 64 rows: 6 and 3 px there are 1.5 and .75 px at 16.
+    near = [np.hypot(rows - row, columns - 7) <= 1.5 for row in (0, 15)]
+    np.testing.assert_array_equal(kps, near[0] | near[1])
+    np.testing.assert_array_equal(ske, columns == 7)
+    for settings, ones in [
+        (MaskSettings(keypoints=False), [True, False]),
+        (MaskSettings(skeleton=False), [False, True]),
+        (MaskSettings(keypoints=False, skeleton=False), [True, True]),
+    ]:
+        masks = model.clone(masks=settings).apply({}, y, visible, method="draw_masks")
+        assert [bool((mask == 1).all()) for mask in masks] == ones
+
+
+def test_initial_variables_belong_to_their_path(small_model):
+    first, again, other = (paths(initial_variables(small_model(), seed)) for seed in (0, 0, 1))
+    deeper = paths(initial_variables(small_model(model__decoder_blocks=2, model__time_embedding=True), 0))
+    kernels = [name for name in first if name.endswith("kernel")]
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, again[name])
+        if value.shape == deeper[name].shape:
+            np.testing.assert_array_equal(value, deeper[name])
+    assert len({first[name].ravel()[0] for name in kernels}) == len(kernels)
+    assert all((first[name] != other[name]).all() for name in kernels)
+
+
+def test_initial_variables_have_their_spread(small_model):
+    values = paths(initial_variables(small_model(model__decoder_channels=64), 0))
+    for name, value in values.items():
+        kind = name.split("/")[-1]
+        if kind != "kernel":
+            assert (value == (kind in ("scale", "var"))).all(), name
+            continue
+        fan_in, fan_out = np.prod(value.shape[:-1]), np.prod(value.shape) / value.shape[-2]
+        std = np.sqrt(2 / fan_out) if "/hrnet/" in name else np.sqrt(1 / fan_in)
+        if name in ("params/coarse_head/kernel", "params/decoder/head/kernel"):
+            std = 0.001
+        assert abs(value.std() / std - 1) < 5 / np.sqrt(2 * value.size), name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stride", 3, r"stride=3: must be 1, 2, 4 or 8"),
+        ("input_size", (60, 32), r"input_size=\(60, 32\): must be .* multiples of 32"),
+        ("input_size", (0, 32), r"input_size=\(0, 32\): must be"),
+        ("input_size", (64,), r"input_size=\(64,\): must be \(height, width\)"),
+        ("joint_set", "nobody", r"joint_set.*nobody"),
+        ("codec__name", "udp", r"codec\.name='udp'"),
+        ("codec__sigma", 0.0, r"codec\.sigma=0\.0"),
+        ("masks__radius", 0.0, r"masks\.radius=0\.0: must be positive"),
+        ("masks__half_width", -1.0, r"masks\.half_width=-1\.0"),
+        ("masks__softness", -1.0, r"masks\.softness=-1\.0"),
+        ("model__backbone", "w64", r"model\.backbone='w64': must be one of \['tiny', 'w18_small', 'w32', 'w48'\]"),
+        ("model__head_dim", (7, 7), r"model\.head_dim=\(7, 7\)"),
+        ("model__width", 0, r"model\.width=0: must be at least 1"),
+        ("model__window", 0, r"model\.window=0: must be at least 1"),
+        ("model__decoder_channels", 0, r"model\.decoder_channels=0: must be at least 1"),
+        ("model__decoder_blocks", 0, r"model\.decoder_blocks=0: must be at least 1"),
+        ("model__head_dim", (32, 16), r"model\.head_dim=\(32, 16\)"),
+        ("model__dtype", "float16", r"model\.dtype='float16'"),
+    ],
+)
+def test_fields_out_of_range_are_named(miniature, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(miniature(**{field: value}))
+
+
+class Echo:
+    """Stands in for the model: its outputs are known, and it shows what the step has drawn."""
+
+    def __init__(self, codec, outputs):
+        self.codec, self._outputs = codec, outputs
+
+    def apply(self, variables, images, keypoints, visible, t, noise, own, *, schedule, train, mutable):
+        drawn = {"t": t, "noise": noise, "own": own}
+        outputs = tuple(out * variables["params"]["gain"] for out in self._outputs)
+        return outputs, {"batch_stats": drawn}
+
+
+@pytest.fixture(scope="module")
+def echo(model, miniature):
+    """A function from overrides to a jitted step around the stand-in, and its outputs."""
+    rng = np.random.default_rng(0)
+    outputs = rng.random((2, BATCH, 16, 8, JOINTS), np.float32)
+    # No update: the optimizer gives the gradient out instead.
+    optimizer = types.SimpleNamespace(
+        update=lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients)
+    )
+
+    def build(**overrides):
+        step = jax.jit(make_train_step(miniature(**overrides), Echo(model.codec, outputs), SCHEDULE, optimizer))
+        values = draw_batch()
+        batch = {"image": values["images"], "keypoints": values["keypoints"], "visible": values["visible"]}
+
+        def run(number):
+            from dpose_jax.training.state import TrainState
+
+            return jax.device_get(step(TrainState(jnp.int32(number), {"gain": jnp.float32(1)}, {}, None), batch))
+
+        return run, outputs
+
+    return build
+
+
+def test_step_weighs_the_terms_and_gives_their_gradient(echo, model):
+    run, outputs = echo(loss__diffusion=2.0, loss__coarse=0.5)
+    state, metrics = run(0)
+    batch = draw_batch()
+    target = np.asarray(model.codec.encode(batch["keypoints"], batch["visible"]))
+    labelled = batch["visible"].sum()
+
+    def term(out):
+        return ((out - target) ** 2).mean((1, 2))[batch["visible"] > 0].sum() / labelled
+
+    def slope(out):
+        return (2 * (out - target) * out).mean((1, 2))[batch["visible"] > 0].sum() / labelled
+
+    np.testing.assert_allclose(metrics["loss_diffusion"], term(outputs[0]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss_coarse"], term(outputs[1]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], 2 * term(outputs[0]) + 0.5 * term(outputs[1]), rtol=1e-5)
+    gradient = 2 * slope(outputs[0]) + 0.5 * slope(outputs[1])
+    np.testing.assert_allclose(state.opt_state["gain"], gradient, rtol=1e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], abs(gradient), rtol=1e-4)
+
+
+def test_step_draws_from_seed_and_step_alone(echo):
+    first, again, other = (echo(seed=seed)[0] for seed in (0, 0, 1))
+    reference = first(7)[0].batch_stats
+    np.testing.assert_array_equal(again(7)[0].batch_stats["noise"], reference["noise"])
+    for drawn in (first(8)[0].batch_stats, other(7)[0].batch_stats):
+        assert not np.isclose(drawn["noise"], reference["noise"]).any()
+
+
+def test_step_draws_from_the_ranges_of_the_config(echo):
+    """t fills its closed range, noise is standard normal, own heatmaps come in their share."""
+    run, _ = echo(diffusion__t_range=(3, 6), diffusion__own_share=0.25)
+    drawn = [run(number)[0].batch_stats for number in range(300)]
+    t, noise, own = (np.concatenate([d[name] for d in drawn]) for name in ("t", "noise", "own"))
+    values, counts = np.unique(t, return_counts=True)
+    np.testing.assert_array_equal(values, [3, 4, 5, 6])
+    assert np.abs(counts / t.size - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / t.size)
+    assert abs(noise.mean()) < 5 / np.sqrt(noise.size) and abs(noise.std() - 1) < 5 / np.sqrt(2 * noise.size)
+    assert set(own) == {0.0, 1.0} and abs(own.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / own.size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("t_range", (0, 10)), ("t_range", (5, 4)), ("t_range", (1, 1001)), ("own_share", -0.1), ("own_share", 1.5)],
+)
+def test_step_names_fields_out_of_range(echo, field, value):
+    with pytest.raises(ValueError, match=rf"diffusion\.{field}="):
+        echo(**{f"diffusion__{field}": value})

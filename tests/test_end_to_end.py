@@ -1,0 +1,225 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from dpose_jax.data.records import BadRecordError
+from dpose_jax.data.synthetic import SyntheticSource
+from dpose_jax.evaluation.run import evaluate
+from dpose_jax.skeletons import COCO
+from dpose_jax.training.loop import dry_run, train
+
+ROOT = pathlib.Path(__file__).parents[1]
+PEOPLE = 12
+
+
+def command(script, *arguments):
+    """What a user sees: status, stdout and stderr."""
+    return subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def read_lines(workdir):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in pathlib.Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def report(trained):
+    config, workdir = trained
+    return evaluate(config, workdir)
+
+
+@pytest.fixture
+def folder(tmp_path, miniature):
+    """A COCO-format folder of drawn people, and overrides that train on it."""
+    source = SyntheticSource(PEOPLE, COCO, difficulty=0.0, seed=0, size=(96, 96))
+    root = tmp_path / "people"
+    (root / "images").mkdir(parents=True)
+    truth = source.ground_truth()
+    for index, image in enumerate(truth["images"]):
+        image["file_name"] = f"{image['id']}.png"
+        cv2.imwrite(str(root / "images" / image["file_name"]), source.read_image(index)[..., ::-1])
+    (root / "truth.json").write_text(json.dumps(truth))
+    fields = {"data__source": "folder", "data__root": str(root), "train__steps": 2, "train__log_every": 1}
+    for split in ("train", "val"):
+        fields |= {f"data__{split}_annotations": "truth.json", f"data__{split}_images": "images"}
+    return root, fields
+
+
+def test_training_writes_metrics_and_checkpoints(trained):
+    config, workdir = trained
+    lines = read_lines(workdir)
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        figures = ("loss", "loss_diffusion", "loss_coarse", "learning_rate", "grad_norm", "examples_per_second")
+        assert all(np.isfinite(line[name]) and line[name] > 0 for name in figures)
+        assert line["loss"] == pytest.approx(line["loss_diffusion"] + line["loss_coarse"], rel=1e-5)
+        assert line["bad_records"] == 0
+    assert sorted(os.listdir(os.path.join(workdir, "checkpoints"))) == ["2", "4"]
+    assert json.load(open(os.path.join(workdir, "config.json")))["train"]["steps"] == config.train.steps
+    assert os.listdir(os.path.join(workdir, "tensorboard"))
+
+
+def test_evaluation_has_the_schema(trained, report, miniature):
+    workdir = pathlib.Path(trained[1])
+    assert json.loads((workdir / "eval.json").read_text()) == report
+    assert set(report) == {"protocol", "results", "best"}
+    assert list(report["results"]) == ["coarse", "steps_1", "steps_2"]
+    for result in report["results"].values():
+        assert {"AP", "AP50", "AP75", "AR", "PCK@0.2"} <= set(result)
+        assert all(value is None or 0 <= value <= 1 for value in result.values())
+    best = report["best"]
+    assert set(best) == {"name", "AP", "AP50", "PCK@0.2"}
+    assert best["AP"] == max(result["AP"] for result in report["results"].values())
+    assert best["PCK@0.2"] == report["results"][best["name"]]["PCK@0.2"]
+    protocol = report["protocol"]
+    assert (protocol["step"], protocol["ema"], protocol["flip"], protocol["boxes"]) == (4, True, True, "gt")
+    assert protocol["codec"] == "unbiased+dark"
+
+
+def test_evaluation_writes_results_and_pictures(trained, report):
+    workdir = pathlib.Path(trained[1])
+    for name in ("coarse", "steps_1", "steps_2"):
+        rows = json.loads((workdir / "results" / f"val_gt_{name}.json").read_text())
+        assert rows and all(len(row["keypoints"]) == 51 and row["category_id"] == 1 for row in rows)
+    for name in ("predictions", "heatmaps", "denoising"):
+        picture = cv2.imread(str(workdir / "pictures" / f"{name}.png"))
+        assert picture is not None and picture.std() > 5
+
+
+def test_evaluation_again_gives_the_same_figures(trained, report, miniature, tmp_path, capsys):
+    """Also into another file, with another batch size, as a table; the last weights give other heatmaps."""
+    out = str(tmp_path / "report.json")
+    again = evaluate(miniature(eval__batch_size=3, eval__pictures=0), trained[1], out)
+    assert json.load(open(out)) == again
+    for name, result in report["results"].items():
+        assert again["results"][name] == pytest.approx(result, abs=1e-6)
+    table = capsys.readouterr().out
+    assert all(name in table for name in ("coarse", "steps_1", "steps_2", "AP50", "PCK@0.2"))
+
+
+def test_command_lines(trained, report, miniature_flags, tmp_path):
+    """train.py finishes a finished run, eval.py gives the report of the function; neither alarms anybody."""
+    arguments = [*miniature_flags, f"--workdir={trained[1]}"]
+    done = command("train.py", *arguments)
+    assert done.returncode == 0 and "resuming at step 4 of 4" in done.stdout, done.stderr
+    out = tmp_path / "report.json"
+    done = command("eval.py", *arguments, "--config.eval.pictures=0", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["results"]["coarse"] == pytest.approx(report["results"]["coarse"], abs=1e-6)
+    assert "Traceback" not in done.stderr and "leaked" not in done.stderr
+
+
+def test_dry_run_says_what_the_run_needs_and_writes_nothing(miniature, tmp_path, capsys):
+    workdir = tmp_path / "none"
+    dry_run(miniature(), str(workdir))
+    assert not workdir.exists()
+    said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert {"data", "devices", "parameters", "memory", "speed", "whole run"} <= set(said)
+    assert "M" in said["parameters"] and "examples/s" in said["speed"] and "4 steps" in said["whole run"]
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_unknown_field_on_the_command_line(script, tmp_path):
+    done = command(script, "--config=configs/base.py", f"--workdir={tmp_path}", "--config.optim.learnig_rate=1.0")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: unknown config field 'learnig_rate'") and "learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_folder_on_the_command_line(tmp_path):
+    arguments = ["--config=configs/base.py", f"--workdir={tmp_path / 'w'}", f"--config.data.root={tmp_path / 'none'}"]
+    done = command("train.py", *arguments, "--config.model.backbone=tiny")
+    assert done.returncode == 1 and not (tmp_path / "w").exists()
+    assert done.stderr.splitlines()[-1] == f"error: data.root='{tmp_path / 'none'}': no such folder"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("run", [train, dry_run, evaluate])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"input_size": (60, 64)}, r"input_size=\(60, 64\)"),
+        ({"stride": 3}, r"stride=3"),
+        ({"joint_set": "crowdpose"}, r"(?s)crowdpose.*joint"),
+        ({"sampler__eta": 2.0}, r"sampler\.eta=2\.0"),
+        ({"sampler__t_start": 1001}, r"sampler\.t_start=1001"),
+        ({"diffusion__zeta": 0.0}, r"diffusion\.zeta=0\.0"),
+        ({"optim__schedule": "flat"}, r"optim\.schedule='flat'"),
+        ({"data__source": "web"}, r"data\.source='web'"),
+    ],
+)
+def test_a_field_out_of_range_stops_before_the_first_compile(run, fields, message, miniature, trained, monkeypatch):
+    monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("compiled before the check"))
+    with pytest.raises(ValueError, match=message):
+        run(miniature(**fields), trained[1])
+
+
+def test_joint_set_that_does_not_fit_the_annotations(folder, miniature, tmp_path):
+    root, fields = folder
+    with pytest.raises(ValueError, match=r"(?s)truth\.json.*crowdpose"):
+        train(miniature(**fields, joint_set="crowdpose"), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_empty_folder(miniature, folder, tmp_path):
+    root, fields = folder
+    for path in (root / "images").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"truth\.json.*image_missing"):
+        train(miniature(**fields), str(tmp_path / "w"))
+    (root / "truth.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"truth\.json"):
+        train(miniature(**fields), str(tmp_path / "w"))
+
+
+@pytest.mark.parametrize("run", [train, dry_run, evaluate])
+def test_workdir_of_another_model(run, trained, miniature):
+    with pytest.raises(ValueError, match=r"(?s)holds the checkpoint of another model.*model\.width: 8 there, 16 in"):
+        run(miniature(model__width=16), trained[1])
+
+
+def test_evaluation_without_a_checkpoint(miniature, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        evaluate(miniature(), str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        evaluate(miniature(), str(tmp_path / "empty"))
+    assert files(tmp_path) == []
+
+
+def test_broken_images_are_counted_up_to_their_share(folder, miniature, tmp_path):
+    """One of twelve: left out and counted; two of twelve: more than the tenth that is allowed."""
+    root, fields = folder
+    fields |= {"data__max_bad_share": 0.1, "train__batch_size": 8, "train__steps": 2}
+    images = sorted((root / "images").iterdir())
+    images[0].write_bytes(b"no image")
+    train(miniature(**fields), str(tmp_path / "one"))
+    assert read_lines(tmp_path / "one")[-1]["bad_records"] == 1
+    report = evaluate(miniature(**fields, eval__pictures=0), str(tmp_path / "one"))
+    assert report["protocol"]["persons"] == PEOPLE and report["protocol"]["skipped"] == 1
+    images[5].write_bytes(images[5].read_bytes()[:100])
+    for run in (
+        lambda: train(miniature(**fields), str(tmp_path / "two")),
+        lambda: evaluate(miniature(**fields), str(tmp_path / "one")),
+    ):
+        with pytest.raises(
+            ValueError, match=r"2 of 12 records are unreadable, more than data\.max_bad_share=0\.1; .*png"
+        ):
+            run()
+
+
+def test_all_images_broken(folder, miniature, tmp_path):
+    root, fields = folder
+    for path in (root / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(BadRecordError, match=r"12 unreadable records in a row .*\.png"):
+        train(miniature(**fields), str(tmp_path / "w"))

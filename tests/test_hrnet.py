@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpose_jax.models.hrnet import PRESETS, ConvBN, HRNet, upsample_nearest
+
+RNG = np.random.default_rng(0)
+
+
+def shapes_of(module, *inputs):
+    return jax.eval_shape(lambda key: module.init(key, *inputs, train=False), jax.random.key(0))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def slow_convolution(x, kernel, stride):
+    """3x3 convolution with padding 1 by the definition, one output pixel at a time: (B, H, W, C)."""
+    batch, height, width, _ = x.shape
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = np.zeros((batch, (height - 1) // stride + 1, (width - 1) // stride + 1, kernel.shape[-1]))
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            patch = padded[:, i * stride : i * stride + 3, j * stride : j * stride + 3]
+            out[:, i, j] = np.einsum("byxc,yxcd->bd", patch, kernel)
+    return out
+
+
+@pytest.mark.parametrize(("preset", "published", "digits"), [("w32", 28.54, 2), ("w48", 63.6, 1)])
+def test_parameters_are_the_published_number(preset, published, digits):
+    """Sun et al.: HRNet with a 1x1 head for COCO's 17 joints, in millions; every batch norm has a scale and a bias."""
+    width = PRESETS[preset].width
+    params = shapes_of(HRNet(PRESETS[preset]), jnp.zeros((1, 256, 192, 3)))["params"]
+    assert round((count(params) + 17 * width + 17) / 1e6, digits) == published
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("size", [(32, 32), (96, 160)])
+def test_features_are_at_stride_4(preset, size):
+    spec = PRESETS[preset]
+    out, _ = jax.eval_shape(
+        lambda key: HRNet(spec, jnp.bfloat16).init_with_output(key, jnp.zeros((2, *size, 3))), jax.random.key(0)
+    )
+    assert (out.shape, out.dtype) == ((2, size[0] // 4, size[1] // 4, spec.width), jnp.bfloat16)
+
+
+def test_parameters_stay_float32_in_bfloat16():
+    shapes = shapes_of(HRNet(PRESETS["tiny"], jnp.bfloat16), jnp.zeros((1, 32, 32, 3)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(8, 6), (7, 5)])
+def test_convolution_pads_one_pixel_on_every_side(stride, size, random_tree):
+    """As torch does; XLA's "SAME" at stride 2 and even sizes pads below and to the right alone."""
+    x = RNG.standard_normal((2, *size, 3)).astype(np.float32)
+    layer = ConvBN(4, stride=stride, relu=False)
+    variables = random_tree(shapes_of(layer, x))
+    stats, norm = variables["batch_stats"]["bn"], variables["params"]["bn"]
+    raw = slow_convolution(x, variables["params"]["conv"]["kernel"], stride)
+    expected = (raw - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * norm["scale"] + norm["bias"]
+    np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        ConvBN(4, stride=stride).apply(variables, x, train=False), np.maximum(expected, 0), atol=1e-5
+    )
+
+
+def test_one_by_one_convolution_is_the_matrix_product(random_tree):
+    x = RNG.standard_normal((2, 4, 5, 3)).astype(np.float32)
+    layer = ConvBN(6, kernel=1, relu=False)
+    variables = random_tree(shapes_of(layer, x))
+    variables["batch_stats"]["bn"] = {"mean": np.zeros(6), "var": np.ones(6) - np.float32(1e-5)}
+    variables["params"]["bn"] = {"scale": np.ones(6), "bias": np.zeros(6)}
+    expected = np.einsum("byxc,cd->byxd", x, variables["params"]["conv"]["kernel"])
+    np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, atol=1e-5)
+
+
+def test_batch_statistics():
+    """A training pass normalises by the batch and moves the running statistics by a tenth of the way."""
+    x = 3 + 2 * RNG.standard_normal((4, 6, 6, 3)).astype(np.float32)
+    layer = ConvBN(4, relu=False)
+    shapes = shapes_of(layer, x)
+    kernel = RNG.standard_normal(shapes["params"]["conv"]["kernel"].shape).astype(np.float32)
+    variables = {
+        "params": {"conv": {"kernel": kernel}, "bn": {"scale": np.ones(4), "bias": np.zeros(4)}},
+        "batch_stats": {"bn": {"mean": np.arange(4.0), "var": np.arange(1.0, 5.0)}},
+    }
+    out, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    raw = slow_convolution(x, kernel, 1)
+    mean, var = raw.mean((0, 1, 2)), raw.var((0, 1, 2))
+    np.testing.assert_allclose(out, (raw - mean) / np.sqrt(var + 1e-5), atol=1e-4)
+    stats = updated["batch_stats"]["bn"]
+    np.testing.assert_allclose(stats["mean"], 0.9 * np.arange(4) + 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 * np.arange(1, 5) + 0.1 * var, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 8])
+def test_upsampling_repeats_pixels(factor):
+    x = RNG.standard_normal((2, 3, 5, 4)).astype(np.float32)
+    expected = x.repeat(factor, axis=1).repeat(factor, axis=2)
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x), factor), expected)

@@ -1,0 +1,348 @@
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from absl import logging
+
+from dpose_jax import parallel
+from dpose_jax.data.records import Person
+from dpose_jax.models.initialise import initial_variables
+from dpose_jax.training import loop
+from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir
+from dpose_jax.training.metrics import BadRecords, MetricsWriter
+from dpose_jax.training.state import (
+    TrainState,
+    average_params,
+    averaged_params,
+    initial_state,
+    learning_rate,
+    make_optimizer,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_moving_average_is_its_recursion():
+    """a_n = d_n a_(n-1) + (1 - d_n) p_n with d_n = min(decay, n / (9 + n)) for the n-th update, from p_0."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal(3).astype(np.float32)}
+    optimizer = optax.chain(optax.sgd(1.0), average_params(0.6))
+    state = optimizer.init(params)
+    expected = params["w"].astype(np.float64)
+    for n in range(1, 30):
+        gradients = {"w": rng.standard_normal(3).astype(np.float32)}
+        updates, state = optimizer.update(gradients, state, params)
+        np.testing.assert_array_equal(updates["w"], -gradients["w"])
+        params = optax.apply_updates(params, updates)
+        decay = min(0.6, n / (9 + n))
+        expected = decay * expected + (1 - decay) * np.asarray(params["w"])
+        average = averaged_params(TrainState(n, params, {}, state))
+        np.testing.assert_allclose(average["w"], expected, atol=1e-5)
+    assert averaged_params(TrainState(0, params, {}, optax.chain(optax.sgd(1.0)).init(params))) is None
+
+
+def test_cosine_schedule(miniature):
+    rate = learning_rate(
+        miniature(optim__schedule="cosine", optim__learning_rate=0.02, optim__warmup_steps=10, train__steps=110)
+    )
+    steps = np.arange(111)
+    cosine = 0.02 * (1 + np.cos(np.pi * (steps - 10) / 100)) / 2
+    expected = np.where(steps < 10, 0.02 * steps / 10, cosine)
+    np.testing.assert_allclose([rate(step) for step in steps], expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_step_schedule(miniature, warmup):
+    """A tenth from each share of the run on, whatever the warm-up."""
+    rate = learning_rate(
+        miniature(
+            optim__schedule="step",
+            optim__learning_rate=1.0,
+            optim__warmup_steps=warmup,
+            optim__decay_at=(0.5, 0.8),
+            train__steps=100,
+        )
+    )
+    for step, value in [(warmup, 1.0), (49, 1.0), (50, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)]:
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5), step
+    if warmup:
+        assert [float(rate(step)) for step in (0, 5)] == pytest.approx([0.0, 0.5])
+
+
+def test_optimizer_clips_and_decays_kernels_alone(miniature):
+    fields = {
+        "optim__warmup_steps": 0,
+        "optim__learning_rate": 0.1,
+        "optim__weight_decay": 0.5,
+        "optim__clip_norm": 1.0,
+    }
+    optimizer = make_optimizer(miniature(**fields))
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+    state = optimizer.init(params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 3, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0)
+    gradients = {"kernel": jnp.zeros((2, 2)), "bias": jnp.array([30.0, 40.0])}
+    _, state = optimizer.update(gradients, state, params)
+    moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
+    np.testing.assert_allclose(moments.mu["bias"], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", 0.0), ("schedule", "linear"), ("warmup_steps", 4), ("warmup_steps", -1)]
+    + [("clip_norm", -1.0), ("weight_decay", -1.0), ("ema", 1.0), ("ema", -0.1)],
+)
+def test_fields_out_of_range_are_named(miniature, field, value):
+    with pytest.raises(ValueError, match=rf"optim\.{field}={value!r}: must"):
+        make_optimizer(miniature(**{f"optim__{field}": value}))
+
+
+class People:
+    """Persons without pixels."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return Person(100 + index, index, f"{index}.jpg", np.ones(4), np.zeros((17, 3)))
+
+
+@pytest.fixture
+def log(miniature, tmp_path):
+    config = miniature(train__steps=6, train__log_every=2)
+    run = types.SimpleNamespace(config=config, source=People(), rate=lambda step: 0.5 + step)
+    writer = MetricsWriter(str(tmp_path), 0)
+    yield loop.StepLog(run, 0, writer)
+    writer.close()
+
+
+def figures(**changes):
+    values = {"loss": 3.0, "loss_diffusion": 1.0, "loss_coarse": 2.0, "grad_norm": 4.0} | changes
+    return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def test_log_reads_one_step_late(log, tmp_path):
+    for step in range(1, 5):
+        log.push(step, figures(loss=step), np.array([step]))
+        assert [line["step"] for line in read_metrics(tmp_path)] == [s for s in (2, 4) if s < step]
+    log.flush()
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4]
+    for line in lines:
+        # The rate of the n-th step is the schedule's at n - 1 steps done.
+        expected = {"loss": line["step"], "loss_diffusion": 1, "loss_coarse": 2, "grad_norm": 4, "bad_records": 0}
+        expected["learning_rate"] = line["step"] - 0.5
+        assert {name: line[name] for name in expected} == expected and line["examples_per_second"] > 0
+
+
+@pytest.mark.parametrize("name", ["loss_diffusion", "loss_coarse", "loss", "grad_norm"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_figure_that_is_not_finite_stops_the_run(log, name, value):
+    log.push(1, figures(), np.array([5, 6]))
+    log.push(2, figures(**{name: value}), np.array([7, 8]))
+    with pytest.raises(loop.DivergedError, match=rf"step 2: {name} is {value}; annotation ids \[7, 8\]"):
+        log.push(3, figures(), np.array([9, 10]))
+
+
+def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):
+    """A real NaN, through the compiled step; `trained` has compiled it."""
+
+    def poisoned(model, seed):
+        variables = initial_variables(model, seed)
+        variables["params"]["decoder"]["head"]["bias"][3] = np.nan
+        return variables
+
+    monkeypatch.setattr(loop, "initial_variables", poisoned)
+    with pytest.raises(loop.DivergedError, match=r"step 1: loss_diffusion is nan; annotation ids \[\d+(, \d+){7}\]"):
+        loop.train(miniature(), str(tmp_path))
+    checkpoints = Checkpoints(str(tmp_path))
+    assert checkpoints.latest is None
+    checkpoints.close()
+
+
+def test_metrics_after_the_resumed_step_and_cut_lines_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 2.0}\n{"step": 30, "loss": 3.0}\n{"step": 40, "lo')
+    writer = MetricsWriter(str(tmp_path), 20)
+    writer.write(30, {"loss": 4.0})
+    writer.close()
+    assert read_metrics(tmp_path) == [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 2.0}, {"step": 30, "loss": 4.0}]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_bad_records_are_named_once_counted_and_limited(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
+    bad = BadRecords(People(), max_share=0.2)
+    bad.add(np.array([-1, 3, -1, 3]))
+    bad.add(np.array([3, 7, -1]))
+    assert len(bad) == 2
+    assert warnings == [f"unreadable record left out: {i}.jpg (id {100 + i})" for i in (3, 7)]
+    with pytest.raises(
+        ValueError, match=r"3 of 10 records are unreadable, more than data\.max_bad_share=0\.2; .*\.jpg"
+    ):
+        bad.add(np.array([1]))
+
+
+def test_a_workdir_keeps_its_model(miniature, tmp_path):
+    workdir = str(tmp_path / "new")
+    claim_workdir(miniature(), workdir)
+    # What changes no parameter may change; the stored config follows.
+    claim_workdir(miniature(train__steps=9, model__dtype="bfloat16", model__detach_coarse=True), workdir)
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["train"]["steps"] == 9
+    other = miniature(model__width=16, model__decoder_blocks=2, stride=2)
+    for check in (claim_workdir, check_workdir):
+        with pytest.raises(ValueError, match="holds the checkpoint of another model or optimizer") as caught:
+            check(other, workdir)
+        lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+        assert lines == [
+            "model.decoder_blocks: 1 there, 2 in the config",
+            "model.width: 8 there, 16 in the config",
+            "stride: 4 there, 2 in the config",
+        ]
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["stride"] == 4
+
+
+def test_checkpoint_brings_back_state_and_data_position(trained, tmp_path):
+    config, workdir = trained
+    run = loop.prepare(config)
+    checkpoints = Checkpoints(workdir, keep=2)
+    assert checkpoints.latest == 4
+    state = checkpoints.restore(jax.tree.map(loop._abstract, run.state), run.data)
+    checkpoints.close()
+    assert run.data.get_state() == {"examples": 4 * 8}
+    assert int(state.step) == 4
+
+    again = Checkpoints(str(tmp_path), keep=1)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        again.restore(jax.tree.map(loop._abstract, run.state))
+    again.save(3, state, run.data)
+    expected = run.read()
+    again.save(4, state, run.data)
+    again.close()
+    again = Checkpoints(str(tmp_path), keep=1)
+    other = loop.prepare(config)
+    restored = again.restore(jax.tree.map(loop._abstract, other.state), other.data)
+    assert again.latest == 4 and sorted(os.listdir(tmp_path / "checkpoints")) == ["4"]
+    again.close()
+    for one, copy in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+        np.testing.assert_array_equal(one, copy)
+    after = run.read()
+    np.testing.assert_array_equal(other.read()["image"], after["image"])
+    assert (after["image"] != expected["image"]).any()
+    run.data.close(), other.data.close()
+
+
+def test_another_optimizer_in_the_workdir_is_named(trained, miniature, tmp_path):
+    """Its state has other parts, so it could not be restored."""
+    workdir = str(tmp_path / "copy")
+    shutil.copytree(trained[1], workdir)
+    for name, value in [("ema", 0.0), ("clip_norm", 0.0), ("weight_decay", 0.0)]:
+        with pytest.raises(ValueError, match=rf"optim\.{name}: on there, off in the config"):
+            loop.train(miniature(**{f"optim__{name}": value}), workdir)
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(trained, tmp_path, monkeypatch):
+    """Two steps, a crash, two more: bit for bit the parameters, statistics, averages and log of four steps."""
+    config, straight = trained
+    save = Checkpoints.save
+
+    def crash(self, step, state, data):
+        save(self, step, state, data)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", crash)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(config, str(tmp_path))
+    loop.train(config, str(tmp_path))
+    states = []
+    abstract = jax.tree.map(loop._abstract, loop.prepare(config).state)
+    for workdir in (straight, str(tmp_path)):
+        checkpoints = Checkpoints(workdir, keep=2)
+        states.append(checkpoints.restore(abstract))
+        checkpoints.close()
+    for one, other in zip(*(jax.tree.leaves(state) for state in states), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for one, other in zip(read_metrics(straight), read_metrics(tmp_path), strict=True):
+        assert {k: v for k, v in one.items() if k != "examples_per_second"} == {
+            k: v for k, v in other.items() if k != "examples_per_second"
+        }
+
+
+def test_a_finished_run_does_nothing_more(trained, capsys):
+    config, workdir = trained
+    before = read_metrics(workdir)
+    loop.train(config, workdir)
+    assert read_metrics(workdir) == before
+    assert "resuming at step 4 of 4" in capsys.readouterr().out
+
+
+EIGHT = """
+import json, sys
+import numpy as np
+from configs import base
+from dpose_jax import parallel
+from dpose_jax.training import loop
+config = base.get_config()
+config.update_from_flattened_dict(json.loads(sys.argv[1]))
+run = loop.prepare(config)
+assert run.mesh.size == 8
+batch = parallel.put_batch(dict(np.load(sys.argv[2])), run.mesh)
+assert {s.data.shape[0] for s in batch["image"].addressable_shards} == {1}
+state, metrics = run.step(run.state, batch)
+print(json.dumps({name: float(value) for name, value in metrics.items()}))
+"""
+
+
+def test_eight_devices_compute_what_one_does(miniature, trained, tmp_path):
+    """Batch normalisation and the loss are those of the global batch; only the order of sums differs."""
+    from conftest import MINIATURE
+
+    run = loop.prepare(miniature())
+    batch = run.read()
+    run.data.close()
+    np.savez(tmp_path / "batch.npz", **batch)
+    _, metrics = run.step(run.state, parallel.put_batch(batch, run.mesh))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    out = subprocess.run(
+        [sys.executable, "-c", EIGHT, json.dumps(MINIATURE), str(tmp_path / "batch.npz")],
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert out.returncode == 0, out.stderr
+    for name, value in json.loads(out.stdout.splitlines()[-1]).items():
+        assert value == pytest.approx(float(metrics[name]), rel=1e-4), name
+
+
+def test_batch_that_the_devices_do_not_divide():
+    mesh = types.SimpleNamespace(size=8)
+    parallel.check_batch_size("train.batch_size", 16, mesh)
+    for size in (0, 12, -8):
+        with pytest.raises(ValueError, match=rf"train\.batch_size={size}: .*8"):
+            parallel.check_batch_size("train.batch_size", size, mesh)
+
+
+def test_initial_state_is_a_copy(miniature):
+    """The first donated step must not destroy the average, which starts as the parameters."""
+    params = {"kernel": np.ones((2, 2), np.float32)}
+    state = initial_state({"params": params, "batch_stats": {}}, make_optimizer(miniature()))
+    average = averaged_params(state)["kernel"]
+    assert average.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()
