@@ -59,9 +59,9 @@ class Codec:
         """Pixels by which a mirrored heatmap must move right to fall on the plain one.
 
         Mirroring the crop mirrors an unbiased map exactly; a rounded map is then 1 - 1/s pixels off,
-        for which HRNet moves it by one.
+        for which HRNet, at s = 4, moves it by one. At s = 1 nothing is off; at s = 2 one is half a pixel too far.
         """
-        return 1 if self.name == "rounded" else 0
+        return 1 if self.name == "rounded" and self.stride > 1 else 0
 
     def to_heatmap(self, keypoints: jax.Array) -> jax.Array:
         """Crop pixels to heatmap pixels, (..., 2) float x and y, for a map of any resolution."""
@@ -75,9 +75,33 @@ class Codec:
         """Heatmap pixels to [-1, 1] over the map on each axis, (..., 2) (ours)."""
         return 2.0 * keypoints / self._extent() - 1.0
 
-    def denormalise(self, y: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
-        """[-1, 1] to pixels of a map of `size` (default: the heatmaps'), (..., 2)."""
-        return (y + 1.0) / 2.0 * self._extent(size)
+    def denormalise(self, y: jax.Array) -> jax.Array:
+        """[-1, 1] to heatmap pixels, (..., 2); the inverse of `normalise`."""
+        return (y + 1.0) / 2.0 * self._extent()
+
+    def at_stride(self, stride: int) -> "Codec":
+        """The same codec for maps of another stride."""
+        return dataclasses.replace(self, stride=stride)
+
+    def resample(self, maps: jax.Array, source: "Codec") -> jax.Array:
+        """Maps laid out as `source`'s heatmaps, brought to this codec's size: bilinear, each joint at its place.
+
+        jax.image.resize would not do: it takes pixels for areas, where an unbiased map has its corner centres on
+        the crop's corner centres, and a rounded map its pixel k on crop pixel s k.
+
+        Args:
+          maps: (B, H', W', C) of `source.size`.
+          source: a codec of the same crop and name.
+
+        Returns:
+          (B, H, W, C) in the dtype of `maps`.
+        """
+        if source.size == self.size:
+            return maps
+        ratio = self._pitch() / source._pitch()
+        rows = _interpolation(self.size[0], source.size[0], ratio[1])
+        columns = _interpolation(self.size[1], source.size[1], ratio[0])
+        return jnp.einsum("yv,bvuc,xu->byxc", rows.astype(maps.dtype), maps, columns.astype(maps.dtype))
 
     def render(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
         """phi with this codec's centres: heatmap pixels (..., J, 2), flags (..., J) -> (..., H, W, J)."""
@@ -131,7 +155,7 @@ class Codec:
             behind = self._at(flat, jnp.maximum(x - dx, 0), jnp.maximum(y - dy, 0))
             return jnp.where(inside, 0.25 * jnp.sign(ahead - behind), 0.0)
 
-        # HRNet leaves peaks on the outermost pixels alone, on either axis.
+        # Peaks on the border stay, on both axes; HRNet's code leaves those at 1 alone as well, which we do not.
         inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
         return jnp.stack([step(1, 0, inside), step(0, 1, inside)], axis=-1)
 
@@ -169,12 +193,18 @@ class Codec:
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
         if self.name == "rounded":
-            return np.float32([self.stride, self.stride])
-        return np.float32([self.input_size[1] - 1, self.input_size[0] - 1]) / self._extent()
+            return np.array([self.stride, self.stride], np.float32)
+        return np.array([self.input_size[1] - 1, self.input_size[0] - 1], np.float32) / self._extent()
 
-    def _extent(self, size: tuple[int, int] | None = None) -> np.ndarray:
-        height, width = size or self.size
-        return np.float32([width - 1, height - 1])
+    def _extent(self) -> np.ndarray:
+        height, width = self.size
+        return np.array([width - 1, height - 1], np.float32)
+
+
+def _interpolation(length: int, source: int, pitch: float) -> np.ndarray:
+    """(length, source) weights: row i is linear between the source pixels around i * pitch."""
+    position = np.clip(np.arange(length) * pitch, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source))).astype(np.float32)
 
 
 def _blur_matrix(length: int, kernel: int) -> np.ndarray:

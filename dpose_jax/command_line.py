@@ -26,7 +26,7 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) ->
             main()
         except USER_ERRORS + errors as error:
             logging.debug("", exc_info=True)
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 
     app.run(call, flags_parser=_parse)
 

@@ -16,6 +16,12 @@ def result_names(settings: tuple[SamplerSettings, ...]) -> tuple[str, ...]:
     return ("coarse", *(f"steps_{one.steps}" for one in settings))
 
 
+def person_keys(seed: int, annotation_ids: jax.Array, *, mirrored: bool = False) -> jax.Array:
+    """(B,) int32 ids -> (B,) keys by `fold_in`: a person's noise depends on no batch, order or device."""
+    key = jax.random.fold_in(jax.random.key(seed), int(mirrored))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, annotation_ids)
+
+
 def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.Array:
     """Heatmaps of a mirrored crop -> of the crop itself.
 
@@ -38,7 +44,7 @@ def make_predict(
     Args:
       settings: sampling runs, which share one pass of the backbone.
       flip: average the final heatmaps with those of the mirrored crop.
-      seed: of the sampler's noise, which is `fold_in(key, annotation id)` for each person.
+      seed: of the sampler's noise, see `person_keys`.
 
     Returns:
       `(variables, images (B, Hx, Wx, 3) uint8, annotation_ids (B,) int32) -> {name: (keypoints (B, J, 2) in
@@ -46,10 +52,10 @@ def make_predict(
     """
 
     def predict(variables, images, annotation_ids):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), annotation_ids)
+        keys = person_keys(seed, annotation_ids)
         if flip:
             images = jnp.concatenate([images, images[:, :, ::-1]])
-            keys = jnp.concatenate([keys, jax.vmap(jax.random.fold_in, (0, None))(keys, 1)])
+            keys = jnp.concatenate([keys, person_keys(seed, annotation_ids, mirrored=True)])
         coarse, sampled = sample_heatmaps(model, variables, images, keys, settings=settings, schedule=schedule)
         joints = {}
         for name, heatmaps in zip(result_names(settings), (coarse, *(final for final, _ in sampled)), strict=True):

@@ -9,6 +9,7 @@ import json
 import math
 import operator
 import os
+from collections.abc import Callable
 
 Pair = tuple[int, int]
 
@@ -208,7 +209,7 @@ def _pairs(value) -> tuple[Pair, ...]:
     return tuple((operator.index(a), operator.index(b)) for a, b in value)
 
 
-_READERS = {
+_READERS: dict[str, Callable] = {
     "joints": tuple,
     "limbs": _pairs,
     "flip_pairs": _pairs,

@@ -5,12 +5,12 @@ pixel centres at integers. Arguments are never written to. Crops that are small 
 """
 
 import colorsys
-import os
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from dpose_jax.files import write_bytes
 from dpose_jax.skeletons import JointSet
 
 # From Okabe and Ito's palette, told apart in all common kinds of colour blindness; the centre is white.
@@ -247,11 +247,7 @@ def write_png(path: str, image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path}: image must be (h, w, 3) uint8, got {image.shape} {image.dtype}")
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    beside = f"{path}.{os.getpid()}.tmp"
-    with open(beside, "wb") as file:
-        file.write(encoded.tobytes())
-    os.replace(beside, path)
+    write_bytes(path, encoded.tobytes())
 
 
 def _enlargement(crops: np.ndarray) -> int:

@@ -15,8 +15,9 @@ from pycocotools.coco import COCO as CocoApi
 from pycocotools.cocoeval import COCOeval
 
 from dpose_jax.data.records import Person
-from dpose_jax.evaluation.coco import METRICS, evaluate_results, write_json, write_results
+from dpose_jax.evaluation.coco import METRICS, evaluate_results, write_results
 from dpose_jax.evaluation.protocol import Predictions, format_table, summarise, to_results
+from dpose_jax.files import write_json
 from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
 
 CONFIG = ConfigDict(

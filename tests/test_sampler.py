@@ -12,11 +12,18 @@ from dpose_jax.diffusion.sampler import STARTS, UPDATE_RULES, SamplerSettings, s
 from dpose_jax.diffusion.schedule import Schedule, gamma_table
 
 BATCH, JOINTS = 2, 3
-CODEC = Codec((48, 40), 2, sigma=1.5, blur=5)
-SCHEDULE = Schedule("cosine", 1000, 2.0)
-KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(BATCH))
 
-decode = jax.jit(Codec.peaks, static_argnums=(0, 2))
+
+class CompiledCodec(Codec):
+    """Runs of many settings share one compilation."""
+
+    peaks = jax.jit(Codec.peaks, static_argnums=(0, 2))
+
+
+CODEC = CompiledCodec((48, 40), 2, sigma=1.5, blur=5)
+ZETA = 0.8  # small, so that the clamp to the map counts
+SCHEDULE = Schedule("cosine", 1000, ZETA)
+KEYS = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(BATCH))
 
 
 def truth(seed=0):
@@ -52,14 +59,28 @@ def run(settings, coarse, keys=KEYS, condition=condition, denoise=denoise):
 compiled = jax.jit(run, static_argnums=0)
 
 
+@pytest.fixture
+def unrolled(monkeypatch):
+    """Runs the sampler's scan in Python: values can be looked at, and no setting is compiled on its own."""
+
+    def scan(step, carry, inputs):
+        outputs = []
+        for one in zip(*inputs, strict=True):
+            carry, output = step(carry, one)
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+    monkeypatch.setattr(jax.lax, "scan", scan)
+
+
 def draw(y):
     """Heatmaps of y_t in units of zeta: clamp, divide by zeta, to pixels, Gaussians."""
-    pixels = (np.clip(np.asarray(y), -2, 2) / 2 + 1) / 2 * (np.array(CODEC.size[::-1]) - 1)
+    pixels = (np.clip(np.asarray(y), -ZETA, ZETA) / ZETA + 1) / 2 * (np.array(CODEC.size[::-1]) - 1)
     return CODEC.render(jnp.asarray(pixels, jnp.float32), jnp.ones(y.shape[:-1]))
 
 
 def joints_of(heatmaps):
-    return 2 * np.asarray(decode(CODEC, heatmaps, "dark")[0], np.float64) / (np.array(CODEC.size[::-1]) - 1) - 1
+    return 2 * np.asarray(CODEC.peaks(heatmaps, "dark")[0], np.float64) / (np.array(CODEC.size[::-1]) - 1) - 1
 
 
 def noise(step):
@@ -69,11 +90,11 @@ def noise(step):
 def start_of(settings, coarse):
     """y at t_start in units of zeta, and the heatmaps that enter the first step."""
     if settings.start == "coarse":
-        return 2 * joints_of(coarse), coarse
+        return ZETA * joints_of(coarse), coarse
     y = noise(0)
     if settings.start == "coarse_noised":
         gamma = float(gamma_table("cosine", 1000)[settings.t_start])
-        y = np.sqrt(gamma) * 2 * joints_of(coarse) + np.sqrt(1 - gamma) * y
+        y = np.sqrt(gamma) * ZETA * joints_of(coarse) + np.sqrt(1 - gamma) * y
     return y, draw(y)
 
 
@@ -82,7 +103,7 @@ def plain_loop(settings, coarse):
     gammas = gamma_table("cosine", 1000).astype(np.float64)
     times = [round(settings.t_start * (settings.steps - k) / settings.steps) for k in range(settings.steps + 1)]
     y, heatmaps = start_of(settings, coarse)
-    context = condition(jnp.asarray(np.clip(y, -2, 2) / 2, jnp.float32))
+    context = condition(jnp.asarray(np.clip(y, -ZETA, ZETA) / ZETA, jnp.float32))
     trajectory = [heatmaps]
     for k in range(settings.steps):
         if settings.refresh:
@@ -91,7 +112,7 @@ def plain_loop(settings, coarse):
         if settings.update_rule == "direct":
             heatmaps = estimate
         else:
-            g, g_next, signal = gammas[times[k]], gammas[times[k + 1]], 2 * joints_of(estimate)
+            g, g_next, signal = gammas[times[k]], gammas[times[k + 1]], ZETA * joints_of(estimate)
             epsilon = (y - np.sqrt(g) * signal) / np.sqrt(1 - g)
             sigma = settings.eta * np.sqrt((1 - g_next) / (1 - g)) * np.sqrt(1 - g / g_next)
             y = np.sqrt(g_next) * signal + np.sqrt(1 - g_next - sigma**2) * epsilon + sigma * noise(k + 1)
@@ -137,39 +158,36 @@ ALL = [
 ]
 
 
-def test_an_oracle_gives_back_the_truth_by_every_way():
+def test_an_oracle_gives_back_the_truth_by_every_way(unrolled):
     joints, heatmaps = truth()
     _, coarse = truth(seed=1)
-    with jax.disable_jit():
-        for settings in ALL:
-            final, trajectory = run(settings, coarse, denoise=lambda *_: heatmaps)
-            np.testing.assert_array_equal(final, heatmaps, err_msg=str(settings))
-            np.testing.assert_array_equal(trajectory[-1], heatmaps, err_msg=str(settings))
-            assert trajectory.shape == (settings.steps + 1, *coarse.shape) and np.all(np.isfinite(trajectory))
-            if settings.update_rule == "direct":
-                np.testing.assert_array_equal(trajectory[1:], np.stack([heatmaps] * settings.steps))
-    np.testing.assert_allclose(decode(CODEC, final, "dark")[0], joints, atol=1e-3)
+    for settings in ALL:
+        final, trajectory = run(settings, coarse, denoise=lambda *_: heatmaps)
+        np.testing.assert_array_equal(final, heatmaps, err_msg=str(settings))
+        np.testing.assert_array_equal(trajectory[-1], heatmaps, err_msg=str(settings))
+        assert trajectory.shape == (settings.steps + 1, *coarse.shape) and np.all(np.isfinite(trajectory))
+        if settings.update_rule == "direct":
+            np.testing.assert_array_equal(trajectory[1:], np.stack([heatmaps] * settings.steps))
+    np.testing.assert_allclose(CODEC.peaks(final, "dark")[0], joints, atol=1e-3)
 
 
-def test_an_oracle_with_ddim_walks_the_forward_process():
+def test_an_oracle_with_ddim_walks_the_forward_process(unrolled):
     """From the noised truth, eta = 0 and true estimates pass y_t of the same epsilon at every step's time."""
     joints, heatmaps = truth()
     y_0 = 2 * joints.astype(np.float64) / (np.array(CODEC.size[::-1]) - 1) - 1
     settings = SamplerSettings(4, "ddim", "coarse_noised", 800)
-    with jax.disable_jit():
-        _, trajectory = run(settings, heatmaps, denoise=lambda *_: heatmaps)
+    _, trajectory = run(settings, heatmaps, denoise=lambda *_: heatmaps)
     gammas = gamma_table("cosine", 1000).astype(np.float64)
     for t, entered in zip((800, 600, 400, 200), trajectory[:-1], strict=True):
-        expected = draw(np.sqrt(gammas[t]) * 2 * y_0 + np.sqrt(1 - gammas[t]) * noise(0))
+        expected = draw(np.sqrt(gammas[t]) * ZETA * y_0 + np.sqrt(1 - gammas[t]) * noise(0))
         np.testing.assert_allclose(entered, expected, atol=3e-4)
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_the_trajectory_begins_with_the_start(start):
+def test_the_trajectory_begins_with_the_start(unrolled, start):
     _, coarse = truth()
     settings = SamplerSettings(2, "direct", start, 300)
-    with jax.disable_jit():
-        final, trajectory = run(settings, coarse)
+    final, trajectory = run(settings, coarse)
     np.testing.assert_allclose(trajectory[0], start_of(settings, coarse)[1], atol=1e-5)
     np.testing.assert_array_equal(trajectory[-1], final)
     if start == "coarse":
@@ -188,18 +206,17 @@ def recorded(settings, coarse):
         times.append(np.asarray(t))
         return denoise(heatmaps, context, t)
 
-    with jax.disable_jit():
-        _, trajectory = run(settings, coarse, condition=record_condition, denoise=record_denoise)
+    _, trajectory = run(settings, coarse, condition=record_condition, denoise=record_denoise)
     return trajectory, seen, times
 
 
 @pytest.mark.parametrize(("rule", "start"), [("direct", "coarse"), ("ddim", "coarse_noised"), ("direct", "random")])
-def test_what_condition_and_denoise_are_given(rule, start):
+def test_what_condition_and_denoise_are_given(unrolled, rule, start):
     _, coarse = truth()
     settings = SamplerSettings(3, rule, start, 900)
     _, seen, times = recorded(settings, coarse)
     assert len(seen) == 1
-    np.testing.assert_allclose(seen[0], np.clip(start_of(settings, coarse)[0], -2, 2) / 2, atol=1e-4)
+    np.testing.assert_allclose(seen[0], np.clip(start_of(settings, coarse)[0], -ZETA, ZETA) / ZETA, atol=1e-4)
     np.testing.assert_array_equal(times, [[900] * BATCH, [600] * BATCH, [300] * BATCH])
 
     trajectory, seen, _ = recorded(dataclasses.replace(settings, refresh=True), coarse)
@@ -250,22 +267,21 @@ def test_a_result_never_depends_on_its_neighbours():
     assert np.abs(twins[0] - twins[1]).max() > 0.1
 
 
-def test_which_runs_depend_on_the_keys():
+def test_which_runs_depend_on_the_keys(unrolled):
     _, coarse = truth()
-    with jax.disable_jit():
-        for rule, start, eta in (
-            ("direct", "coarse", 1.0),
-            ("ddim", "coarse", 0.0),
-            ("ddim", "coarse", 0.5),
-            ("direct", "coarse_noised", 0.0),
-            ("ddim", "random", 0.0),
-        ):
-            settings = SamplerSettings(2, rule, start, 1000, eta)
-            difference = np.abs(run(settings, coarse)[0] - run(settings, coarse, KEYS[::-1])[0]).max()
-            if start == "coarse" and (rule == "direct" or eta == 0):
-                assert difference == 0, settings
-            else:
-                assert difference > 0.05, settings
+    for rule, start, eta in (
+        ("direct", "coarse", 1.0),
+        ("ddim", "coarse", 0.0),
+        ("ddim", "coarse", 0.5),
+        ("direct", "coarse_noised", 0.0),
+        ("ddim", "random", 0.0),
+    ):
+        settings = SamplerSettings(2, rule, start, 1000, eta)
+        difference = np.abs(run(settings, coarse)[0] - run(settings, coarse, KEYS[::-1])[0]).max()
+        if start == "coarse" and (rule == "direct" or eta == 0):
+            assert difference == 0, settings
+        else:
+            assert difference > 0.05, settings
 
 
 def test_noise_differs_from_step_to_step():

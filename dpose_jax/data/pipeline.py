@@ -42,6 +42,7 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
     if split not in ("train", "val"):
         raise ValueError(f"split={split!r}: must be 'train' or 'val'")
     joint_set = get_joint_set(config.joint_set)
+    detections = None if training else _detections(config, split)
     if config.data.source == "synthetic":
         return _synthetic_source(config, split, joint_set)
     if config.data.source != "folder":
@@ -51,7 +52,7 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
         config.data[f"{split}_annotations"],
         config.data[f"{split}_images"],
         joint_set,
-        detections=None if training else _detections(config, split),
+        detections=detections,
         min_box_score=config.eval.min_box_score,
         use_area=config.data.use_area,
         max_bad_share=config.data.max_bad_share,
@@ -81,10 +82,10 @@ def _detections(config: ConfigDict, split: str) -> str | None:
         return None
     if config.eval.boxes != "detections":
         raise ValueError(f"eval.boxes={config.eval.boxes!r}: must be 'gt' or 'detections'")
-    if split != "val" or not config.data.val_detections:
+    if config.data.source != "folder" or split != "val" or not config.data.val_detections:
         raise ValueError(
-            f"eval.boxes='detections' needs split 'val' and data.val_detections, "
-            f"got {split!r} and {config.data.val_detections!r}"
+            "eval.boxes='detections' needs data.source 'folder', eval.split 'val' and data.val_detections, "
+            f"got {config.data.source!r}, {split!r} and {config.data.val_detections!r}"
         )
     return config.data.val_detections
 

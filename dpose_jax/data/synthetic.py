@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -15,6 +14,7 @@ from dpose_jax.data import drawing
 from dpose_jax.data.poses import POINT
 from dpose_jax.data.records import Person
 from dpose_jax.data.scenes import MAX_PEOPLE, Body, Scene, generator, label, lay_out
+from dpose_jax.files import write_bytes
 from dpose_jax.skeletons import COCO, JointSet
 
 # Validation images are numbered from here, so that no number of training images runs into them.
@@ -206,22 +206,10 @@ def paint(scene: Scene, seed: int, index: int, difficulty: float) -> np.ndarray:
     return drawing.camera(rng, image, difficulty)
 
 
-def _write_bytes(path: pathlib.Path, content: bytes) -> None:
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
-
-
 def _write_image(path: pathlib.Path, seed: int, index: int, difficulty: float, size: tuple[int, int]) -> None:
     image = paint(lay_out(seed, [index], difficulty, size)[0], seed, index, difficulty)
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    _write_bytes(path, content.tobytes())
+    write_bytes(path, content.tobytes())
 
 
 def _write_images(source: SyntheticSource, folder: pathlib.Path, workers: int) -> None:
@@ -283,6 +271,6 @@ def write_coco_folder(
         annotations.mkdir(parents=True, exist_ok=True)
         _write_images(source, images, workers)
         content = json.dumps(source.ground_truth()).encode()
-        _write_bytes(annotations / f"person_keypoints_{split}2017.json", content)
+        write_bytes(annotations / f"person_keypoints_{split}2017.json", content)
         reports[split] = source.report()
     return reports

@@ -95,6 +95,9 @@ def sample(
         draw_one = lambda key: jax.random.normal(jax.random.fold_in(key, step), (joints, 2))  # noqa: E731
         return jax.vmap(draw_one)(keys)
 
+    def guide(y):
+        return condition(to_normalised(schedule, y))
+
     times = jnp.asarray(settings.times)
     if settings.start == "random":
         y = noise(0)
@@ -103,12 +106,12 @@ def sample(
     else:
         y = schedule.zeta * joints_of(coarse)
     heatmaps = coarse if settings.start == "coarse" else draw(y)
-    fixed = None if settings.refresh else condition(to_normalised(schedule, y))
+    fixed = None if settings.refresh else guide(y)
 
     def step(carry, inputs):
         heatmaps, y = carry
         index, t, t_next = inputs
-        context = condition(joints_of(heatmaps)) if fixed is None else fixed
+        context = guide(schedule.zeta * joints_of(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
         if settings.update_rule == "direct":
             carry = estimate, y
@@ -134,4 +137,6 @@ def sampler_settings(config) -> tuple[SamplerSettings, ...]:
     steps = fields.pop("steps")
     if fields["t_start"] > config.diffusion.timesteps:
         raise ValueError(f"sampler.t_start={fields['t_start']}: must not exceed T = {config.diffusion.timesteps}")
+    if not steps or len(set(steps)) != len(steps):
+        raise ValueError(f"sampler.steps={steps}: must be one or more distinct numbers of steps")
     return tuple(SamplerSettings(steps=k, **fields) for k in steps)

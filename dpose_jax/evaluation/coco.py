@@ -2,15 +2,14 @@
 
 import contextlib
 import io
-import json
 import math
-import os
 from collections.abc import Iterable
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dpose_jax.files import write_json
 from dpose_jax.skeletons import JointSet
 
 METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -129,28 +128,3 @@ def write_results(path: str, results: Iterable[dict]) -> None:
       ValueError: if a number is not finite.
     """
     write_json(path, without_boxes(results), indent=None)
-
-
-def write_json(path: str, value, *, indent: int | None = 2) -> None:
-    """Writes valid JSON beside `path` and renames it, so that a reader never sees half a file.
-
-    Numpy scalars and arrays become numbers and lists; the folder is made if absent.
-
-    Raises:
-      ValueError: if a number is not finite: JSON has no NaN.
-      TypeError: if a value has no JSON form.
-    """
-    text = json.dumps(value, indent=indent, allow_nan=False, default=_from_numpy) + "\n"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    beside = f"{path}.{os.getpid()}.tmp"
-    with open(beside, "w") as file:
-        file.write(text)
-    os.replace(beside, path)
-
-
-def _from_numpy(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")

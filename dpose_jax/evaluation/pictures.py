@@ -11,6 +11,7 @@ from dpose_jax.data.records import Source
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.diffusion.schedule import Schedule
 from dpose_jax.evaluation.oks import oks, pck
+from dpose_jax.inference import person_keys
 from dpose_jax.models.diffusion_pose import DiffusionPose, sample_heatmaps
 
 STRIP_PERSONS = 4
@@ -40,7 +41,8 @@ def draw(
     """
     crops, truth = (np.stack([row[key] for row in rows]) for key in ("image", "keypoints"))
     visible = np.stack([row["visible"] for row in rows])
-    captions = [_caption(source, model, row, row["joints"][best]) for row in rows]
+    areas = {entry["id"]: entry["area"] for entry in source.ground_truth()["annotations"]}
+    captions = [_caption(source, model, areas, row, row["joints"][best]) for row in rows]
     predicted = np.stack([row["joints"][best] for row in rows])
     sheet = visualize.prediction_sheet(crops, predicted, truth, visible, model.joint_set, captions)
     visualize.write_png(os.path.join(folder, "predictions.png"), sheet)
@@ -49,7 +51,7 @@ def draw(
     ids = np.stack([row["annotation_id"] for row in rows[few]])
     longest = max(settings, key=lambda one: one.steps)
     trajectory, joints, masks = _trace(model, schedule, variables, longest, crops[few], ids, config.sampler.seed)
-    warp = config.crop.warp
+    warp = model.codec.name
     titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
     strip = visualize.denoising_strip(
         crops[few], trajectory, joints, model.joint_set, titles, truth=truth[few], visible=visible[few], warp=warp
@@ -64,7 +66,7 @@ def _trace(model, schedule, variables, settings, crops, ids, seed):
 
     @jax.jit
     def trace(variables, crops, ids):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), ids)
+        keys = person_keys(seed, ids)
         _, [(_, trajectory)] = sample_heatmaps(model, variables, crops, keys, settings=(settings,), schedule=schedule)
         peaks, _ = model.codec.peaks(trajectory, "dark")
         joints, _ = model.codec.decode(trajectory)
@@ -75,14 +77,14 @@ def _trace(model, schedule, variables, settings, crops, ids, seed):
     return jax.device_get(trace(variables, crops, ids))
 
 
-def _caption(source: Source, model: DiffusionPose, row: dict, keypoints: np.ndarray) -> str:
+def _caption(source: Source, model: DiffusionPose, areas: dict, row: dict, keypoints: np.ndarray) -> str:
     person = source[int(row["index"])]
     labelled = person.keypoints[:, 2] > 0
     if not labelled.any():
         return visualize.person_caption(person.annotation_id)
     truth = person.keypoints[None]
     moved = keypoints @ row["to_image"][:, :2].T + row["to_image"][:, 2]
-    area = 0.53 * person.bbox[2] * person.bbox[3]
-    similarity = oks(moved[None], truth, np.array([area]), person.bbox[None], model.joint_set.sigmas)[0, 0]
+    area = np.array([areas[person.annotation_id]])
+    similarity = oks(moved[None], truth, area, person.bbox[None], model.joint_set.sigmas)[0, 0]
     right, _ = pck(moved[None], truth[..., :2], truth[..., 2], np.array([max(person.bbox[2:])]), 0.2)
     return visualize.person_caption(person.annotation_id, float(similarity), right)

@@ -167,7 +167,7 @@ def summarise(
         metrics[name] = evaluate_results(ground_truth, without_boxes(results[name]), joint_set)
         with_pck = config.eval.boxes == "gt"
         metrics[name] |= pck_of_source(source, predicted) if with_pck else dict.fromkeys(COLUMNS[len(METRICS) :])
-    best = max(metrics, key=lambda name: -1 if metrics[name]["AP"] is None else metrics[name]["AP"])
+    best = max(metrics, key=lambda name: metrics[name]["AP"] or 0.0)
     facts = {
         "joint_set": joint_set.name,
         "boxes": config.eval.boxes,

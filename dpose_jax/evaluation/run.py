@@ -13,11 +13,13 @@ from dpose_jax.data.pipeline import eval_batches, make_source
 from dpose_jax.data.records import Source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation import pictures
-from dpose_jax.evaluation.coco import write_json, write_results
+from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.protocol import Predictions, format_table, summarise
+from dpose_jax.files import write_json
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.training.checkpoints import Checkpoints, check_workdir
+from dpose_jax.training.checkpoints import Checkpoints, check_workdir, stored_config
+from dpose_jax.training.loop import check_fields
 from dpose_jax.training.metrics import BadRecords
 from dpose_jax.training.state import averaged_params, initial_state, make_optimizer
 
@@ -29,6 +31,7 @@ class Restored:
     variables: dict
     step: int
     ema: bool
+    seed: int
 
 
 def restore(config, workdir: str) -> Restored:
@@ -45,11 +48,12 @@ def restore(config, workdir: str) -> Restored:
     everywhere = parallel.replicated(parallel.make_mesh())
     abstract = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         state = checkpoints.restore(abstract)
+    seed = stored_config(workdir)["seed"]
     average = averaged_params(state) if config.eval.ema else None
     params = state.params if average is None else average
-    return Restored({"params": params, "batch_stats": state.batch_stats}, int(state.step), average is not None)
+    return Restored({"params": params, "batch_stats": state.batch_stats}, int(state.step), average is not None, seed)
 
 
 def evaluate(config, workdir: str, out: str | None = None) -> dict:
@@ -64,6 +68,7 @@ def evaluate(config, workdir: str, out: str | None = None) -> dict:
     Raises:
       ValueError, FileNotFoundError: if config, data or workdir break a rule, or too many records are unreadable.
     """
+    check_fields(config)
     mesh = parallel.make_mesh()
     parallel.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     settings, schedule, model = sampler_settings(config), build_schedule(config), build_model(config)
@@ -81,9 +86,11 @@ def evaluate(config, workdir: str, out: str | None = None) -> dict:
         write_results(os.path.join(workdir, "results", f"{config.eval.split}_{config.eval.boxes}_{name}.json"), rows)
     write_json(out or os.path.join(workdir, "eval.json"), report)
     print(format_table(report))
-    if chosen.size:
+    if drawn:
         folder = os.path.join(workdir, "pictures")
-        pictures.draw(folder, config, source, model, schedule, restored.variables, settings, drawn, report["best"]["name"])
+        pictures.draw(
+            folder, config, source, model, schedule, restored.variables, settings, drawn, report["best"]["name"]
+        )
         print(f"pictures: {folder}")
     return report
 
@@ -95,7 +102,9 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "split": config.eval.split,
         "input_size": list(config.input_size),
         "stride": config.stride,
-        "codec": f"{model.codec.name}+{model.codec.refine}",
+        "crop": f"{config.crop.warp}, padding {config.crop.padding}",
+        "codec": f"{model.codec.name}+{model.codec.refine}, sigma {model.codec.sigma}, blur {model.codec.blur}",
+        "zeta": config.diffusion.zeta,
         "flip": config.eval.flip,
         "flip_shift": model.codec.flip_shift if config.eval.flip else 0,
         "update_rule": sampler.update_rule,
@@ -104,7 +113,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "eta": sampler.eta,
         "refresh": sampler.refresh,
         "sampler_seed": sampler.seed,
-        "seed": config.seed,
+        "seed": restored.seed,
         "ema": restored.ema,
         "step": restored.step,
         "dtype": config.model.dtype,
@@ -115,7 +124,8 @@ def protocol_facts(config, model, restored: Restored) -> dict:
 def _predict_all(config, source: Source, variables, jitted, mesh, chosen: np.ndarray):
     """Predictions by name in image pixels, and the rows of the persons to be drawn."""
     bad = BadRecords(source, config.data.max_bad_share)
-    parts, drawn = {}, []
+    parts: dict[str, list] = {}
+    drawn = []
     for batch in tqdm(eval_batches(config, source, config.eval.batch_size), unit="batch", desc="predict"):
         bad.add(batch["bad_index"])
         inputs = parallel.put_batch({key: batch[key] for key in ("image", "annotation_id")}, mesh)

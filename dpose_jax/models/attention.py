@@ -15,7 +15,9 @@ def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
     for heads in range(channels, 0, -1):
         if channels % heads == 0 and low <= channels // heads <= high:
             return heads
-    raise ValueError(f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels")
+    raise ValueError(
+        f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels"
+    )
 
 
 def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -30,14 +30,17 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
-        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv1")(_norm_silu(x, self.dtype, "norm1"))
+        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv1")(
+            _norm_silu(x, self.dtype, "norm1")
+        )
         if time is not None:
             y += nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
-        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv2")(_norm_silu(y, self.dtype, "norm2"))
+        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv2")(
+            _norm_silu(y, self.dtype, "norm2")
+        )
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
         return x + y
-
 
 
 class SGDD(nn.Module):

@@ -1,7 +1,7 @@
 """DiffusionPose: HRNet, coarse branch, masks and SC-CA, SGDD, joined as the paper's model forward process."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -18,8 +18,8 @@ from dpose_jax.models.decoder import SGDD
 from dpose_jax.models.hrnet import PRESETS, HRNet, HRNetSpec
 from dpose_jax.skeletons import JointSet, get_joint_set
 
-IMAGE_MEAN = np.float32([123.675, 116.28, 103.53])  # ImageNet, RGB, 0..255
-IMAGE_STD = np.float32([58.395, 57.12, 57.375])
+IMAGE_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # ImageNet, RGB, 0..255
+IMAGE_STD = np.array([58.395, 57.12, 57.375], np.float32)
 FEATURE_STRIDE = 4
 
 
@@ -101,8 +101,8 @@ class DiffusionPose(nn.Module):
 
         A mask that is off is a map of ones (ours).
         """
-        size = tuple(side // FEATURE_STRIDE for side in self.codec.input_size)
-        keypoints = self.codec.denormalise(y, size)
+        codec = self.codec.at_stride(FEATURE_STRIDE)
+        size, keypoints = codec.size, codec.to_heatmap(self.codec.to_crop(self.codec.denormalise(y)))
         ones = jnp.ones((y.shape[0], *size, 1), jnp.float32)
         kps, ske, soft = ones, ones, self.masks.softness
         if self.masks.keypoints:
@@ -146,7 +146,7 @@ class DiffusionPose(nn.Module):
         visible: jax.Array,
         t: jax.Array,
         noise: jax.Array,
-        own: jax.Array,
+        own: jax.Array | None,
         *,
         schedule: Schedule,
         train: bool,
@@ -157,7 +157,7 @@ class DiffusionPose(nn.Module):
           images: (B, Hx, Wx, 3) uint8; keypoints: (B, J, 2) crop pixels; visible: (B, J).
           t: (B,) integer in 0..T; noise: (B, J, 2) standard normal.
           own: (B,) 1 where the decoder is fed the model's own coarse heatmaps and masks, as in sampling,
-            instead of the noised joints (ours).
+            instead of the noised joints; None for nowhere (ours).
 
         Returns:
           y^_0^hm and the coarse heatmaps, both (B, H, W, J) float32.
@@ -166,20 +166,17 @@ class DiffusionPose(nn.Module):
         y_0 = self.codec.normalise(self.codec.to_heatmap(keypoints))
         y = to_normalised(schedule, q_sample(schedule, y_0, t, noise))
         heatmaps = self.codec.render(self.codec.denormalise(y), visible)
-        start = jax.lax.stop_gradient(coarse)
-        y_start = self.codec.normalise(self.codec.peaks(start, "dark")[0])
-        share = own[:, None, None]
-        y = jnp.where(share > 0, to_normalised(schedule, schedule.zeta * y_start), y)
-        heatmaps = jnp.where(share[..., None] > 0, start, heatmaps)
-        seen = jnp.where(own[:, None] > 0, 1.0, visible)
-        return self.denoise(heatmaps, self.condition(features, y, seen), t), coarse
+        if own is not None:
+            start = jax.lax.stop_gradient(coarse)
+            y_start = self.codec.normalise(self.codec.peaks(start, "dark")[0])
+            share = own[:, None, None]
+            y = jnp.where(share > 0, to_normalised(schedule, schedule.zeta * y_start), y)
+            heatmaps = jnp.where(share[..., None] > 0, start, heatmaps)
+            visible = jnp.where(own[:, None] > 0, 1.0, visible)
+        return self.denoise(heatmaps, self.condition(features, y, visible), t), coarse
 
-    def _to_heatmap_size(self, x):
-        batch, height, width, channels = x.shape
-        if (height, width) == self.codec.size:
-            return x
-        # antialias=False: torch's bilinear interpolation, also where the map shrinks.
-        return jax.image.resize(x, (batch, *self.codec.size, channels), "bilinear", antialias=False)
+    def _to_heatmap_size(self, maps):
+        return self.codec.resample(maps, self.codec.at_stride(FEATURE_STRIDE))
 
 
 def sample_heatmaps(
@@ -200,7 +197,7 @@ def sample_heatmaps(
     Returns:
       Coarse (B, H, W, J), and a list of what `sampler.sample` returns.
     """
-    features, coarse = model.apply(variables, images, method="encode")
+    features, coarse = cast(tuple[jax.Array, jax.Array], model.apply(variables, images, method="encode"))
     seen = jnp.ones((images.shape[0], model.joint_set.num_joints), jnp.float32)
 
     def run(one):

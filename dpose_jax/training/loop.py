@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,11 +38,36 @@ class Run:
     data: Any
     rate: optax.Schedule
     state: TrainState
-    step: Callable
+    step: Any
 
     def read(self) -> dict[str, np.ndarray]:
         """The next host-local batch."""
         return next(self.data)
+
+
+def check_fields(config) -> None:
+    """Raises ValueError, naming the field, for what would otherwise fail only after the first compile."""
+    train, data, eval_ = config.train, config.data, config.eval
+    for name, value, low in (
+        ("train.steps", train.steps, 1),
+        ("train.log_every", train.log_every, 1),
+        ("train.checkpoint_every", train.checkpoint_every, 1),
+        ("train.keep_checkpoints", train.keep_checkpoints, 1),
+        ("data.workers", data.workers, 0),
+        ("eval.pictures", eval_.pictures, 0),
+    ):
+        if value < low:
+            raise ValueError(f"{name}={value}: must be at least {low}")
+    if not 0 <= data.max_bad_share <= 1:
+        raise ValueError(f"data.max_bad_share={data.max_bad_share}: must lie in [0, 1]")
+    if not 0 < eval_.nms <= 1:
+        raise ValueError(f"eval.nms={eval_.nms}: must lie in (0, 1]; 1 turns it off")
+    sampler_settings(config)
+
+
+def shown_report(source: Source) -> str:
+    """The counters of a source that are not zero, as text."""
+    return ", ".join(f"{name} {count}" for name, count in source.report().items() if count)
 
 
 def prepare(config) -> Run:
@@ -52,18 +76,22 @@ def prepare(config) -> Run:
     Raises:
       ValueError, FileNotFoundError: if the config or the data breaks a rule; names the field or file.
     """
+    check_fields(config)
     mesh = parallel.make_mesh()
     parallel.check_batch_size("train.batch_size", config.train.batch_size, mesh)
     model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config)
-    sampler_settings(config)
     step = make_train_step(config, model, schedule, optimizer)
     source = make_source(config, "train", training=True)
     shard = (jax.process_index(), jax.process_count())
     data = train_iterator(config, source, shard=shard)
     everywhere = parallel.replicated(mesh)
     state = jax.device_put(initial_state(initial_variables(model, config.seed), optimizer), everywhere)
-    shardings = {"in_shardings": (everywhere, parallel.batch_sharding(mesh)), "out_shardings": everywhere}
-    jitted = jax.jit(step, donate_argnums=0, **shardings)
+    jitted = jax.jit(
+        step,
+        in_shardings=(everywhere, parallel.batch_sharding(mesh)),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
     return Run(config, mesh, source, data, learning_rate(config), state, jitted)
 
 
@@ -78,10 +106,12 @@ def train(config, workdir: str) -> None:
       DivergedError: if a loss or gradient is not finite; nothing of that step is saved.
     """
     run = prepare(config)
-    claim_workdir(config, workdir)
-    print(f"data: {run.source.report()}")
+    check_workdir(config, workdir)
+    print(f"data: {shown_report(run.source)}")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     state, start = run.state, checkpoints.latest or 0
+    if start < config.train.steps:
+        claim_workdir(config, workdir)
     if start:
         state = checkpoints.restore(jax.tree.map(_abstract, state), run.data)
         print(f"resuming at step {start} of {config.train.steps}")
@@ -104,7 +134,9 @@ def _steps(run: Run, state: TrainState, start: int, checkpoints: Checkpoints, wr
             bar.set_postfix_str(log.line, refresh=False)
             if step % options.checkpoint_every == 0 or step == total:
                 log.flush()
+                began = time.monotonic()
                 checkpoints.save(step, state, run.data)
+                log.exclude(time.monotonic() - began)
 
 
 class StepLog:
@@ -115,7 +147,11 @@ class StepLog:
         self.line = ""
         self._run, self._writer = run, writer
         self._pending: tuple[int, dict, np.ndarray] | None = None
-        self._since = (start, time.monotonic())
+        self._first, self._since = start + 1, (start, time.monotonic())
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves a pause, such as a save, out of the examples a second."""
+        self._since = (self._since[0], self._since[1] + seconds)
 
     def push(self, step: int, metrics: dict[str, jax.Array], annotation_ids: np.ndarray) -> None:
         """Takes the metrics of `step`, still on the device, and handles those of the step before."""
@@ -135,9 +171,8 @@ class StepLog:
         for name in (*LOSS_TERMS, "loss", "grad_norm"):
             if not np.isfinite(values[name]):
                 raise DivergedError(f"step {step}: {name} is {values[name]}; annotation ids {ids.tolist()}")
-        config = self._run.config
+        config, now = self._run.config, time.monotonic()
         if step % config.train.log_every == 0 or step == config.train.steps:
-            now = time.monotonic()
             rate = (step - self._since[0]) * config.train.batch_size / (now - self._since[1])
             self._since = (step, now)
             values |= {
@@ -147,40 +182,45 @@ class StepLog:
             }
             self._writer.write(step, values)
             self.line = f"loss {values['loss']:.5f}, {rate:.0f} examples/s"
+        elif step == self._first:
+            self._since = (step, now)  # what came before was compilation
 
 
 def dry_run(config, workdir: str) -> None:
-    """Checks config, data and workdir, runs one batch a few times, prints what the run will need, and stops.
+    """Checks config, data and workdir, runs a few batches, prints what the run will need, and stops.
 
-    Nothing is written. Prints parameters, memory of the compiled step, examples a second and total time.
+    Nothing is written. Prints parameters, memory of the compiled step, examples a second (reading included) and
+    total time.
 
     Raises:
-      what `train` raises before its first step.
+      what `train` raises before its first step, and what `evaluate` would raise about the data.
     """
     run = prepare(config)
     check_workdir(config, workdir)
-    batch = run.read()
-    batch_on_device = parallel.put_batch(batch, run.mesh)
+    print(f"train data:  {shown_report(run.source)}")
+    print(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
+    batch = parallel.put_batch(run.read(), run.mesh)
     began = time.monotonic()
-    compiled = run.step.lower(run.state, batch_on_device).compile()
+    compiled = run.step.lower(run.state, batch).compile()
     compile_seconds = time.monotonic() - began
     state, seconds = run.state, []
     for _ in range(1 + DRY_RUN_STEPS):
         began = time.monotonic()
-        state, metrics = jax.block_until_ready(compiled(state, batch_on_device))
+        state, metrics = jax.block_until_ready(compiled(state, batch))
+        batch = parallel.put_batch(run.read(), run.mesh)
         seconds.append(time.monotonic() - began)
     run.data.close()
     step_seconds = float(np.median(seconds[1:]))
+    total_hours = (compile_seconds + config.train.steps * step_seconds) / 3600
     memory = compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    print(f"data:        {run.source.report()}")
     print(f"devices:     {run.mesh.size} x {jax.devices()[0].device_kind}")
     print(f"parameters:  {count_parameters(state.params) / 1e6:.2f} M")
     print(f"memory:      {size / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step")
-    print(f"first loss:  {float(metrics['loss']):.5f}")
+    print(f"loss:        {float(metrics['loss']):.5f} after {1 + DRY_RUN_STEPS} steps")
     print(f"compilation: {compile_seconds:.0f} s")
     print(f"speed:       {config.train.batch_size / step_seconds:.1f} examples/s, {step_seconds * 1e3:.0f} ms a step")
-    print(f"whole run:   {config.train.steps} steps, {config.train.steps * step_seconds / 3600:.2f} h")
+    print(f"whole run:   {config.train.steps} steps, {total_hours:.2f} h")
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

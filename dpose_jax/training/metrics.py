@@ -7,7 +7,9 @@ import numpy as np
 import tensorboardX
 from absl import logging
 
+from dpose_jax.data.annotations import MALFORMED
 from dpose_jax.data.records import Source
+from dpose_jax.files import write_bytes
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -23,10 +25,7 @@ class MetricsWriter:
             with open(path) as file:
                 # A line that a crash cut short has no closing brace.
                 kept = [line for line in file if line.endswith("}\n") and json.loads(line)["step"] <= start]
-        beside = f"{path}.tmp"
-        with open(beside, "w") as file:
-            file.writelines(kept)
-        os.replace(beside, path)
+        write_bytes(path, "".join(kept).encode())
         self._file = open(path, "a", buffering=1)
         self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1)
 
@@ -43,16 +42,21 @@ class MetricsWriter:
 
 
 class BadRecords:
-    """Counts unreadable records by name, and stops a run that has too many."""
+    """Counts unreadable records by name, beside the malformed ones that the source left out; stops at too many.
+
+    A resumed run counts unreadable records anew.
+    """
 
     def __init__(self, source: Source, max_share: float):
-        """`max_share` of the source's records may be unreadable."""
+        """`max_share` of the source's records may be malformed or unreadable."""
         self._source = source
         self._max_share = max_share
         self._seen: set[int] = set()
+        report = source.report()
+        self._malformed = sum(report.get(rule, 0) for rule in MALFORMED)
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return self._malformed + len(self._seen)
 
     def add(self, bad_index: np.ndarray) -> None:
         """Takes a batch's `bad_index`; each new record is reported by file and id.
@@ -64,8 +68,9 @@ class BadRecords:
             self._seen.add(index)
             person = self._source[index]
             logging.warning("unreadable record left out: %s (id %d)", person.file, person.annotation_id)
-        if len(self._seen) > self._max_share * len(self._source):
+        total = self._malformed + len(self._source)
+        if self._seen and len(self) > self._max_share * total:
             raise ValueError(
-                f"{len(self._seen)} of {len(self._source)} records are unreadable, more than "
-                f"data.max_bad_share={self._max_share}; the last: {self._source[max(self._seen)].file}"
+                f"{self._malformed} of {total} records are malformed and {len(self._seen)} unreadable, more than "
+                f"data.max_bad_share={self._max_share}; one of them: {self._source[max(self._seen)].file}"
             )

@@ -30,7 +30,7 @@ class TrainState:
 class AverageState(NamedTuple):
     """Moving average of the parameters, and the number of updates that it has seen."""
 
-    count: jax.Array
+    updates: jax.Array
     average: Any
 
 
@@ -45,10 +45,10 @@ def average_params(decay: float) -> optax.GradientTransformation:
         return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params):
-        rate = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        rate = jnp.minimum(decay, (1 + state.updates) / (10 + state.updates))
         new = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, new)
-        return updates, AverageState(state.count + 1, average)
+        return updates, AverageState(state.updates + 1, average)
 
     return optax.GradientTransformation(init, update)
 

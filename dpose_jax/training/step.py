@@ -26,7 +26,9 @@ def heatmap_loss(predicted: jax.Array, target: jax.Array, visible: jax.Array) ->
     return jnp.sum(error * visible) / jnp.maximum(jnp.sum(visible), 1.0)
 
 
-def make_train_step(config, model: DiffusionPose, schedule: Schedule, optimizer: optax.GradientTransformation) -> Callable:
+def make_train_step(
+    config, model: DiffusionPose, schedule: Schedule, optimizer: optax.GradientTransformation
+) -> Callable:
     """Builds `(state, batch) -> (state, metrics)`, a pure function to be jitted with shardings.
 
     Randomness comes from `config.seed` and the step alone. `metrics` holds float32 scalars: `loss`, each term of
@@ -49,7 +51,7 @@ def make_train_step(config, model: DiffusionPose, schedule: Schedule, optimizer:
         count = batch["visible"].shape[0]
         t = jax.random.randint(keys[0], (count,), low, high + 1)
         noise = jax.random.normal(keys[1], batch["keypoints"].shape)
-        own = jax.random.bernoulli(keys[2], share, (count,)).astype(jnp.float32)
+        own = jax.random.bernoulli(keys[2], share, (count,)).astype(jnp.float32) if share else None
         target = model.codec.encode(batch["keypoints"], batch["visible"])
 
         def loss_of(params):
