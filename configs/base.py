@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.batch_size = 128  # global
-    c.train.steps = 245_000
+    c.train.steps = 245_787  # 210 epochs of 149,813 persons
     c.train.log_every = 50
     c.train.checkpoint_every = 2_000
     c.train.keep_checkpoints = 2

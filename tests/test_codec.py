@@ -145,9 +145,24 @@ def test_coordinate_maps_are_inverses(name):
     normal = np.asarray(codec.normalise(there))
     np.testing.assert_allclose(codec.denormalise(normal), there, atol=1e-5)
     np.testing.assert_allclose(codec.normalise(np.float32([[0, 0], [23, 31]])), [[-1, -1], [1, 1]])
-    np.testing.assert_allclose(codec.denormalise(np.float32([[-1, -1], [1, 1]]), (10, 20)), [[0, 0], [19, 9]])
     ends = codec.to_heatmap(np.float32([[0, 0], [95, 127]]))
     np.testing.assert_allclose(ends, [[0, 0], [23, 31]] if name == "unbiased" else [[0, 0], [23.75, 31.75]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["unbiased", "rounded"])
+@pytest.mark.parametrize(("stride", "source"), [(8, 4), (2, 4), (1, 4), (4, 8), (4, 4)])
+def test_resampled_maps_keep_every_joint_at_its_place(name, stride, source):
+    """Maps that hold their own crop coordinates still do so afterwards, up to the outermost source pixels."""
+    target = Codec((64, 48), stride, name)
+    origin = target.at_stride(source)
+    assert origin == Codec((64, 48), source, name)
+
+    def places(codec):
+        y, x = np.mgrid[: codec.size[0], : codec.size[1]]
+        return np.asarray(codec.to_crop(np.stack([x, y], axis=-1).astype(np.float32)))[None]
+
+    expected = np.minimum(places(target), places(origin)[0, -1, -1])
+    np.testing.assert_allclose(target.resample(jnp.asarray(places(origin)), origin), expected, atol=2e-5)
 
 
 def dark_reference(heatmap, kernel):
@@ -246,6 +261,17 @@ def mirrored_maps(codec, joints, flip_order):
     mirrored = joints.copy()
     mirrored[..., 0] = codec.input_size[1] - 1 - joints[..., 0]
     return codec.encode(mirrored[..., np.asarray(flip_order), :], np.ones(joints.shape[:-1]))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_flip_shift_is_the_nearest_to_what_mirroring_moves(stride):
+    """Mirroring the crop, then the map: nothing for unbiased maps, 1 - 1/s pixels to the left for rounded ones."""
+    for name, off in (("unbiased", 0.0), ("rounded", 1 - 1 / stride)):
+        codec = Codec((64, 48), stride, name)
+        mirrored = codec.size[1] - 1 - np.asarray(codec.to_heatmap(np.float32([47 - 12.5, 0])))[0]
+        moved = np.asarray(codec.to_heatmap(np.float32([12.5, 0])))[0] - mirrored
+        np.testing.assert_allclose(moved, off, atol=1e-5)
+        assert abs(codec.flip_shift - off) <= 0.5
 
 
 FLIP_ORDER = (0, 2, 1, 4, 3)

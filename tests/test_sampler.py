@@ -107,7 +107,7 @@ def plain_loop(settings, coarse):
     trajectory = [heatmaps]
     for k in range(settings.steps):
         if settings.refresh:
-            context = condition(jnp.asarray(joints_of(heatmaps), jnp.float32))
+            context = condition(jnp.asarray(np.clip(joints_of(heatmaps), -1, 1), jnp.float32))
         estimate = denoise(heatmaps, context, jnp.full(BATCH, times[k]))
         if settings.update_rule == "direct":
             heatmaps = estimate
@@ -222,7 +222,7 @@ def test_what_condition_and_denoise_are_given(unrolled, rule, start):
     trajectory, seen, _ = recorded(dataclasses.replace(settings, refresh=True), coarse)
     assert len(seen) == 3
     for entered, joints in zip(trajectory[:-1], seen, strict=True):
-        np.testing.assert_allclose(joints, joints_of(entered), atol=1e-4)
+        np.testing.assert_allclose(joints, np.clip(joints_of(entered), -1, 1), atol=1e-4)
     assert np.abs(seen[1] - seen[0]).max() > 1e-2 and np.abs(seen[2] - seen[1]).max() > 1e-3
 
 
@@ -329,6 +329,10 @@ def test_settings_of_a_config():
     config.sampler.eta = 0.5
     config.sampler.refresh = True
     assert sampler_settings(config) == tuple(SamplerSettings(k, "ddim", "coarse", 1000, 0.5, True) for k in (1, 3))
+    for steps in ((), (2, 2)):
+        config.sampler.steps = steps
+        with pytest.raises(ValueError, match=r"sampler\.steps=.*distinct"):
+            sampler_settings(config)
     config.diffusion.timesteps = 500
     with pytest.raises(ValueError, match=r"sampler\.t_start=1000.*T = 500"):
         sampler_settings(config)
