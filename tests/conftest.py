@@ -15,31 +15,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 _PROGRAMS = tempfile.TemporaryDirectory(prefix="dpose_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
 
-# A whole run in miniature, as overrides of configs/base.py.
-MINIATURE = {
-    "input_size": (64, 64),
-    "data.source": "synthetic",
-    "data.workers": 0,
-    "data.synthetic.train_images": 8,
-    "data.synthetic.val_images": 3,
-    "model.backbone": "tiny",
-    "model.width": 8,
-    "model.head_dim": (8, 16),
-    "model.decoder_channels": 8,
-    "model.decoder_blocks": 1,
-    "diffusion.own_share": 0.5,
-    "optim.warmup_steps": 1,
-    "optim.ema": 0.9,
-    "optim.weight_decay": 1e-4,
-    "train.batch_size": 8,
-    "train.steps": 4,
-    "train.log_every": 2,
-    "train.checkpoint_every": 2,
-    "sampler.steps": (1, 2),
-    "eval.batch_size": 4,
-    "eval.pictures": 3,
-}
-
 
 @pytest.fixture(scope="session")
 def data_root() -> pathlib.Path:
@@ -55,21 +30,15 @@ def data_root() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def miniature():
-    """A function from overrides, {"field.name": value}, to the config of a run that takes seconds."""
-    from configs import base
+    """A function from overrides, field__name=value, to the locked config of tests/miniature.py."""
+    from miniature import get_config
 
     def build(**overrides):
-        config = base.get_config()
-        config.update_from_flattened_dict(MINIATURE | {name.replace("__", "."): v for name, v in overrides.items()})
+        config = get_config()
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
         return config.lock()
 
     return build
-
-
-@pytest.fixture(scope="session")
-def miniature_flags() -> list[str]:
-    """The same run for the command line."""
-    return ["--config=configs/base.py", *(f"--config.{name}={value}" for name, value in MINIATURE.items())]
 
 
 @pytest.fixture(scope="session")
@@ -96,15 +65,11 @@ def random_tree():
 
 @pytest.fixture(scope="session")
 def small_model(miniature):
-    """A function from overrides to a DiffusionPose with every part of HRNet once: it compiles in seconds."""
+    """A function from overrides to the model of a miniature config, with 64 x 32 input and two attention heads."""
     from dpose_jax.models.diffusion_pose import build_model
-    from dpose_jax.models.hrnet import HRNetSpec
-
-    spec = HRNetSpec(16, modules=(1, 1, 1), blocks=1, stem=8, stem_blocks=1, stem_width=4)
 
     def build(**overrides):
-        config = miniature(input_size=(64, 32), model__width=16, model__head_dim=(8, 8), **overrides)
-        return build_model(config).clone(backbone=spec)
+        return build_model(miniature(input_size=(64, 32), model__width=16, model__head_dim=(8, 8), **overrides))
 
     return build
 

@@ -8,9 +8,9 @@ import os
 import numpy as np
 import pytest
 
-from dpose_jax.files import write_json
 from dpose_jax.evaluation.oks import oks, oks_nms, pck
 from dpose_jax.evaluation.protocol import crop_area, score_persons
+from dpose_jax.files import write_json
 from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
 
 

@@ -14,6 +14,7 @@ import pytest
 from absl import logging
 
 from dpose_jax import parallel
+from dpose_jax.data.annotations import MALFORMED
 from dpose_jax.data.records import Person
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training import loop
@@ -112,13 +113,16 @@ def test_fields_out_of_range_are_named(miniature, field, value):
 
 
 class People:
-    """Persons without pixels."""
+    """Persons without pixels, and one malformed annotation that was left out."""
 
     def __len__(self):
         return 10
 
     def __getitem__(self, index):
         return Person(100 + index, index, f"{index}.jpg", np.ones(4), np.zeros((17, 3)))
+
+    def report(self):
+        return {"records": 11, "kept": 10, MALFORMED[0]: 1}
 
 
 @pytest.fixture
@@ -144,7 +148,7 @@ def test_log_reads_one_step_late(log, tmp_path):
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
         # The rate of the n-th step is the schedule's at n - 1 steps done.
-        expected = {"loss": line["step"], "loss_diffusion": 1, "loss_coarse": 2, "grad_norm": 4, "bad_records": 0}
+        expected = {"loss": line["step"], "loss_diffusion": 1, "loss_coarse": 2, "grad_norm": 4, "bad_records": 1}
         expected["learning_rate"] = line["step"] - 0.5
         assert {name: line[name] for name in expected} == expected and line["examples_per_second"] > 0
 
@@ -187,29 +191,33 @@ def test_metrics_after_the_resumed_step_and_cut_lines_go(tmp_path):
 def test_bad_records_are_named_once_counted_and_limited(monkeypatch):
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
-    bad = BadRecords(People(), max_share=0.2)
+    bad = BadRecords(People(), max_share=0.3)
     bad.add(np.array([-1, 3, -1, 3]))
     bad.add(np.array([3, 7, -1]))
-    assert len(bad) == 2
+    assert len(bad) == 3
     assert warnings == [f"unreadable record left out: {i}.jpg (id {100 + i})" for i in (3, 7)]
     with pytest.raises(
-        ValueError, match=r"3 of 10 records are unreadable, more than data\.max_bad_share=0\.2; .*\.jpg"
+        ValueError, match=r"1 of 11 records are malformed and 3 unreadable, .* data\.max_bad_share=0\.3; .*\.jpg"
     ):
         bad.add(np.array([1]))
 
 
 def test_a_workdir_keeps_its_model(miniature, tmp_path):
     workdir = str(tmp_path / "new")
+    claim_workdir(miniature(stride=8), workdir)
+    # Without a checkpoint there is no model yet.
     claim_workdir(miniature(), workdir)
+    (tmp_path / "new" / "checkpoints" / "4").mkdir(parents=True)
     # What changes no parameter may change; the stored config follows.
     claim_workdir(miniature(train__steps=9, model__dtype="bfloat16", model__detach_coarse=True), workdir)
     assert json.loads((tmp_path / "new" / "config.json").read_text())["train"]["steps"] == 9
-    other = miniature(model__width=16, model__decoder_blocks=2, stride=2)
+    other = miniature(model__width=16, model__decoder_blocks=2, stride=2, diffusion__zeta=1.0)
     for check in (claim_workdir, check_workdir):
         with pytest.raises(ValueError, match="holds the checkpoint of another model or optimizer") as caught:
             check(other, workdir)
         lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
         assert lines == [
+            "diffusion.zeta: 2.0 there, 1.0 in the config",
             "model.decoder_blocks: 1 there, 2 in the config",
             "model.width: 8 there, 16 in the config",
             "stride: 4 there, 2 in the config",
@@ -296,14 +304,12 @@ def test_a_finished_run_does_nothing_more(trained, capsys):
 EIGHT = """
 import json, sys
 import numpy as np
-from configs import base
 from dpose_jax import parallel
 from dpose_jax.training import loop
-config = base.get_config()
-config.update_from_flattened_dict(json.loads(sys.argv[1]))
-run = loop.prepare(config)
+from tests import miniature
+run = loop.prepare(miniature.get_config())
 assert run.mesh.size == 8
-batch = parallel.put_batch(dict(np.load(sys.argv[2])), run.mesh)
+batch = parallel.put_batch(dict(np.load(sys.argv[1])), run.mesh)
 assert {s.data.shape[0] for s in batch["image"].addressable_shards} == {1}
 state, metrics = run.step(run.state, batch)
 print(json.dumps({name: float(value) for name, value in metrics.items()}))
@@ -312,8 +318,6 @@ print(json.dumps({name: float(value) for name, value in metrics.items()}))
 
 def test_eight_devices_compute_what_one_does(miniature, trained, tmp_path):
     """Batch normalisation and the loss are those of the global batch; only the order of sums differs."""
-    from conftest import MINIATURE
-
     run = loop.prepare(miniature())
     batch = run.read()
     run.data.close()
@@ -321,7 +325,7 @@ def test_eight_devices_compute_what_one_does(miniature, trained, tmp_path):
     _, metrics = run.step(run.state, parallel.put_batch(batch, run.mesh))
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     out = subprocess.run(
-        [sys.executable, "-c", EIGHT, json.dumps(MINIATURE), str(tmp_path / "batch.npz")],
+        [sys.executable, "-c", EIGHT, str(tmp_path / "batch.npz")],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
