@@ -112,7 +112,7 @@ def test_command_lines(trained, report, tmp_path):
     done = command("train.py", *arguments)
     assert done.returncode == 0 and "resuming at step 4 of 4" in done.stdout, done.stderr
     out = tmp_path / "report.json"
-    done = command("eval.py", *arguments, "--config.eval.pictures=0", f"--out={out}")
+    done = command("eval.py", *arguments, "--config.eval.pictures=0", "--config.data.workers=1", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["results"]["coarse"] == pytest.approx(report["results"]["coarse"], abs=1e-6)
     assert "Traceback" not in done.stderr and "leaked" not in done.stderr
@@ -170,15 +170,21 @@ def test_joint_set_that_does_not_fit_the_annotations(folder, miniature, tmp_path
     assert not (tmp_path / "w").exists()
 
 
-def test_empty_folder(miniature, folder, tmp_path):
+def test_missing_and_empty_data(miniature, folder, tmp_path):
     root, fields = folder
+    truth = (root / "truth.json").read_bytes()
+    (root / "truth.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"truth\.json"):
+        train(miniature(**fields), str(tmp_path / "w"))
+    (root / "truth.json").write_bytes(truth)
     for path in (root / "images").iterdir():
         path.unlink()
     with pytest.raises(ValueError, match=r"images: the image folder is empty"):
         train(miniature(**fields), str(tmp_path / "w"))
-    (root / "truth.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"truth\.json"):
+    (root / "images").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"images"):
         train(miniature(**fields), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("run", [train, dry_run, evaluate])
