@@ -9,9 +9,11 @@ def get_config():
     c.data.source = "synthetic"
     c.data.synthetic.train_images = 4000
     c.data.synthetic.val_images = 150
-    c.data.synthetic.difficulty = 0.25
+    c.data.synthetic.difficulty = 0.2
     c.augment.rotation = 20.0
     c.augment.scale = 0.2
-    c.train.steps = 600
+    c.optim.warmup_steps = 50
+    c.train.batch_size = 16
+    c.train.steps = 1000
     c.train.log_every = 20
     return c

@@ -1,5 +1,6 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
+import ctypes
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) ->
     def call(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        keep_freed_memory()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
         try:
@@ -29,6 +31,23 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) ->
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 
     app.run(call, flags_parser=_parse)
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep freed blocks for the next step instead of giving them back to the system; a no-op elsewhere.
+
+    XLA:CPU allocates its temporaries anew every step. By default that is a page fault for every 4 KiB of them:
+    110,000 a second and a seventh of the time for `configs/lspet_tiny.py` on two cores.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # another C library, such as musl
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1)):
+        mallopt(option, value)
 
 
 def _parse(argv: list[str]) -> list[str]:

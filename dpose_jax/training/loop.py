@@ -199,17 +199,17 @@ def dry_run(config, workdir: str) -> None:
     check_workdir(config, workdir)
     print(f"train data:  {shown_report(run.source)}")
     print(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
-    batch = parallel.put_batch(run.read(), run.mesh)
-    began = time.monotonic()
-    compiled = run.step.lower(run.state, batch).compile()
-    compile_seconds = time.monotonic() - began
-    state, seconds = run.state, []
-    for _ in range(1 + DRY_RUN_STEPS):
-        began = time.monotonic()
-        state, metrics = jax.block_until_ready(compiled(state, batch))
+    with contextlib.closing(run.data):
         batch = parallel.put_batch(run.read(), run.mesh)
-        seconds.append(time.monotonic() - began)
-    run.data.close()
+        began = time.monotonic()
+        compiled = run.step.lower(run.state, batch).compile()
+        compile_seconds = time.monotonic() - began
+        state, seconds = run.state, []
+        for _ in range(1 + DRY_RUN_STEPS):
+            began = time.monotonic()
+            state, metrics = jax.block_until_ready(compiled(state, batch))
+            batch = parallel.put_batch(run.read(), run.mesh)
+            seconds.append(time.monotonic() - began)
     step_seconds = float(np.median(seconds[1:]))
     total_hours = (compile_seconds + config.train.steps * step_seconds) / 3600
     memory = compiled.memory_analysis()
