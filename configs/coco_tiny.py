@@ -13,6 +13,6 @@ def get_config():
     c.augment.scale = 0.0
     c.augment.rotation_prob = 0.0
     c.optim.weight_decay = 0.0
-    c.train.steps = 2500
+    c.train.steps = 1600
     c.eval.min_box_score = 0.1
     return c

@@ -1,4 +1,11 @@
-"""Leeds Sports Pose Extended, 14 joints in CrowdPose's order, from random weights on two CPU cores."""
+"""Leeds Sports Pose Extended, 14 joints in CrowdPose's order, from random weights on two CPU cores.
+
+  python train.py --config=configs/lspet_tiny.py --workdir=DIR --config.data.root=LSPET
+  python eval.py --config=configs/lspet_tiny.py --workdir=DIR --config.data.root=LSPET
+
+Reached with one step: AP .42, AP50 .83, PCK@0.2 .87 (coarse branch .38, .85, .84); ground-truth boxes, flip test, seed
+0, the 499 validation persons. About 55 minutes on two otherwise idle cores. See docs/results.md.
+"""
 
 from configs import tiny
 

@@ -8,12 +8,12 @@ def get_config():
     c = tiny.get_config()
     c.data.source = "synthetic"
     c.data.synthetic.train_images = 4000
-    c.data.synthetic.val_images = 150
-    c.data.synthetic.difficulty = 0.2
+    c.data.synthetic.val_images = 120
+    c.data.synthetic.difficulty = 0.1
     c.augment.rotation = 20.0
     c.augment.scale = 0.2
     c.optim.warmup_steps = 50
     c.train.batch_size = 16
-    c.train.steps = 1000
+    c.train.steps = 800
     c.train.log_every = 20
     return c
