@@ -1,6 +1,7 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
 import ctypes
+import signal
 import sys
 from collections.abc import Callable
 
@@ -21,6 +22,8 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) ->
     def call(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         keep_freed_memory()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save

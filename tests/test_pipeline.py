@@ -286,7 +286,7 @@ def test_make_source_reads_a_folder(tmp_path, monkeypatch):
     found = pipeline.make_source(config, "val", training=False)
     assert len(found) == 1 and found[0].score == 0.5
     assert len(pipeline.make_source(config, "train", training=True)) == 2
-    with pytest.raises(ValueError, match="needs split 'val' and data.val_detections, got 'train'"):
+    with pytest.raises(ValueError, match="eval.boxes='detections' needs .* got 'folder', 'train'"):
         pipeline.make_source(config, "train", training=False)
     config.data.root = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="data.root=.*none"):
