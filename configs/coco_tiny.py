@@ -3,8 +3,8 @@
   python train.py --config=configs/coco_tiny.py --workdir=DIR --config.data.root=COCO
   python eval.py --config=configs/coco_tiny.py --workdir=DIR --config.data.root=COCO --config.eval.split=train
 
-Reached on its own 360 training persons: AP .97 with one step (coarse branch .94); ground-truth boxes, flip test, seed 0.
-About 23 minutes on two cores. On val it is near zero, as it must be. See docs/results.md.
+Reached on its own 360 training persons: AP .97 with one step (coarse branch .94); ground-truth boxes, flip test,
+seed 0. About 23 minutes on two cores. On val it is near zero, as it must be. See docs/results.md.
 """
 
 from configs import tiny
