@@ -1,4 +1,11 @@
-"""Synthetic people drawn on the fly, 17 COCO joints: what `make demo` trains in a few minutes on two CPU cores."""
+"""Synthetic people drawn on the fly, 17 COCO joints: what `make demo` trains on two CPU cores.
+
+  python train.py --config=configs/synthetic.py --workdir=runs/demo
+  python eval.py --config=configs/synthetic.py --workdir=runs/demo
+
+Reached on 160 unseen persons with one step: AP .78, PCK@0.2 .98 (coarse branch .74, .97); their own boxes, flip test,
+seed 0. About 7 minutes on two cores, installing and evaluation included. See docs/results.md.
+"""
 
 from configs import tiny
 
