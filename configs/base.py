@@ -81,7 +81,9 @@ def get_config() -> ConfigDict:
     c.model.time_embedding = False  # D(y_t, x^c, t) instead of D(y_t, x^c) (ours)
     c.model.residual = False  # D predicts the change of its input heatmaps (ours)
     c.model.detach_coarse = False  # the coarse loss does not reach the backbone (ablation)
-    c.model.dtype = "float32"  # compute; parameters stay float32
+    c.model.batch_norm = "train"  # train, or frozen: running statistics, scale and bias stay as they are
+    c.model.dtype = "float32"  # of compute, float32 or bfloat16; parameters and statistics stay float32
+    c.model.remat = "none"  # none, or blocks: residual blocks are computed again in the backward pass, to save memory
 
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-3

@@ -55,6 +55,7 @@ class SGDD(nn.Module):
       blocks: residual blocks a level, on the way down and on the way up.
       time_embedding: whether D sees t (the paper writes D without it).
       residual: whether D predicts the change of y_t^hm instead of y_0^hm itself (ours).
+      remat: whether the backward pass computes the inside of each residual block again instead of keeping it.
     """
 
     joints: int
@@ -63,6 +64,7 @@ class SGDD(nn.Module):
     time_embedding: bool = False
     residual: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
@@ -75,10 +77,12 @@ class SGDD(nn.Module):
         def conv(name, features, stride=1):
             return nn.Conv(features, (3, 3), strides=stride, padding=1, dtype=self.dtype, name=name)
 
+        residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
+
         def level(x, index, name):
             for block in range(self.blocks):
                 features = self.channels * LEVELS[index]
-                x = ResidualBlock(features, self.dtype, name=f"{name}{index}_block{block}")(x, time)
+                x = residual_block(features, self.dtype, name=f"{name}{index}_block{block}")(x, time)
             return x
 
         x = jnp.concatenate([heatmaps.astype(self.dtype), condition.astype(self.dtype)], axis=-1)

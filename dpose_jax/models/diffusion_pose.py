@@ -21,6 +21,8 @@ from dpose_jax.skeletons import JointSet, get_joint_set
 IMAGE_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # ImageNet, RGB, 0..255
 IMAGE_STD = np.array([58.395, 57.12, 57.375], np.float32)
 FEATURE_STRIDE = 4
+BATCH_NORMS = ("train", "frozen")
+REMATS = ("none", "blocks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +64,13 @@ class DiffusionPose(nn.Module):
     time_embedding: bool = False
     residual: bool = False
     detach_coarse: bool = False
+    batch_norm: str = "train"
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     def setup(self):
-        self.hrnet = HRNet(self.backbone, self.dtype)
+        remat = self.remat == "blocks"
+        self.hrnet = HRNet(self.backbone, self.dtype, remat)
         self.coarse_head = nn.Dense(self.joint_set.num_joints)
         if self.spatial_attention or self.channel_attention:
             heads = num_heads(self.backbone.width, self.head_dim)
@@ -78,6 +83,7 @@ class DiffusionPose(nn.Module):
             self.time_embedding,
             self.residual,
             self.dtype,
+            remat,
         )
 
     def encode(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
@@ -85,13 +91,13 @@ class DiffusionPose(nn.Module):
 
         Args:
           images: (B, Hx, Wx, 3) uint8 RGB.
-          train: BatchNorm uses, and updates, the batch's statistics.
+          train: BatchNorm uses, and updates, the batch's statistics, unless `batch_norm` is `frozen`.
 
         Returns:
           x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps (B, H, W, J) float32.
         """
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
-        features = self.hrnet(x.astype(self.dtype), train)
+        features = self.hrnet(x.astype(self.dtype), train and self.batch_norm == "train")
         source = jax.lax.stop_gradient(features) if self.detach_coarse else features
         coarse = self.coarse_head(source.astype(jnp.float32))
         return features, self._to_heatmap_size(coarse)
@@ -240,6 +246,9 @@ def build_model(config) -> DiffusionPose:
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     if fields["dtype"] not in dtypes:
         raise ValueError(f"model.dtype={fields['dtype']!r}: must be one of {sorted(dtypes)}")
+    for name, values in (("batch_norm", BATCH_NORMS), ("remat", REMATS)):
+        if fields[name] not in values:
+            raise ValueError(f"model.{name}={fields[name]!r}: must be one of {values}")
     sizes = {"width": PRESETS[preset].width if width is None else width} | fields
     for name in ("width", "window", "decoder_channels", "decoder_blocks"):
         if sizes[name] < 1:

@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# torch-exact: padding 1 also at stride 2 (XLA's SAME pads the other side), momentum 0.1 is 0.9 here.
+from dpose_jax.models.batch_norm import BatchNorm
+
+# torch-exact: padding 1 also at stride 2 (XLA's SAME pads the other side).
 Conv = functools.partial(nn.Conv, use_bias=False, padding=1)
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 EXPANSION = 4  # of a bottleneck
 
 
@@ -57,7 +58,7 @@ class ConvBN(nn.Module):
             x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv(self.features, (3, 3), strides=self.stride, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x)
+        x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
         return nn.relu(x) if self.relu else x
 
 
@@ -98,13 +99,14 @@ class Exchange(nn.Module):
     blocks: int
     outputs: int
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, branches: list[jax.Array], train: bool) -> list[jax.Array]:
-        branches = list(branches)
+        branches, basic = list(branches), _recomputed(BasicBlock, self.remat)
         for i, x in enumerate(branches):
             for block in range(self.blocks):
-                x = BasicBlock(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
+                x = basic(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
             branches[i] = x
         fused = []
         for i in range(self.outputs):
@@ -125,23 +127,30 @@ class Exchange(nn.Module):
         return x
 
 
+def _recomputed(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """`block`, the inside of which the backward pass computes again if `remat`; argument 2 is `train`."""
+    return nn.remat(block, static_argnums=(2,)) if remat else block
+
+
 class HRNet(nn.Module):
     """x^fea = HRNet(x).
 
     Call with images (B, Hx, Wx, 3), normalised floats, Hx and Wx divisible by 32, and `train`
-    (BatchNorm uses and updates batch statistics); returns (B, Hx/4, Wx/4, C) in `dtype`.
+    (BatchNorm uses and updates batch statistics); returns (B, Hx/4, Wx/4, C) in `dtype`. With `remat` the backward
+    pass computes the inside of each residual block again instead of keeping it.
     """
 
     spec: HRNetSpec
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        spec, dtype = self.spec, self.dtype
+        spec, dtype, bottleneck = self.spec, self.dtype, _recomputed(Bottleneck, self.remat)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem2")(x, train)
         for block in range(spec.stem_blocks):
-            x = Bottleneck(spec.stem_width, dtype, name=f"stage1_block{block}")(x, train)
+            x = bottleneck(spec.stem_width, dtype, name=f"stage1_block{block}")(x, train)
         branches = [x]
         for stage, modules in enumerate(spec.modules, start=2):
             branches = self._transition(branches, stage, train)
@@ -149,7 +158,7 @@ class HRNet(nn.Module):
                 # Pose uses the highest resolution alone, so the last module makes nothing else.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage
                 name = f"stage{stage}_module{module}"
-                branches = Exchange(spec.width, spec.blocks, outputs, dtype, name=name)(branches, train)
+                branches = Exchange(spec.width, spec.blocks, outputs, dtype, self.remat, name=name)(branches, train)
         return branches[0]
 
     def _transition(self, branches, stage, train):

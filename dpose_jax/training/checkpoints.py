@@ -15,9 +15,9 @@ from dpose_jax.skeletons import get_joint_set
 from dpose_jax.training.state import TrainState
 
 CONFIG_FILE = "config.json"
-# Fields that decide which parameters there are and what they mean; model.dtype and the ablation of the gradient do not.
+# Fields that decide which parameters there are and what they mean; FREE_MODEL_FIELDS do not.
 STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "crop.warp", "diffusion.zeta")
-FREE_MODEL_FIELDS = ("dtype", "detach_coarse")
+FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat")
 OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema")  # each is there or not, which shows in the stored state
 
 

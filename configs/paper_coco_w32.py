@@ -1,0 +1,61 @@
+"""DiffusionPose as the paper writes it: COCO 2017, HRNet-W32, 256 x 192. Not yet trained by anybody.
+
+A value that the paper does not give is marked (ours) below, or in configs/base.py for the fields that are not named
+here; both follow HRNet's published recipe where it has the field. The equations are in docs/model.md.
+
+  python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
+  python eval.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
+
+`data.root` is COCO's official layout with the boxes of the 56.4 AP person detector, which published results use.
+"""
+
+from configs import base
+
+
+def get_config():
+    """Returns the recipe; see configs/base.py for every field."""
+    c = base.get_config()
+    c.data.val_detections = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
+    c.eval.boxes = "detections"
+
+    # The paper does not say how joints become heatmaps: HRNet's own codec (ours).
+    c.crop.warp = "rounded"  # (ours)
+    c.codec.name = "rounded"  # (ours)
+    c.codec.refine = "quarter"  # (ours)
+    c.codec.sigma = 2.0  # (ours)
+
+    c.diffusion.timesteps = 1000
+    c.diffusion.schedule = "cosine"
+    c.diffusion.zeta = 2.0  # (ours)
+    c.diffusion.t_range = (1, 1000)
+    c.diffusion.own_share = 0.0  # the decoder is trained on noised joints alone
+
+    c.masks.keypoints = c.masks.skeleton = True
+    c.masks.radius = 6.0  # (ours)
+    c.masks.half_width = 3.0  # (ours)
+    c.masks.softness = 0.0  # (ours)
+
+    c.model.backbone = "w32"
+    c.model.spatial_attention = c.model.channel_attention = True
+    c.model.decoder_channels = 64  # the paper's are 64, 128 and 256; which of them here: (ours)
+    c.model.time_embedding = False  # D(y_t, x^c) as written
+    c.model.residual = False
+    c.loss.diffusion = c.loss.coarse = 1.0
+
+    # HRNet's optimizer (ours): Adam, no warm-up, no clipping, no weight decay, 210 epochs of 128.
+    c.optim.learning_rate = 1e-3  # (ours)
+    c.optim.schedule = "step"  # (ours)
+    c.optim.decay_at = (170 / 210, 200 / 210)  # (ours)
+    c.optim.warmup_steps = 0  # (ours)
+    c.optim.clip_norm = 0.0  # (ours)
+    c.optim.weight_decay = 0.0  # (ours)
+    c.optim.ema = 0.0  # (ours)
+    c.train.batch_size = 128  # (ours)
+    c.train.steps = 245_787  # (ours)
+
+    c.sampler.update_rule = "direct"  # y~_{t-1} = D(y~_t, x^c)
+    c.sampler.start = "coarse"  # y~_T = conv(x^fea)
+    c.sampler.t_start = 1000
+    c.sampler.refresh = False  # masks from y~_T
+    c.sampler.steps = (1, 2, 4)  # (ours)
+    return c

@@ -1,0 +1,167 @@
+"""What a model is made of, a part at a time: parameters, multiply-accumulates, what the backward pass keeps.
+
+python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value] [--memory_batch=N]
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from dpose_jax import command_line
+from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
+from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.training.state import initial_state, make_optimizer
+from dpose_jax.training.step import make_train_step
+
+# A part owns the parameters whose path, and the operations whose name scope, its expression finds; the first counts.
+PARTS = {
+    "HRNet stem": r"hrnet/stem",
+    "HRNet stage 1": r"stage1_",
+    "HRNet stage 2": r"stage2_|transition1_",
+    "HRNet stage 3": r"stage3_|transition2_",
+    "HRNet stage 4": r"stage4_|transition3_",
+    "coarse head": r"coarse_head",
+    "masks": r"draw_masks",
+    "SC-CA": r"attention",
+    "merge": r"merge",
+    "SGDD": r"decoder",
+    "rest": r"",  # image normalisation, products with the masks, resizing to H x W
+}
+
+
+@dataclasses.dataclass
+class Part:
+    """Counts of one part for one image and one denoising pass.
+
+    Attributes:
+      parameters: scalars; macs: multiply-accumulates of convolutions and matrix products, as published figures count.
+      kept: bytes that the backward pass needs of the forward pass, as `jax.vjp` stores them, parameters apart.
+    """
+
+    parameters: int = 0
+    macs: int = 0
+    kept: int = 0
+
+
+def summarise(model: DiffusionPose) -> dict[str, Part]:
+    """Counts each of PARTS from shapes alone; nothing is computed."""
+    parts = {name: Part() for name in PARTS}
+    variables = abstract_variables(model)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        parts[_part_of("/".join(key.key for key in path))].parameters += int(np.prod(leaf.shape))
+    inputs = _inputs(model)
+    for scope, equation in _equations(jax.make_jaxpr(_one_pass(model, variables))(variables["params"], *inputs).jaxpr):
+        parts[_part_of(scope)].macs += _macs(equation)
+    for scope, kept in _residuals(model, variables, inputs):
+        parts[_part_of(scope)].kept += kept
+    return parts
+
+
+def format_summary(parts: dict[str, Part]) -> str:
+    """A Markdown table, a part a row, with shares of the whole in percent."""
+    whole = Part(*(sum(getattr(part, field.name) for part in parts.values()) for field in dataclasses.fields(Part)))
+    lines = ["| part | parameters, M | GMACs | share | kept, MiB |", "|---|---|---|---|---|"]
+    for name, part in [*parts.items(), ("whole", whole)]:
+        share = 100 * part.macs / whole.macs
+        counts = f"{part.parameters / 1e6:.3f} | {part.macs / 1e9:.3f} | {share:.1f}% | {part.kept / 2**20:.2f}"
+        lines.append(f"| {name} | {counts} |")
+    return "\n".join(lines)
+
+
+def step_memory(config, batch_size: int) -> tuple[int, int]:
+    """Bytes of the arguments and of the temporaries of the compiled training step, on the default device."""
+    model, optimizer = build_model(config), make_optimizer(config)
+    state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
+    images, keypoints, visible, *_ = (
+        jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for array in _inputs(model)
+    )
+    step = jax.jit(make_train_step(config, model, build_schedule(config), optimizer), donate_argnums=0)
+    batch = {"image": images, "keypoints": keypoints, "visible": visible}
+    memory = step.lower(state, batch).compile().memory_analysis()
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def _inputs(model: DiffusionPose) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """One image, its joints and flags, t: what the network sees."""
+    joints = model.joint_set.num_joints
+    shapes = [((1, *model.codec.input_size, 3), jnp.uint8), ((1, joints, 2), jnp.float32), ((1, joints), jnp.float32)]
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [*shapes, ((1,), jnp.int32)])
+
+
+def _one_pass(model: DiffusionPose, variables):
+    """A function from parameters and `_inputs` to the two outputs of a training pass: backbone, one denoising."""
+
+    def run(params, images, joints, visible, t):
+        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables["batch_stats"])
+        bound = {"params": params, "batch_stats": stats}
+        (features, coarse), _ = model.apply(bound, images, True, method="encode", mutable=["batch_stats"])
+        condition = model.apply(bound, features, joints, visible, method="condition")
+        return model.apply(bound, coarse, condition, t, method="denoise"), coarse
+
+    return run
+
+
+def _residuals(model: DiffusionPose, variables, inputs) -> Iterator[tuple[str, int]]:
+    """Scope and bytes of each array that the backward pass keeps."""
+
+    def forward(params, *inputs):
+        _, pullback = jax.vjp(lambda params: _one_pass(model, variables)(params, *inputs), params)
+        return jax.tree.leaves(pullback)
+
+    jaxpr = jax.make_jaxpr(forward)(variables["params"], *inputs).jaxpr
+    makers = {id(out): equation for equation in jaxpr.eqns for out in equation.outvars}
+    for out in {id(out): out for out in jaxpr.outvars}.values():
+        # No maker: a parameter, an input or a constant. Made from literals alone: a constant too, a map of zeros say.
+        if (maker := makers.get(id(out))) and any(hasattr(operand, "count") for operand in maker.invars):
+            yield str(maker.source_info.name_stack), out.aval.size * out.aval.dtype.itemsize
+
+
+def _equations(jaxpr, scope: str = "") -> Iterator:
+    """Every equation with its name scope, also of functions called inside; the model has no loop."""
+    for equation in jaxpr.eqns:
+        inner_scope = f"{scope}/{equation.source_info.name_stack}"
+        yield inner_scope, equation
+        for value in equation.params.values():
+            value = getattr(value, "jaxpr", value)
+            if hasattr(value, "eqns"):
+                yield from _equations(value, inner_scope)
+
+
+def _macs(equation) -> int:
+    out = equation.outvars[0].aval
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return out.size * int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        return out.size * kernel.size // kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 0
+
+
+def _part_of(scope: str) -> str:
+    return next(name for name, expression in PARTS.items() if re.search(expression, scope))
+
+
+def main(config, memory_batch: int | None) -> None:
+    """Prints the table, and with `memory_batch` the memory of the compiled training step."""
+    model = build_model(config)
+    print(format_summary(summarise(model)))
+    height, width = config.input_size
+    print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={model.remat}.")
+    if memory_batch is not None:
+        arguments, temporaries = (size / 2**20 for size in step_memory(config, memory_batch))
+        device = jax.devices()[0].device_kind
+        print(f"Training step, batch {memory_batch}, {device}: {arguments:.0f} MiB + {temporaries:.0f} MiB temporaries.")
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    BATCH = flags.DEFINE_integer("memory_batch", None, "Also compile the training step at this batch size.", 1)
+    flags.mark_flags_as_required(["config"])
+    command_line.run(lambda: main(CONFIG.value, BATCH.value))
