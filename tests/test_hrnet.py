@@ -77,25 +77,6 @@ def test_one_by_one_convolution_is_the_matrix_product(random_tree):
     np.testing.assert_allclose(layer.apply(variables, x, train=False), expected, atol=1e-5)
 
 
-def test_batch_statistics():
-    """A training pass normalises by the batch and moves the running statistics by a tenth of the way."""
-    x = 3 + 2 * RNG.standard_normal((4, 6, 6, 3)).astype(np.float32)
-    layer = ConvBN(4, relu=False)
-    shapes = shapes_of(layer, x)
-    kernel = RNG.standard_normal(shapes["params"]["conv"]["kernel"].shape).astype(np.float32)
-    variables = {
-        "params": {"conv": {"kernel": kernel}, "bn": {"scale": np.ones(4), "bias": np.zeros(4)}},
-        "batch_stats": {"bn": {"mean": np.arange(4.0), "var": np.arange(1.0, 5.0)}},
-    }
-    out, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
-    raw = slow_convolution(x, kernel, 1)
-    mean, var = raw.mean((0, 1, 2)), raw.var((0, 1, 2))
-    np.testing.assert_allclose(out, (raw - mean) / np.sqrt(var + 1e-5), atol=1e-4)
-    stats = updated["batch_stats"]["bn"]
-    np.testing.assert_allclose(stats["mean"], 0.9 * np.arange(4) + 0.1 * mean, rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.9 * np.arange(1, 5) + 0.1 * var, rtol=1e-4)
-
-
 @pytest.mark.parametrize("factor", [1, 2, 8])
 def test_upsampling_repeats_pixels(factor):
     x = RNG.standard_normal((2, 3, 5, 4)).astype(np.float32)

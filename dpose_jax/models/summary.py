@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.extend.core import Literal
 from ml_collections import config_flags
 
 from dpose_jax import command_line
@@ -115,10 +116,10 @@ def _residuals(model: DiffusionPose, variables, inputs) -> Iterator[tuple[str, i
         return jax.tree.leaves(pullback)
 
     jaxpr = jax.make_jaxpr(forward)(variables["params"], *inputs).jaxpr
-    makers = {id(out): equation for equation in jaxpr.eqns for out in equation.outvars}
-    for out in {id(out): out for out in jaxpr.outvars}.values():
+    makers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+    for out in {out for out in jaxpr.outvars if not isinstance(out, Literal)}:
         # No maker: a parameter, an input or a constant. Made from literals alone: a constant too, a map of zeros say.
-        if (maker := makers.get(id(out))) and any(hasattr(operand, "count") for operand in maker.invars):
+        if (maker := makers.get(out)) and not all(isinstance(operand, Literal) for operand in maker.invars):
             yield str(maker.source_info.name_stack), out.aval.size * out.aval.dtype.itemsize
 
 

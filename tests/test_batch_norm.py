@@ -1,0 +1,79 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpose_jax.models.batch_norm import BatchNorm
+
+RNG = np.random.default_rng(0)
+CHANNELS = 4
+PARAMS = {"scale": np.arange(1.0, 5.0, dtype=np.float32), "bias": np.full(CHANNELS, 0.5, np.float32)}
+STATS = {"mean": np.arange(4.0, dtype=np.float32), "var": np.arange(1.0, 5.0, dtype=np.float32)}
+VARIABLES = {"params": PARAMS, "batch_stats": STATS}
+
+
+def torch_batch_norm(x, train):
+    """torch.nn.BatchNorm2d by its documentation, in float64: biased to normalise, unbiased to remember."""
+    x = x.astype(np.float64)
+    mean, var, running = STATS["mean"], STATS["var"], STATS
+    if train:
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        unbiased = x.var((0, 1, 2), ddof=1)
+        running = {"mean": 0.9 * STATS["mean"] + 0.1 * mean, "var": 0.9 * STATS["var"] + 0.1 * unbiased}
+    return (x - mean) / np.sqrt(var + 1e-5) * PARAMS["scale"] + PARAMS["bias"], running
+
+
+# Two values a channel: the unbiased variance is twice the biased one.
+@pytest.mark.parametrize("shape", [(4, 6, 5, CHANNELS), (2, 1, 1, CHANNELS)])
+@pytest.mark.parametrize("train", [True, False])
+def test_is_torchs(shape, train):
+    x = 3 + 2 * RNG.standard_normal(shape).astype(np.float32)
+    out, updated = BatchNorm().apply(VARIABLES, x, train, mutable=["batch_stats"])
+    expected, running = torch_batch_norm(x, train)
+    np.testing.assert_allclose(out, expected, atol=2e-4)
+    for name in STATS:
+        np.testing.assert_allclose(updated["batch_stats"][name], running[name], rtol=2e-6)
+
+
+def test_agrees_with_torch():
+    torch = pytest.importorskip("torch", reason="torch is not installed: the reference of the published weights")
+    x = RNG.standard_normal((2, 3, 2, CHANNELS)).astype(np.float32)
+    layer = torch.nn.BatchNorm2d(CHANNELS)
+    state = {"weight": PARAMS["scale"], "bias": PARAMS["bias"]} | {f"running_{n}": v for n, v in STATS.items()}
+    layer.load_state_dict({name: torch.tensor(value) for name, value in state.items()}, strict=False)
+    theirs = layer.train()(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    ours, updated = BatchNorm().apply(VARIABLES, x, True, mutable=["batch_stats"])
+    np.testing.assert_allclose(ours, theirs.detach(), atol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], layer.running_var, rtol=1e-6)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], layer.running_mean, rtol=1e-6)
+
+
+def test_one_value_a_channel_is_not_divided_by_zero():
+    _, updated = BatchNorm().apply(VARIABLES, np.ones((1, 1, 1, CHANNELS)), True, mutable=["batch_stats"])
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 * STATS["var"], rtol=1e-6)
+
+
+def test_statistics_are_float32_in_bfloat16():
+    """Sums of bfloat16 itself would stop growing at a few hundred values."""
+    x = jnp.asarray(3 + RNG.standard_normal((4, 40, 40, CHANNELS)), jnp.bfloat16)
+    out, updated = BatchNorm(dtype=jnp.bfloat16).apply(VARIABLES, x, True, mutable=["batch_stats"])
+    expected, running = torch_batch_norm(np.asarray(x, np.float32), True)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(out, np.float32), expected, atol=0.05)
+    for name in STATS:
+        assert updated["batch_stats"][name].dtype == jnp.float32
+        np.testing.assert_allclose(updated["batch_stats"][name], running[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_only_a_layer_that_trains_has_gradients(train):
+    """Otherwise it is a constant map, which still passes gradients on to what comes before."""
+    x, weights = (RNG.standard_normal((2, 3, 2, CHANNELS)).astype(np.float32) for _ in range(2))
+
+    def total(params, x):
+        out, _ = BatchNorm().apply({"params": params, "batch_stats": STATS}, x, train, mutable=["batch_stats"])
+        return jnp.sum(weights * out)
+
+    of_params, of_x = jax.grad(total, argnums=(0, 1))(PARAMS, x)
+    assert all(gradient.all() if train else not gradient.any() for gradient in of_params.values())
+    assert (np.abs(of_x) > 0).all()
