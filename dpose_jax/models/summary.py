@@ -1,6 +1,6 @@
 """What a model is made of, a part at a time: parameters, multiply-accumulates, what the backward pass keeps.
 
-python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value] [--memory_batch=N]
+python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value]
 """
 
 import dataclasses
@@ -15,10 +15,8 @@ from jax.extend.core import Literal
 from ml_collections import config_flags
 
 from dpose_jax import command_line
-from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
+from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.training.state import initial_state, make_optimizer
-from dpose_jax.training.step import make_train_step
 
 # A part owns the parameters whose path, and the operations whose name scope, its expression finds; the first counts.
 PARTS = {
@@ -57,8 +55,8 @@ def summarise(model: DiffusionPose) -> dict[str, Part]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
         parts[_part_of("/".join(key.key for key in path))].parameters += int(np.prod(leaf.shape))
     inputs = _inputs(model)
-    for scope, equation in _equations(jax.make_jaxpr(_one_pass(model, variables))(variables["params"], *inputs).jaxpr):
-        parts[_part_of(scope)].macs += _macs(equation)
+    for scope, equation in equations(jax.make_jaxpr(_one_pass(model, variables))(variables["params"], *inputs).jaxpr):
+        parts[_part_of(scope)].macs += multiply_accumulates(equation)
     for scope, kept in _residuals(model, variables, inputs):
         parts[_part_of(scope)].kept += kept
     return parts
@@ -73,19 +71,6 @@ def format_summary(parts: dict[str, Part]) -> str:
         counts = f"{part.parameters / 1e6:.3f} | {part.macs / 1e9:.3f} | {share:.1f}% | {part.kept / 2**20:.2f}"
         lines.append(f"| {name} | {counts} |")
     return "\n".join(lines)
-
-
-def step_memory(config, batch_size: int) -> tuple[int, int]:
-    """Bytes of the arguments and of the temporaries of the compiled training step, on the default device."""
-    model, optimizer = build_model(config), make_optimizer(config)
-    state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
-    images, keypoints, visible, *_ = (
-        jax.ShapeDtypeStruct((batch_size, *array.shape[1:]), array.dtype) for array in _inputs(model)
-    )
-    step = jax.jit(make_train_step(config, model, build_schedule(config), optimizer), donate_argnums=0)
-    batch = {"image": images, "keypoints": keypoints, "visible": visible}
-    memory = step.lower(state, batch).compile().memory_analysis()
-    return memory.argument_size_in_bytes, memory.temp_size_in_bytes
 
 
 def _inputs(model: DiffusionPose) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -123,7 +108,7 @@ def _residuals(model: DiffusionPose, variables, inputs) -> Iterator[tuple[str, i
             yield str(maker.source_info.name_stack), out.aval.size * out.aval.dtype.itemsize
 
 
-def _equations(jaxpr, scope: str = "") -> Iterator:
+def equations(jaxpr, scope: str = "") -> Iterator:
     """Every equation with its name scope, also of functions called inside; the model has no loop."""
     for equation in jaxpr.eqns:
         inner_scope = f"{scope}/{equation.source_info.name_stack}"
@@ -131,10 +116,11 @@ def _equations(jaxpr, scope: str = "") -> Iterator:
         for value in equation.params.values():
             value = getattr(value, "jaxpr", value)
             if hasattr(value, "eqns"):
-                yield from _equations(value, inner_scope)
+                yield from equations(value, inner_scope)
 
 
-def _macs(equation) -> int:
+def multiply_accumulates(equation) -> int:
+    """Of one equation: of a convolution, padding included, or a matrix product; 0 of anything else."""
     out = equation.outvars[0].aval
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -149,20 +135,15 @@ def _part_of(scope: str) -> str:
     return next(name for name, expression in PARTS.items() if re.search(expression, scope))
 
 
-def main(config, memory_batch: int | None) -> None:
-    """Prints the table, and with `memory_batch` the memory of the compiled training step."""
+def main(config) -> None:
+    """Prints the table of a config's model."""
     model = build_model(config)
     print(format_summary(summarise(model)))
     height, width = config.input_size
     print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={model.remat}.")
-    if memory_batch is not None:
-        arguments, temporaries = (size / 2**20 for size in step_memory(config, memory_batch))
-        device = jax.devices()[0].device_kind
-        print(f"Training step, batch {memory_batch}, {device}: {arguments:.0f} MiB + {temporaries:.0f} MiB temporaries.")
 
 
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-    BATCH = flags.DEFINE_integer("memory_batch", None, "Also compile the training step at this batch size.", 1)
     flags.mark_flags_as_required(["config"])
-    command_line.run(lambda: main(CONFIG.value, BATCH.value))
+    command_line.run(lambda: main(CONFIG.value))

@@ -1,0 +1,119 @@
+"""bfloat16 computes where it may, float32 where it must; recomputing blocks and freezing statistics change no more."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.models import decoder
+from dpose_jax.models.hrnet import HRNet, HRNetSpec
+from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.summary import equations
+from dpose_jax.training.state import initial_state, make_optimizer
+from dpose_jax.training.step import make_train_step
+
+BATCH, JOINTS, SIZE = 2, 17, (64, 32)
+
+
+@pytest.fixture(scope="module")
+def trained_in_bfloat16(miniature, small_model):
+    """Equations of a training step in bfloat16 with their scopes, and the shapes that it returns."""
+    model, config = small_model(model__dtype="bfloat16"), miniature()
+    optimizer = make_optimizer(config)
+    state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
+    batch = {
+        "image": jnp.zeros((BATCH, *SIZE, 3), jnp.uint8),
+        "keypoints": jnp.zeros((BATCH, JOINTS, 2)),
+        "visible": jnp.ones((BATCH, JOINTS)),
+    }
+    step = make_train_step(config, model, Schedule(), optimizer)
+    traced, returned = jax.make_jaxpr(step, return_shape=True)(state, batch)
+    return list(equations(traced.jaxpr)), state, returned
+
+
+def dtypes(found, scope, *primitives):
+    """Dtypes of the first operand of the given primitives in the forward pass where the scope holds `scope`."""
+    return {
+        equation.invars[0].aval.dtype.name
+        for name, equation in found
+        if scope in name and "transpose(" not in name and equation.primitive.name in primitives
+    }
+
+
+def test_state_and_metrics_are_float32(trained_in_bfloat16):
+    _, before, (after, metrics) = trained_in_bfloat16
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, before)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((after.params, after.batch_stats, metrics))} == {"float32"}
+
+
+def test_products_are_in_bfloat16(trained_in_bfloat16):
+    found, *_ = trained_in_bfloat16
+    for scope in ("hrnet", "attention", "merge", "decoder/down0", "decoder/up0"):
+        assert dtypes(found, scope, "conv_general_dilated", "dot_general") == {"bfloat16"}, scope
+
+
+def test_statistics_softmax_heads_and_loss_are_in_float32(trained_in_bfloat16):
+    """Also the sums inside of LayerNorm and GroupNorm, and the peaks that feed the masks."""
+    found, *_ = trained_in_bfloat16
+    assert dtypes(found, "attention", "exp") == {"float32"}
+    for scope in ("/bn", "norm_query", "norm_context", "decoder/down0_block0/norm1", "decoder/norm"):
+        assert dtypes(found, scope, "reduce_sum", "rsqrt") == {"float32"}, scope
+    for scope in ("coarse_head", "decoder/head"):
+        assert dtypes(found, scope, "dot_general") == {"float32"}, scope
+    # argmax and log are those of the decoded peaks; the squared error is outside of every scope of the model.
+    assert dtypes(found, "", "argmax", "log") == {"float32"}
+    outside = [(name, eqn) for name, eqn in found if "DiffusionPose" not in name and "hrnet" not in name]
+    assert dtypes(outside, "", "integer_pow", "square", "reduce_sum") <= {"float32", "int32", "uint32", "bool"}
+
+
+@pytest.fixture(scope="module")
+def differentiate(random_tree):
+    """A function from a module, inputs and static arguments to outputs and gradients of the sum of squares."""
+
+    def run(module, inputs, **static):
+        variables = random_tree(jax.eval_shape(lambda key: module.init(key, *inputs, **static), jax.random.key(0)))
+        params, stats = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+        def total(params):
+            out, updated = module.apply({"params": params} | stats, *inputs, **static, mutable=["batch_stats"])
+            return jnp.sum(out**2), (out, updated)
+
+        return jax.device_get(jax.jit(jax.grad(total, has_aux=True))(params))
+
+    return run
+
+
+@pytest.mark.parametrize("part", ["HRNet", "SGDD"])
+def test_recomputed_blocks_have_the_same_gradients(differentiate, monkeypatch, part):
+    rng = np.random.default_rng(0)
+    if part == "HRNet":
+        spec = HRNetSpec(4, modules=(1, 0, 0), blocks=1, stem=4, stem_blocks=1, stem_width=2)
+        inputs, static = [rng.standard_normal((2, 32, 32, 3)).astype(np.float32)], {"train": True}
+        modules = [HRNet(spec, remat=remat) for remat in (False, True)]
+    else:
+        monkeypatch.setattr(decoder, "LEVELS", (1, 2))  # half the depth, which is most of the time to compile
+        inputs, static = [rng.standard_normal((1, 5, 4, n)).astype(np.float32) for n in (3, 4)] + [np.array([7])], {}
+        modules = [decoder.SGDD(3, 4, 1, time_embedding=True, remat=remat) for remat in (False, True)]
+    plain, remat = (differentiate(module, inputs, **static) for module in modules)
+    for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
+
+
+def test_frozen_batch_norm_is_that_of_evaluation(small_model, random_tree):
+    """Running statistics, which stay. That scale and bias have no gradient is in tests/test_batch_norm.py."""
+    trained, frozen = small_model(), small_model(model__batch_norm="frozen")
+    variables = random_tree(abstract_variables(trained))
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, *SIZE, 3), np.uint8)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def encode(model, train):
+        return model.apply(variables, images, train, method="encode", mutable=["batch_stats"])
+
+    (features, coarse), updated = encode(frozen, True)
+    (expected, heatmaps), _ = encode(trained, False)
+    np.testing.assert_array_equal(features, expected)
+    np.testing.assert_array_equal(coarse, heatmaps)
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
