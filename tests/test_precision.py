@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpose_jax import inference
 from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.evaluation.precision import format_distances, joint_distances
 from dpose_jax.models import decoder
 from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
@@ -117,3 +119,31 @@ def test_frozen_batch_norm_is_that_of_evaluation(small_model, random_tree):
     np.testing.assert_array_equal(features, expected)
     np.testing.assert_array_equal(coarse, heatmaps)
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
+
+
+def test_joints_of_the_two_dtypes_are_compared_person_by_person(trained, monkeypatch):
+    """Stand-ins for the two predictors: in bfloat16 the joints of each result are 5 px away, of the coarse one 1 px."""
+    config, workdir = trained
+
+    def make_predict(model, schedule, settings, *, flip, seed):
+        away = np.array([3.0, 4.0]) * (model.dtype == jnp.bfloat16)
+
+        def predict(variables, images, ids):
+            joints = jnp.broadcast_to(ids[:, None, None] * 1.0, (len(ids), JOINTS, 2))
+            scores = jnp.ones((len(ids), JOINTS))
+            names = inference.result_names(settings)
+            return {name: (joints + away / (5 if name == "coarse" else 1), scores) for name in names}
+
+        return predict
+
+    monkeypatch.setattr(inference, "make_predict", make_predict)
+    found = joint_distances(config, workdir)
+    assert {name: distances.shape[1] for name, distances in found.items()} == dict.fromkeys(
+        ("coarse", "steps_1", "steps_2"), JOINTS
+    )
+    # Rows that fill up the last batch are no persons.
+    persons = {distances.shape[0] for distances in found.values()}
+    assert len(persons) == 1 and persons.pop() % config.eval.batch_size
+    np.testing.assert_allclose(found["coarse"], 1, rtol=1e-5)
+    np.testing.assert_allclose(found["steps_2"], 5, rtol=1e-5)
+    assert format_distances(found).splitlines()[-1] == "| steps_2 | 5.000 | 5.000 | 5.000 | 5.000 | 100.00% |"

@@ -101,11 +101,14 @@ def _residuals(model: DiffusionPose, variables, inputs) -> Iterator[tuple[str, i
         return jax.tree.leaves(pullback)
 
     jaxpr = jax.make_jaxpr(forward)(variables["params"], *inputs).jaxpr
-    makers = {out: equation for equation in jaxpr.eqns for out in equation.outvars}
+    # What does not come from the image is no activation: parameters, also those cast to another dtype, and constants.
+    scopes: dict = dict.fromkeys(jaxpr.invars[-len(inputs) :], "")
+    for equation in jaxpr.eqns:
+        if any(not isinstance(operand, Literal) and operand in scopes for operand in equation.invars):
+            scopes |= dict.fromkeys(equation.outvars, str(equation.source_info.name_stack))
     for out in {out for out in jaxpr.outvars if not isinstance(out, Literal)}:
-        # No maker: a parameter, an input or a constant. Made from literals alone: a constant too, a map of zeros say.
-        if (maker := makers.get(out)) and not all(isinstance(operand, Literal) for operand in maker.invars):
-            yield str(maker.source_info.name_stack), out.aval.size * out.aval.dtype.itemsize
+        if scopes.get(out):
+            yield scopes[out], out.aval.size * out.aval.dtype.itemsize
 
 
 def equations(jaxpr, scope: str = "") -> Iterator:
