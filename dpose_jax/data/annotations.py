@@ -9,11 +9,15 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 
 import numpy as np
 from absl import logging
 
+from dpose_jax.data import ai_challenger
 from dpose_jax.skeletons import JointSet
+
+ImageSize = Callable[[str], tuple[int, int] | None]
 
 # Left out as malformed: together they may be at most `max_bad_share` of the annotations.
 MALFORMED = (
@@ -97,10 +101,10 @@ class Audit:
 class Annotations:
     """An annotation file whose outer form is right; its entries are still unchecked."""
 
-    def __init__(self, file: str, joint_set: JointSet, audit: Audit):
+    def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize):
         self._audit = audit
         self._joints = joint_set.num_joints
-        content = read_json(file)
+        content = read_coco(file, size)
         lists = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
             raise ValueError(f"{file}: must be an object with the lists {lists}, as COCO's person_keypoints files")
@@ -183,7 +187,22 @@ def _category(categories: list, file: str) -> dict:
     return found[0]
 
 
+def read_coco(file: str, size: ImageSize):
+    """The parsed file; AI Challenger's own format is brought to COCO's.
+
+    `size` gives an image's (width, height) by file name, or None.
+    """
+    content = read_json(file)
+    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
+
+
 def read_json(file: str):
+    """The parsed file.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is not JSON, or cut short.
+    """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file}: no such file (data.root joined with its field)")
     with open(file, "rb") as stream:

@@ -1,31 +1,30 @@
-"""Persons from a folder in COCO's keypoint format, checked before the training starts."""
+"""Persons from annotations in COCO's keypoint format, checked before the training starts."""
 
 import os
 
-import cv2
 import numpy as np
 
 from dpose_jax.data.annotations import Annotations, Audit, is_int, is_number, numbers, read_json
+from dpose_jax.data.images import ImageFolder, ImageStore, decode_image
 from dpose_jax.data.records import BadRecordError, Person
 from dpose_jax.skeletons import JointSet
 
 _INT32_MAX = 2**31 - 1
 
 
-class FolderSource:
-    """The persons of one split of a COCO-format folder; implements `records.Source`.
+class AnnotatedSource:
+    """The persons of one annotation file over a store of images; implements `records.Source`.
 
     The source holds arrays and file names only, so that worker processes can be given a copy.
     """
 
     def __init__(
         self,
-        root: str,
-        annotations: str,
-        images: str,
+        annotation_file: str,
+        images: ImageStore,
         joint_set: JointSet,
         *,
-        detections: str | None = None,
+        box_file: str | None = None,
         min_box_score: float = 0.0,
         use_area: bool = True,
         max_bad_share: float = 0.01,
@@ -34,12 +33,11 @@ class FolderSource:
         """Reads and checks the annotations; reads no pixel.
 
         Args:
-          root: the folder of one data set.
-          annotations: the annotation file, relative to `root`.
-          images: the folder that `file_name` is relative to, relative to `root`.
+          annotation_file: in COCO's keypoint format, or AI Challenger's own.
+          images: what `file_name` names.
           joint_set: must fit the annotations, see `annotations.check_joint_names`.
-          detections: file of detected boxes, relative to `root`; the persons are then these boxes
-            (without joints) instead of the annotated ones. Not for training.
+          box_file: detected boxes; the persons are then these (without joints) instead of the annotated ones.
+            Not for training.
           min_box_score: detected boxes below it are left out, in [0, 1].
           use_area: `ground_truth` gives the annotation's area where it has one, else 0.53 w h.
           max_bad_share: share of the records that may be malformed, in [0, 1].
@@ -50,18 +48,17 @@ class FolderSource:
           ValueError: if a file is not in the format, the joint set does not fit, too many records
             are malformed, or no person is left; names the file and the counts.
         """
-        if training and detections is not None:
-            raise ValueError(f"detections={detections!r}: training needs annotated persons, not detected boxes")
-        self._folder = _existing_folder(os.path.join(root, images))
-        self._annotation_file = os.path.join(root, annotations)
+        if training and box_file is not None:
+            raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
+        self._images = images
+        self._annotation_file = annotation_file
         self._joint_set = joint_set
         self._use_area = use_area
-        audit = Audit(self._annotation_file)
-        coco = Annotations(self._annotation_file, joint_set, audit)
-        if detections is None:
+        audit = Audit(annotation_file)
+        coco = self._annotations(audit)
+        if box_file is None:
             total, rows = len(coco.entries), _annotated_rows(coco, audit)
         else:
-            box_file = os.path.join(root, detections)
             audit.file = box_file
             total, rows = _detected_rows(box_file, coco, min_box_score, joint_set.num_joints, audit)
         rows = self._with_image(rows, coco.images, audit)
@@ -69,26 +66,17 @@ class FolderSource:
         self._report = audit.report(total, len(rows))
         self._fill(rows, coco.images, audit.file)
 
+    def _annotations(self, audit: Audit) -> Annotations:
+        return Annotations(self._annotation_file, self._joint_set, audit, self._images.size)
+
     def _with_image(self, rows, images, audit):
-        """The rows whose image lies in the folder and exists; a folder is listed once, not a file at a time."""
-        listings: dict[str, set[str]] = {}
-        problem = {}
-        for image_id in dict.fromkeys(row[1] for row in rows):
-            name = images[image_id]["file_name"]
-            path = os.path.normpath(name)
-            if os.path.isabs(path) or path.split(os.sep)[0] in ("..", "."):
-                problem[image_id] = "image_outside_folder"
-                continue
-            folder, base = os.path.split(path)
-            if folder not in listings:
-                full = os.path.join(self._folder, folder)
-                listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()
-            if base not in listings[folder]:
-                problem[image_id] = "image_missing"
+        """The rows whose image the store has."""
+        names = {row[1]: images[row[1]]["file_name"] for row in rows}
+        problems = {image_id: self._images.problem(name) for image_id, name in names.items()}
         kept = []
         for row in rows:
-            if row[1] in problem:
-                audit.bad(problem[row[1]], f"id {row[0]}, image {row[1]}, file {images[row[1]]['file_name']!r}")
+            if problems[row[1]]:
+                audit.bad(problems[row[1]], f"id {row[0]}, image {row[1]}, file {names[row[1]]!r}")
             else:
                 kept.append(row)
         return kept
@@ -118,7 +106,7 @@ class FolderSource:
         return Person(
             annotation_id=int(self._ids[index]),
             image_id=int(self._image_ids[row]),
-            file=os.path.join(self._folder, self._files[row]),
+            file=self._images.place(self._files[row]),
             bbox=self._boxes[index],
             keypoints=self._keypoints[index],
             score=float(self._scores[index]),
@@ -131,11 +119,10 @@ class FolderSource:
           BadRecordError: if the file cannot be read or decoded, is cut short, or has another size than
             its annotation says.
         """
-        person = self[index]
-        where = f"{person.file} (id {person.annotation_id})"
+        name = self._files[self._image_rows[index]]
+        where = f"{self._images.place(name)} (id {self._ids[index]})"
         try:
-            with open(person.file, "rb") as file:
-                image = decode_image(file.read())
+            image = decode_image(self._images.read(name))
         except (OSError, ValueError) as error:
             raise BadRecordError(f"{where}: {error}") from error
         height, width = self._sizes[self._image_rows[index]]
@@ -153,7 +140,7 @@ class FolderSource:
         Raises:
           ValueError: if the file is no longer in the format.
         """
-        coco = Annotations(self._annotation_file, self._joint_set, Audit(self._annotation_file, lines=0))
+        coco = self._annotations(Audit(self._annotation_file, lines=0))
         seen: set[int] = set()
         kept = []
         for entry in coco.entries:
@@ -184,26 +171,16 @@ class FolderSource:
         return dict(self._report)
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decodes an image file to (height, width, 3) uint8 RGB; grey and 16-bit images are converted.
+class FolderSource(AnnotatedSource):
+    """The persons of one split of a folder of images with an annotation file."""
 
-    EXIF orientation is ignored, as the data sets' own loaders do: annotations refer to stored pixels.
-
-    Raises:
-      ValueError: if the data is empty, cut short or no image.
-    """
-    if not data:
-        raise ValueError("the file is empty")
-    # Some OpenCV versions fill the missing part of a cut JPEG with grey and only warn.
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise ValueError("the JPEG is cut short: no end marker")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise ValueError(f"cannot be decoded: {error}") from error
-    if image is None:
-        raise ValueError("cannot be decoded: no image, or cut short")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    def __init__(
+        self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
+    ):
+        """Args: the folder of one data set; files and the images' folder relative to it; see AnnotatedSource."""
+        folder = ImageFolder(os.path.join(root, images))
+        box_file = None if detections is None else os.path.join(root, detections)
+        super().__init__(os.path.join(root, annotations), folder, joint_set, box_file=box_file, **options)
 
 
 def _annotated_rows(coco: Annotations, audit: Audit) -> list[tuple]:
@@ -250,12 +227,3 @@ def _detected_rows(file, coco: Annotations, min_score: float, joints: int, audit
         elif (box := coco.clip(box.tolist(), entry["image_id"], where)) is not None:
             rows.append((position, entry["image_id"], box, empty, entry["score"]))
     return len(boxes), rows
-
-
-def _existing_folder(path: str) -> str:
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"{path}: no such image folder (data.root joined with the images field)")
-    with os.scandir(path) as entries:
-        if next(entries, None) is None:
-            raise ValueError(f"{path}: the image folder is empty")
-    return path

@@ -1,0 +1,80 @@
+"""AI Challenger's own keypoint annotations, brought to COCO's format.
+
+The published file is a list with an entry an image: `image_id` (the file's name without `.jpg`), `url`,
+`keypoint_annotations` {name of the human: 14 x [x, y, v]} and `human_annotations` {name: [left, top, right, bottom]}.
+It counts visibility the other way round (1 visible, 2 occluded, 3 not labelled) and gives no image size.
+"""
+
+from collections.abc import Callable
+
+from dpose_jax.skeletons import AIC
+
+# To COCO's 0 not labelled, 1 occluded, 2 visible.
+_VISIBILITY = {1: 2, 2: 1, 3: 0}
+_BROKEN = -1  # no visibility of COCO's, so that the rule `joint_visibility` finds it
+_UNKNOWN_SIDE = 1 << 20  # of an image that cannot be looked at: it must not seem to cut the boxes
+
+
+def is_own_format(content) -> bool:
+    """Whether parsed JSON is a list of AI Challenger's entries (by its first one)."""
+    return isinstance(content, list) and any(
+        isinstance(entry, dict) and "keypoint_annotations" in entry for entry in content[:1]
+    )
+
+
+def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dict:
+    """AI Challenger's list as a COCO `person_keypoints` dict.
+
+    Image and annotation ids are places in the file, from 1, and do not change when an entry breaks a rule. What is
+    malformed stays so that the rules of `annotations.Annotations` find and count it; the humans of an image that
+    comes again are left out with it.
+
+    Args:
+      content: the parsed file.
+      size: file name -> (width, height) in pixels, or None where the image is missing or unreadable.
+    """
+    images: list = []
+    annotations: list[dict] = []
+    humans = 0
+    ids: dict[str, int] = {}
+    for place, entry in enumerate(content, start=1):
+        name = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            images.append(entry)
+            continue
+        again = name in ids
+        width, height = size(f"{name}.jpg") or (_UNKNOWN_SIDE, _UNKNOWN_SIDE)
+        image = {"id": ids.setdefault(name, place), "file_name": f"{name}.jpg", "width": width, "height": height}
+        images.append(image)
+        joints, boxes = (_mapping(entry.get(f"{kind}_annotations")) for kind in ("keypoint", "human"))
+        for human in dict.fromkeys([*joints, *boxes]):
+            humans += 1
+            if not again:
+                annotations.append({
+                    "id": humans,
+                    "image_id": image["id"],
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "keypoints": _joints(joints.get(human)),
+                    "bbox": _box(boxes.get(human)),
+                })  # fmt: skip
+    category = {"id": 1, "name": "person", "keypoints": list(AIC.joints)}
+    return {"images": images, "annotations": annotations, "categories": [category]}
+
+
+def _mapping(value) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
+def _joints(values):
+    if not isinstance(values, list):
+        return values
+    return [_VISIBILITY.get(v, _BROKEN) if k % 3 == 2 and isinstance(v, int) else v for k, v in enumerate(values)]
+
+
+def _box(corners):
+    try:
+        left, top, right, bottom = corners
+        return [left, top, right - left, bottom - top]
+    except (TypeError, ValueError):
+        return corners
