@@ -11,6 +11,7 @@ from ml_collections import config_dict
 from configs import base
 from dpose_jax.data import pipeline, transforms
 from dpose_jax.data.records import BadRecordError, Person
+from dpose_jax.data.sources import make_source
 from dpose_jax.skeletons import COCO
 
 KEYS = {"image", "keypoints", "visible", "annotation_id", "index", "mask", "bad_index", "to_image"}
@@ -277,26 +278,26 @@ def test_make_source_reads_a_folder(tmp_path, monkeypatch):
     config = folder(tmp_path / "coco")
     monkeypatch.delenv("DPOSE_DATA", raising=False)
     with pytest.raises(ValueError, match="data.root is not set.*DPOSE_DATA"):
-        pipeline.make_source(config, "train", training=True)
+        make_source(config, "train", training=True)
     monkeypatch.setenv("DPOSE_DATA", str(tmp_path))
-    assert len(pipeline.make_source(config, "train", training=True)) == 2
+    assert len(make_source(config, "train", training=True)) == 2
     config.data.root = str(tmp_path / "coco")
     monkeypatch.delenv("DPOSE_DATA")
     config.eval.boxes, config.eval.min_box_score = "detections", 0.3
-    found = pipeline.make_source(config, "val", training=False)
+    found = make_source(config, "val", training=False)
     assert len(found) == 1 and found[0].score == 0.5
-    assert len(pipeline.make_source(config, "train", training=True)) == 2
+    assert len(make_source(config, "train", training=True)) == 2
     with pytest.raises(ValueError, match="eval.boxes='detections' needs .* got 'folder', 'train'"):
-        pipeline.make_source(config, "train", training=False)
+        make_source(config, "train", training=False)
     config.data.root = str(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="data.root=.*none"):
-        pipeline.make_source(config, "train", training=True)
+        make_source(config, "train", training=True)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.source", "web", "data.source='web': must be 'folder' or 'synthetic'"),
+        ("data.source", "web", "data.source='web': must be one of .*'folder'"),
         ("eval.boxes", "yolo", "eval.boxes='yolo': must be 'gt' or 'detections'"),
         ("joint_set", "dog", "joint_set='dog'"),
     ],
@@ -306,9 +307,9 @@ def test_make_source_names_the_bad_field(tmp_path, field, value, message):
     config.data.root = str(tmp_path / "coco")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
-        pipeline.make_source(config, "val", training=False)
+        make_source(config, "val", training=False)
     with pytest.raises(ValueError, match="split='test': must be 'train' or 'val'"):
-        pipeline.make_source(settings(), "test", training=False)
+        make_source(settings(), "test", training=False)
 
 
 def test_synthetic_splits_share_no_image():
@@ -316,7 +317,7 @@ def test_synthetic_splits_share_no_image():
     config = settings()
     config.data.source = "synthetic"
     config.data.synthetic.train_images, config.data.synthetic.val_images = 6, 4
-    train, val = (pipeline.make_source(config, split, training=split == "train") for split in ("train", "val"))
+    train, val = (make_source(config, split, training=split == "train") for split in ("train", "val"))
     images = [{source[i].image_id for i in range(len(source))} for source in (train, val)]
     assert images[0] and images[1] and not images[0] & images[1]
 
@@ -327,7 +328,7 @@ def test_real_people_are_inside_their_crops(data_root):
     config.joint_set = "crowdpose"
     config.data.root = str(data_root / "lspet")
     config.data.update({"val_annotations": "annotations/lspet_val_crowdpose.json", "val_images": "images"})
-    source = pipeline.make_source(config, "val", training=False)
+    source = make_source(config, "val", training=False)
     for batch in itertools.islice(pipeline.eval_batches(config, source, 32), 4):
         labelled = np.stack([source[i].keypoints[:, 2] > 0 for i in batch["index"]])
         np.testing.assert_array_equal(batch["visible"], labelled)

@@ -131,6 +131,25 @@ class AnnotatedSource:
             raise BadRecordError(f"{where}: the image is {found} px, its annotation says {width} x {height}")
         return image
 
+    def images(self, *, whole: bool) -> list[tuple[str, int, tuple[int, int], list[int]]]:
+        """(file name, image id, (height, width), indices of its persons) of each image, in the order of the persons.
+
+        With `whole` those without persons follow.
+        """
+        persons: list[list[int]] = [[] for _ in self._files]
+        for index, row in enumerate(self._image_rows.tolist()):
+            persons[row].append(index)
+        sizes = map(tuple, self._sizes.tolist())
+        found = list(zip(self._files, self._image_ids.tolist(), sizes, persons, strict=True))
+        if whole:
+            known = set(self._files)
+            for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
+                name = image["file_name"]
+                if name not in known and not self._images.problem(name):
+                    known.add(name)
+                    found.append((name, image["id"], (image["height"], image["width"]), []))
+        return found
+
     def ground_truth(self) -> dict:
         """The split as a COCO dict, read anew: every well-formed annotation, crowds and persons without joints too.
 

@@ -128,6 +128,12 @@ class ImageStore(Protocol):
         """(width, height) in pixels, for annotations that do not say it; None where it is not known."""
 
 
+def climbs_out(name: str) -> bool:
+    """Whether a file name is absolute, or leaves the folder that it is relative to."""
+    path = os.path.normpath(name)
+    return os.path.isabs(path) or path.split(os.sep)[0] in ("..", ".")
+
+
 class ImageFolder:
     """The images of a folder and its sub-folders; an `ImageStore`."""
 
@@ -150,10 +156,9 @@ class ImageFolder:
 
     def problem(self, name: str) -> str | None:
         """`image_outside_folder`, `image_missing` or None; a folder is listed once, not a file at a time."""
-        path = os.path.normpath(name)
-        if os.path.isabs(path) or path.split(os.sep)[0] in ("..", "."):
+        if climbs_out(name):
             return "image_outside_folder"
-        folder, base = os.path.split(path)
+        folder, base = os.path.split(os.path.normpath(name))
         if folder not in self._listings:
             full = os.path.join(self._path, folder)
             self._listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()

@@ -1,7 +1,6 @@
 """Batches from a source: the training stream and the evaluation pass, both through Grain."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dpose_jax.data import transforms
-from dpose_jax.data.folder import FolderSource
 from dpose_jax.data.records import BadRecordError, Person, Source
-from dpose_jax.data.synthetic import VAL_FIRST_INDEX, SyntheticSource
 from dpose_jax.skeletons import JointSet, get_joint_set
 
 # Unreadable records in a row after which the data is taken to be broken.
@@ -24,70 +21,6 @@ _MAX_REPLACEMENTS = 100
 _MIN_SHARED = 1 << 16
 
 Batch = dict[str, np.ndarray]
-
-
-def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
-    """The source that `config.data` describes.
-
-    Args:
-      config: see configs/base.py. Without `data.root` the folder is `$DPOSE_DATA/<data.set>`.
-      split: `train` or `val`.
-      training: whether it is for training. Otherwise `eval.boxes` chooses between annotated boxes (`gt`) and
-        those of `data.val_detections` (`detections`).
-
-    Raises:
-      ValueError: if a field is not one of its values, or the data breaks the rules.
-      FileNotFoundError: if a folder or file does not exist.
-    """
-    if split not in ("train", "val"):
-        raise ValueError(f"split={split!r}: must be 'train' or 'val'")
-    joint_set = get_joint_set(config.joint_set)
-    detections = None if training else _detections(config, split)
-    if config.data.source == "synthetic":
-        return _synthetic_source(config, split, joint_set)
-    if config.data.source != "folder":
-        raise ValueError(f"data.source={config.data.source!r}: must be 'folder' or 'synthetic'")
-    return FolderSource(
-        _data_root(config),
-        config.data[f"{split}_annotations"],
-        config.data[f"{split}_images"],
-        joint_set,
-        detections=detections,
-        min_box_score=config.eval.min_box_score,
-        use_area=config.data.use_area,
-        max_bad_share=config.data.max_bad_share,
-        training=training,
-    )
-
-
-def _synthetic_source(config: ConfigDict, split: str, joint_set: JointSet) -> Source:
-    facts = config.data.synthetic
-    first, count = (0, facts.train_images) if split == "train" else (VAL_FIRST_INDEX, facts.val_images)
-    return SyntheticSource(count, joint_set, difficulty=facts.difficulty, seed=facts.seed, first_index=first)
-
-
-def _data_root(config: ConfigDict) -> str:
-    root = config.data.root
-    if not root:
-        if not os.environ.get("DPOSE_DATA"):
-            raise ValueError("data.root is not set; give the data set's folder, or its parent in $DPOSE_DATA")
-        root = os.path.join(os.environ["DPOSE_DATA"], config.data.set)
-    if not os.path.isdir(root):
-        raise FileNotFoundError(f"data.root={root!r}: no such folder")
-    return root
-
-
-def _detections(config: ConfigDict, split: str) -> str | None:
-    if config.eval.boxes == "gt":
-        return None
-    if config.eval.boxes != "detections":
-        raise ValueError(f"eval.boxes={config.eval.boxes!r}: must be 'gt' or 'detections'")
-    if config.data.source != "folder" or split != "val" or not config.data.val_detections:
-        raise ValueError(
-            "eval.boxes='detections' needs data.source 'folder', eval.split 'val' and data.val_detections, "
-            f"got {config.data.source!r}, {split!r} and {config.data.val_detections!r}"
-        )
-    return config.data.val_detections
 
 
 def crop_spec(config: ConfigDict) -> transforms.CropSpec:
@@ -101,7 +34,7 @@ def make_example(
     """One row of a batch, all but `index`, `mask` and `bad_index`."""
     keypoints, visible = transforms.warp_joints(person.keypoints, view, spec, joint_set)
     return {
-        "image": transforms.warp_image(image, view, spec),
+        "image": transforms.warp_image(image, view, spec, person.origin),
         "keypoints": keypoints,
         "visible": visible,
         "annotation_id": np.int32(person.annotation_id),
@@ -192,7 +125,7 @@ class TrainIterator(grain.DatasetIterator):
     def _start(self) -> grain.DatasetIterator:
         index, count = self._shard
         rows = self._stream[self._examples + index :: count].batch(self._batch_size // count)
-        return iter(_read(rows, self._workers))
+        return iter(read_ahead(rows, self._workers))
 
     def get_state(self) -> dict[str, Any]:
         """{"examples": examples consumed by all hosts together since the stream began}."""
@@ -254,7 +187,7 @@ class _EvalBatches:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(_read(self._rows, self._workers))
+        batches = iter(read_ahead(self._rows, self._workers))
         try:
             yield from map(_own, batches)
         finally:
@@ -306,16 +239,19 @@ def _one_thread(*_) -> None:
     cv2.setNumThreads(0)
 
 
-def _read(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """Reads batches ahead, in a thread of this process (0 workers) or in worker processes."""
+def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> grain.IterDataset:
+    """Reads elements ahead, in a thread of this process (0 workers) or in worker processes; in order, all the same.
+
+    `elements` are held ready by each: 2 if they are batches, for which Grain's defaults would hold hundreds.
+    """
     _one_thread()
-    # Grain counts elements, which are whole batches here: its defaults would hold hundreds of them.
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements))
     if workers == 0:
-        return dataset
+        return ahead
     # Grain hands its flags to the workers, which outside of absl's app.run nobody has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
-    dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
-    return dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_one_thread)
+    ahead = grain.experimental.WithOptionsIterDataset(ahead, options)
+    multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, elements // 2))
+    return ahead.mp_prefetch(multiprocessing, worker_init_fn=_one_thread)

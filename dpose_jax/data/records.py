@@ -22,6 +22,8 @@ class Person:
       keypoints: (J, 3) float32, x, y in image pixels and visibility 0 (not labelled),
         1 (occluded) or 2 (visible); zeros for a detected box.
       score: of the box, in [0, 1]; 1 for an annotated box.
+      origin: x, y of the image pixel that is the first one of what `read_image` gives: (0, 0), unless only the
+        person's surroundings are stored.
     """
 
     annotation_id: int
@@ -30,6 +32,7 @@ class Person:
     bbox: np.ndarray
     keypoints: np.ndarray
     score: float = 1.0
+    origin: tuple[int, int] = (0, 0)
 
 
 class Source(Protocol):
@@ -42,7 +45,7 @@ class Source(Protocol):
         """The person at `index`, from memory: no pixel is read."""
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image of that person, (height, width, 3) uint8 RGB.
+        """The image of that person from its `origin` on, (height, width, 3) uint8 RGB.
 
         Raises:
           BadRecordError: if it cannot be read or decoded.

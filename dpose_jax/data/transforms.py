@@ -123,7 +123,7 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     noise = rng.standard_normal(2)
     view = padded_view(person.bbox, spec)
     if half < augment.half_body and (person.keypoints[:, 2] > 0).sum() > augment.half_body_min_joints:
-        view = _half_body_view(person.keypoints, upper < augment.half_body_upper, spec, joint_set) or view
+        view = half_body_view(person.keypoints, upper < augment.half_body_upper, spec, joint_set) or view
     center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
     size = view.size * np.clip(1 + augment.scale * noise[0], 1 - augment.scale, 1 + augment.scale)
     rotation = np.clip(augment.rotation * noise[1], -2 * augment.rotation, 2 * augment.rotation)
@@ -136,8 +136,11 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     )
 
 
-def _half_body_view(keypoints: np.ndarray, upper: bool, spec: CropSpec, joint_set: JointSet) -> View | None:
-    """The view around the labelled joints of one half, centred on their mean (HRNet's code)."""
+def half_body_view(keypoints: np.ndarray, upper: bool, spec: CropSpec, joint_set: JointSet) -> View | None:
+    """The view around the labelled joints of one half, centred on their mean; None where there is none (HRNet's code).
+
+    The half asked for gives way to the other one where fewer than three of its joints are labelled.
+    """
     labelled = keypoints[:, 2] > 0
     is_upper = np.zeros(len(keypoints), bool)
     is_upper[list(joint_set.upper_body)] = True
@@ -184,11 +187,15 @@ def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def warp_image(image: np.ndarray, view: View, spec: CropSpec) -> np.ndarray:
-    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside the image, colours as the view says."""
+def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside the image, colours as the view says.
+
+    `origin` is the place of the array's first pixel in the image, if the array is a part of it.
+    """
     height, width = spec.input_size
     # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
     matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
+    matrix[:, 2] += matrix[:, :2] @ np.asarray(origin, np.float64)
     crop = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
     if view.flip:
         crop = cv2.flip(crop, 1)

@@ -9,8 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dpose_jax import inference, parallel
-from dpose_jax.data.pipeline import eval_batches, make_source
+from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.records import Source
+from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation import pictures
 from dpose_jax.evaluation.coco import write_results

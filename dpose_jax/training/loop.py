@@ -11,8 +11,9 @@ import optax
 from tqdm import tqdm
 
 from dpose_jax import parallel
-from dpose_jax.data.pipeline import make_source, train_iterator
+from dpose_jax.data.pipeline import train_iterator
 from dpose_jax.data.records import Source
+from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables

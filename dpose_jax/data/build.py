@@ -1,0 +1,169 @@
+"""Stores a data set as ArrayRecord files, which are read faster than a folder.
+
+python -m dpose_jax.data.build --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR [--kind=crops]
+
+Reads the folder that the config describes and writes DIR/coco_keypoints/KIND/1.0.0: the records, the annotations, an
+index, `build.json` (what the records were built from) and `report.json` (what was dropped, and why). Train on them
+with `--config.data.source=KIND --config.data.root=DIR`. A build that was stopped starts anew; a finished one is left
+as it is.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from dpose_jax import command_line
+from dpose_jax.data.annotations import read_coco
+from dpose_jax.data.folder import FolderSource
+from dpose_jax.data.images import ImageFolder
+from dpose_jax.data.margins import Margin
+from dpose_jax.data.record_source import VERSION, read_build, records_folder
+from dpose_jax.data.sources import data_root
+from dpose_jax.data.split_records import KINDS, SplitRecords
+from dpose_jax.files import write_bytes, write_json
+from dpose_jax.skeletons import get_joint_set
+
+SPLITS = ("train", "val")
+# About 250 MB a file at COCO's sizes.
+_RECORDS_A_FILE = {"full": 1500, "crops": 5000}
+
+
+def build(config: ConfigDict, out: str, kind: str, quality: int = 90) -> dict:
+    """Stores both splits of the folder that `config.data` describes; shows a progress bar.
+
+    Args:
+      config: the recipe. For `crops` its `input_size`, `crop` and `augment` say how much is kept around a person.
+      out: the data set's own folder for records.
+      kind: `full` or `crops`.
+      quality: of the JPEGs of `crops`, 1 to 100.
+
+    Returns:
+      `report.json`: counts by rule, of each split.
+
+    Raises:
+      ValueError: if an argument is out of range, the data breaks the rules, too many images are unreadable, `out`
+        holds records that were built from something else, or another process builds there now.
+      FileNotFoundError: if a folder or file does not exist.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {KINDS}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality={quality}: must be in 1..100")
+    if config.data.source != "folder":
+        raise ValueError(f"data.source={config.data.source!r}: records are built from a 'folder'")
+    folder = records_folder(out, kind)
+    facts = _facts(config, kind, quality)
+    staging = os.path.join(out, f".{kind}.unfinished")
+    with _alone(out, kind):
+        if os.path.exists(folder):
+            _check_same(read_build(folder), facts, folder)
+            print(f"{folder} is finished")
+        else:
+            shutil.rmtree(staging, ignore_errors=True)
+            _write(config, staging, kind, quality, facts)
+            os.makedirs(os.path.dirname(folder), exist_ok=True)
+            os.replace(records_folder(staging, kind), folder)
+            shutil.rmtree(staging)
+    with open(os.path.join(folder, "report.json")) as file:
+        return json.load(file)
+
+
+def _write(config: ConfigDict, staging: str, kind: str, quality: int, facts: dict) -> None:
+    from dpose_jax.data.tfds_builder import CocoKeypoints
+
+    joint_set = get_joint_set(config.joint_set)
+    cut = (Margin.of(config, joint_set, training=True), joint_set, quality) if kind == "crops" else None
+    splits, folders = {}, {}
+    for name in SPLITS:
+        annotations, images = config.data[f"{name}_annotations"], config.data[f"{name}_images"]
+        share = config.data.max_bad_share
+        source = FolderSource(
+            data_root(config), annotations, images, joint_set, max_bad_share=share, training=name == "train"
+        )
+        folders[name] = ImageFolder(os.path.join(data_root(config), images))
+        # Detected boxes, which only validation has, may lie in images without annotated persons.
+        whole = kind == "full" and name == "val"
+        splits[name] = SplitRecords(
+            source, folders[name], whole=whole, cut=cut, workers=config.data.workers, max_bad_share=share
+        )
+    builder = CocoKeypoints(
+        splits=splits, joint_set=joint_set, config=kind, data_dir=staging, file_format="array_record"
+    )
+    target = records_folder(staging, kind)
+    builder.write(_RECORDS_A_FILE[kind], lambda name, split: tqdm(split, desc=name, unit="image", dynamic_ncols=True))
+    for name, split in splits.items():
+        # As COCO's, so that a folder in AI Challenger's format need not be asked for sizes again.
+        content = read_coco(_annotation_file(config, name), folders[name].size)
+        write_bytes(os.path.join(target, f"{name}_annotations.json"), json.dumps(content).encode())
+        write_json(os.path.join(target, f"{name}_index.json"), split.index, indent=None)
+    write_json(os.path.join(target, "report.json"), {name: split.counts for name, split in splits.items()})
+    write_json(os.path.join(target, "build.json"), facts)
+
+
+def _annotation_file(config: ConfigDict, split: str) -> str:
+    return os.path.join(data_root(config), config.data[f"{split}_annotations"])
+
+
+def _facts(config: ConfigDict, kind: str, quality: int) -> dict:
+    """What decides the content of the records, JSON values."""
+    joint_set = get_joint_set(config.joint_set)
+    facts: dict = {"kind": kind, "version": VERSION, "joints": list(joint_set.joints)}
+    if kind == "crops":
+        facts |= {"margin": dataclasses.asdict(Margin.of(config, joint_set, training=True)), "quality": quality}
+    for split in SPLITS:
+        with open(_annotation_file(config, split), "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        facts[split] = {
+            "annotations": config.data[f"{split}_annotations"],
+            "sha256": digest,
+            "images": config.data[f"{split}_images"],
+        }
+    return json.loads(json.dumps(facts))
+
+
+def _check_same(built: dict, asked: dict, folder: str) -> None:
+    for key in built | asked:
+        if built.get(key) != asked.get(key):
+            raise ValueError(
+                f"{folder} holds records of another build: {key} is {built.get(key)}, asked for {asked.get(key)}; "
+                "choose another --out, or delete it"
+            )
+
+
+@contextlib.contextmanager
+def _alone(out: str, kind: str) -> Iterator[None]:
+    """Keeps a second process from building the same; the system frees the lock of a process that dies."""
+    os.makedirs(out, exist_ok=True)
+    with open(os.path.join(out, f".{kind}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"--out={out}: another process builds {kind!r} there now") from error
+        yield
+
+
+def shown(report: dict) -> str:
+    """The counters that are not zero, a line a split."""
+    lines = []
+    for split, counts in report.items():
+        rest = [f"{name} {count}" for name, count in counts.items() if count and name not in ("records", "kept")]
+        lines.append(f"{split}: kept {counts['kept']} of {counts['records']} annotations" + ", ".join(["", *rest]))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    OUT = flags.DEFINE_string("out", None, "The data set's own folder for records.")
+    KIND = flags.DEFINE_enum("kind", "full", KINDS, "Whole images, or a cut around each person.")
+    QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs of crops, 1 to 100.")
+    flags.mark_flags_as_required(["config", "out"])
+    command_line.run(lambda: print(shown(build(CONFIG.value, OUT.value, KIND.value, QUALITY.value))))
