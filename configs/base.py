@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.stride = 4  # s: heatmaps are input_size / s; 1, 2, 4 or 8
 
     c.data = ConfigDict()
-    c.data.source = "folder"  # folder (COCO format) or synthetic
+    c.data.source = "folder"  # folder; full or crops (records that dpose_jax.data.build wrote); synthetic
     c.data.set = "coco"  # the folder under $DPOSE_DATA when root is not given
     c.data.root = config_dict.placeholder(str)  # the folder of one data set
     c.data.train_annotations = "annotations/person_keypoints_train2017.json"
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     c.augment.rotation_prob = 0.6
     c.augment.half_body = 0.3
     c.augment.half_body_min_joints = 8  # applied when more joints than this are labelled
-    c.augment.half_body_upper = 0.7  # share of half bodies that are the upper half
+    c.augment.half_body_upper = 0.7  # share of half bodies meant to be the upper half; HRNet's code makes it .69
     c.augment.shift = 0.0  # uniform, in units of the box side
     c.augment.color = 0.0  # jitter of brightness, contrast and saturation, +- this factor
 

@@ -1,7 +1,6 @@
 import copy
 import json
 import pickle
-import struct
 
 import cv2
 import numpy as np
@@ -11,7 +10,7 @@ from pycocotools.coco import COCO as CocoApi
 from pycocotools.cocoeval import COCOeval
 
 from dpose_jax.data.annotations import LEFT_OUT, MALFORMED, NOTED
-from dpose_jax.data.folder import FolderSource, decode_image
+from dpose_jax.data.folder import FolderSource
 from dpose_jax.data.records import BadRecordError
 from dpose_jax.skeletons import COCO, CROWDPOSE
 
@@ -175,38 +174,3 @@ def test_broken_images_name_file_and_id(tmp_path):
     path.unlink()
     with pytest.raises(BadRecordError, match=r"1\.png \(id 11\)"):
         source.read_image(0)
-
-
-def test_a_cut_jpeg_with_a_whole_thumbnail_is_bad(tmp_path):
-    data = cv2.imencode(".jpg", np.full((HEIGHT, WIDTH, 3), 99, np.uint8))[1].tobytes()
-    thumbnail = b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
-    whole = data[:2] + thumbnail + data[2:]
-    assert decode_image(whole).shape == (HEIGHT, WIDTH, 3)
-    # Padding behind the end marker is common and harmless.
-    assert decode_image(whole + b"\0" * 16).shape == (HEIGHT, WIDTH, 3)
-    with pytest.raises(ValueError, match="no end marker"):
-        decode_image(whole[:-2])
-
-
-def test_pixel_formats():
-    colour = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
-
-    def encoded(pixels):
-        return cv2.imencode(".png", pixels)[1].tobytes()
-
-    np.testing.assert_array_equal(decode_image(encoded(colour)), colour[..., ::-1])
-    grey = colour[..., 0]
-    np.testing.assert_array_equal(decode_image(encoded(grey)), np.repeat(grey[..., None], 3, axis=2))
-    np.testing.assert_array_equal(decode_image(encoded(colour.astype(np.uint16) * 257)), colour[..., ::-1])
-    alpha = np.concatenate([colour, colour[..., :1]], axis=2)
-    np.testing.assert_array_equal(decode_image(encoded(alpha)), colour[..., ::-1])
-
-
-def test_exif_orientation_is_ignored():
-    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8))[1].tobytes()
-    # One IFD entry: tag 0x112 (orientation), type SHORT, count 1, value 6 (turn clockwise).
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0)
-    app1 = b"Exif\0\0" + tiff
-    turned = data[:2] + b"\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + data[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (16, 8, 3)
-    np.testing.assert_array_equal(decode_image(turned), decode_image(data))

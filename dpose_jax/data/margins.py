@@ -69,10 +69,11 @@ class Margin:
         ]
         if recipe.half_body:
             least, asked = self.half_body_min_joints, recipe.half_body_min_joints
+            upper, needed = self.upper_body, recipe.upper_body
             rows += [
                 ("augment.half_body", self.half_body, recipe.half_body, self.half_body),
                 ("augment.half_body_min_joints", least, asked, least <= asked),
-                ("joint_set (its upper_body)", self.upper_body, recipe.upper_body, self.upper_body == recipe.upper_body),
+                ("joint_set (its upper_body)", upper, needed, upper == needed),
             ]
         for field, built, asked, fits in rows:
             if not fits:

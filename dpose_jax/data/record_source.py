@@ -16,7 +16,6 @@ from dpose_jax.data.margins import Margin
 from dpose_jax.data.records import BadRecordError, Person
 from dpose_jax.skeletons import JointSet
 
-
 NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
 
 
@@ -56,13 +55,16 @@ class _Records:
 
     def at(self, row: int) -> bytes:
         """The encoded image of a record."""
-        if self._opened is None:
-            import tensorflow_datasets as tfds  # a second to import, and only records need it
+        # TFDS takes a second to import, and only records need it. Its own decoding of a whole record would take longer
+        # than the JPEG of a crop.
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
 
-            builder = tfds.builder_from_directory(self._folder)
-            decoders = tfds.decode.PartialDecoding({"image": tfds.decode.SkipDecoding()})
-            self._opened = builder.as_data_source(self._split, decoders=decoders)
-        return self._opened[row]["image"]
+        if self._opened is None:
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._opened = tfds.builder_from_directory(self._folder).as_data_source(self._split, deserialize_method=raw)
+        record = tf_example_pb2.Example.FromString(self._opened[row])
+        return record.features.feature["image"].bytes_list.value[0]
 
 
 class RecordSource(AnnotatedSource):

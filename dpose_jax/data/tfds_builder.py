@@ -86,4 +86,3 @@ class CocoKeypoints(tfds.core.GeneratorBasedBuilder):
                     chunk = []
             writer.add_examples({name: chunk})
             writer.close_splits([name])
-

@@ -5,6 +5,7 @@ follow it, so they cannot part.
 """
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
@@ -125,8 +126,8 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     if half < augment.half_body and (person.keypoints[:, 2] > 0).sum() > augment.half_body_min_joints:
         view = half_body_view(person.keypoints, upper < augment.half_body_upper, spec, joint_set) or view
     center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
-    size = view.size * np.clip(1 + augment.scale * noise[0], 1 - augment.scale, 1 + augment.scale)
-    rotation = np.clip(augment.rotation * noise[1], -2 * augment.rotation, 2 * augment.rotation)
+    size = view.size * min(max(1 + augment.scale * noise[0], 1 - augment.scale), 1 + augment.scale)
+    rotation = min(max(augment.rotation * noise[1], -2 * augment.rotation), 2 * augment.rotation)
     return View(
         center,
         size,
@@ -163,17 +164,17 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
     A mirrored view is the plain one followed by x -> width - 1 - x, for both warps.
     """
     height, width = spec.input_size
-    target = np.array([width, height], np.float64)
-    if spec.warp == "unbiased":
-        target -= 1
-    angle = np.deg2rad(view.rotation)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = (target / view.size)[:, None] * turn
-    matrix = np.concatenate([linear, (target / 2 - linear @ view.center)[:, None]], axis=1)
+    edge = 1 if spec.warp == "unbiased" else 0
+    across, down = width - edge, height - edge
+    angle = math.radians(view.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    (x, y), (w, h) = view.center, view.size
+    a, b = across / w * cos, across / w * -sin
+    c, d = down / h * sin, down / h * cos
+    left, top = across / 2 - (a * x + b * y), down / 2 - (c * x + d * y)
     if view.flip:
-        matrix[0] *= -1
-        matrix[0, 2] += width - 1
-    return matrix
+        a, b, left = -a, -b, width - 1 - left
+    return np.array([[a, b, left], [c, d, top]], np.float64)
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:

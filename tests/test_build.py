@@ -1,0 +1,307 @@
+"""Records give what the folder gives, whatever is wrong with it, and are built whole or not at all."""
+
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from image_files import CMYK_JPEG, exif_turned
+
+from configs import base
+from dpose_jax.data import build as build_module
+from dpose_jax.data import pipeline, split_records
+from dpose_jax.data.build import build, shown
+from dpose_jax.data.images import decode_image
+from dpose_jax.data.record_source import records_folder
+from dpose_jax.data.records import BadRecordError
+from dpose_jax.data.sources import make_source
+from dpose_jax.data.synthetic import write_coco_folder
+
+tfds = pytest.importorskip("tensorflow_datasets", reason="the extra [records] is not installed")
+
+
+def recipe(root, source="folder"):
+    config = base.get_config()
+    config.input_size = (64, 48)
+    config.data.root, config.data.source = str(root), source
+    config.data.workers = 0
+    config.data.max_bad_share = 0.6
+    config.data.val_detections = str(pathlib.Path(root).parent / "boxes.json")
+    config.train.batch_size = 4
+    return config
+
+
+def edit(path, change):
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight training images, of which one is cut short, one missing and one of another size, and two others noted."""
+    root = tmp_path_factory.mktemp("data") / "coco"
+    write_coco_folder(root, train_images=8, val_images=2, difficulty=0.6)
+    files = sorted((root / "train2017").iterdir())
+    files[1].write_bytes(files[1].read_bytes()[:-2])
+    files[2].unlink()
+    cv2.imwrite(str(files[3]), cv2.imread(str(files[3]))[:-1])
+    cv2.imwrite(str(files[4]), cv2.imread(str(files[4]), cv2.IMREAD_GRAYSCALE))
+    files[5].write_bytes(exif_turned(files[5].read_bytes()))
+    (root / "train2017" / "cmyk.jpg").write_bytes(CMYK_JPEG)
+    deep = np.random.default_rng(0).integers(0, 1 << 16, (40, 30, 3), np.uint16)
+    cv2.imwrite(str(root / "val2017" / "empty.png"), deep)
+
+    def widen(facts):
+        facts["images"].append({"id": 900, "file_name": "cmyk.jpg", "width": 24, "height": 16})
+        joints = [[x, y, 2] for x in (4, 12, 20) for y in range(2, 14, 2)][:17]
+        entry = {"id": 900, "image_id": 900, "category_id": 1, "bbox": [1, 1, 20, 14], "iscrowd": 0}
+        facts["annotations"].append(entry | {"keypoints": np.ravel(joints).tolist()})
+        facts["annotations"].append(facts["annotations"][0] | {"id": 901, "bbox": [1, 2, 3]})
+
+    edit(root / "annotations" / "person_keypoints_train2017.json", widen)
+    empty = {"id": 5, "file_name": "empty.png", "width": 30, "height": 40}
+    edit(root / "annotations" / "person_keypoints_val2017.json", lambda facts: facts["images"].append(empty))
+    box = {"image_id": 5, "category_id": 1, "bbox": [2, 3, 20, 30], "score": 0.5}
+    (root.parent / "boxes.json").write_text(json.dumps([box]))
+    return root
+
+
+@pytest.fixture(scope="module")
+def records(folder):
+    """Both kinds, built by this process."""
+    out = folder.parent / "records"
+    reports = {kind: build(recipe(folder), str(out), kind) for kind in split_records.KINDS}
+    return out, reports
+
+
+def batches(root, kind, count=8, workers=0):
+    config = recipe(root, kind)
+    config.data.workers = workers
+    source = make_source(config, "train", training=True)
+    stream = pipeline.train_iterator(config, source)
+    taken = [next(stream) for _ in range(count)]
+    stream.close()
+    config.data.workers = 0
+    taken += pipeline.eval_batches(config, make_source(config, "val", training=False), 4)
+    return taken, source
+
+
+def test_full_gives_the_folders_batches_bit_for_bit(folder, records):
+    expected, source = batches(folder, "folder")
+    given, stored = batches(records[0], "full", workers=1)
+    assert len(given) == len(expected)
+    for one, other in zip(given, expected, strict=True):
+        for key in other:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert {int(i) for batch in expected for i in batch["bad_index"]} > {-1}
+    assert stored.report() == source.report() and stored.ground_truth() == source.ground_truth()
+
+
+def test_crops_give_the_same_but_for_jpeg_noise(folder, records):
+    expected, source = batches(folder, "folder")
+    given, stored = batches(records[0], "crops")
+    for one, other in zip(given, expected, strict=True):
+        for key in other:
+            if key != "image":
+                np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+        noise = np.abs(one["image"].astype(int) - other["image"])
+        # The drawn people have hard edges between strong colours, the worst case of chroma at half resolution.
+        assert noise.mean() < 3 and np.quantile(noise, 0.99) < 32
+    assert stored.report() == source.report() and stored.ground_truth() == source.ground_truth()
+
+
+def test_crops_are_cut_where_they_should_be(folder, tmp_path, monkeypatch):
+    """Stored without loss, they give the folder's pixels but for the rounding of sampling positions (1/32 px)."""
+
+    def lossless(image, quality):
+        return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+    monkeypatch.setattr(split_records, "encode_jpeg", lossless)
+    build(recipe(folder), str(tmp_path), "crops")
+    expected, _ = batches(folder, "folder")
+    given, source = batches(tmp_path, "crops")
+    for one, other in zip(given, expected, strict=True):
+        assert np.mean(one["image"] != other["image"]) < 1e-3
+    assert max(source[i].origin for i in range(len(source))) > (0, 0)
+
+
+def test_the_report_says_what_was_dropped_and_why(records):
+    out, reports = records
+    for kind, report in reports.items():
+        at = pathlib.Path(records_folder(str(out), kind))
+        assert json.loads((at / "report.json").read_text()) == report
+        counts = report["train"]
+        assert (counts["image_unreadable"], counts["image_grey"], counts["image_exif_rotated"]) == (2, 1, 1)
+        assert counts["image_cmyk"] == 1 and counts["box_entry"] == 1 and counts["image_missing"] > 0
+        assert report["val"]["image_16_bit"] == (kind == "full")
+        reasons = json.loads((at / "train_index.json").read_text())["unreadable"]
+        size = "the image is 320 x 255 px, its annotation says 320 x 256"
+        assert sorted(reasons.values()) == ["the JPEG is cut short: no end marker", size]
+    assert "box_entry 1" in shown(reports["full"]) and "no_joints" not in shown(reports["full"])
+
+
+def test_unreadable_images_keep_their_reason(folder, records):
+    sources = [make_source(recipe(root, kind), "train", training=True) for root, kind in (
+        (folder, "folder"), (records[0], "full"), (records[0], "crops"))]  # fmt: skip
+    bad = set()
+    for index in range(len(sources[0])):
+        try:
+            sources[0].read_image(index)
+        except BadRecordError as error:
+            bad.add(index)
+            reason = str(error).split(": ", 1)[1]
+            for stored in sources[1:]:
+                with pytest.raises(BadRecordError) as found:
+                    stored.read_image(index)
+                assert reason in str(found.value) and f"id {stored[index].annotation_id}" in str(found.value)
+    assert bad
+
+
+def test_detected_boxes_lie_in_images_without_persons(records):
+    config = recipe(records[0], "full")
+    config.eval.boxes = "detections"
+    source = make_source(config, "val", training=False)
+    assert len(source) == 1 and source.read_image(0).shape == (40, 30, 3)
+    config.data.source = "crops"
+    with pytest.raises(ValueError, match="eval.boxes='detections' needs data.source 'folder' or 'full'"):
+        make_source(config, "val", training=False)
+
+
+def test_a_recipe_beyond_the_margin_is_refused(records):
+    config = recipe(records[0], "crops")
+    config.augment.scale = 0.5
+    with pytest.raises(ValueError, match="crops.*augment.scale is 0.5, they were built for 0.35"):
+        make_source(config, "train", training=True)
+    make_source(config, "val", training=False)
+    config.data.source = "full"
+    make_source(config, "train", training=True)
+
+
+def test_other_readers_of_tfds_find_all_about_a_person(folder, records):
+    source = make_source(recipe(folder), "train", training=True)
+    persons = {source[i].annotation_id: source[i] for i in range(len(source))}
+    full = tfds.builder_from_directory(records_folder(str(records[0]), "full")).as_data_source("train")
+    seen = 0
+    for record in full:
+        for id_, bbox, joints in zip(*(record["persons"][key] for key in ("id", "bbox", "keypoints")), strict=True):
+            np.testing.assert_array_equal(bbox, persons[id_].bbox)
+            np.testing.assert_array_equal(joints, persons[id_].keypoints)
+            assert record["image_id"] == persons[id_].image_id and persons[id_].file.endswith(
+                record["file_name"].decode()
+            )
+            seen += 1
+    crops = tfds.builder_from_directory(records_folder(str(records[0]), "crops")).as_data_source("train")
+    assert seen == len(crops) > 0
+    stored = make_source(recipe(records[0], "crops"), "train", training=True)
+    origins = {stored[i].annotation_id: (stored[i].origin, i) for i in range(len(stored))}
+    for record in crops:
+        origin, index = origins[record["id"]]
+        assert tuple(record["origin"]) == origin
+        np.testing.assert_array_equal(record["image"].shape, stored.read_image(index).shape)
+        np.testing.assert_array_equal(record["keypoints"], persons[record["id"]].keypoints)
+
+
+@pytest.mark.parametrize("kind", split_records.KINDS)
+def test_a_source_that_was_read_can_be_sent_to_a_worker(records, kind):
+    source = make_source(recipe(records[0], kind), "train", training=True)
+    index = next(i for i in range(len(source)) if source[i].file.endswith("cmyk.jpg"))
+    image = source.read_image(index)
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy.read_image(index), image)
+    if kind == "full":
+        np.testing.assert_array_equal(image, decode_image(CMYK_JPEG))
+
+
+@pytest.mark.parametrize("name", ["coco", "crowdpose", "aic"])
+def test_official_samples_go_through_records(data_root, tmp_path, name):
+    config = recipe(data_root / "samples" / name)
+    config.input_size, config.joint_set = (256, 192), name
+    for split in ("train", "val"):
+        config.data[f"{split}_annotations"], config.data[f"{split}_images"] = f"test_{name}.json", ""
+    expected = next(iter(pipeline.eval_batches(config, make_source(config, "train", training=True), 20)))
+    for kind in split_records.KINDS:
+        build(config, str(tmp_path), kind)
+        stored = config.copy_and_resolve_references()
+        stored.data.root, stored.data.source = str(tmp_path), kind
+        given = next(iter(pipeline.eval_batches(stored, make_source(stored, "train", training=True), 20)))
+        noise = np.abs(given["image"].astype(int) - expected["image"])[expected["mask"] > 0]
+        assert expected["mask"].sum() > 0 and noise.mean() < (3 if kind == "crops" else 1e-9)
+        assert np.quantile(noise, 0.99) < 16
+        for key in expected.keys() - {"image"}:
+            np.testing.assert_array_equal(given[key], expected[key])
+
+
+def test_a_build_that_was_stopped_is_done_anew_and_a_finished_one_is_kept(folder, tmp_path, monkeypatch, capsys):
+    config, out = recipe(folder), str(tmp_path)
+
+    def killed(self, *args):
+        pathlib.Path(self.data_dir).mkdir(parents=True)
+        (pathlib.Path(self.data_dir) / "coco_keypoints-train.array_record-00000").write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    from dpose_jax.data.tfds_builder import CocoKeypoints
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CocoKeypoints, "write", killed)
+        build(config, out, "crops")
+    with pytest.raises(FileNotFoundError, match="no finished records"):
+        make_source(recipe(out, "crops"), "train", training=True)
+    report = build(config, out, "crops")
+    at = pathlib.Path(records_folder(out, "crops"))
+    made = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in at.iterdir()}
+    assert sorted(os.listdir(out)) == [".crops.lock", "coco_keypoints"]
+    capsys.readouterr()
+    assert build(config, out, "crops") == report
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in at.iterdir()} == made
+    config.augment.rotation = 10.0
+    with pytest.raises(ValueError, match="holds records of another build: margin is"):
+        build(config, out, "crops")
+    with pytest.raises(ValueError, match="another build: quality is 90, asked for 50"):
+        build(recipe(folder), out, "crops", quality=50)
+    with build_module._alone(out, "crops"), pytest.raises(ValueError, match="another process builds 'crops' there"):
+        build(recipe(folder), out, "crops")
+
+
+def test_too_many_unreadable_images_stop_the_build(folder, tmp_path):
+    copy = tmp_path / "coco"
+    shutil.copytree(folder, copy)
+    for path in sorted((copy / "train2017").iterdir())[:6]:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="unreadable, more than data.max_bad_share=0.6; .*file is empty"):
+        build(recipe(copy), str(tmp_path / "out"), "full")
+    assert not os.path.exists(records_folder(str(tmp_path / "out"), "full"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("web",), "kind='web': must be one of"), (("crops", 0), "quality=0: must be in 1..100")],
+)
+def test_wrong_arguments_are_named(folder, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(recipe(folder), str(tmp_path), *arguments)
+    with pytest.raises(ValueError, match="data.source='full': records are built from a 'folder'"):
+        build(recipe(folder, "full"), str(tmp_path), "full")
+
+
+def test_no_tensorflow_and_no_tfds_before_it_is_needed(records):
+    """In a process of its own: what other tests import does not count."""
+    code = f"""
+import sys
+import dpose_jax, dpose_jax.data.sources
+assert "tensorflow_datasets" not in sys.modules
+from dpose_jax.data.record_source import RecordSource
+from dpose_jax.skeletons import COCO
+source = RecordSource({records_folder(str(records[0]), "full")!r}, "val", COCO, training=False)
+source.read_image(0)
+assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert "tensorflow" not in sys.modules
