@@ -1,11 +1,15 @@
 """Every shipped recipe builds, and says on top what it is."""
 
 import importlib
+import json
 import pathlib
+import shutil
 
 import pytest
 from ml_collections import ConfigDict
 
+from dpose_jax.data.pipeline import eval_batches, train_iterator
+from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.training.state import make_optimizer
@@ -30,6 +34,68 @@ def test_recipe_is_a_delta_that_adds_no_field(name):
     base = importlib.import_module("configs.base").get_config()
     config = importlib.import_module(f"configs.{name}").get_config()
     assert _fields(config) == _fields(base)
+
+
+# Recipe, sample of its data set, boxes of a detector there; the official files are named as the recipe says.
+OFFICIAL = [
+    ("coco_w32_256x192", "coco", "test_coco_det_AP_H_56.json", 14),
+    ("coco_w48_384x288", "coco", "test_coco_det_AP_H_56.json", 14),
+    ("crowdpose_w32_256x192", "crowdpose", "test_crowdpose_det_AP_40.json", 5),
+    ("aic_w32_256x192", "aic", None, 9),
+]
+
+
+def _official_layout(root: pathlib.Path, sample: pathlib.Path, config: ConfigDict, detections: str | None) -> None:
+    """The sample's files under the names that the recipe expects; AI Challenger's annotations in its own format."""
+    content = json.loads((sample / f"test_{sample.name}.json").read_text())
+    own = _own_format(content) if sample.name == "aic" else content
+    for split in ("train", "val"):
+        annotations, images = (root / config.data[f"{split}_{kind}"] for kind in ("annotations", "images"))
+        annotations.parent.mkdir(parents=True, exist_ok=True)
+        annotations.write_text(json.dumps(own))
+        images.mkdir(parents=True, exist_ok=True)
+        for image in content["images"]:
+            shutil.copy(sample / image["file_name"], images)
+    if detections:
+        target = root / config.data.val_detections
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample / detections, target)
+
+
+def _own_format(content: dict) -> list:
+    entries = {image["id"]: {"image_id": image["file_name"][:-4], "url": ""} for image in content["images"]}
+    for each in content["annotations"]:
+        joints = each["keypoints"].copy()
+        joints[2::3] = [{2: 1, 1: 2, 0: 3}[v] for v in joints[2::3]]
+        (x, y, w, h), name = each["bbox"], f"human{each['id']}"
+        entries[each["image_id"]].setdefault("keypoint_annotations", {})[name] = joints
+        entries[each["image_id"]].setdefault("human_annotations", {})[name] = [x, y, x + w, y + h]
+    return list(entries.values())
+
+
+@pytest.mark.parametrize(("name", "sample", "detections", "persons"), OFFICIAL)
+def test_recipe_reads_the_official_layout_and_gives_batches(data_root, tmp_path, name, sample, detections, persons):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    _official_layout(tmp_path, data_root / "samples" / sample, config, detections)
+    config.data.root, config.data.workers, config.train.batch_size = str(tmp_path), 0, 4
+    train, val = (make_source(config, split, training=split == "train") for split in ("train", "val"))
+    report = train.report()
+    assert report["records"] == persons == report["kept"] + report["crowd"] + report["no_joints"]
+    stream = train_iterator(config, train)
+    batch = next(stream)
+    stream.close()
+    assert batch["image"].shape == (4, *config.input_size, 3) and batch["visible"].sum() > 4
+    assert len(list(eval_batches(config, val, 8))) == -(-len(val) // 8)
+    areas = {
+        each["id"]: each["area"] / (each["bbox"][2] * each["bbox"][3]) for each in val.ground_truth()["annotations"]
+    }
+    assert config.data.use_area == (sample == "coco")
+    if not config.data.use_area:
+        assert all(area == pytest.approx(0.53) for area in areas.values())
+    if detections:
+        config.eval.boxes = "detections"
+        boxes = make_source(config, "val", training=False)
+        assert len(boxes) > 0 and not boxes[0].keypoints.any()
 
 
 def _fields(config, prefix=""):
