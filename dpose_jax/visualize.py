@@ -132,9 +132,9 @@ def prediction_sheet(
         left = draw_pose(big, _to_big(predicted[i], scale), joint_set, shown=drawn)
         right = draw_pose(big, _to_big(truth[i], scale), joint_set, shown=visible[i])
         pair = np.concatenate([left, np.full((len(big), 3, 3), PAPER, np.uint8), right], axis=1)
-        cells.append(np.concatenate([pair, _label(caption, pair.shape[1], INK)]))
+        cells.append(np.concatenate([pair, label(caption, pair.shape[1], INK)]))
     columns = max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP)))
-    sheet = _grid(cells, columns)
+    sheet = grid(cells, columns)
     return np.concatenate([_legend("prediction | ground truth", sheet.shape[1]), sheet])
 
 
@@ -288,7 +288,7 @@ def _blend(image: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarra
     return np.clip(np.round(image * (1 - alpha) + color * alpha), 0, 255).astype(np.uint8)
 
 
-def _label(text: str, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
+def label(text: str, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
     """A strip of paper with centred text, made smaller where it would not fit."""
     strip = np.full((height, width, 3), PAPER, np.uint8)
     (text_width, text_height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
@@ -316,7 +316,7 @@ def _legend(text: str, width: int) -> np.ndarray:
     return strip
 
 
-def _grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
+def grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Cells of one size on paper, GAP apart."""
     height, width = cells[0].shape[:2]
     rows = -(-len(cells) // columns)
@@ -334,11 +334,11 @@ def _rows_sheet(rows: list[list[np.ndarray]], titles: Sequence[str], captions: S
     width = rows[0][0].shape[1]
     head = np.full((32, len(titles) * (width + GAP) + GAP, 3), PAPER, np.uint8)
     for k, title in enumerate(titles):
-        head[6:, GAP + k * (width + GAP) :][:, :width] = _label(title, width, INK)
+        head[6:, GAP + k * (width + GAP) :][:, :width] = label(title, width, INK)
     cells = []
     for i, row in enumerate(rows):
         for k, panel in enumerate(row):
             text = captions[i] if captions is not None and k == 0 else ""
-            foot = _label(text, width, FAINT, 22)[: None if captions is not None else 0]
+            foot = label(text, width, FAINT, 22)[: None if captions is not None else 0]
             cells.append(np.concatenate([panel, foot]))
-    return np.concatenate([head, _grid(cells, len(titles))])
+    return np.concatenate([head, grid(cells, len(titles))])

@@ -1,11 +1,12 @@
 """Persons from annotations in COCO's keypoint format, checked before the training starts."""
 
+import collections
 import os
 
 import numpy as np
 
 from dpose_jax.data.annotations import Annotations, Audit, is_int, is_number, numbers, read_json
-from dpose_jax.data.images import ImageFolder, ImageStore, decode_image
+from dpose_jax.data.images import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
 from dpose_jax.data.records import BadRecordError, Person
 from dpose_jax.skeletons import JointSet
 
@@ -200,6 +201,12 @@ class FolderSource(AnnotatedSource):
         folder = ImageFolder(os.path.join(root, images))
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), folder, joint_set, box_file=box_file, **options)
+
+    def image_notes(self) -> dict[str, int]:
+        """Images with persons by each of IMAGE_NOTES, from their headers; reads the beginning of every file."""
+        headers = [self._images.header(name) for name in self._files]
+        found = collections.Counter(note for header in headers if header for note in header.notes())
+        return {note: found[note] for note in IMAGE_NOTES}
 
 
 def _annotated_rows(coco: Annotations, audit: Audit) -> list[tuple]:

@@ -169,11 +169,15 @@ class ImageFolder:
         with open(self.place(name), "rb") as file:
             return file.read()
 
-    def size(self, name: str) -> tuple[int, int] | None:
-        """(width, height) of a JPEG or PNG as its header says; None where there is no such image."""
+    def header(self, name: str) -> Header | None:
+        """What the header of a JPEG or PNG says; None where there is no such image, or it is another format."""
         if self.problem(name):
             return None
         with open(self.place(name), "rb") as file:
             head = file.read(_HEAD)
-            header = read_header(head) or read_header(head + file.read())
+            return read_header(head) or read_header(head + file.read())
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        """(width, height) of a JPEG or PNG as its header says; None where there is no such image."""
+        header = self.header(name)
         return header.size if header else None

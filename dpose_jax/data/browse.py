@@ -1,0 +1,150 @@
+"""Shows what the model will be given: crops after augmentation with their joints, heatmaps and masks, as pictures.
+
+python -m dpose_jax.data.browse --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR
+
+Writes into DIR, for the persons that training meets first: `train_joints.png`, each crop with the names of its joints;
+`train_targets.png`, the heatmaps that the model is to find; `train_inputs.png`, the noised heatmaps and masks that it
+is fed, at the t under each. `val_joints.png` has the first persons of validation, which are not augmented.
+`statistics.json` has what is printed.
+"""
+
+import os
+
+import cv2
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from dpose_jax import command_line, visualize
+from dpose_jax.data.pipeline import eval_batches, train_iterator
+from dpose_jax.data.sources import make_source
+from dpose_jax.data.statistics import format_statistics, statistics
+from dpose_jax.diffusion.forward import q_sample, to_normalised
+from dpose_jax.files import write_json
+from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.skeletons import JointSet
+
+CROP_HEIGHT = 512  # crops are enlarged to at least this, so that names find place
+COLUMNS = 3
+TIE = (165, 165, 165)  # from a name to its joint: seen on paper and on dark pictures
+_GUTTER, _LINE, _FONT, _SIZE = 118, 17, cv2.FONT_HERSHEY_SIMPLEX, 0.42
+
+
+def browse(config: ConfigDict, out: str, persons: int = 12) -> dict:
+    """Draws the first `persons` of both splits and counts what the sets hold; see the module.
+
+    Returns:
+      the statistics by split.
+
+    Raises:
+      ValueError, FileNotFoundError: if a field or the data breaks the rules.
+    """
+    if persons < 1:
+        raise ValueError(f"persons={persons}: must be at least 1")
+    model = build_model(config)
+    sources = {split: make_source(config, split, training=split == "train") for split in ("train", "val")}
+    stream = train_iterator(config, sources["train"])
+    train = _first(stream, persons)
+    stream.close()
+    val = _first(iter(eval_batches(config, sources["val"], min(persons, len(sources["val"])))), persons)
+    for split, batch in (("train", train), ("val", val)):
+        sheet = joints_sheet(batch, sources[split], model.joint_set)
+        visualize.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
+    _write_heatmaps(config, model, train, out)
+    facts = {split: statistics(source, model.joint_set) for split, source in sources.items()}
+    write_json(os.path.join(out, "statistics.json"), facts)
+    return facts
+
+
+def _first(batches, count: int) -> dict[str, np.ndarray]:
+    """The first rows of the batches, as one."""
+    taken, rows = [], 0
+    while rows < count and (batch := next(batches, None)) is not None:
+        taken.append({key: value[batch["mask"] > 0] for key, value in batch.items()})
+        rows += len(taken[-1]["index"])
+    return {key: np.concatenate([batch[key] for batch in taken])[:count] for key in taken[0]}
+
+
+def _write_heatmaps(config: ConfigDict, model, batch: dict[str, np.ndarray], out: str) -> None:
+    """The targets, and the inputs at t spread over `diffusion.t_range`."""
+    codec, schedule = model.codec, build_schedule(config)
+    crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]
+    low, high = config.diffusion.t_range
+    t = np.linspace(low, high, len(crops)).round().astype(np.int32)
+    y_0 = codec.normalise(codec.to_heatmap(batch["keypoints"]))
+    noise = jax.random.normal(jax.random.key(config.seed), y_0.shape)
+    y_t = to_normalised(schedule, q_sample(schedule, y_0, t, noise))
+    for name, y, captions in (
+        ("targets", y_0, [f"#{i}" for i in ids]),
+        ("inputs", y_t, [f"#{i}, t = {k} of {schedule.timesteps}" for i, k in zip(ids, t, strict=True)]),
+    ):
+        heatmaps = codec.render(codec.denormalise(y), visible)
+        masks = model.apply({}, y, visible, method="draw_masks")
+        drawn = jax.device_get((heatmaps, *masks))
+        sheet = visualize.heatmap_sheet(crops, *drawn, model.joint_set, warp=codec.name, captions=captions)
+        visualize.write_png(os.path.join(out, f"train_{name}.png"), sheet)
+
+
+def joints_sheet(batch: dict[str, np.ndarray], source, joint_set: JointSet) -> np.ndarray:
+    """Crops with the names of their joints beside them, (height, width, 3) uint8; occluded joints have a pale name."""
+    scale = -(-CROP_HEIGHT // batch["image"].shape[1])
+    cells = []
+    for row in range(len(batch["image"])):
+        person = source[int(batch["index"][row])]
+        mirrored = np.linalg.det(batch["to_image"][row][:, :2]) < 0
+        order = list(joint_set.flip_order) if mirrored else slice(None)
+        occluded = person.keypoints[order, 2] == 1
+        cell = _named(batch["image"][row], batch["keypoints"][row], batch["visible"][row], occluded, joint_set, scale)
+        notes = [f"#{person.annotation_id}", os.path.basename(person.file), *(["mirrored"] if mirrored else [])]
+        cells.append(np.concatenate([cell, visualize.label("  ".join(notes), cell.shape[1], visualize.INK)]))
+    return visualize.grid(cells, min(COLUMNS, len(cells)))
+
+
+def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) -> np.ndarray:
+    """The crop between two columns of names, each tied to its joint."""
+    big = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    points = (keypoints.astype(np.float64) + 0.5) * scale - 0.5  # pixel centres are at integers
+    height, width = big.shape[:2]
+    panel = np.full((height, width + 2 * _GUTTER, 3), visualize.PAPER, np.uint8)
+    panel[:, _GUTTER:-_GUTTER] = big
+    labelled = np.flatnonzero(visible > 0)
+    by_x = labelled[np.argsort(points[labelled, 0], kind="stable")]
+    for left, joints in ((True, by_x[: len(by_x) // 2]), (False, by_x[len(by_x) // 2 :])):
+        joints = joints[np.argsort(points[joints, 1], kind="stable")]
+        for joint, y in zip(joints, _spread(points[joints, 1], height), strict=True):
+            name = joint_set.joints[joint].replace("_", " ")
+            (text, _), _ = cv2.getTextSize(name, _FONT, _SIZE, 1)
+            place = (_GUTTER - 10 - text if left else width + _GUTTER + 10, y + 4)
+            color = visualize.FAINT if occluded[joint] else visualize.INK
+            cv2.putText(panel, name, place, _FONT, _SIZE, color, 1, cv2.LINE_AA)
+            edge = (_GUTTER - 6 if left else width + _GUTTER + 6, y)
+            cv2.line(panel, edge, (round(points[joint, 0]) + _GUTTER, round(points[joint, 1])), TIE, 1, cv2.LINE_AA)
+    inside = panel[:, _GUTTER:-_GUTTER]
+    inside[:] = visualize.draw_pose(inside, points, joint_set, shown=visible, thickness=3)
+    return panel
+
+
+def _spread(heights: np.ndarray, limit: int) -> list[int]:
+    """Sorted heights moved apart to a line's distance, inside of the picture."""
+    placed: list[float] = []
+    for height in np.clip(heights, _LINE, limit - _LINE):
+        placed.append(max(height, placed[-1] + _LINE) if placed else height)
+    for k in reversed(range(len(placed))):
+        ceiling = limit - _LINE if k == len(placed) - 1 else placed[k + 1] - _LINE
+        placed[k] = min(placed[k], ceiling)
+    return [round(height) for height in placed]
+
+
+if __name__ == "__main__":
+    CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    OUT = flags.DEFINE_string("out", None, "Where pictures and statistics go.")
+    PERSONS = flags.DEFINE_integer("persons", 12, "How many persons of each split to draw.")
+    flags.mark_flags_as_required(["config", "out"])
+
+    def main():
+        for split, facts in browse(CONFIG.value, OUT.value, PERSONS.value).items():
+            print(format_statistics(split, facts))
+        print(f"pictures: {OUT.value}")
+
+    command_line.run(main)

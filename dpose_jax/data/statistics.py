@@ -1,0 +1,69 @@
+"""What a set holds: persons, labelled joints, boxes, kinds of images; no pixel is decoded."""
+
+from collections import Counter
+
+import numpy as np
+
+from dpose_jax.data.folder import FolderSource
+from dpose_jax.data.records import Source
+from dpose_jax.skeletons import JointSet
+
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+def statistics(source: Source, joint_set: JointSet) -> dict:
+    """Facts about the persons of a source.
+
+    Returns:
+      JSON values: `persons`, `images`, `persons_an_image` {count: images}, `labelled_joints` {count: persons},
+      `joints` {name: {labelled, visible, occluded, share: of persons that have it labelled}}, `boxes` {side: sqrt(w h),
+      width, height, in pixels, and aspect: w / h; each {percentile: value}} and `report`, the source's counters, with
+      IMAGE_NOTES for a folder.
+    """
+    persons = [source[index] for index in range(len(source))]
+    visibility = np.stack([person.keypoints[:, 2] for person in persons])
+    boxes = np.stack([person.bbox for person in persons]).astype(np.float64)
+    labelled = visibility > 0
+    an_image = Counter(Counter(person.image_id for person in persons).values())
+    joints = {
+        name: {
+            "labelled": int(labelled[:, j].sum()),
+            "visible": int((visibility[:, j] == 2).sum()),
+            "occluded": int((visibility[:, j] == 1).sum()),
+            "share": round(float(labelled[:, j].mean()), 4),
+        }
+        for j, name in enumerate(joint_set.joints)
+    }
+    width, height = boxes[:, 2], boxes[:, 3]
+    sides = {"side": np.sqrt(width * height), "width": width, "height": height, "aspect": width / height}
+    return {
+        "persons": len(persons),
+        "images": sum(an_image.values()),
+        "persons_an_image": dict(sorted(an_image.items())),
+        "labelled_joints": dict(sorted(Counter(labelled.sum(axis=1).tolist()).items())),
+        "joints": joints,
+        "boxes": {
+            name: {str(p): round(float(np.percentile(values, p)), 3) for p in _PERCENTILES}
+            for name, values in sides.items()
+        },
+        "report": source.report() | (source.image_notes() if isinstance(source, FolderSource) else {}),
+    }
+
+
+def format_statistics(title: str, facts: dict) -> str:
+    """The statistics as a table, with the counters that are not zero."""
+    longest = max(len(name) for name in facts["joints"])
+    lines = [f"{title}: {facts['persons']} persons in {facts['images']} images"]
+    lines.append("  left out or noted: " + (_counters(facts["report"]) or "nothing"))
+    lines.append(f"  {'joint':{longest}}  labelled   share  visible  occluded")
+    for name, joint in facts["joints"].items():
+        columns = f"{joint['labelled']:8d}  {joint['share']:6.1%} {joint['visible']:8d}  {joint['occluded']:8d}"
+        lines.append(f"  {name:{longest}}  {columns}")
+    lines.append(f"  {'box, px':{longest}}  " + "".join(f"{f'{p}%':>8}" for p in _PERCENTILES))
+    for name, values in facts["boxes"].items():
+        lines.append(f"  {name:{longest}}  " + "".join(f"{value:8.5g}" for value in values.values()))
+    return "\n".join(lines)
+
+
+def _counters(report: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in report.items() if count and name not in ("records", "kept"))
