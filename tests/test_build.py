@@ -238,6 +238,28 @@ def test_official_samples_go_through_records(data_root, tmp_path, name):
             np.testing.assert_array_equal(given[key], expected[key])
 
 
+def test_ai_challengers_own_format_goes_through_records(tmp_path):
+    root, joints = tmp_path / "aic", [5, 6, 1, 9, 9, 2, 0, 0, 3] + [12, 20, 1] * 11
+    humans = {"human1": joints, "human2": joints[:-1]}
+    boxes = dict.fromkeys(humans, [2, 2, 25, 38])
+    entry = {"image_id": "a", "url": "", "keypoint_annotations": humans, "human_annotations": boxes}
+    (root / "images").mkdir(parents=True)
+    cv2.imwrite(str(root / "images" / "a.jpg"), np.full((40, 30, 3), 99, np.uint8))
+    (root / "own.json").write_text(json.dumps([entry, entry | {"image_id": "gone"}]))
+    config = recipe(root)
+    config.joint_set, config.data.use_area, config.data.max_bad_share = "aic", False, 1.0
+    for split in ("train", "val"):
+        config.data[f"{split}_annotations"], config.data[f"{split}_images"] = "own.json", "images"
+    build(config, str(tmp_path), "full")
+    stored = config.copy_and_resolve_references()
+    stored.data.root, stored.data.source = str(tmp_path), "full"
+    one, other = (make_source(each, "val", training=False) for each in (config, stored))
+    assert one.report() == other.report() and one.report()["image_missing"] == 1
+    assert one.ground_truth() == other.ground_truth()
+    np.testing.assert_array_equal(one[0].keypoints, other[0].keypoints)
+    np.testing.assert_array_equal(one.read_image(0), other.read_image(0))
+
+
 def test_a_build_that_was_stopped_is_done_anew_and_a_finished_one_is_kept(folder, tmp_path, monkeypatch, capsys):
     config, out = recipe(folder), str(tmp_path)
 
