@@ -238,6 +238,14 @@ def test_official_samples_go_through_records(data_root, tmp_path, name):
             np.testing.assert_array_equal(given[key], expected[key])
 
 
+def test_without_the_extra_the_error_says_what_to_install(folder, records, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
+        make_source(recipe(records[0], "full"), "val", training=False)
+    with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
+        build(recipe(folder), str(tmp_path), "full")
+
+
 def test_ai_challengers_own_format_goes_through_records(tmp_path):
     root, joints = tmp_path / "aic", [5, 6, 1, 9, 9, 2, 0, 0, 3] + [12, 20, 1] * 11
     humans = {"human1": joints, "human2": joints[:-1]}
@@ -320,7 +328,6 @@ import sys
 import dpose_jax, dpose_jax.data.sources
 assert "tensorflow_datasets" not in sys.modules
 from dpose_jax.data.record_source import RecordSource
-from dpose_jax.skeletons import COCO
 source = RecordSource({records_folder(str(records[0]), "full")!r}, "val", COCO, training=False)
 source.read_image(0)
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules

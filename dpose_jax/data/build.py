@@ -26,7 +26,7 @@ from dpose_jax.data.annotations import read_coco
 from dpose_jax.data.folder import FolderSource
 from dpose_jax.data.images import ImageFolder
 from dpose_jax.data.margins import Margin
-from dpose_jax.data.record_source import VERSION, read_build, records_folder
+from dpose_jax.data.record_source import VERSION, check_installed, read_build, records_folder
 from dpose_jax.data.sources import data_root
 from dpose_jax.data.split_records import KINDS, SplitRecords
 from dpose_jax.files import write_bytes, write_json
@@ -51,13 +51,15 @@ def build(config: ConfigDict, out: str, kind: str, quality: int = 90) -> dict:
 
     Raises:
       ValueError: if an argument is out of range, the data breaks the rules, too many images are unreadable, `out`
-        holds records that were built from something else, or another process builds there now.
+        holds records that were built from something else, another process builds there now, or the extra `records`
+        is not installed.
       FileNotFoundError: if a folder or file does not exist.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {KINDS}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality={quality}: must be in 1..100")
+    check_installed()
     if config.data.source != "folder":
         raise ValueError(f"data.source={config.data.source!r}: records are built from a 'folder'")
     folder = records_folder(out, kind)

@@ -2,6 +2,7 @@
 
 import collections
 import os
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,15 @@ from dpose_jax.data.records import BadRecordError, Person
 from dpose_jax.skeletons import JointSet
 
 _INT32_MAX = 2**31 - 1
+
+
+class ListedImage(NamedTuple):
+    """An image of an annotation file: its size is (height, width) in pixels, `persons` are indices into the source."""
+
+    file_name: str
+    image_id: int
+    size: tuple[int, int]
+    persons: list[int]
 
 
 class AnnotatedSource:
@@ -132,23 +142,21 @@ class AnnotatedSource:
             raise BadRecordError(f"{where}: the image is {found} px, its annotation says {width} x {height}")
         return image
 
-    def images(self, *, whole: bool) -> list[tuple[str, int, tuple[int, int], list[int]]]:
-        """(file name, image id, (height, width), indices of its persons) of each image, in the order of the persons.
-
-        With `whole` those without persons follow.
-        """
+    def images(self, *, whole: bool) -> list[ListedImage]:
+        """The images in the order in which persons name them; with `whole` those without persons follow."""
         persons: list[list[int]] = [[] for _ in self._files]
         for index, row in enumerate(self._image_rows.tolist()):
             persons[row].append(index)
         sizes = map(tuple, self._sizes.tolist())
-        found = list(zip(self._files, self._image_ids.tolist(), sizes, persons, strict=True))
+        rows = zip(self._files, self._image_ids.tolist(), sizes, persons, strict=True)
+        found = [ListedImage(*row) for row in rows]
         if whole:
             known = set(self._files)
             for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
                 name = image["file_name"]
                 if name not in known and not self._images.problem(name):
                     known.add(name)
-                    found.append((name, image["id"], (image["height"], image["width"]), []))
+                    found.append(ListedImage(name, image["id"], (image["height"], image["width"]), []))
         return found
 
     def ground_truth(self) -> dict:

@@ -4,6 +4,7 @@ The annotations lie beside the records, so every rule for annotations is the fol
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 from typing import Any
@@ -24,14 +25,21 @@ def records_folder(root: str, kind: str) -> str:
     return os.path.join(root, NAME, kind, VERSION)
 
 
+def check_installed() -> None:
+    """Raises ValueError if the extra that records need is not installed; imports nothing."""
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise ValueError("records need TensorFlow Datasets (without TensorFlow): pip install tensorflow-datasets")
+
+
 class _Records:
     """The stored images of a split, opened by each process when first read; an `ImageStore` for `full`."""
 
     def __init__(self, folder: str, split: str):
+        check_installed()
         self._folder, self._split = folder, split
         with open(os.path.join(folder, f"{split}_index.json")) as file:
             self.index: dict[str, Any] = json.load(file)
-        self._rows = {name: row for row, name in enumerate(self.index["images"])}
+        self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
         self._opened: Any = None
 
     def __getstate__(self):
@@ -72,6 +80,7 @@ class RecordSource(AnnotatedSource):
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, **options):
         """Args: the records' folder; `train` or `val`; see AnnotatedSource."""
+        read_build(folder)
         self._records = _Records(folder, split)
         super().__init__(os.path.join(folder, f"{split}_annotations.json"), self._records, joint_set, **options)
 
@@ -93,7 +102,7 @@ class CropSource(RecordSource):
         super().__init__(folder, split, joint_set, **options)
         index = self._records.index
         rows = {person: row for row, person in enumerate(index.pop("persons"))}
-        # -1: of an unreadable image
+        # -1 for the persons of unreadable images.
         self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
         self._origins = np.array(index.pop("origins"), np.int32).reshape(-1, 2)
 

@@ -8,7 +8,7 @@ import cv2
 import grain
 import numpy as np
 
-from dpose_jax.data.folder import AnnotatedSource
+from dpose_jax.data.folder import AnnotatedSource, ListedImage
 from dpose_jax.data.images import IMAGE_NOTES, ImageFolder, decode_image, read_header
 from dpose_jax.data.margins import Margin
 from dpose_jax.data.pipeline import read_ahead
@@ -24,8 +24,8 @@ class _ImageRecords:
 
     source: AnnotatedSource
     images: ImageFolder
-    items: list[tuple[str, int, tuple[int, int], list[int]]]
-    cut: "tuple[Margin, JointSet, int] | None"
+    items: list[ListedImage]
+    cut: tuple[Margin, JointSet, int] | None
 
     def __call__(self, item: int) -> Example:
         name, image_id, size, persons = self.items[item]

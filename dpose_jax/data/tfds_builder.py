@@ -22,8 +22,8 @@ _CHUNK = 128  # records handed to the writer at once: it rewrites its metadata a
 class CocoKeypoints(tfds.core.GeneratorBasedBuilder):
     """COCO-format keypoints; records keep the source's order.
 
-    `download_and_prepare` works as for any builder, but TFDS's own writer needs TensorFlow beyond 1 GB a split, and
-    its disk space twice: `write` does not.
+    They are written by `write`. TFDS's own `download_and_prepare` needs more to be installed, TensorFlow too beyond
+    1 GB a split, and the disk space twice.
     """
 
     name = NAME
