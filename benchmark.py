@@ -1,0 +1,32 @@
+"""Benchmarks. Each prints a table and writes it, with machine, versions and protocol, as JSON.
+
+python benchmark.py                lists the subcommands
+python benchmark.py NAME --help    shows the flags of one
+python benchmark.py NAME [--flag=value]
+"""
+
+import sys
+
+from absl import flags
+
+from dpose_jax import benchmarks, command_line
+
+
+def main(arguments: list[str]) -> None:
+    known = benchmarks.subcommands()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: python benchmark.py NAME [--flag=value]; NAME --help shows the flags\n")
+        for name, line in known.items():
+            print(f"  {name:<12}{line}")
+        return
+    name = arguments[0]
+    if name not in known:
+        sys.exit(f"error: unknown subcommand {name!r}: must be one of {', '.join(known)}")
+    module = benchmarks.load(name)
+    flags.adopt_module_key_flags(module)  # --help shows the flags of the main module alone
+    del sys.argv[1]
+    command_line.run(module.main)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
