@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside their place, then renamed."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -35,6 +36,28 @@ def write_json(path: str | os.PathLike, value, *, indent: int | None = 2) -> Non
     """
     text = json.dumps(value, indent=indent, allow_nan=False, default=_from_numpy) + "\n"
     write_bytes(path, text.encode())
+
+
+def read_json(path: str | os.PathLike):
+    """The parsed content of a JSON file.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is not JSON, or cut short. Both name the file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as stream:
+        try:
+            return json.load(stream)
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; raises OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_numpy(value):

@@ -7,12 +7,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dpose_jax.data.records import Person, Source
-from dpose_jax.evaluation.coco import METRICS, evaluate_results, without_boxes
-from dpose_jax.evaluation.oks import oks_nms, pck
+from dpose_jax.evaluation.coco import without_boxes
+from dpose_jax.evaluation.inputs import BOX_AREA, check_inputs
+from dpose_jax.evaluation.oks import oks_nms
+from dpose_jax.evaluation.scores import Matched, score
 from dpose_jax.skeletons import JointSet
-
-PCK_THRESHOLDS = (0.2, 0.1)  # of the longer side of the box
-COLUMNS = (*METRICS, *(f"PCK@{threshold}" for threshold in PCK_THRESHOLDS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,8 @@ def to_results(
       persons: the source that was predicted.
       predictions: joints in image pixels.
       joint_set: its sigmas serve the suppression.
-      config: the recipe; `eval.min_joint_score`, `eval.nms`, `crop.padding` and `input_size` are read.
+      config: the recipe; `eval.min_joint_score`, `eval.nms`, `eval.soft_nms`, `crop.padding` and `input_size` are
+        read.
 
     Returns:
       list of dicts `image_id`, `category_id` (1), `keypoints` (3J floats: x, y, joint score), `score`, `bbox` (the
@@ -105,27 +105,20 @@ def to_results(
         }
         for person, row, score in zip(chosen, rows, scores, strict=True)
     ]
-    return oks_nms(results, joint_set.sigmas, config.eval.nms)
+    return oks_nms(results, joint_set.sigmas, config.eval.nms, soft=config.eval.soft_nms)
 
 
-def pck_of_source(persons: Source | Sequence[Person], predictions: Predictions) -> dict[str, float | None]:
-    """PCK@0.2 and PCK@0.1 over all labelled joints of all annotated persons of the source.
+def match_by_index(persons: Source | Sequence[Person], predictions: Predictions) -> Matched:
+    """Every annotated person of the source beside the prediction in its own box, for PCK.
 
-    A joint is right when it lies within 0.2 (0.1) of the longer side of the person's box. Persons are matched by
-    index, so every box must be an annotated one; a person without prediction is wrong in every labelled joint.
-
-    Returns:
-      fractions in [0, 1]; None without a labelled joint.
+    Every box must be an annotated one; a person without prediction is wrong in every labelled joint.
     """
     count = len(persons)
     truth = np.stack([persons[i].keypoints for i in range(count)]).astype(np.float64)
     lengths = np.array([max(persons[i].bbox[2:]) for i in range(count)], np.float64)
     predicted = np.full((*truth.shape[:2], 2), np.inf)
     predicted[predictions.index] = predictions.keypoints
-    return {
-        f"PCK@{threshold}": pck(predicted, truth[..., :2], truth[..., 2], lengths, threshold)[0]
-        for threshold in PCK_THRESHOLDS
-    }
+    return Matched(predicted, truth, lengths)
 
 
 def summarise(
@@ -138,15 +131,18 @@ def summarise(
     """Evaluates every set of predictions and assembles the report that `eval.json` holds.
 
     Args:
-      source: the persons and the ground truth of one split.
+      source: the persons and the ground truth of one split. Without annotations there is nothing to measure: every
+        metric is None, and the results are what counts.
       predictions: by name, in the order of the report: "coarse", "steps_1", ...; at least one.
       joint_set: of the source.
-      config: the recipe (see `to_results`); PCK is None unless `config.eval.boxes` is "gt".
+      config: the recipe (see `to_results`). With `eval.boxes` "gt" PCK looks at each person's own box; with detected
+        boxes it matches persons and results, see `scores.best_assignment`.
       protocol: further facts for the report (codec, flip, ...), with JSON values.
 
     Returns:
-      report: `{"protocol": {...}, "results": {name: {AP, ..., ARl, PCK@0.2, PCK@0.1}}, "best": {name, AP, AP50,
-        PCK@0.2}}`, fractions in [0, 1] or None where there is nothing to measure; best is by AP, the first of equals.
+      report: `{"protocol": {...}, "results": {name: {AP, ..., PCK@0.1}}, "joints": {name: {joint: {AP, PCK@0.2,
+        PCK@0.1}}}, "best": {name, AP, AP50, PCK@0.2}}`, fractions in [0, 1] or None where there is nothing to measure,
+        see `scores.score`; best is by AP, the first of equals.
       results: by name, the COCO results (for `write_results`).
 
     Raises:
@@ -155,7 +151,8 @@ def summarise(
     if not predictions:
         raise ValueError("predictions: at least one name is needed, got none")
     ground_truth = source.ground_truth()
-    metrics, results = {}, {}
+    by_index = config.eval.boxes == "gt"
+    metrics, joints, results = {}, {}, {}
     for name, predicted in predictions.items():
         if predicted.scores.shape[1] != joint_set.num_joints:
             raise ValueError(
@@ -164,9 +161,8 @@ def summarise(
             )
         results[name] = to_results(source, predicted, joint_set, config)
         # scored as the results file would be: boxes left out (see `without_boxes`)
-        metrics[name] = evaluate_results(ground_truth, without_boxes(results[name]), joint_set)
-        with_pck = config.eval.boxes == "gt"
-        metrics[name] |= pck_of_source(source, predicted) if with_pck else dict.fromkeys(COLUMNS[len(METRICS) :])
+        inputs = check_inputs(ground_truth, without_boxes(results[name]), joint_set)
+        metrics[name], joints[name] = score(inputs, match_by_index(source, predicted) if by_index else None)
     best = max(metrics, key=lambda name: metrics[name]["AP"] or 0.0)
     facts = {
         "joint_set": joint_set.name,
@@ -174,30 +170,35 @@ def summarise(
         "images": len(ground_truth["images"]),
         "persons": len(source),
         "skipped": len(source) - min(len(p.index) for p in predictions.values()),
+        "area": f"annotated, else {BOX_AREA} w h of the box" if config.data.use_area else f"{BOX_AREA} w h of the box",
         "min_joint_score": config.eval.min_joint_score,
         "nms": config.eval.nms,
+        "soft_nms": config.eval.soft_nms,
         "pck_length": "longer side of the box",
+        "pck_match": "each person's own box" if by_index else "best assignment by OKS",
     }
     report = {
         "protocol": {**facts, **(protocol or {})},
         "results": metrics,
+        "joints": joints,
         "best": {"name": best, **{key: metrics[best][key] for key in ("AP", "AP50", "PCK@0.2")}},
     }
     return report, results
 
 
 def format_table(report: Mapping) -> str:
-    """The report as text: the protocol, then one aligned row a result, the best marked by a star."""
+    """The report as text: the protocol, then one aligned row a result; a star marks the best, where one is named."""
     protocol = "  ".join(f"{key}={_short(value)}" for key, value in report["protocol"].items())
-    best = report["best"]["name"]
+    best = report.get("best", {}).get("name")
+    columns = list(dict.fromkeys(column for row in report["results"].values() for column in row))
     names = [f"{name}{' *' if name == best else ''}" for name in report["results"]]
-    rows = [[_fraction(row.get(column)) for column in COLUMNS] for row in report["results"].values()]
+    rows = [[_fraction(row.get(column)) for column in columns] for row in report["results"].values()]
     name_width = max(len("result"), *(len(name) for name in names))
-    widths = [max(len(column), 5) for column in COLUMNS]
-    lines = ["  ".join(["result".ljust(name_width), *(c.rjust(w) for c, w in zip(COLUMNS, widths, strict=True))])]
+    widths = [max(len(column), 5) for column in columns]
+    lines = ["  ".join(["result".ljust(name_width), *(c.rjust(w) for c, w in zip(columns, widths, strict=True))])]
     for name, row in zip(names, rows, strict=True):
         lines.append("  ".join([name.ljust(name_width), *(v.rjust(w) for v, w in zip(row, widths, strict=True))]))
-    return "\n".join([*_wrap(protocol, len(lines[0])), *lines, "* the best by AP"])
+    return "\n".join([*_wrap(protocol, len(lines[0])), *lines, *(["* the best by AP"] if best else [])])
 
 
 def _fraction(value: float | None) -> str:

@@ -1,0 +1,58 @@
+"""Scores a results file against an annotation file."""
+
+from typing import Any
+
+from dpose_jax.data import ai_challenger
+from dpose_jax.data.annotations import check_joint_names
+from dpose_jax.evaluation.aic import results_from_native
+from dpose_jax.evaluation.inputs import BOX_AREA, check_inputs
+from dpose_jax.evaluation.scores import score
+from dpose_jax.files import read_json, sha256
+from dpose_jax.skeletons import JointSet
+
+# Data sets, and whether the scale of OKS is the annotated area; CrowdPose and AI Challenger annotate none.
+DATASETS = {"coco": True, "crowdpose": False, "aic": False}
+
+
+def score_files(annotations: str, results: str, joint_set: JointSet, *, use_area: bool) -> dict[str, Any]:
+    """All metrics of a results file.
+
+    Args:
+      annotations: COCO's `person_keypoints` format, or AI Challenger's own.
+      results: a COCO results file, or AI Challenger's submission.
+      joint_set: must fit the annotations, see `annotations.check_joint_names`.
+      use_area: the scale of OKS is the annotated area; otherwise 0.53 w h of the box.
+
+    Returns:
+      `{**metrics, "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `scores.score`.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if a file is cut short, in another format, or breaks a rule of `inputs.check_inputs`. Names the file
+        and the entry.
+    """
+    truth, found = read_json(annotations), read_json(results)
+    if ai_challenger.is_own_format(truth):
+        truth = ai_challenger.to_coco(truth, lambda _: None)
+    if isinstance(truth, dict) and isinstance(truth.get("categories"), list):
+        for category in truth["categories"]:
+            if isinstance(category, dict) and isinstance(category.get("keypoints"), list):
+                check_joint_names([str(name) for name in category["keypoints"]], joint_set, annotations)
+    if ai_challenger.is_own_format(found) and isinstance(truth, dict):
+        found = results_from_native(found, truth.get("images", ()), results)
+    inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
+    metrics, joints = score(inputs, name=annotations)
+    protocol = {
+        "annotations": annotations,
+        "annotations_sha256": sha256(annotations),
+        "results": results,
+        "results_sha256": sha256(results),
+        "joint_set": joint_set.name,
+        "area": "annotated" if use_area else f"{BOX_AREA} w h of the box",
+        "images": len(inputs.images),
+        "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),
+        "predicted": len(inputs.results),
+        "pck_length": "longer side of the box",
+        "pck_match": "best assignment by OKS",
+    }
+    return {**metrics, "joints": joints, "protocol": protocol}
