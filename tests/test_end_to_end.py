@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pathlib
@@ -71,7 +72,8 @@ def test_training_writes_metrics_and_checkpoints(trained):
 def test_evaluation_has_the_schema(trained, report, miniature):
     workdir = pathlib.Path(trained[1])
     assert json.loads((workdir / "eval.json").read_text()) == report
-    assert set(report) == {"protocol", "results", "best"}
+    assert set(report) == {"protocol", "results", "joints", "best"}
+    assert set(report["joints"]["steps_1"]["nose"]) == {"AP", "PCK@0.2", "PCK@0.1"}
     assert list(report["results"]) == ["coarse", "steps_1", "steps_2"]
     for result in report["results"].values():
         assert {"AP", "AP50", "AP75", "AR", "PCK@0.2"} <= set(result)
@@ -83,6 +85,8 @@ def test_evaluation_has_the_schema(trained, report, miniature):
     protocol = report["protocol"]
     assert (protocol["step"], protocol["ema"], protocol["flip"], protocol["boxes"]) == (4, True, True, "gt")
     assert protocol["codec"].startswith("unbiased+dark")
+    assert (protocol["data"], protocol["steps"], protocol["skipped"]) == ("synthetic", [1, 2], 0)
+    assert {"eta", "update_rule", "seed", "flip_shift", "images", "persons", "soft_nms", "device"} <= set(protocol)
 
 
 def test_evaluation_writes_results_and_pictures(trained, report):
@@ -125,6 +129,34 @@ def test_dry_run_says_what_the_run_needs_and_writes_nothing(miniature, tmp_path,
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert {"train data", "val data", "devices", "parameters", "memory", "speed", "whole run"} <= set(said)
     assert "M" in said["parameters"] and "examples/s" in said["speed"] and "4 steps" in said["whole run"]
+
+
+def test_images_without_annotations_give_a_results_file(folder, trained, miniature, tmp_path, capsys):
+    """As COCO's test-dev: a list of images, whose categories name no joints, and a detector's boxes."""
+    root, fields = folder
+    truth = json.loads((root / "truth.json").read_text())
+    boxes = [
+        {"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.9 - 0.01 * i}
+        for i, a in enumerate(truth["annotations"])
+    ]
+    (root / "boxes.json").write_text(json.dumps(boxes))
+    listed = {"info": {}, "images": truth["images"], "categories": [{"id": 1, "name": "person"}, {"id": 2}]}
+    (root / "list.json").write_text(json.dumps(listed))
+    fields |= {"data__val_annotations": "list.json", "data__val_detections": "boxes.json", "eval__boxes": "detections"}
+    report = evaluate(miniature(**fields), trained[1], str(tmp_path / "report.json"))
+    assert all(value is None for result in report["results"].values() for value in result.values())
+    protocol = report["protocol"]
+    assert (protocol["persons"], protocol["images"], protocol["data"]) == (PEOPLE, PEOPLE, "list.json")
+    assert protocol["detections_sha256"] == hashlib.sha256((root / "boxes.json").read_bytes()).hexdigest()
+    assert "steps_2" in capsys.readouterr().out
+    for name in report["results"]:
+        rows = json.loads((pathlib.Path(trained[1]) / "results" / f"val_detections_{name}.json").read_text())
+        assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
+        for row in rows:
+            assert list(row) == ["image_id", "category_id", "keypoints", "score"]
+            assert type(row["image_id"]) is int and type(row["score"]) is float and len(row["keypoints"]) == 51
+    with pytest.raises(ValueError, match=r"list\.json: must be an object with the lists"):
+        evaluate(miniature(**fields | {"eval__boxes": "gt"}), trained[1], str(tmp_path / "report.json"))
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

@@ -20,8 +20,8 @@ CONFIG = ConfigDict(
     {
         "input_size": (256, 192),
         "crop": {"padding": 1.25},
-        "data": {"use_area": True},
-        "eval": {"boxes": "gt", "min_joint_score": 0.2, "nms": 0.9, "soft_nms": False},
+        "data": {"use_area": True, "val_detections": "boxes.json"},
+        "eval": {"boxes": "gt", "min_box_score": 0.1, "min_joint_score": 0.2, "nms": 0.9, "soft_nms": False},
     }
 )
 
@@ -31,6 +31,7 @@ class Persons(list):
 
     def __init__(self, truth):
         self.truth = truth
+        self.box_file = __file__
         super().__init__(
             Person(
                 annotation_id=a["id"],
@@ -104,7 +105,9 @@ def test_detected_boxes_are_rescored_suppressed_and_matched_for_pck():
     scores = predictions(persons).scores
     assert results["coarse"][0]["score"] == pytest.approx(0.5 * scores[0].astype(float).mean())
     assert report["results"]["coarse"]["PCK@0.1"] == 1 and report["best"]["PCK@0.2"] == 1
-    assert report["protocol"]["pck_match"] == "best assignment by OKS"
+    protocol = report["protocol"]
+    assert (protocol["pck_match"], protocol["min_box_score"]) == ("best assignment by OKS", 0.1)
+    assert (protocol["detections"], len(protocol["detections_sha256"])) == ("boxes.json", 64)
     assert report["results"]["coarse"]["AP"] == pytest.approx(1)
     config.eval.soft_nms = True
     soft = to_results(persons, predictions(persons), COCO, config)

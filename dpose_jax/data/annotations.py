@@ -41,6 +41,7 @@ LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "
 # Kept, but worth knowing.
 NOTED = ("box_clipped", "joint_outside_image")
 
+PERSON_CATEGORY = 1  # COCO's, of its detection files too
 _LOG_LINES = 20
 
 
@@ -101,10 +102,14 @@ class Audit:
 class Annotations:
     """An annotation file whose outer form is right; its entries are still unchecked."""
 
-    def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize):
+    def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize, *, annotated: bool = True):
+        """Args: without `annotated` a file of images alone will do, such as COCO's image_info_test-dev2017.json."""
         self._audit = audit
         self._joints = joint_set.num_joints
         content = read_coco(file, size)
+        if not annotated and isinstance(content, dict) and "annotations" not in content:
+            person = {"id": PERSON_CATEGORY, "keypoints": list(joint_set.joints)}
+            content = {**content, "annotations": [], "categories": [person]}
         lists = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
             raise ValueError(f"{file}: must be an object with the lists {lists}, as COCO's person_keypoints files")

@@ -27,6 +27,9 @@ class AnnotatedSource:
     """The persons of one annotation file over a store of images; implements `records.Source`.
 
     The source holds arrays and file names only, so that worker processes can be given a copy.
+
+    Attributes:
+      box_file: the detected boxes that stand for the persons; None if they are the annotated ones.
     """
 
     def __init__(
@@ -44,7 +47,8 @@ class AnnotatedSource:
         """Reads and checks the annotations; reads no pixel.
 
         Args:
-          annotation_file: in COCO's keypoint format, or AI Challenger's own.
+          annotation_file: in COCO's keypoint format, or AI Challenger's own; with a `box_file` also a list of images
+            without annotations, such as COCO's image_info_test-dev2017.json.
           images: what `file_name` names.
           joint_set: must fit the annotations, see `annotations.check_joint_names`.
           box_file: detected boxes; the persons are then these (without joints) instead of the annotated ones.
@@ -65,6 +69,7 @@ class AnnotatedSource:
         self._annotation_file = annotation_file
         self._joint_set = joint_set
         self._use_area = use_area
+        self.box_file = box_file
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
         if box_file is None:
@@ -78,7 +83,8 @@ class AnnotatedSource:
         self._fill(rows, coco.images, audit.file)
 
     def _annotations(self, audit: Audit) -> Annotations:
-        return Annotations(self._annotation_file, self._joint_set, audit, self._images.size)
+        annotated = self.box_file is None
+        return Annotations(self._annotation_file, self._joint_set, audit, self._images.size, annotated=annotated)
 
     def _with_image(self, rows, images, audit):
         """The rows whose image the store has."""

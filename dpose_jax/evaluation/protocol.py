@@ -11,6 +11,7 @@ from dpose_jax.evaluation.coco import without_boxes
 from dpose_jax.evaluation.inputs import BOX_AREA, check_inputs
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.scores import Matched, score
+from dpose_jax.files import sha256
 from dpose_jax.skeletons import JointSet
 
 
@@ -131,8 +132,8 @@ def summarise(
     """Evaluates every set of predictions and assembles the report that `eval.json` holds.
 
     Args:
-      source: the persons and the ground truth of one split. Without annotations there is nothing to measure: every
-        metric is None, and the results are what counts.
+      source: the persons and the ground truth of one split, and the `box_file` if they are detected. Without
+        annotations there is nothing to measure: every metric is None, and the results are what counts.
       predictions: by name, in the order of the report: "coarse", "steps_1", ...; at least one.
       joint_set: of the source.
       config: the recipe (see `to_results`). With `eval.boxes` "gt" PCK looks at each person's own box; with detected
@@ -167,6 +168,7 @@ def summarise(
     facts = {
         "joint_set": joint_set.name,
         "boxes": config.eval.boxes,
+        **({} if by_index else _detector_facts(source, config)),
         "images": len(ground_truth["images"]),
         "persons": len(source),
         "skipped": len(source) - min(len(p.index) for p in predictions.values()),
@@ -184,6 +186,14 @@ def summarise(
         "best": {"name": best, **{key: metrics[best][key] for key in ("AP", "AP50", "PCK@0.2")}},
     }
     return report, results
+
+
+def _detector_facts(source, config: ConfigDict) -> dict:
+    return {
+        "detections": config.data.val_detections,
+        "detections_sha256": sha256(source.box_file),
+        "min_box_score": config.eval.min_box_score,
+    }
 
 
 def format_table(report: Mapping) -> str:

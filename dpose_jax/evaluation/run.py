@@ -99,7 +99,9 @@ def evaluate(config, workdir: str, out: str | None = None) -> dict:
 def protocol_facts(config, model, restored: Restored) -> dict:
     """What a reader needs to know beside the data and the boxes to place a figure; JSON values."""
     sampler = config.sampler
+    drawn = config.data.source == "synthetic"
     return {
+        "data": "synthetic" if drawn else config.data[f"{config.eval.split}_annotations"],
         "split": config.eval.split,
         "input_size": list(config.input_size),
         "stride": config.stride,
@@ -108,6 +110,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "zeta": config.diffusion.zeta,
         "flip": config.eval.flip,
         "flip_shift": model.codec.flip_shift if config.eval.flip else 0,
+        "steps": list(sampler.steps),
         "update_rule": sampler.update_rule,
         "start": sampler.start,
         "t_start": sampler.t_start,
