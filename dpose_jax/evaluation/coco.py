@@ -76,7 +76,6 @@ def _evaluate(images, categories, annotations, results, sigmas) -> COCOeval:
     evaluation = COCOeval(truth, truth.load_res(results), "keypoints")
     evaluation.params.kpt_oks_sigmas = list(sigmas)
     evaluation.evaluate()
-    evaluation.accumulate()
     return evaluation
 
 

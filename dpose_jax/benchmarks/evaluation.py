@@ -1,0 +1,97 @@
+"""The OKS evaluation beside its peers, from parsed JSON to COCO's ten metrics. A row of `benchmark.py speed`."""
+
+import contextlib
+import functools
+import importlib.util
+import io
+from collections.abc import Callable
+
+import numpy as np
+
+from dpose_jax.benchmarks import report
+from dpose_jax.evaluation.coco import METRICS, evaluate_results
+from dpose_jax.files import read_json
+from dpose_jax.skeletons import COCO
+
+# Name: the modules of the class COCO and of the evaluation, and the evaluation's class.
+PEERS = {
+    "pycocotools": (("pycocotools.coco", "pycocotools.cocoeval"), "COCOeval"),
+    "faster-coco-eval": (("faster_coco_eval", "faster_coco_eval"), "COCOeval_faster"),
+    "hotcoco": (("hotcoco", "hotcoco"), "COCOeval"),
+}
+
+
+def evaluation(annotations: str, *, false_persons: int = 50_000, seed: int = 0, seconds: float = 3.0) -> list[dict]:
+    """Times our evaluation and that of each installed peer in turn, on the same detections.
+
+    Args:
+      annotations: a COCO `person_keypoints` file with COCO's joints.
+      false_persons: detections beside the noisy copy of each person, see `noisy_detections`.
+      seconds: to spend on each, about, and at least five calls.
+
+    Returns:
+      a row each: `work`, `who`, `value` (median seconds), `low` and `high` (quartiles), `detections`, and
+      `difference`, the largest one of any of the ten metrics to ours.
+    """
+    truth = read_json(annotations)
+    found = noisy_detections(truth, false_persons=false_persons, seed=seed)
+    calls: dict[str, Callable[[], list[float]]] = {"ours": lambda: _ours(truth, found)}
+    for who, (modules, name) in PEERS.items():
+        if importlib.util.find_spec(modules[0].split(".")[0]):
+            calls[who] = functools.partial(_peer, modules, name, truth, found)
+    ours = np.array(calls["ours"]())
+    timings = report.measure(calls, seconds=seconds)
+    return [
+        {
+            "work": "OKS evaluation, s",
+            "who": who,
+            "value": timings[who].median,
+            "low": timings[who].low,
+            "high": timings[who].high,
+            "detections": len(found),
+            "difference": float(np.abs(np.array(call()) - ours).max()),
+        }
+        for who, call in calls.items()
+    ]
+
+
+def noisy_detections(truth: dict, *, false_persons: int, seed: int) -> list[dict]:
+    """COCO results: each annotated person moved joint by joint by up to 5% of its size, and false persons.
+
+    A false person is a person of the file moved as a whole by about its size, in an image drawn at random; its score
+    is lower on average.
+    """
+    rng = np.random.default_rng(seed)
+    persons = [a for a in truth["annotations"] if a.get("num_keypoints")]
+    joints = np.array([a["keypoints"] for a in persons], np.float64).reshape(len(persons), -1, 3)
+    size = np.sqrt([a["area"] for a in persons])[:, None, None]
+    noise = rng.normal(size=(*joints.shape[:2], 2)) * size * 0.05 * rng.uniform(size=size.shape)
+    which = rng.integers(len(persons), size=false_persons)
+    moved = joints[which, :, :2] + rng.normal(size=(false_persons, 1, 2)) * size[which]
+    points = np.concatenate([joints[..., :2] + noise, moved])
+    points = np.concatenate([points, np.ones((*points.shape[:2], 1))], axis=-1).reshape(len(points), -1)
+    images = [image["id"] for image in truth["images"]]
+    places = [a["image_id"] for a in persons] + [images[i] for i in rng.integers(len(images), size=false_persons)]
+    scores = np.concatenate([rng.uniform(size=len(persons)), rng.uniform(0, 0.7, false_persons)])
+    return [
+        {"image_id": place, "category_id": 1, "keypoints": row, "score": score}
+        for place, row, score in zip(places, points.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def _ours(truth: dict, found: list[dict]) -> list[float]:
+    return [-1.0 if value is None else value for value in evaluate_results(truth, found, COCO).values()]
+
+
+def _peer(modules: tuple[str, str], evaluation: str, truth: dict, found: list[dict]) -> list[float]:
+    """The ten metrics of a package with pycocotools' interface."""
+    api, evaluator = (importlib.import_module(module) for module in modules)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = api.COCO()
+        coco.dataset = {**truth, "annotations": [dict(a) for a in truth["annotations"]]}  # it writes into them
+        coco.createIndex()
+        run = getattr(evaluator, evaluation)(coco, coco.loadRes([dict(result) for result in found]), "keypoints")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return list(run.stats[: len(METRICS)])

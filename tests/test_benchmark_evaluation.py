@@ -1,0 +1,75 @@
+"""The benchmarks of the evaluation: what the codec costs, and the detections that the timing is of."""
+
+import json
+
+import numpy as np
+import pytest
+from evaluation_cases import ground_truth
+
+from dpose_jax.benchmarks import evaluation, roundtrip
+from dpose_jax.data import transforms
+from dpose_jax.skeletons import COCO, CROWDPOSE
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Four persons in crops of 256 x 192; most joints of the second lie outside of its box."""
+    truth = ground_truth(COCO, images=2, per_image=2)
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 0
+    truth["annotations"][1]["bbox"] = [300.0, 300.0, 60.0, 80.0]
+    found = roundtrip.measure(truth, COCO, ["256x192/4", "256x192/8"], use_area=True)
+    return {(row["codec"], row["stride"]): row for row in found}
+
+
+def test_codec_costs_what_its_largest_error_allows(rows):
+    """Unbiased targets with DARK lose nothing; rounding at most half a stride on each axis, and more at stride 8."""
+    assert len(rows) == 2 * (1 + 2 * 3)
+    assert rows["unbiased+dark", 4]["mean_error_px"] < 1e-2
+    for codec in ("unbiased", "rounded"):
+        bound = rows[f"{codec} crop, no heatmaps", None]
+        assert bound["mean_error_px"] == 0
+        for stride in (4, 8):
+            none = rows[f"{codec}+none", stride]
+            assert 0.2 * stride < none["mean_error_px"] < 0.5 * np.sqrt(2) * stride
+            assert none["AP"] <= bound["AP"]
+    assert rows["unbiased+dark", 4]["AP"] == pytest.approx(rows["unbiased crop, no heatmaps", None]["AP"], abs=1e-9)
+    assert rows["rounded+none", 8]["AP"] < rows["rounded+none", 4]["AP"]
+
+
+def test_joints_off_the_crop_are_what_the_crop_costs():
+    truth = ground_truth(COCO, images=1, per_image=2)
+    entry = truth["annotations"][0]
+    entry["keypoints"][:3] = -900.0, -900.0, 2
+    crops = roundtrip.crop_persons(truth, transforms.CropSpec((64, 48), 1.25, "unbiased"), COCO)
+    assert [person["id"] for person in crops.persons] == [0, 1] and crops.visible[0, 0] == 0
+    entry["iscrowd"] = 1
+    assert len(roundtrip.crop_persons(truth, transforms.CropSpec((64, 48), 1.25, "unbiased"), COCO).persons) == 1
+
+
+@pytest.mark.parametrize("case", ["256x192", "256/4", "axb/4", "256x192x3/4"])
+def test_case_of_another_form(case):
+    with pytest.raises(ValueError, match=f"--cases='{case}': must be HEIGHTxWIDTH/STRIDE"):
+        roundtrip.measure(ground_truth(COCO), COCO, [case], use_area=True)
+
+
+def test_noisy_detections_hold_every_person_and_the_false_ones():
+    truth = ground_truth(CROWDPOSE)
+    persons = [a for a in truth["annotations"] if a["num_keypoints"]]
+    found = evaluation.noisy_detections(truth, false_persons=30, seed=1)
+    assert len(found) == len(persons) + 30 and json.dumps(found)
+    assert [r["image_id"] for r in found[: len(persons)]] == [a["image_id"] for a in persons]
+    moved = np.array([r["keypoints"] for r in found[: len(persons)]]).reshape(len(persons), -1, 3)
+    exact = np.array([a["keypoints"] for a in persons]).reshape(moved.shape)
+    size = np.sqrt([a["area"] for a in persons])[:, None, None]
+    assert 0 < np.abs((moved - exact)[..., :2] / size).mean() < 0.05
+    assert {r["image_id"] for r in found} <= {i["id"] for i in truth["images"]}
+    assert found == evaluation.noisy_detections(truth, false_persons=30, seed=1)
+
+
+def test_timing_has_a_row_for_ours_and_each_peer_and_they_agree(tmp_path):
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps({**(truth := ground_truth(COCO)), "annotations": truth["annotations"][1:]}))
+    found = {row["who"]: row for row in evaluation.evaluation(str(path), false_persons=5, seconds=0.0)}
+    assert {"ours", "hotcoco", "pycocotools"} <= set(found)
+    assert all(row["difference"] < 1e-12 and row["value"] > 0 for row in found.values())
