@@ -142,6 +142,7 @@ def test_optional_fields_of_annotations_are_filled_in():
         ({"keypoints": "no"}, "keypoints must be 51 numbers for 'coco', got str"),
         ({"score": math.nan}, "score must be a finite number, got nan"),
         ({"score": "0.5"}, "score must be a finite number, got 0.5"),
+        ({"bbox": [1, 2, 3]}, r"bbox must be 4 finite numbers, got \[1, 2, 3\]"),
     ],
 )
 def test_bad_results_are_named(change, message):

@@ -24,7 +24,7 @@ def evaluate_results(
 
 
 def coco_metrics(
-    inputs: Inputs, slices: Mapping[str, Sequence[int]] | None = None
+    inputs: Inputs, slices: Mapping[str, list[int]] | None = None
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """COCO's ten keypoint metrics, and the AP of some of the images alone.
 
@@ -41,10 +41,10 @@ def coco_metrics(
       person of that size (pycocotools' -1), so that the dict is valid JSON.
       The AP over each slice; None where its images hold no person.
     """
-    report = _evaluate(inputs.images, inputs.categories, inputs.annotations, inputs.results, inputs.joint_set.sigmas)
-    parts = report.slice_by({name: list(ids) for name, ids in (slices or {}).items()})
+    slices = dict(slices or {})
+    parts = _evaluate(inputs, inputs.annotations, inputs.results, inputs.joint_set.sigmas).slice_by(slices)
     whole = {name: _fraction(parts["_overall"][name]) for name in METRICS}
-    return whole, {name: _fraction(parts[name]["AP"]) for name in slices or {}}
+    return whole, {name: _fraction(parts[name]["AP"]) for name in slices}
 
 
 def joint_ap(inputs: Inputs) -> dict[str, float | None]:
@@ -64,14 +64,15 @@ def joint_ap(inputs: Inputs) -> dict[str, float | None]:
             for annotation, joint in zip(inputs.annotations, truth, strict=True)
         ]
         results = [{**result, "keypoints": joint} for result, joint in zip(inputs.results, predicted, strict=True)]
-        report = _evaluate(inputs.images, inputs.categories, annotations, results, (sigma,))
-        found[name] = _fraction(report.slice_by({})["_overall"]["AP"])
+        parts = _evaluate(inputs, annotations, results, (sigma,)).slice_by({})
+        found[name] = _fraction(parts["_overall"]["AP"])
     return found
 
 
-def _evaluate(images, categories, annotations, results, sigmas) -> COCOeval:
-    images = [{"id": image["id"]} for image in images]
-    categories = [{"id": category["id"], "name": "person"} for category in categories]
+def _evaluate(inputs: Inputs, annotations: list[dict], results: list[dict], sigmas: Sequence[float]) -> COCOeval:
+    """The matched persons and results; `slice_by` gives the metrics, of all images under "_overall"."""
+    images = [{"id": image["id"]} for image in inputs.images]
+    categories = [{"id": category["id"], "name": "person"} for category in inputs.categories]
     truth = COCO({"images": images, "categories": categories, "annotations": annotations})
     evaluation = COCOeval(truth, truth.load_res(results), "keypoints")
     evaluation.params.kpt_oks_sigmas = list(sigmas)

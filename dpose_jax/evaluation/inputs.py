@@ -125,7 +125,7 @@ def _check_ground_truth(ground_truth: dict, joint_set: JointSet, use_area: bool,
             "bbox": entry["bbox"],
             "area": area,
             "iscrowd": int(bool(entry.get("iscrowd"))),
-            "num_keypoints": given if isinstance(given := entry.get("num_keypoints"), int) else count,
+            "num_keypoints": given if isinstance(given := entry.get("num_keypoints"), int) and given >= 0 else count,
             "keypoints": entry["keypoints"],
         }
         for number, (entry, area, count) in enumerate(zip(annotations, areas.tolist(), labelled, strict=True), start=1)
@@ -143,6 +143,7 @@ def _check_results(results: list[dict], joint_set: JointSet, images: set, catego
         # A sum is finite only if all its numbers are, and takes a third of the time of converting them.
         good = good and all(map(math.isfinite, map(sum, rows))) and _all_known(results, images, categories)
         good = good and all(math.isfinite(r["score"]) for r in results)
+        _finite_rows([r["bbox"] for r in results if "bbox" in r], 4)
     except (KeyError, TypeError, ValueError):
         good = False
     if not good:
@@ -205,9 +206,11 @@ def _result_problem(entry, joint_set: JointSet, images: set, categories: set) ->
     if not isinstance(entry, dict):
         return f"must be an object, got {_cut(entry)}"
     problem = _entry_problem(entry, _RESULT_FIELDS, joint_set, images, categories)
-    if problem or _is_number(entry["score"]):
-        return problem
-    return f"image {entry['image_id']}: score must be a finite number, got {_cut(entry['score'])}"
+    if not problem and not _is_number(entry["score"]):
+        problem = f"image {entry['image_id']}: score must be a finite number, got {_cut(entry['score'])}"
+    if not problem and "bbox" in entry and not _are_numbers(entry["bbox"], 4):
+        problem = f"image {entry['image_id']}: bbox must be 4 finite numbers, got {_cut(entry['bbox'])}"
+    return problem
 
 
 def _entry_problem(entry: dict, fields, joint_set: JointSet, images: set, categories: set) -> str | None:
