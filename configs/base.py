@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.backbone = "w32"  # tiny, w18_small, w32 or w48
     c.model.width = config_dict.placeholder(int)  # replaces the preset's width
+    c.model.pretrained = "imagenet"  # none, imagenet, hf:OWNER/REPO, a file, or a workdir: see docs/pretrained.md
     c.model.head_dim = (16, 32)  # SC-CA head width range; heads = channel groups (ours)
     c.model.window = 8  # SC-CA window, px at stride 4 (ours)
     c.model.spatial_attention = True  # A_s
@@ -92,6 +93,7 @@ def get_config() -> ConfigDict:
     c.optim.warmup_steps = 500
     c.optim.clip_norm = 1.0  # of the global gradient; 0 turns it off
     c.optim.weight_decay = 0.0  # decoupled, on kernels
+    c.optim.freeze_backbone_steps = 0  # first steps that leave HRNet and its statistics as they are (ours)
     c.optim.ema = 0.0  # decay of the parameters' moving average; 0 turns it off
 
     c.loss = ConfigDict()

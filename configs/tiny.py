@@ -14,6 +14,7 @@ def get_config():
     c.diffusion.own_share = 0.5
 
     c.model.backbone = "tiny"
+    c.model.pretrained = "none"
     c.model.decoder_channels = 32
     c.model.decoder_blocks = 1
 

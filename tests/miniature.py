@@ -21,6 +21,7 @@ def get_config():
     c.diffusion.own_share = 0.5
 
     c.model.backbone = "miniature"
+    c.model.pretrained = "none"
     c.model.head_dim = (8, 16)
     c.model.decoder_channels = 8
     c.model.decoder_blocks = 1

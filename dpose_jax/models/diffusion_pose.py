@@ -48,7 +48,9 @@ class DiffusionPose(nn.Module):
 
     Attributes:
       joint_set: joints and limbs; codec: coordinates and heatmaps; masks: M^kps and M^ske.
-      backbone: HRNet's numbers; the rest are the fields of `config.model`.
+      backbone: HRNet's numbers.
+      freeze_backbone: no gradient reaches HRNet, whose BatchNorm uses and keeps its running statistics.
+      The rest are the fields of `config.model`.
     """
 
     joint_set: JointSet
@@ -66,6 +68,7 @@ class DiffusionPose(nn.Module):
     detach_coarse: bool = False
     batch_norm: str = "train"
     remat: str = "none"
+    freeze_backbone: bool = False
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -97,7 +100,10 @@ class DiffusionPose(nn.Module):
           x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps (B, H, W, J) float32.
         """
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
-        features = self.hrnet(x.astype(self.dtype), train and self.batch_norm == "train")
+        moving = train and self.batch_norm == "train" and not self.freeze_backbone
+        features = self.hrnet(x.astype(self.dtype), moving)
+        if self.freeze_backbone:
+            features = jax.lax.stop_gradient(features)
         source = jax.lax.stop_gradient(features) if self.detach_coarse else features
         coarse = self.coarse_head(source.astype(jnp.float32))
         return features, self._to_heatmap_size(coarse)
@@ -238,6 +244,7 @@ def build_model(config) -> DiffusionPose:
     """
     fields = config.model.to_dict()
     preset, width = fields.pop("backbone"), fields.pop("width")
+    del fields["pretrained"]  # where a run starts, not what the model is
     if preset not in PRESETS:
         raise ValueError(f"model.backbone={preset!r}: must be one of {sorted(PRESETS)}")
     size = tuple(config.input_size)

@@ -1,5 +1,6 @@
 """Checkpoints of state and data position, and the config that a workdir belongs to. The one file that knows orbax."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,6 +8,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from dpose_jax.files import write_json
@@ -17,8 +19,9 @@ from dpose_jax.training.state import TrainState
 CONFIG_FILE = "config.json"
 # Fields that decide which parameters there are and what they mean; FREE_MODEL_FIELDS do not.
 STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "crop.warp", "diffusion.zeta")
-FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat")
-OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema")  # each is there or not, which shows in the stored state
+FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat", "pretrained")
+# Each is there or not, which shows in the stored state.
+OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "freeze_backbone_steps")
 
 
 class Checkpoints:
@@ -77,6 +80,32 @@ class Checkpoints:
         self._manager.close()
 
 
+def holds_checkpoint(workdir: str) -> bool:
+    """Whether a run has saved into `workdir`."""
+    folder = os.path.join(workdir, "checkpoints")
+    return os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
+
+
+def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
+    """`params` and `batch_stats` of the newest checkpoint as numpy arrays, whatever its model, and its step.
+
+    The parameters are their moving average where there is one, as in evaluation.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint.
+    """
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.latest
+    if step is None:
+        raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
+    path = os.path.join(checkpoints.folder, str(step), "state")
+    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+    state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    averages = [part["average"] for part in state["opt_state"] if part and "average" in part]
+    return {"params": averages[0] if averages else state["params"], "batch_stats": state["batch_stats"]}, step
+
+
 def claim_workdir(config, workdir: str) -> None:
     """Writes the config into `workdir`, after `check_workdir`."""
     check_workdir(config, workdir)
@@ -99,8 +128,7 @@ def check_workdir(config, workdir: str) -> None:
         parent = os.path.dirname(parent)
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
-    folder = os.path.join(workdir, "checkpoints")
-    if not os.path.isdir(folder) or not any(name.isdigit() for name in os.listdir(folder)):
+    if not holds_checkpoint(workdir):
         return
     ours, theirs = _structure(_as_stored(config)), _structure(stored_config(workdir))
     different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
@@ -140,5 +168,5 @@ def _structure(config: dict) -> dict:
     fields["joint_set"] = {key: value for key, value in config["joint_set_facts"].items() if key != "name"}
     model = {f"model.{name}": value for name, value in config["model"].items() if name not in FREE_MODEL_FIELDS}
     model["model.width"] = model["model.width"] or PRESETS[model["model.backbone"]].width
-    optimizer = {f"optim.{name}": "on" if config["optim"][name] else "off" for name in OPTIMIZER_PARTS}
+    optimizer = {f"optim.{name}": "on" if config["optim"].get(name) else "off" for name in OPTIMIZER_PARTS}
     return fields | model | optimizer

@@ -17,8 +17,9 @@ from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
-from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir
+from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.training.metrics import BadRecords, MetricsWriter
+from dpose_jax.training.start import starting_variables
 from dpose_jax.training.state import TrainState, count_parameters, initial_state, learning_rate, make_optimizer
 from dpose_jax.training.step import LOSS_TERMS, make_train_step
 
@@ -40,6 +41,7 @@ class Run:
     rate: optax.Schedule
     state: TrainState
     step: Any
+    frozen_step: Any  # with the backbone held, for the first steps
 
     def read(self) -> dict[str, np.ndarray]:
         """The next host-local batch."""
@@ -71,29 +73,37 @@ def shown_report(source: Source) -> str:
     return ", ".join(f"{name} {count}" for name, count in source.report().items() if count)
 
 
-def prepare(config) -> Run:
+def prepare(config, *, resumes: bool = False) -> Run:
     """Builds a run at step 0 from a config.
 
+    Args:
+      resumes: a checkpoint will replace the state, so `config.model.pretrained` is not read.
+
     Raises:
-      ValueError, FileNotFoundError: if the config or the data breaks a rule; names the field or file.
+      ValueError, FileNotFoundError: if the config, the data or the pretrained weights break a rule; names the field or
+        file.
     """
     check_fields(config)
     mesh = parallel.make_mesh()
     parallel.check_batch_size("train.batch_size", config.train.batch_size, mesh)
     model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config)
-    step = make_train_step(config, model, schedule, optimizer)
+    steps = [make_train_step(config, one, schedule, optimizer) for one in (model, model.clone(freeze_backbone=True))]
     source = make_source(config, "train", training=True)
     shard = (jax.process_index(), jax.process_count())
     data = train_iterator(config, source, shard=shard)
     everywhere = parallel.replicated(mesh)
-    state = jax.device_put(initial_state(initial_variables(model, config.seed), optimizer), everywhere)
-    jitted = jax.jit(
-        step,
-        in_shardings=(everywhere, parallel.batch_sharding(mesh)),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
-    return Run(config, mesh, source, data, learning_rate(config), state, jitted)
+    variables = initial_variables(model, config.seed) if resumes else starting_variables(config, model)
+    state = jax.device_put(initial_state(variables, optimizer), everywhere)
+    jitted = [
+        jax.jit(
+            step,
+            in_shardings=(everywhere, parallel.batch_sharding(mesh)),
+            out_shardings=everywhere,
+            donate_argnums=0,
+        )
+        for step in steps
+    ]
+    return Run(config, mesh, source, data, learning_rate(config), state, *jitted)
 
 
 def train(config, workdir: str) -> None:
@@ -106,7 +116,7 @@ def train(config, workdir: str) -> None:
         later, if too many records are unreadable.
       DivergedError: if a loss or gradient is not finite; nothing of that step is saved.
     """
-    run = prepare(config)
+    run = prepare(config, resumes=holds_checkpoint(workdir))
     check_workdir(config, workdir)
     print(f"data: {shown_report(run.source)}")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
@@ -128,7 +138,8 @@ def _steps(run: Run, state: TrainState, start: int, checkpoints: Checkpoints, wr
         for step in range(start + 1, total + 1):
             batch = run.read()
             log.bad.add(batch["bad_index"])
-            state, metrics = run.step(state, parallel.put_batch(batch, run.mesh))
+            step_of = run.frozen_step if step <= run.config.optim.freeze_backbone_steps else run.step
+            state, metrics = step_of(state, parallel.put_batch(batch, run.mesh))
             # The step before this one is read while this one computes: the device never waits for the host.
             log.push(step, metrics, batch["annotation_id"])
             bar.update()
@@ -196,7 +207,7 @@ def dry_run(config, workdir: str) -> None:
     Raises:
       what `train` raises before its first step, and what `evaluate` would raise about the data.
     """
-    run = prepare(config)
+    run = prepare(config, resumes=holds_checkpoint(workdir))
     check_workdir(config, workdir)
     print(f"train data:  {shown_report(run.source)}")
     print(f"val data:    {shown_report(make_source(config, 'val', training=False))}")

@@ -89,7 +89,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
       ValueError: if a field of `config.optim` is out of range.
     """
     optim = config.optim
-    for field in ("clip_norm", "weight_decay"):
+    for field in ("clip_norm", "weight_decay", "freeze_backbone_steps"):
         if getattr(optim, field) < 0:
             raise ValueError(f"optim.{field}={getattr(optim, field)}: must not be negative")
     if not 0 <= optim.ema < 1:
@@ -99,13 +99,28 @@ def make_optimizer(config) -> optax.GradientTransformation:
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    parts.append(optax.scale_by_adam())
+    direction = [optax.scale_by_adam()]
     if optim.weight_decay:
-        parts.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
+        direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
+    if optim.freeze_backbone_steps:
+        direction = [hold_backbone(optax.chain(*direction), optim.freeze_backbone_steps)]
+    parts += direction
     parts.append(optax.scale_by_learning_rate(learning_rate(config)))
     if optim.ema:
         parts.append(average_params(optim.ema))
     return optax.chain(*parts)
+
+
+def hold_backbone(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """`inner`, which leaves HRNet and what it knows of HRNet alone for the first `steps` updates.
+
+    After them Adam starts for HRNet as at a first step: neither its moments nor its bias correction have seen the
+    updates without a gradient.
+    """
+    held = optax.conditionally_mask(inner, lambda update: update >= steps)
+    return optax.partition(
+        {True: held, False: inner}, lambda params: {name: name == "hrnet" for name in params}
+    )
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:

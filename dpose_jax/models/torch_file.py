@@ -1,0 +1,234 @@
+"""Reads the weights in a PyTorch file (`torch.save`) without PyTorch and without executing what is inside it.
+
+Such a file is a pickle, a program that may call any function, beside raw numbers. Here that program gets only the few
+names that weights need, each replaced by code of this module; any other name refuses the file. Both formats are read:
+the zip of PyTorch 1.6 and later, and the stream before it, in which HRNet's official weights came.
+"""
+
+import collections
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+# Beside the weights, mmpose's `meta` holds numpy arrays and optimizers hold devices: accepted, and made into nothing.
+INERT = {
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("torch", "Size"),
+    ("torch", "device"),
+}
+ZIP_PREFIX = b"PK\x03\x04"
+STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
+STREAM_PREFIX = pickle.dumps(STREAM_MAGIC, protocol=2)
+WRAPPER = "state_dict"  # where a training checkpoint, or mmpose, keeps the weights
+
+
+def read_torch_file(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, or of the one that a checkpoint holds under `state_dict`, by name.
+
+    Raises:
+      ValueError: if the file asks for a name that weights do not need (nothing of it is executed), is cut short, or
+        holds no state dict; names the file and what is wrong.
+    """
+    with open(path, "rb") as file:
+        start = file.read(len(STREAM_PREFIX))
+        file.seek(0)
+        try:
+            if start.startswith(ZIP_PREFIX):
+                return _read_zip(file)
+            if start == STREAM_PREFIX:
+                return _read_stream(file)
+        except _Refused as error:
+            raise ValueError(f"{path}: {error}") from None
+        # What unpickling broken bytes raises is open-ended; none of it is a fault of ours that should be hidden.
+        except Exception as error:
+            raise ValueError(f"{path}: broken or cut short: {error or type(error).__name__}") from error
+    raise ValueError(f"{path}: no PyTorch file: neither the zip of torch.save nor the stream before it")
+
+
+class _Refused(ValueError):
+    """What is wrong with a file, in words for its user."""
+
+
+class _StorageType(NamedTuple):
+    name: str
+
+
+class _Storage(NamedTuple):
+    """`numel` numbers under `key` in the file, of which tensors are views."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage; offset and strides count elements. As a tuple, out of reach of the pickle once made."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        if 0 not in self.shape and last >= len(numbers):
+            raise _Refused(f"a tensor of shape {self.shape} reaches outside of its {len(numbers)} numbers")
+        steps = [stride * numbers.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps, writeable=False)
+
+
+class _RebuildTensor:
+    """Stands in for `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
+
+    __slots__ = ()
+
+    def __call__(self, storage, offset, shape, strides, *unused) -> _Tensor:
+        numbers = (offset, *shape, *strides)
+        if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise _Refused("a tensor is not a view of a storage")
+        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _RebuildParameter:
+    """Stands in for `torch._utils._rebuild_parameter`."""
+
+    __slots__ = ()
+
+    def __call__(self, data, *unused):
+        return data
+
+
+class _Nothing:
+    """Stands in for what INERT lists: swallows arguments and state."""
+
+    __slots__ = ()
+
+    def __call__(self, *unused):
+        return self
+
+    def __setstate__(self, unused):
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that weights need; what it gives for them has no attribute that a pickle could set.
+
+    Attributes:
+      storages: those that the pickle named, by key.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch" and name in DTYPES:
+            return _StorageType(name)
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return _RebuildTensor()
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return _RebuildParameter()
+        if (module, name) in INERT:
+            return _Nothing()
+        raise _Refused(
+            f"refused: it asks for {module}.{name}, which weights do not need; nothing was executed. From a source "
+            "that you trust, save the bare state dict with PyTorch, or as safetensors"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage_type, key, _, numel, *view = pid
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or type(numel) is not int or numel < 0:
+            raise _Refused(f"a storage is described by {pid!r}")
+        if any(part is not None for part in view):
+            raise _Refused("storages that are views of storages, of PyTorch before 0.4, are not read")
+        self.storages[key] = _Storage(key, storage_type.name, numel)
+        return self.storages[key]
+
+
+def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
+        pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            raise _Refused("a zip, but not of torch.save: it has no data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            raise _Refused("its numbers are big-endian")
+        with archive.open(pickles[0]) as stream:
+            state = _Unpickler(stream).load()
+
+        def numbers(storage: _Storage) -> np.ndarray:
+            info = archive.getinfo(f"{folder}data/{storage.key}")
+            dtype = DTYPES[storage.dtype]
+            # PyTorch never compresses them; a compressed one could grow without limit.
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.numel * dtype.itemsize:
+                raise _Refused(f"storage {storage.key} is compressed or shorter than its {storage.numel} numbers")
+            return np.frombuffer(archive.read(info), dtype, storage.numel)
+
+        return _arrays(state, numbers)
+
+
+def _read_stream(file: IO[bytes]) -> dict[str, np.ndarray]:
+    for _ in range(3):  # magic number, protocol and the writer's type sizes
+        _Unpickler(file).load()
+    unpickler = _Unpickler(file)
+    state = unpickler.load()
+    places = {}
+    for key in _Unpickler(file).load():
+        (numel,) = struct.unpack("<q", file.read(8))
+        storage = unpickler.storages[key]
+        if numel != storage.numel:
+            raise _Refused(f"storage {key} holds {numel} numbers and not {storage.numel}")
+        places[key] = file.tell()
+        file.seek(numel * DTYPES[storage.dtype].itemsize, os.SEEK_CUR)
+
+    def numbers(storage: _Storage) -> np.ndarray:
+        file.seek(places[storage.key])
+        dtype = DTYPES[storage.dtype]
+        return np.frombuffer(file.read(storage.numel * dtype.itemsize), dtype, storage.numel)
+
+    return _arrays(state, numbers)
+
+
+def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
+    """The state dict's tensors as arrays, each storage read once."""
+    if isinstance(state, Mapping) and isinstance(state.get(WRAPPER), Mapping):
+        state = state[WRAPPER]
+    if not isinstance(state, Mapping) or not any(isinstance(part, _Tensor) for part in state.values()):
+        keys = f"; its entries are {sorted(map(str, state))[:10]}" if isinstance(state, Mapping) else ""
+        raise _Refused(f"no state dict: no tensors by name, neither on top nor under {WRAPPER!r}{keys}")
+    other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
+    if other:
+        raise _Refused(f"entries of the state dict are no tensors: {other[:10]}")
+    read: dict[_Storage, np.ndarray] = {}
+    arrays = {}
+    for name, tensor in state.items():
+        if tensor.storage not in read:
+            read[tensor.storage] = numbers(tensor.storage)
+        arrays[str(name)] = tensor.of(read[tensor.storage])
+    return arrays

@@ -1,0 +1,44 @@
+"""What a run starts from: random weights, published ones, or those of another run."""
+
+import os
+
+from dpose_jax.models import weight_files
+from dpose_jax.models.diffusion_pose import DiffusionPose
+from dpose_jax.models.initialise import initial_variables
+from dpose_jax.models.pretrained import fill, from_own, from_published
+from dpose_jax.skeletons import get_joint_set
+from dpose_jax.training.checkpoints import read_variables, stored_config
+
+RANDOM = ("none", "")
+
+
+def starting_variables(config, model: DiffusionPose):
+    """Initial `params` and `batch_stats`, with what `config.model.pretrained` names in place; prints which.
+
+    Raises:
+      FileNotFoundError: if it is not there; says where to get it.
+      ValueError: if it cannot be read or does not fit; names all that is wrong.
+      ConnectionError: if the hub was asked for it and does not give it.
+    """
+    variables, source = initial_variables(model, config.seed), config.model.pretrained
+    if source in RANDOM:
+        print(f"start: random weights, seed {config.seed}")
+        return variables
+    if os.path.isdir(source):
+        weights, name = _of_workdir(source, config)
+    else:
+        name = weight_files.locate(source, config.model.backbone)
+        weights = from_published(weight_files.read(name), model.backbone)
+    try:
+        variables, text = fill(variables, weights, name)
+    except ValueError as error:
+        raise ValueError(f"model.pretrained={source!r}: {error}") from error
+    print(f"start: {text}")
+    return variables
+
+
+def _of_workdir(workdir: str, config):
+    theirs, ours = stored_config(workdir), get_joint_set(config.joint_set)
+    variables, step = read_variables(workdir)
+    same = theirs["joint_set_facts"]["joints"] == list(ours.joints)
+    return from_own(variables, same_joints=same), f"{workdir} (step {step})"

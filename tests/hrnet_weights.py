@@ -1,0 +1,30 @@
+"""Weights and images of the parity checks, from seeds alone, so that only expected outputs need to be stored."""
+
+import zlib
+
+import numpy as np
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # torchvision's, of images in [0, 1]
+
+
+def draw_weights(shapes):
+    """{torch name: shape} -> {torch name: float32 array}; statistics and scales are away from their defaults."""
+    return {name: _draw(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def draw_image(size):
+    """(1, Hx, Wx, 3) uint8: smooth noise, so that neighbouring pixels are alike as in a photograph."""
+    coarse = np.random.Generator(np.random.Philox(1)).integers(0, 256, (1, size[0] // 8, size[1] // 8, 3))
+    fine = np.random.Generator(np.random.Philox(2)).integers(-20, 21, (1, *size, 3))
+    return np.clip(coarse.repeat(8, axis=1).repeat(8, axis=2) + fine, 0, 255).astype(np.uint8)
+
+
+def _draw(name, shape):
+    leaf = name.rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return np.int64(12345)
+    noise = np.random.Generator(np.random.Philox(zlib.crc32(name.encode()))).standard_normal(shape, np.float32)
+    if len(shape) > 1:
+        return noise * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+    scale = leaf == "running_var" or (leaf == "weight" and "final_layer" not in name)
+    return np.abs(1 + 0.2 * noise) if scale else 0.2 * noise
