@@ -4,6 +4,7 @@ Sun et al., "Deep High-Resolution Representation Learning for Human Pose Estimat
 """
 
 import torch
+from hrnet_weights import MEAN, STD
 from torch import nn
 
 
@@ -67,7 +68,7 @@ class TorchHRNet(nn.Module):
 
     Args:
       spec: the numbers, as of `dpose_jax.models.hrnet.HRNetSpec`.
-      joints: J, or 0 for the ImageNet layout, whose last module makes every resolution, and no heatmaps.
+      joints: J.
     """
 
     def __init__(self, spec, joints):
@@ -76,10 +77,7 @@ class TorchHRNet(nn.Module):
         self.conv2, self.bn2 = conv_bn(spec.stem, spec.stem, 3, 2)
         channels = 4 * spec.stem_width
         self.layer1 = nn.Sequential(
-            *[
-                Block(channels if k else spec.stem, spec.stem_width, (1, 3, 1))
-                for k in range(spec.stem_blocks)
-            ]
+            *[Block(channels if k else spec.stem, spec.stem_width, (1, 3, 1)) for k in range(spec.stem_blocks)]
         )
         widths = [spec.width << i for i in range(4)]
         first = conv_bn(channels, widths[0], 3, relu=True)
@@ -88,10 +86,10 @@ class TorchHRNet(nn.Module):
             deeper = nn.Sequential(conv_bn(widths[stage - 1], widths[stage], 3, 2, relu=True))
             setattr(self, f"transition{stage}", nn.ModuleList([*[nn.Identity()] * stage, deeper]))
         for stage, count in enumerate(spec.modules, start=2):
-            outputs = [1 if joints and stage == 4 and m == count - 1 else stage for m in range(count)]
+            outputs = [1 if stage == 4 and m == count - 1 else stage for m in range(count)]
             modules = [Module(widths[:stage], spec.blocks, out) for out in outputs]
             setattr(self, f"stage{stage}", nn.Sequential(*modules))
-        self.final_layer = nn.Conv2d(widths[0], joints, 1) if joints else None
+        self.final_layer = nn.Conv2d(widths[0], joints, 1)
 
     def forward(self, x):
         x = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
@@ -99,4 +97,33 @@ class TorchHRNet(nn.Module):
         xs = self.stage2([layer(x) for layer in self.transition1])
         xs = self.stage3([*xs, self.transition2[2](xs[-1])])
         xs = self.stage4([*xs, self.transition3[3](xs[-1])])
-        return xs[0], self.final_layer(xs[0]) if self.final_layer else None
+        return xs[0], self.final_layer(xs[0])
+
+
+def as_torch(weights):
+    """{name: array} -> a state dict."""
+    return {name: torch.as_tensor(array) for name, array in weights.items()}
+
+
+def run(net, image):
+    """(1, Hx, Wx, 3) uint8, normalised as official HRNet does -> features and heatmaps, channels last."""
+    with torch.no_grad():
+        return [_channels_last(output) for output in net.eval()(_normalised(image))]
+
+
+def run_timm(net, image):
+    """As `run`, for timm's HighResolutionNet: the first output of its last stage."""
+    outputs = []
+    hook = net.stage4.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
+    with torch.no_grad():
+        net.eval()(_normalised(image))
+    hook.remove()
+    return _channels_last(outputs[0])
+
+
+def _normalised(image):
+    return torch.as_tensor((image / 255 - MEAN) / STD, dtype=torch.float32).permute(0, 3, 1, 2)
+
+
+def _channels_last(output):
+    return output.permute(0, 2, 3, 1).numpy()

@@ -65,7 +65,7 @@ def read_torch_file(path: str) -> dict[str, np.ndarray]:
             raise ValueError(f"{path}: {error}") from None
         # What unpickling broken bytes raises is open-ended; none of it is a fault of ours that should be hidden.
         except Exception as error:
-            raise ValueError(f"{path}: broken or cut short: {error or type(error).__name__}") from error
+            raise ValueError(f"{path}: broken or cut short: {str(error) or type(error).__name__}") from error
     raise ValueError(f"{path}: no PyTorch file: neither the zip of torch.save nor the stream before it")
 
 
@@ -198,14 +198,15 @@ def _read_stream(file: IO[bytes]) -> dict[str, np.ndarray]:
         _Unpickler(file).load()
     unpickler = _Unpickler(file)
     state = unpickler.load()
-    places = {}
-    for key in _Unpickler(file).load():
+    keys, size, places = _Unpickler(file).load(), os.fstat(file.fileno()).st_size, {}
+    for key in keys:
         (numel,) = struct.unpack("<q", file.read(8))
         storage = unpickler.storages[key]
         if numel != storage.numel:
             raise _Refused(f"storage {key} holds {numel} numbers and not {storage.numel}")
         places[key] = file.tell()
-        file.seek(numel * DTYPES[storage.dtype].itemsize, os.SEEK_CUR)
+        if file.seek(numel * DTYPES[storage.dtype].itemsize, os.SEEK_CUR) > size:
+            raise _Refused("cut short")
 
     def numbers(storage: _Storage) -> np.ndarray:
         file.seek(places[storage.key])

@@ -100,7 +100,9 @@ def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
         raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
     path = os.path.join(checkpoints.folder, str(step), "state")
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
     state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     averages = [part["average"] for part in state["opt_state"] if part and "average" in part]
     return {"params": averages[0] if averages else state["params"], "batch_stats": state["batch_stats"]}, step

@@ -118,9 +118,7 @@ def hold_backbone(inner: optax.GradientTransformation, steps: int) -> optax.Grad
     updates without a gradient.
     """
     held = optax.conditionally_mask(inner, lambda update: update >= steps)
-    return optax.partition(
-        {True: held, False: inner}, lambda params: {name: name == "hrnet" for name in params}
-    )
+    return optax.partition({True: held, False: inner}, lambda params: {name: name == "hrnet" for name in params})
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
