@@ -85,8 +85,11 @@ def _cached_imagenet(backbone: str) -> str:
 
 
 def _ways(backbone: str) -> str:
-    hub = f'--config.model.pretrained=hf:{IMAGENET[backbone]} downloads them once (pip install -e ".[hub]"); '
+    flag = "--config.model.pretrained="
+    hub = (
+        f'{flag}hf:{IMAGENET[backbone]} downloads them once (pip install -e ".[hub]"); ' if backbone in IMAGENET else ""
+    )
     return (
-        f"ImageNet weights of {backbone}: {hub if backbone in IMAGENET else ''}--config.model.pretrained=FILE reads "
-        "official, timm's or mmpose's; --config.model.pretrained=none starts from random weights (docs/pretrained.md)"
+        f"ImageNet weights: {hub}{flag}FILE reads a file of official HRNet, timm or mmpose; {flag}none starts from "
+        "random weights. See docs/pretrained.md"
     )

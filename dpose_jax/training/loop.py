@@ -47,6 +47,10 @@ class Run:
         """The next host-local batch."""
         return next(self.data)
 
+    def step_at(self, number: int) -> Any:
+        """The compiled step that is the `number`-th of the run, from 1."""
+        return self.frozen_step if number <= self.config.optim.freeze_backbone_steps else self.step
+
 
 def check_fields(config) -> None:
     """Raises ValueError, naming the field, for what would otherwise fail only after the first compile."""
@@ -138,8 +142,7 @@ def _steps(run: Run, state: TrainState, start: int, checkpoints: Checkpoints, wr
         for step in range(start + 1, total + 1):
             batch = run.read()
             log.bad.add(batch["bad_index"])
-            step_of = run.frozen_step if step <= run.config.optim.freeze_backbone_steps else run.step
-            state, metrics = step_of(state, parallel.put_batch(batch, run.mesh))
+            state, metrics = run.step_at(step)(state, parallel.put_batch(batch, run.mesh))
             # The step before this one is read while this one computes: the device never waits for the host.
             log.push(step, metrics, batch["annotation_id"])
             bar.update()
