@@ -27,8 +27,9 @@ LAYERS = (
     ("stage#.#.fuse_layers.#.#.#.0", "stage#.#.fuse_layers.#.#.#.1", "stage#_module#/fuse#_#_#"),
 )
 # An array of such a layer -> collection and name of ours, and the permutation of its axes.
-CONVOLUTION = {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", (0,))}
-BATCH_NORM = {
+Leaves = Mapping[str, tuple[str, str, tuple[int, ...]]]
+CONVOLUTION: Leaves = {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", (0,))}
+BATCH_NORM: Leaves = {
     "weight": ("params", "scale", (0,)),
     "bias": ("params", "bias", (0,)),
     "running_mean": ("batch_stats", "mean", (0,)),
@@ -71,21 +72,17 @@ def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weight
     """
     last = spec.modules[2] - 1
     ignored = IGNORED | {"lower resolutions": rf"{BACKBONE_PREFIX}stage4\.{last}\.fuse_layers\.[1-9]\d*\..*"}
-    rules, found = list(_rules()), Weights()
+    found = Weights()
     for name, tensor in tensors.items():
         reason = next((reason for reason, pattern in ignored.items() if re.fullmatch(pattern, name)), None)
         if reason is not None:
             found.ignored[reason] += 1
             continue
-        layer, _, leaf = name.rpartition(".")
-        matches = ((re.fullmatch(pattern, layer), path, leaves) for pattern, path, leaves in rules)
-        match, path, leaves = next((one for one in matches if one[0]), (None, "", {}))
-        if match is None or leaf not in leaves or tensor.ndim != len(leaves[leaf][2]):
+        path, axes = _translate(name)
+        if len(axes) != tensor.ndim:
             found.unexpected.append(name)
             continue
-        collection, ours, permutation = leaves[leaf]
-        path = f"{collection}/{_numbered(path, match.groups())}/{ours}"
-        array = tensor.transpose(permutation)
+        array = tensor.transpose(axes)
         # A 1 x 1 convolution of ours is a matrix product.
         found.arrays[path] = array[0, 0] if array.shape[:2] == (1, 1) and array.ndim == 4 else array
         found.names[path] = name
@@ -151,10 +148,20 @@ def _rules():
     yield FINAL_LAYER, "coarse_head", CONVOLUTION
 
 
-def _numbered(path: str, numbers: tuple[str, ...]) -> str:
-    for number in numbers:
-        path = path.replace("#", number, 1)
-    return path
+RULES = tuple(_rules())
+
+
+def _translate(name: str) -> tuple[str, tuple[int, ...]]:
+    """A published name -> our path and the permutation of its axes; no axes where no rule knows the name."""
+    layer, _, leaf = name.rpartition(".")
+    for pattern, path, leaves in RULES:
+        match = re.fullmatch(pattern, layer)
+        if match and leaf in leaves:
+            collection, ours, axes = leaves[leaf]
+            for number in match.groups():
+                path = path.replace("#", number, 1)
+            return f"{collection}/{path}/{ours}", axes
+    return "", ()
 
 
 def _of_backbone(path: str) -> bool:
