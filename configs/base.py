@@ -126,5 +126,6 @@ def get_config() -> ConfigDict:
     c.eval.min_joint_score = 0.2  # joints above it make the person score
     c.eval.nms = 0.9  # OKS threshold of the suppression; 1 turns it off
     c.eval.soft_nms = False  # decay the scores of duplicates instead of dropping them
+    c.eval.engine = "pycocotools"  # of COCO's metrics; hotcoco gives the same numbers some thirty times as fast
     c.eval.pictures = 24  # persons drawn beside ground truth
     return c

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 from evaluation_cases import ground_truth, jittered, perfect, plain_ap, pycocotools_run
 
-from dpose_jax.evaluation.coco import METRICS, coco_metrics, evaluate_results, joint_ap
+from dpose_jax.evaluation.coco import ENGINES, METRICS, coco_metrics, evaluate_results, joint_ap
 from dpose_jax.evaluation.inputs import check_inputs
 from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
 
 
 @pytest.mark.parametrize("joint_set", [COCO, CROWDPOSE, AIC], ids=lambda s: s.name)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_metrics_agree_with_a_direct_pycocotools_run(joint_set, seed):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_metrics_agree_with_a_direct_pycocotools_run(joint_set, seed, engine):
     """Crowds, persons without joints, id 0, an empty image, all sizes, equal scores, more than 20 results an image."""
     truth = ground_truth(joint_set, seed)
     results = jittered(truth, seed + 10, amount=120 * np.mean(joint_set.sigmas), invented=18 * seed)
     assert seed == 0 or max(sum(r["image_id"] == i["id"] for r in results) for i in truth["images"]) > 20
     assert len({r["score"] for r in results}) < len(results) / 2
     before = copy.deepcopy((truth, results))
-    got = evaluate_results(truth, results, joint_set)
+    got = evaluate_results(truth, results, joint_set, engine=engine)
     assert tuple(got) == METRICS
     want = pycocotools_run(truth, results, joint_set.sigmas)
     np.testing.assert_allclose(list(got.values()), want, rtol=0, atol=1e-12)
@@ -96,7 +97,8 @@ def test_a_shift_lowers_ap_to_its_closed_form():
 
 def test_empty_results_give_zero_and_absent_sizes_none():
     truth = ground_truth(COCO)
-    assert evaluate_results(truth, [], COCO) == dict.fromkeys(METRICS, 0.0)
+    for engine in ENGINES:
+        assert evaluate_results(truth, [], COCO, engine=engine) == dict.fromkeys(METRICS, 0.0)
     for annotation in truth["annotations"]:
         annotation["area"] = 5000.0
     got = evaluate_results(truth, perfect(truth), COCO)

@@ -21,7 +21,14 @@ CONFIG = ConfigDict(
         "input_size": (256, 192),
         "crop": {"padding": 1.25},
         "data": {"use_area": True, "val_detections": "boxes.json"},
-        "eval": {"boxes": "gt", "min_box_score": 0.1, "min_joint_score": 0.2, "nms": 0.9, "soft_nms": False},
+        "eval": {
+            "boxes": "gt",
+            "min_box_score": 0.1,
+            "min_joint_score": 0.2,
+            "nms": 0.9,
+            "soft_nms": False,
+            "engine": "pycocotools",
+        },
     }
 )
 

@@ -1,30 +1,35 @@
 """COCO's keypoint evaluation for any joint set, wholly in memory.
 
-The engine is hotcoco, a port of pycocotools' evaluation that gives the same numbers to the bit; the tests hold it
-against pycocotools itself.
+Two engines give the ten metrics: pycocotools, the official one, and hotcoco, a port of it with the same numbers to the
+bit, which the tests hold against pycocotools. What pycocotools has not, parts of a set and single joints, is hotcoco's.
 """
 
+import contextlib
+import io
 from collections.abc import Iterable, Mapping, Sequence
 
+import hotcoco
 import numpy as np
-from hotcoco import COCO, COCOeval
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from dpose_jax.evaluation.inputs import Inputs, check_inputs
 from dpose_jax.files import write_json
 from dpose_jax.skeletons import JointSet
 
+ENGINES = ("pycocotools", "hotcoco")
 METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
 
 def evaluate_results(
-    ground_truth: dict, results: list[dict], joint_set: JointSet, *, use_area: bool = True
+    ground_truth: dict, results: list[dict], joint_set: JointSet, *, use_area: bool = True, engine: str = "hotcoco"
 ) -> dict[str, float | None]:
     """COCO's ten keypoint metrics; see `inputs.check_inputs` for arguments and errors, `coco_metrics` for the rest."""
-    return coco_metrics(check_inputs(ground_truth, results, joint_set, use_area=use_area))[0]
+    return coco_metrics(check_inputs(ground_truth, results, joint_set, use_area=use_area), engine=engine)[0]
 
 
 def coco_metrics(
-    inputs: Inputs, slices: Mapping[str, list[int]] | None = None
+    inputs: Inputs, slices: Mapping[str, list[int]] | None = None, *, engine: str = "hotcoco"
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """COCO's ten keypoint metrics, and the AP of some of the images alone.
 
@@ -35,16 +40,26 @@ def coco_metrics(
     Args:
       inputs: may hold no result: every metric is then 0.
       slices: by name, the ids of images.
+      engine: of the ten metrics, `pycocotools` or `hotcoco`; the numbers are the same.
 
     Returns:
       AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm and ARl as floats in [0, 1]; None where the ground truth holds no
       person of that size (pycocotools' -1), so that the dict is valid JSON.
       The AP over each slice; None where its images hold no person.
+
+    Raises:
+      ValueError: if the engine is neither.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r}: must be one of {ENGINES}")
     slices = dict(slices or {})
-    parts = _evaluate(inputs, inputs.annotations, inputs.results, inputs.joint_set.sigmas).slice_by(slices)
-    whole = {name: _fraction(parts["_overall"][name]) for name in METRICS}
-    return whole, {name: _fraction(parts[name]["AP"]) for name in slices}
+    parts, whole = {}, {}
+    if slices or engine == "hotcoco":
+        parts = _evaluate(inputs, inputs.annotations, inputs.results, inputs.joint_set.sigmas).slice_by(slices)
+        whole = parts["_overall"]
+    if engine == "pycocotools":
+        whole = _official(inputs)
+    return {name: _fraction(whole[name]) for name in METRICS}, {name: _fraction(parts[name]["AP"]) for name in slices}
 
 
 def joint_ap(inputs: Inputs) -> dict[str, float | None]:
@@ -69,12 +84,37 @@ def joint_ap(inputs: Inputs) -> dict[str, float | None]:
     return found
 
 
-def _evaluate(inputs: Inputs, annotations: list[dict], results: list[dict], sigmas: Sequence[float]) -> COCOeval:
+def _official(inputs: Inputs) -> dict[str, float]:
+    """The ten metrics as pycocotools gives them, -1 where there is nothing to measure."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {"images": inputs.images, "categories": inputs.categories, "annotations": inputs.annotations}
+        truth.createIndex()
+        # loadRes looks at the first result to tell what kind all are, and so refuses an empty list.
+        found = truth.loadRes([dict(result) for result in inputs.results]) if inputs.results else _empty(truth)
+        evaluation = COCOeval(truth, found, "keypoints")
+        evaluation.params.kpt_oks_sigmas = np.array(inputs.joint_set.sigmas, np.float64)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(METRICS, evaluation.stats.tolist(), strict=True))
+
+
+def _empty(truth: COCO) -> COCO:
+    empty = COCO()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
+
+
+def _evaluate(
+    inputs: Inputs, annotations: list[dict], results: list[dict], sigmas: Sequence[float]
+) -> hotcoco.COCOeval:
     """The matched persons and results; `slice_by` gives the metrics, of all images under "_overall"."""
     images = [{"id": image["id"]} for image in inputs.images]
     categories = [{"id": category["id"], "name": "person"} for category in inputs.categories]
-    truth = COCO({"images": images, "categories": categories, "annotations": annotations})
-    evaluation = COCOeval(truth, truth.load_res(results), "keypoints")
+    truth = hotcoco.COCO({"images": images, "categories": categories, "annotations": annotations})
+    evaluation = hotcoco.COCOeval(truth, truth.load_res(results), "keypoints")
     evaluation.params.kpt_oks_sigmas = list(sigmas)
     evaluation.evaluate()
     return evaluation

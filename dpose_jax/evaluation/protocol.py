@@ -163,7 +163,8 @@ def summarise(
         results[name] = to_results(source, predicted, joint_set, config)
         # scored as the results file would be: boxes left out (see `without_boxes`)
         inputs = check_inputs(ground_truth, without_boxes(results[name]), joint_set)
-        metrics[name], joints[name] = score(inputs, match_by_index(source, predicted) if by_index else None)
+        matched = match_by_index(source, predicted) if by_index else None
+        metrics[name], joints[name] = score(inputs, matched, engine=config.eval.engine)
     best = max(metrics, key=lambda name: metrics[name]["AP"] or 0.0)
     facts = {
         "joint_set": joint_set.name,
@@ -172,6 +173,7 @@ def summarise(
         "images": len(ground_truth["images"]),
         "persons": len(source),
         "skipped": len(source) - min(len(p.index) for p in predictions.values()),
+        "engine": config.eval.engine,
         "area": f"annotated, else {BOX_AREA} w h of the box" if config.data.use_area else f"{BOX_AREA} w h of the box",
         "min_joint_score": config.eval.min_joint_score,
         "nms": config.eval.nms,

@@ -14,7 +14,9 @@ from dpose_jax.skeletons import JointSet
 DATASETS = {"coco": True, "crowdpose": False, "aic": False}
 
 
-def score_files(annotations: str, results: str, joint_set: JointSet, *, use_area: bool) -> dict[str, Any]:
+def score_files(
+    annotations: str, results: str, joint_set: JointSet, *, use_area: bool, engine: str = "hotcoco"
+) -> dict[str, Any]:
     """All metrics of a results file.
 
     Args:
@@ -22,6 +24,7 @@ def score_files(annotations: str, results: str, joint_set: JointSet, *, use_area
       results: a COCO results file, or AI Challenger's submission.
       joint_set: must fit the annotations, see `annotations.check_joint_names`.
       use_area: the scale of OKS is the annotated area; otherwise 0.53 w h of the box.
+      engine: `pycocotools` or `hotcoco`, see `coco.coco_metrics`.
 
     Returns:
       `{**metrics, "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `scores.score`.
@@ -41,13 +44,14 @@ def score_files(annotations: str, results: str, joint_set: JointSet, *, use_area
     if ai_challenger.is_own_format(found) and isinstance(truth, dict):
         found = results_from_native(found, truth.get("images", ()), results)
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
-    metrics, joints = score(inputs, name=annotations)
+    metrics, joints = score(inputs, engine=engine, name=annotations)
     protocol = {
         "annotations": annotations,
         "annotations_sha256": sha256(annotations),
         "results": results,
         "results_sha256": sha256(results),
         "joint_set": joint_set.name,
+        "engine": engine,
         "area": "annotated" if use_area else f"{BOX_AREA} w h of the box",
         "images": len(inputs.images),
         "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),

@@ -32,7 +32,7 @@ class Matched(NamedTuple):
 
 
 def score(
-    inputs: Inputs, matched: Matched | None = None, *, name: str = "ground truth"
+    inputs: Inputs, matched: Matched | None = None, *, engine: str = "hotcoco", name: str = "ground truth"
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """All metrics, as fractions in [0, 1] or None where there is nothing to measure.
 
@@ -41,15 +41,16 @@ def score(
 
     Args:
       matched: of the PCK; by default the results are matched with the persons by `best_assignment`.
+      engine: see `coco.coco_metrics`.
       name: of the ground truth, for errors.
 
     Returns:
       AP .. ARl, the data set's own, PCK@0.2 and PCK@0.1; and, by joint, AP, PCK@0.2 and PCK@0.1.
 
     Raises:
-      ValueError: if some images carry a `crowdIndex` and others do not.
+      ValueError: if some images carry a `crowdIndex` and others do not, or the engine is unknown.
     """
-    metrics, crowded = coco_metrics(inputs, crowd_slices(inputs.images, name))
+    metrics, crowded = coco_metrics(inputs, crowd_slices(inputs.images, name), engine=engine)
     metrics |= crowded
     if inputs.joint_set.joints == AIC.joints:
         metrics["AIC"] = official_score(inputs)

@@ -15,6 +15,7 @@ from dpose_jax.data.pipeline import train_iterator
 from dpose_jax.data.records import Source
 from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
+from dpose_jax.evaluation.coco import ENGINES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
@@ -67,6 +68,8 @@ def check_fields(config) -> None:
             raise ValueError(f"{name}={value}: must be at least {low}")
     if not 0 <= data.max_bad_share <= 1:
         raise ValueError(f"data.max_bad_share={data.max_bad_share}: must lie in [0, 1]")
+    if eval_.engine not in ENGINES:
+        raise ValueError(f"eval.engine={eval_.engine!r}: must be one of {ENGINES}")
     if not 0 < eval_.nms <= 1:
         raise ValueError(f"eval.nms={eval_.nms}: must lie in (0, 1]; 1 turns it off")
     sampler_settings(config)
