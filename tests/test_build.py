@@ -328,6 +328,7 @@ import sys
 import dpose_jax, dpose_jax.data.sources
 assert "tensorflow_datasets" not in sys.modules
 from dpose_jax.data.record_source import RecordSource
+from dpose_jax.skeletons import COCO
 source = RecordSource({records_folder(str(records[0]), "full")!r}, "val", COCO, training=False)
 source.read_image(0)
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
