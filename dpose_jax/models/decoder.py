@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dpose_jax.models.convolution import Conv3x3
 from dpose_jax.models.hrnet import upsample_nearest
 
 LEVELS = (1, 1, 2, 2)  # widths in units of C at H x W, H/2, H/4 and H/8: (C, C, 2C, 2C) (ours)
@@ -30,14 +31,10 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
-        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv1")(
-            _norm_silu(x, self.dtype, "norm1")
-        )
+        y = Conv3x3(self.features, dtype=self.dtype, name="conv1")(_norm_silu(x, self.dtype, "norm1"))
         if time is not None:
             y += nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
-        y = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv2")(
-            _norm_silu(y, self.dtype, "norm2")
-        )
+        y = Conv3x3(self.features, dtype=self.dtype, name="conv2")(_norm_silu(y, self.dtype, "norm2"))
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
         return x + y
@@ -75,7 +72,7 @@ class SGDD(nn.Module):
             time = nn.Dense(self.channels, dtype=self.dtype, name="time2")(nn.silu(time))
 
         def conv(name, features, stride=1):
-            return nn.Conv(features, (3, 3), strides=stride, padding=1, dtype=self.dtype, name=name)
+            return Conv3x3(features, strides=stride, dtype=self.dtype, name=name)
 
         residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
 

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from dpose_jax.models.batch_norm import BatchNorm
+from dpose_jax.models.convolution import Conv3x3
 
-# torch-exact: padding 1 also at stride 2 (XLA's SAME pads the other side).
-Conv = functools.partial(nn.Conv, use_bias=False, padding=1)
 EXPANSION = 4  # of a bottleneck
 
 
@@ -57,7 +56,7 @@ class ConvBN(nn.Module):
             # As a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer.
             x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
-            x = Conv(self.features, (3, 3), strides=self.stride, dtype=self.dtype, name="conv")(x)
+            x = Conv3x3(self.features, strides=self.stride, use_bias=False, dtype=self.dtype, name="conv")(x)
         x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
         return nn.relu(x) if self.relu else x
 
