@@ -1,6 +1,9 @@
 """The benchmarks of the evaluation: what the codec costs, and the detections that the timing is of."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -37,7 +40,24 @@ def test_codec_costs_what_its_largest_error_allows(rows):
     assert rows["rounded+none", 8]["AP"] < rows["rounded+none", 4]["AP"]
 
 
-def test_joints_off_the_crop_are_what_the_crop_costs():
+def test_command_line(tmp_path):
+    facts = {"joints": ["hand", "head"], "limbs": [[0, 1]], "flip_pairs": [], "sigmas": [0.05, 0.03]}
+    truth = ground_truth(COCO, images=1, per_image=2)
+    for annotation in truth["annotations"]:
+        annotation.update(keypoints=[*annotation["bbox"][:2], 2, 0, 0, 0], num_keypoints=1, iscrowd=0)
+    for name, content in (("gt", truth), ("own", facts)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = [f"--annotations={tmp_path}/gt.json", f"--joint_set={tmp_path}/own.json", f"--out={tmp_path}/out.json"]
+    program = [sys.executable, "benchmark.py", "codec", "--cases=64x64/4", *files]
+    done = subprocess.run(program, cwd=pathlib.Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert len(report["rows"]) == 8 and report["rows"][0]["AP"] == pytest.approx(1)
+    assert report["protocol"]["padding"] == 1.25 and report["protocol"]["joint_set"] == "own"
+    assert "unbiased+quarter" in (tmp_path / "out.md").read_text() and "unbiased+quarter" in done.stdout
+
+
+def test_persons_are_all_but_crowds_and_joints_off_the_crop_are_not_visible():
     truth = ground_truth(COCO, images=1, per_image=2)
     entry = truth["annotations"][0]
     entry["keypoints"][:3] = -900.0, -900.0, 2

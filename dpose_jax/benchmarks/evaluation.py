@@ -1,4 +1,4 @@
-"""The OKS evaluation beside its peers, from parsed JSON to COCO's ten metrics. A row of `benchmark.py speed`."""
+"""The OKS evaluation beside its peers, on the same detections."""
 
 import contextlib
 import functools
