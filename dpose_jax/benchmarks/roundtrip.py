@@ -25,12 +25,14 @@ class Crops:
 
     Attributes:
       persons: N annotations.
-      keypoints: (N, J, 2) float32, crop pixels.
+      keypoints: (N, J, 2) float32, crop pixels, also of joints off the crop; 0 where not labelled.
+      labelled: (N, J) float32, 1 or 0.
       visible: (N, J) float32: 1 where labelled and on the crop.
       to_image: (N, 2, 3) float32 affine maps.
     """
 
     persons: list[dict]
+    labelled: np.ndarray
     keypoints: np.ndarray
     visible: np.ndarray
     to_image: np.ndarray
@@ -46,7 +48,8 @@ def crop_persons(ground_truth: dict, spec: transforms.CropSpec, joint_set: Joint
         person = Person(entry["id"], entry["image_id"], "", np.array(entry["bbox"], np.float32), joints)
         view = transforms.padded_view(person.bbox, spec)
         to_image = transforms.invert(transforms.view_matrix(view, spec)).astype(np.float32)
-        rows.append((*transforms.warp_joints(joints, view, spec, joint_set), to_image))
+        labelled = (joints[:, 2] > 0).astype(np.float32)
+        rows.append((labelled, *transforms.warp_joints(joints, view, spec, joint_set), to_image))
         persons.append(entry)
     return Crops(persons, *(np.stack(column) for column in zip(*rows, strict=True)))
 
@@ -92,6 +95,11 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
             for (codec, stride), joints in found.items():
                 row = {"crop": f"{size[0]}x{size[1]}", "stride": stride, "codec": codec, "sigma": stride and sigma}
                 rows.append(row | _score(crops, joints, ground_truth, joint_set, use_area))
+                if stride is None:
+                    rows[-1] |= {
+                        "joints": int(crops.labelled.sum()),
+                        "off_crop": int((crops.labelled > crops.visible).sum()),
+                    }
     return rows
 
 
