@@ -5,9 +5,7 @@ The rules are ours; the format is COCO's (`person_keypoints_*.json`).
 """
 
 import collections
-import json
 import math
-import os
 import re
 from collections.abc import Callable
 
@@ -15,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from dpose_jax.data import ai_challenger
+from dpose_jax.files import read_json
 from dpose_jax.skeletons import JointSet
 
 ImageSize = Callable[[str], tuple[int, int] | None]
@@ -199,22 +198,6 @@ def read_coco(file: str, size: ImageSize):
     """
     content = read_json(file)
     return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
-
-
-def read_json(file: str):
-    """The parsed file.
-
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is not JSON, or cut short.
-    """
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"{file}: no such file (data.root joined with its field)")
-    with open(file, "rb") as stream:
-        try:
-            return json.load(stream)
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON, or cut short: {error}") from error
 
 
 def numbers(value, count: int) -> np.ndarray | None:

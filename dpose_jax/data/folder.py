@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpose_jax.data.annotations import Annotations, Audit, is_int, is_number, numbers, read_json
+from dpose_jax.data.annotations import Annotations, Audit, is_int, is_number, numbers
 from dpose_jax.data.images import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
 from dpose_jax.data.records import BadRecordError, Person
+from dpose_jax.files import read_json
 from dpose_jax.skeletons import JointSet
 
 _INT32_MAX = 2**31 - 1
