@@ -1,6 +1,6 @@
 """AI Challenger, HRNet-W32, 256 x 192: trained on its training set, tested on validation. Not yet trained by anybody.
 
-The base recipe with AI Challenger's joints, for about 210 epochs of about 378,000 persons, from random weights; the
+The base recipe with AI Challenger's joints, for about 210 epochs of about 378,000 persons, from ImageNet weights; the
 run prints how many it keeps. `data.root` is the official layout, two folders that each hold images and AI Challenger's
 own JSON. OKS areas are 0.53 w h of the box, boxes ground truth, as in the literature.
 

@@ -1,8 +1,8 @@
 """COCO 2017, HRNet-W32, 256 x 192. Not yet trained by anybody.
 
-The base recipe as it stands, at global batch 128 for 210 epochs of 149,813 persons, from random weights. Its
-time and result are unknown; `--dry_run` estimates the time. `data.root` is the official layout: annotations/,
-train2017/, val2017/.
+The base recipe as it stands, at global batch 128 for 210 epochs of 149,813 persons, from ImageNet weights, which
+docs/pretrained.md says where to get. Its time and result are unknown; `--dry_run` estimates the time. `data.root` is
+the official layout: annotations/, train2017/, val2017/.
 
   python train.py --config=configs/coco_w32_256x192.py --workdir=DIR --config.data.root=COCO
 

@@ -1,6 +1,6 @@
 """CrowdPose, HRNet-W32, 256 x 192: trained on trainval, tested on test. Not yet trained by anybody.
 
-The base recipe with CrowdPose's joints, for about 210 epochs, from random weights: about, because the steps take
+The base recipe with CrowdPose's joints, for about 210 epochs, from ImageNet weights: about, because the steps take
 trainval for three fifths of the 80,000 persons that the data set's paper names; the run prints how many it keeps.
 `data.root` is the official layout: images/ and json/. OKS areas are 0.53 w h of the box: the files carry none.
 

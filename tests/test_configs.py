@@ -12,6 +12,7 @@ from dpose_jax.data.pipeline import eval_batches, train_iterator
 from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.weight_files import IMAGENET
 from dpose_jax.training.state import make_optimizer
 from dpose_jax.training.step import make_train_step
 
@@ -34,6 +35,12 @@ def test_recipe_is_a_delta_that_adds_no_field(name):
     base = importlib.import_module("configs.base").get_config()
     config = importlib.import_module(f"configs.{name}").get_config()
     assert _fields(config) == _fields(base)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_starts_from_imagenet_where_somebody_publishes_its_backbone(name):
+    model = importlib.import_module(f"configs.{name}").get_config().model
+    assert model.pretrained == ("imagenet" if model.backbone in IMAGENET else "none")
 
 
 # Recipe, sample of its data set, boxes of a detector there; the official files are named as the recipe says.
