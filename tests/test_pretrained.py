@@ -147,12 +147,15 @@ def test_all_problems_of_a_file_are_named_at_once():
     tensors["stage2.1.branches.0.0.conv1.weight"] = np.zeros((16, 16, 3, 3))
     tensors["head.deconv.weight"] = np.zeros(3)
     tensors["conv2.weight_v"] = np.zeros((64, 64, 3, 3))
+    tensors["epoch"] = np.array(3.0)
+    tensors["backbone.conv2.weight"] = tensors["conv2.weight"]
     model = model_of("w18_small")
     with pytest.raises(ValueError) as caught:
         fill(shapes_of("w18_small"), from_published(tensors, model.backbone), "FILE")
     assert str(caught.value).splitlines() == [
         "FILE does not fit the model:",
-        "  3 unexpected: head.deconv.weight, conv2.weight_v, stage2.1.branches.0.0.conv1.weight",
+        "  5 unexpected: head.deconv.weight, conv2.weight_v, epoch, backbone.conv2.weight, "
+        "stage2.1.branches.0.0.conv1.weight",
         "  2 of another shape: bn2.bias (65,) instead of (64,), "
         "layer1.0.conv1.weight (3, 3, 64, 32) instead of (64, 32)",
         "  1 not finite: bn1.weight",

@@ -79,7 +79,8 @@ def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weight
             found.ignored[reason] += 1
             continue
         path, axes = _translate(name)
-        if len(axes) != tensor.ndim:
+        # A second name of the same array, too, is not what any of them writes.
+        if not path or len(axes) != tensor.ndim or path in found.arrays:
             found.unexpected.append(name)
             continue
         array = tensor.transpose(axes)
@@ -152,7 +153,7 @@ RULES = tuple(_rules())
 
 
 def _translate(name: str) -> tuple[str, tuple[int, ...]]:
-    """A published name -> our path and the permutation of its axes; no axes where no rule knows the name."""
+    """A published name -> our path and the permutation of its axes; an empty path where no rule knows the name."""
     layer, _, leaf = name.rpartition(".")
     for pattern, path, leaves in RULES:
         match = re.fullmatch(pattern, layer)

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from dpose_jax.models.torch_file import read_torch_file
 
 HUB = "hf:"
+CACHED = "imagenet"
 HUB_FILE = "model.safetensors"
 # timm's conversions of the official ImageNet weights.
 IMAGENET = {
@@ -31,7 +32,7 @@ def locate(source: str, backbone: str) -> str:
       ConnectionError: if the hub does not give it.
     """
     field = f"model.pretrained={source!r}"
-    if source == "imagenet":
+    if source == CACHED:
         return _cached_imagenet(backbone)
     if source.startswith(HUB):
         owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), ""]
@@ -73,7 +74,7 @@ def _from_hub(field: str, repo: str, name: str) -> str:
 def _cached_imagenet(backbone: str) -> str:
     if backbone not in IMAGENET:
         raise ValueError(
-            f"model.pretrained='imagenet': nobody publishes weights of model.backbone={backbone!r}, only of "
+            f"model.pretrained={CACHED!r}: nobody publishes weights of model.backbone={backbone!r}, only of "
             f"{sorted(IMAGENET)}; random weights: --config.model.pretrained=none"
         )
     try:
@@ -81,7 +82,7 @@ def _cached_imagenet(backbone: str) -> str:
 
         return hf_hub_download(IMAGENET[backbone], HUB_FILE, local_files_only=True)
     except (ImportError, OSError):
-        raise FileNotFoundError(f"model.pretrained='imagenet': none in the cache. {_ways(backbone)}") from None
+        raise FileNotFoundError(f"model.pretrained={CACHED!r}: none in the cache. {_ways(backbone)}") from None
 
 
 def _ways(backbone: str) -> str:

@@ -24,7 +24,7 @@ def starting_variables(config, model: DiffusionPose):
     if source in RANDOM:
         print(f"start: random weights, seed {config.seed}")
         return variables
-    if os.path.isdir(source):
+    if source != weight_files.CACHED and os.path.isdir(source):
         weights, name = _of_workdir(source, config)
     else:
         name = weight_files.locate(source, config.model.backbone)
