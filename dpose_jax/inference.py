@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpose_jax import uncertainty
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.diffusion.schedule import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose, sample_heatmaps
@@ -16,10 +17,14 @@ def result_names(settings: tuple[SamplerSettings, ...]) -> tuple[str, ...]:
     return ("coarse", *(f"steps_{one.steps}" for one in settings))
 
 
-def person_keys(seed: int, annotation_ids: jax.Array, *, mirrored: bool = False) -> jax.Array:
-    """(B,) int32 ids -> (B,) keys by `fold_in`: a person's noise depends on no batch, order or device."""
-    key = jax.random.fold_in(jax.random.key(seed), int(mirrored))
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, annotation_ids)
+def person_keys(seed: int, annotation_ids: jax.Array, *, mirrored: bool = False, hypotheses: int = 1) -> jax.Array:
+    """(B,) int32 ids -> (B K,) keys by `fold_in`, the K hypotheses of a person in a row.
+
+    A person's noise depends on no batch, order, device or number of hypotheses.
+    """
+    keys = [jax.random.fold_in(jax.random.key(seed), 2 * k + int(mirrored)) for k in range(hypotheses)]
+    by_person = jax.vmap(lambda annotation_id: jnp.stack([jax.random.fold_in(key, annotation_id) for key in keys]))
+    return by_person(annotation_ids).reshape(-1)
 
 
 def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.Array:
@@ -36,36 +41,122 @@ def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.
     return jnp.concatenate([mirrored[..., :shift, :], mirrored[..., :-shift, :]], axis=-2)
 
 
-def make_predict(
-    model: DiffusionPose, schedule: Schedule, settings: tuple[SamplerSettings, ...], *, flip: bool, seed: int
+def make_heatmaps(
+    model: DiffusionPose,
+    schedule: Schedule,
+    settings: tuple[SamplerSettings, ...],
+    *,
+    flip: bool,
+    seed: int,
+    hypotheses: int = 1,
 ) -> Callable:
-    """Builds the pure function from a batch of crops to the joints of every result; to be jitted.
+    """Builds the pure function from a batch of crops to the final heatmaps of every result; to be jitted.
 
     Args:
       settings: sampling runs, which share one pass of the backbone.
       flip: average the final heatmaps with those of the mirrored crop.
       seed: of the sampler's noise, see `person_keys`.
+      hypotheses: K samples a person, each from its own noise, in one batch; the backbone sees a person once.
+
+    Returns:
+      `(variables, images (B, Hx, Wx, 3) uint8, annotation_ids (B,) int32) -> {name: heatmaps (B, H, W, J)}`,
+      float32, with the names of `result_names`; with K > 1 those of a sampling run are (B, K, H, W, J).
+    """
+
+    def run(variables, images, annotation_ids):
+        keys = person_keys(seed, annotation_ids, hypotheses=hypotheses)
+        if flip:
+            images = jnp.concatenate([images, images[:, :, ::-1]])
+            keys = jnp.concatenate([keys, person_keys(seed, annotation_ids, mirrored=True, hypotheses=hypotheses)])
+        coarse, sampled = sample_heatmaps(model, variables, images, keys, settings=settings, schedule=schedule)
+        named = {}
+        for name, heatmaps in zip(result_names(settings), (coarse, *(final for final, _ in sampled)), strict=True):
+            if flip:
+                plain, mirrored = jnp.split(heatmaps, 2)
+                heatmaps = (plain + unflip(mirrored, model.joint_set.flip_order, model.codec.flip_shift)) / 2
+            if hypotheses > 1 and name != "coarse":
+                heatmaps = heatmaps.reshape(-1, hypotheses, *heatmaps.shape[1:])
+            named[name] = heatmaps
+        return named
+
+    return run
+
+
+def make_predict(
+    model: DiffusionPose, schedule: Schedule, settings: tuple[SamplerSettings, ...], *, flip: bool, seed: int
+) -> Callable:
+    """Builds the pure function from a batch of crops to the joints of every result; to be jitted.
+
+    Args: see `make_heatmaps`.
 
     Returns:
       `(variables, images (B, Hx, Wx, 3) uint8, annotation_ids (B,) int32) -> {name: (keypoints (B, J, 2) in
       crop pixels, scores (B, J))}`, float32, with the names of `result_names`.
     """
+    run = make_heatmaps(model, schedule, settings, flip=flip, seed=seed)
 
     def predict(variables, images, annotation_ids):
-        keys = person_keys(seed, annotation_ids)
-        if flip:
-            images = jnp.concatenate([images, images[:, :, ::-1]])
-            keys = jnp.concatenate([keys, person_keys(seed, annotation_ids, mirrored=True)])
-        coarse, sampled = sample_heatmaps(model, variables, images, keys, settings=settings, schedule=schedule)
-        joints = {}
-        for name, heatmaps in zip(result_names(settings), (coarse, *(final for final, _ in sampled)), strict=True):
-            if flip:
-                plain, mirrored = jnp.split(heatmaps, 2)
-                heatmaps = (plain + unflip(mirrored, model.joint_set.flip_order, model.codec.flip_shift)) / 2
-            joints[name] = model.codec.decode(heatmaps)
-        return joints
+        named = run(variables, images, annotation_ids)
+        return {name: model.codec.decode(heatmaps) for name, heatmaps in named.items()}
 
     return predict
+
+
+def make_poses(
+    model: DiffusionPose,
+    schedule: Schedule,
+    settings: SamplerSettings | None,
+    *,
+    flip: bool,
+    seed: int,
+    hypotheses: int = 1,
+) -> Callable:
+    """Builds the pure function from crops to poses; to be jitted or exported.
+
+    Args:
+      settings: the sampling run; None is the coarse branch alone.
+      flip, seed, hypotheses: see `make_heatmaps`. With K > 1 the joints are decoded from the mean of the
+        K final heatmaps.
+
+    Returns:
+      `(variables, images (B, Hx, Wx, 3) uint8, person_ids (B,) int32) -> {keypoints (B, J, 2), scores (B, J),
+      covariances (B, J, 2, 2)}`, and `hypotheses (B, K, J, 2)` with K > 1; float32, crop pixels.
+    """
+    runs = () if settings is None else (settings,)
+    heatmaps_of = make_heatmaps(model, schedule, runs, flip=flip, seed=seed, hypotheses=hypotheses)
+    name = result_names(runs)[-1]
+    to_crop = model.codec.to_crop(np.eye(2, dtype=np.float32))
+
+    def poses(variables, images, person_ids):
+        heatmaps = heatmaps_of(variables, images, person_ids)[name]
+        several = heatmaps.ndim == 5
+        mean = jnp.mean(heatmaps, axis=1) if several else heatmaps
+        keypoints, scores = model.codec.decode(mean)
+        covariances = to_crop @ uncertainty.peak_covariance(mean) @ to_crop
+        found = {"keypoints": keypoints, "scores": scores, "covariances": covariances}
+        return found | ({"hypotheses": model.codec.decode(heatmaps)[0]} if several else {})
+
+    return poses
+
+
+def make_trace(model: DiffusionPose, schedule: Schedule, settings: SamplerSettings, *, seed: int) -> Callable:
+    """Builds the pure function that shows one sampling run at work, without flip test; to be jitted.
+
+    Returns:
+      `(variables, images (B, Hx, Wx, 3) uint8, annotation_ids (B,) int32) -> (trajectory (K + 1, B, H, W, J), its
+      joints (K + 1, B, J, 2) in crop pixels, (M^kps, M^ske) of its start, each (B, Hx/4, Wx/4, 1))`.
+    """
+
+    def trace(variables, images, annotation_ids):
+        keys = person_keys(seed, annotation_ids)
+        _, [(_, trajectory)] = sample_heatmaps(model, variables, images, keys, settings=(settings,), schedule=schedule)
+        peaks, _ = model.codec.peaks(trajectory, "dark")
+        joints, _ = model.codec.decode(trajectory)
+        y = jnp.clip(model.codec.normalise(peaks[0]), -1, 1)
+        masks = model.apply(variables, y, jnp.ones(y.shape[:2]), method="draw_masks")
+        return trajectory, joints, masks
+
+    return trace
 
 
 def to_image_pixels(keypoints: np.ndarray, to_image: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import json
 import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Pair = tuple[int, int]
 
@@ -171,16 +171,19 @@ AIC = JointSet(
 _BUILT_IN = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE, AIC)}
 
 
-def get_joint_set(name: str) -> JointSet:
+def get_joint_set(name: str | JointSet) -> JointSet:
     """Returns a built-in joint set by name, or reads the user's own from a JSON file.
 
     Args:
       name: `coco`, `crowdpose`, `aic`, or the path of a JSON file whose keys are JointSet's
-        fields (`name` and `upper_body` may be left out).
+        fields (`name` and `upper_body` may be left out). A JointSet, as the config of a stored model
+        holds it, is returned as it is.
 
     Raises:
       ValueError: if the name is unknown, or the file is no joint set; names the file and field.
     """
+    if isinstance(name, JointSet):
+        return name
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     if not name.endswith(".json") or not os.path.isfile(name):
@@ -194,15 +197,23 @@ def get_joint_set(name: str) -> JointSet:
             raise ValueError(f"joint_set={name!r}: not JSON: {error}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"joint_set={name!r}: must hold an object, got {type(facts).__name__}")
-    facts = {"name": os.path.splitext(os.path.basename(name))[0], "upper_body": (), **facts}
+    try:
+        return from_facts({"name": os.path.splitext(os.path.basename(name))[0], "upper_body": (), **facts})
+    except ValueError as error:
+        raise ValueError(f"joint_set={name!r}: {error}") from error
+
+
+def from_facts(facts: Mapping) -> JointSet:
+    """The joint set whose fields `facts` holds, in JSON's types.
+
+    Raises:
+      ValueError: if a field is missing, unknown or out of range.
+    """
     fields = {field.name for field in dataclasses.fields(JointSet)}
     if set(facts) != fields:
         missing, unknown = sorted(fields - set(facts)), sorted(set(facts) - fields)
-        raise ValueError(f"joint_set={name!r}: missing keys {missing}, unknown keys {unknown}")
-    try:
-        return JointSet(name=facts["name"], **{key: _read(key, facts[key]) for key in _READERS})
-    except ValueError as error:
-        raise ValueError(f"joint_set={name!r}: {error}") from error
+        raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
+    return JointSet(name=facts["name"], **{key: _read(key, facts[key]) for key in _READERS})
 
 
 def _pairs(value) -> tuple[Pair, ...]:

@@ -3,7 +3,6 @@
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dpose_jax import visualize
@@ -11,8 +10,8 @@ from dpose_jax.data.records import Source
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.diffusion.schedule import Schedule
 from dpose_jax.evaluation.oks import oks, pck
-from dpose_jax.inference import person_keys
-from dpose_jax.models.diffusion_pose import DiffusionPose, sample_heatmaps
+from dpose_jax.inference import make_trace
+from dpose_jax.models.diffusion_pose import DiffusionPose
 
 STRIP_PERSONS = 4
 
@@ -50,7 +49,8 @@ def draw(
     few = slice(0, STRIP_PERSONS)
     ids = np.stack([row["annotation_id"] for row in rows[few]])
     longest = max(settings, key=lambda one: one.steps)
-    trajectory, joints, masks = _trace(model, schedule, variables, longest, crops[few], ids, config.sampler.seed)
+    trace = jax.jit(make_trace(model, schedule, longest, seed=config.sampler.seed))
+    trajectory, joints, masks = jax.device_get(trace(variables, crops[few], ids))
     warp = model.codec.name
     titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
     strip = visualize.denoising_strip(
@@ -59,22 +59,6 @@ def draw(
     visualize.write_png(os.path.join(folder, "denoising.png"), strip)
     sheet = visualize.heatmap_sheet(crops[few], trajectory[-1], *masks, model.joint_set, warp=warp)
     visualize.write_png(os.path.join(folder, "heatmaps.png"), sheet)
-
-
-def _trace(model, schedule, variables, settings, crops, ids, seed):
-    """Trajectory (K + 1, N, H, W, J), its joints in crop pixels, and the two masks of its start."""
-
-    @jax.jit
-    def trace(variables, crops, ids):
-        keys = person_keys(seed, ids)
-        _, [(_, trajectory)] = sample_heatmaps(model, variables, crops, keys, settings=(settings,), schedule=schedule)
-        peaks, _ = model.codec.peaks(trajectory, "dark")
-        joints, _ = model.codec.decode(trajectory)
-        y = jnp.clip(model.codec.normalise(peaks[0]), -1, 1)
-        masks = model.apply(variables, y, jnp.ones(y.shape[:2]), method="draw_masks")
-        return trajectory, joints, masks
-
-    return jax.device_get(trace(variables, crops, ids))
 
 
 def _caption(source: Source, model: DiffusionPose, areas: dict, row: dict, keypoints: np.ndarray) -> str:

@@ -204,17 +204,19 @@ def sample_heatmaps(
 
     Args:
       variables: `params` and `batch_stats`.
-      images: (B, Hx, Wx, 3) uint8; keys: (B,) random keys, one an example.
+      images: (B, Hx, Wx, 3) uint8; keys: (B K,) random keys, the K hypotheses of an example in a row.
 
     Returns:
-      Coarse (B, H, W, J), and a list of what `sampler.sample` returns.
+      Coarse (B, H, W, J), and a list of what `sampler.sample` returns for the B K hypotheses.
     """
     features, coarse = cast(tuple[jax.Array, jax.Array], model.apply(variables, images, method="encode"))
-    seen = jnp.ones((images.shape[0], model.joint_set.num_joints), jnp.float32)
+    hypotheses = keys.shape[0] // images.shape[0]
+    features, starts = (jnp.repeat(maps, hypotheses, axis=0) for maps in (features, coarse))
+    seen = jnp.ones((keys.shape[0], model.joint_set.num_joints), jnp.float32)
 
     def run(one):
         return sample(
-            coarse,
+            starts,
             settings=one,
             schedule=schedule,
             codec=model.codec,

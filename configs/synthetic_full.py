@@ -1,0 +1,28 @@
+"""Synthetic people of every kind under strong augmentation: the model that ships with the package.
+
+  python train.py --config=configs/synthetic_full.py --workdir=runs/shipped
+  python eval.py --config=configs/synthetic_full.py --workdir=runs/shipped
+
+Trained on drawings alone, so that its weights may go anywhere. What it reaches is said in its model card.
+"""
+
+from configs import tiny
+
+
+def get_config():
+    """Returns the recipe; see configs/base.py for every field."""
+    c = tiny.get_config()
+    c.data.source = "synthetic"
+    c.data.synthetic.train_images = 30_000
+    c.data.synthetic.val_images = 200
+    c.data.synthetic.difficulty = 0.4
+    c.augment.rotation = 40.0
+    c.augment.scale = 0.35
+    c.augment.shift = 0.05
+    c.augment.color = 0.4
+    c.augment.half_body = 0.15
+    c.optim.ema = 0.998
+    c.train.steps = 1200
+    c.train.checkpoint_every = 100
+    c.train.log_every = 20
+    return c

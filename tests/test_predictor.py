@@ -1,0 +1,279 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from dpose_jax import Predictor, inference, model_files, uncertainty
+from dpose_jax.data.pipeline import eval_batches, make_source
+from dpose_jax.evaluation.run import restore
+from dpose_jax.predictor import BATCH_SIZES, split_batches
+from dpose_jax.skeletons import COCO
+from dpose_jax.training.checkpoints import stored_config
+
+SIZES = (2, 4)
+
+
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return Predictor.from_workdir(trained[1], batch_sizes=SIZES)
+
+
+@pytest.fixture(scope="module")
+def people(trained):
+    """Images of the validation split and their persons' boxes."""
+    source = make_source(trained[0], "val", training=False)
+    images: dict[int, tuple[np.ndarray, list]] = {}
+    for index in range(len(source)):
+        person = source[index]
+        images.setdefault(person.image_id, (source.read_image(index), []))[1].append(person.bbox.tolist())
+    return list(images.values())
+
+
+def assert_same(some, other, atol=2e-3):
+    for name in ("keypoints", "keypoint_scores", "scores", "boxes"):
+        np.testing.assert_allclose(getattr(some, name), getattr(other, name), rtol=0, atol=atol, err_msg=name)
+    np.testing.assert_allclose(some.covariances, other.covariances, rtol=1e-2)
+
+
+def test_gives_what_the_evaluation_gives(trained, predictor, people):
+    """The evaluation's own path over the same persons: batches of the pipeline, flip test, moving average."""
+    config, workdir = trained
+    source = make_source(config, "val", training=False)
+    model, schedule, settings = predictor.model, predictor.schedule, (predictor.settings,)
+    assert predictor.settings.steps == 1
+    predict = jax.jit(inference.make_predict(model, schedule, settings, flip=True, seed=config.sampler.seed))
+    variables, batch = restore(config, workdir).variables, next(iter(eval_batches(config, source, 4)))
+    keypoints, scores = predict(variables, batch["image"], batch["annotation_id"])["steps_1"]
+    expected = inference.to_image_pixels(np.asarray(keypoints), batch["to_image"])
+    found = predictor([image for image, _ in people], [boxes for _, boxes in people])
+    ours = np.concatenate([poses.keypoints for poses in found])[:4]
+    np.testing.assert_allclose(ours, expected[: len(ours)], atol=5e-3)
+    ours = np.concatenate([poses.keypoint_scores for poses in found])[:4]
+    np.testing.assert_allclose(ours, np.asarray(scores)[: len(ours)], atol=1e-5)
+
+
+def test_poses_say_what_they_are(predictor, people):
+    image, boxes = people[0]
+    poses = predictor(image, boxes)
+    count = len(boxes)
+    assert len(poses) == count and poses.keypoints.shape == (count, 17, 2)
+    assert poses.covariances.shape == (count, 17, 2, 2) and poses.hypotheses is None
+    assert poses.names == COCO.joints and poses.limbs == COCO.limbs
+    assert (np.linalg.eigvalsh(poses.covariances) > 0).all()
+    for scores, person in zip(poses.keypoint_scores, poses.scores, strict=True):
+        above = scores[scores > 0.2]
+        assert person == pytest.approx(above.mean() if len(above) else 0.0, rel=1e-6)
+    weighted = predictor(image, [[*box, 0.5] for box in boxes])
+    np.testing.assert_allclose(weighted.scores, 0.5 * poses.scores, rtol=1e-6)
+
+
+def test_neither_company_nor_batch_size_matters(predictor, people):
+    """Alone, with others, in a list: the same poses; and no more programs than batch sizes."""
+    (image, boxes), (other, others) = people[0], people[1]
+    alone = predictor(image, boxes)
+    crowd = predictor(image, [*boxes, *[[5, 5, 50, 80]] * 6])
+    first, second = predictor([image, other], [boxes, others])
+    assert_same(first, alone)
+    assert_same(second, predictor(other, others))
+    np.testing.assert_allclose(crowd.keypoints[: len(boxes)], alone.keypoints, atol=2e-3)
+    assert [len(poses) for poses in predictor([image, other], [[], others])] == [0, len(others)]
+    assert predictor._run._cache_size() <= len(SIZES)
+
+
+@pytest.mark.parametrize("sizes", [BATCH_SIZES, (1,), (8,), (2, 3, 50)])
+def test_batches_cover_every_row_once(sizes):
+    for count in range(200):
+        batches = split_batches(count, sizes)
+        rows = [start + i for start, rows, _ in batches for i in range(rows)]
+        assert rows == list(range(count))
+        assert all(rows <= size and size in sizes for _, rows, size in batches)
+        assert all(2 * rows >= size or size == min(sizes) for _, rows, size in batches)
+
+
+def test_whole_image_by_default(predictor, people):
+    image, _ = people[0]
+    assert_same(predictor(image), predictor(image, [[0, 0, image.shape[1], image.shape[0]]]))
+
+
+def test_warm_up_compiles_every_size(trained):
+    predictor = Predictor.from_workdir(trained[1], batch_sizes=SIZES)
+    assert predictor._run._cache_size() == 0
+    predictor.warm_up()
+    assert predictor._run._cache_size() == len(SIZES)
+
+
+def test_covariance_is_that_of_the_crops_heatmap(predictor, people):
+    image, boxes = people[0]
+    crops, trajectory, _ = predictor.trace(image, boxes[:1])
+    assert crops.shape == (1, 64, 64, 3) and trajectory.shape[:2] == (2, 1)
+    plain = Predictor(predictor.config, predictor.variables, flip=False, batch_sizes=(2,))
+    heatmap_pixels = np.asarray(uncertainty.peak_covariance(trajectory[-1]))
+    # Unbiased: 63 crop pixels are 15 heatmap pixels; the padded square box is 63 crop pixels.
+    side = 1.25 * max(boxes[0][2:])
+    expected = heatmap_pixels * (side / 15) ** 2
+    np.testing.assert_allclose(plain(image, boxes[:1]).covariances, expected, rtol=1e-2)
+
+
+def test_hypotheses_have_their_own_noise(trained, people):
+    image, boxes = people[0]
+    options = {"batch_sizes": (2,), "steps": 1}
+    some = Predictor.from_workdir(trained[1], hypotheses=3, **options)
+    poses = some(image, boxes)
+    assert some.settings.start == "coarse_noised" and some.settings.t_start == 300
+    assert poses.hypotheses.shape == (len(boxes), 3, 17, 2)
+    assert uncertainty.spread(poses.hypotheses).max() > 1e-3
+    fewer = Predictor.from_workdir(trained[1], hypotheses=2, **options)(image, boxes)
+    np.testing.assert_allclose(fewer.hypotheses, poses.hypotheses[:, :2], atol=2e-3)
+
+
+def test_no_steps_is_the_coarse_branch(trained, people):
+    config, workdir = trained
+    image, boxes = people[0]
+    coarse = Predictor.from_workdir(workdir, steps=0, batch_sizes=(2,), flip=False)
+    crops, _, _ = Predictor.from_workdir(workdir, steps=1, batch_sizes=(2,)).trace(image, boxes[:1])
+    _, heatmaps = coarse.model.apply(coarse.variables, crops, method="encode")
+    np.testing.assert_allclose(coarse(image, boxes[:1]).keypoint_scores, np.max(heatmaps, axis=(1, 2)), atol=1e-5)
+    with pytest.raises(ValueError, match="coarse branch has no denoising"):
+        coarse.trace(image, boxes)
+
+
+def test_moving_average_is_used_when_there_is_one(trained, predictor):
+    plain = Predictor.from_workdir(trained[1], ema=False)
+    differs = jax.tree.map(lambda a, b: bool((a != b).any()), plain.variables["params"], predictor.variables["params"])
+    assert any(jax.tree.leaves(differs))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 0, 5, 5], [1, np.nan, 5, 5]], r"box 1 \[1\.0, nan, 5\.0, 5\.0\]: not finite"),
+        ([[0, 0, 0, 5]], r"box 0 .*must be positive"),
+        ([[500, 0, 5, 5]], r"box 0 .*outside of the image"),
+        ([[0, 0, 5, 5, 1.5]], r"box 0 .*score must lie in \[0, 1\]"),
+        ([0, 0, 5, 5], r"must be \(N, 4\).* got \(4,\)"),
+        ([["a", 0, 5, 5]], r"must be numbers"),
+    ],
+)
+def test_bad_boxes(predictor, people, boxes, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(people[0][0], boxes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, r"sampler\.steps=-1"),
+        ({"steps": 0, "hypotheses": 2}, r"hypotheses=2"),
+        ({"hypotheses": 0}, r"hypotheses=0"),
+        ({"hypotheses": 2, "noise_time": 1001}, r"noise_time=1001"),
+        ({"batch_sizes": ()}, r"batch_sizes=\(\)"),
+    ],
+)
+def test_bad_options_stop_before_anything_is_compiled(predictor, options, message, monkeypatch):
+    monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("compiled before the check"))
+    with pytest.raises(ValueError, match=message):
+        Predictor(predictor.config, predictor.variables, **options)
+
+
+def test_folders_that_hold_no_model(tmp_path):
+    for load in (Predictor.from_workdir, Predictor.from_file):
+        with pytest.raises(FileNotFoundError, match="missing"):
+            load(str(tmp_path))
+
+
+def test_thousands_of_boxes_and_images_of_any_size(predictor):
+    """A whole batch at a time; one pixel; and 20,000 x 20,000, of which only the box is looked at."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    poses = predictor(image, np.tile([[10.0, 10.0, 30.0, 40.0]], (2000, 1)))
+    assert len(poses) == 2000 and np.ptp(poses.keypoint_scores, axis=0).max() < 1e-5
+    assert np.isfinite(predictor(image[:1, :1]).keypoints).all()
+    huge = np.zeros((20_000, 20_000, 3), np.uint8)
+    huge[19_000:19_060, 15_000:15_060] = image
+    far, near = predictor(huge, [[15_010, 19_010, 30, 30]]), predictor(image, [[10, 10, 30, 30]])
+    np.testing.assert_allclose(far.keypoints, near.keypoints + [15_000, 19_000], atol=0.05)
+
+
+def test_import_alone_loads_nothing():
+    code = "import sys, dpose_jax; assert not {'jax', 'numpy'} & set(sys.modules); dpose_jax.Predictor"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="has no attribute 'Predicter'"):
+        import dpose_jax
+
+        dpose_jax.Predicter  # noqa: B018
+
+
+@pytest.fixture
+def folder(trained, predictor, tmp_path):
+    model_files.save(str(tmp_path / "model"), predictor.variables, stored_config(trained[1]), step=4)
+    return tmp_path / "model"
+
+
+def test_a_model_folder_gives_what_the_workdir_gives(folder, predictor, people):
+    image, boxes = people[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+    for path in (folder, folder / "model.safetensors"):
+        loaded = Predictor.from_file(str(path), batch_sizes=(2,))
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), loaded.variables, dict(predictor.variables))
+        assert all(jax.tree.leaves(same))
+    assert_same(loaded(image, boxes), predictor(image, boxes))
+
+
+def test_the_joint_set_comes_from_the_model(folder, trained, tmp_path):
+    """The file that named it may be gone."""
+    facts = json.loads((folder / "model.json").read_text())
+    facts["config"]["joint_set"] = "gone.json"
+    (folder / "model.json").write_text(json.dumps(facts))
+    assert Predictor.from_file(str(folder)).joint_set == COCO
+    shutil.copytree(trained[1], tmp_path / "workdir")
+    config = json.loads((tmp_path / "workdir" / "config.json").read_text())
+    (tmp_path / "workdir" / "config.json").write_text(json.dumps(config | {"joint_set": "gone.json"}))
+    assert Predictor.from_workdir(str(tmp_path / "workdir")).joint_set == COCO
+
+
+def change(name, **fields):
+    def apply(folder):
+        facts = json.loads((folder / "model.json").read_text())
+        part = facts["config"] if name == "config" else facts["config"]["model"] if name == "model" else facts
+        part.update(fields)
+        (folder / "model.json").write_text(json.dumps(facts))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), r"model\.safetensors: damaged"),
+        (lambda folder: (folder / "model.json").write_text("{"), r"model\.json: not JSON"),
+        (lambda folder: (folder / "model.json").write_text("{}"), r"model\.json: describes no model"),
+        (change("facts", format=2), r"model\.json: format 2"),
+        (change("config", joint_set_facts={}), r"model\.json: missing keys \["),
+        (change("model", width=16), r"(?s)not the weights of its config.*\(.*8.*\) there, the model has \(.*16"),
+        (change("model", backbone="w99"), r"model\.json: model\.backbone='w99'"),
+        (change("model", decoder_blocks=2), r"(?s)block1.*: missing"),
+    ],
+)
+def test_files_that_are_no_model(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        Predictor.from_file(str(folder))
+
+
+def test_an_image_file_is_upright(predictor, tmp_path):
+    """The orientation that a camera stores is followed, as by a viewer."""
+    PIL = pytest.importorskip("PIL.Image", reason="pillow writes the EXIF tag")
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:10] = 250
+    exif = PIL.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    path = tmp_path / "turned.png"
+    PIL.fromarray(image).save(path, exif=exif)
+    upright = cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
+    expected = predictor(upright)
+    for one in (str(path), path, PIL.open(path)):
+        assert_same(predictor(one), expected)
