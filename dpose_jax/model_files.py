@@ -1,7 +1,6 @@
 """A trained model as a folder of two files: weights in safetensors, everything else in JSON."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 
@@ -13,7 +12,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dpose_jax import skeletons
-from dpose_jax.files import write_bytes, write_json
+from dpose_jax.files import read_json, write_bytes, write_json
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
 
@@ -107,11 +106,7 @@ def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
 
 
 def _read_facts(path: str) -> dict:
-    with open(path, "rb") as file:
-        try:
-            facts = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
+    facts = read_json(path)
     if not isinstance(facts, dict) or not {"format", "sha256", "config"} <= set(facts):
         raise ValueError(f"{path}: describes no model of dpose_jax")
     if facts["format"] != FORMAT:

@@ -49,6 +49,13 @@ class Poses:
     def __len__(self) -> int:
         return len(self.keypoints)
 
+    def select(self, rows: Sequence[int]) -> "Poses":
+        """The persons of these rows."""
+        rows = np.asarray(rows, int)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        chosen = {name: value[rows] for name, value in fields.items() if isinstance(value, np.ndarray)}
+        return dataclasses.replace(self, **chosen)
+
     @property
     def names(self) -> tuple[str, ...]:
         """J joint names."""

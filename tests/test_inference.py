@@ -85,6 +85,16 @@ def test_a_mirrored_person_has_mirrored_joints(predict):
         assert np.abs(other[..., 0] - (31 - keypoints[..., 0])).max() > 1
 
 
+def test_noise_of_hypotheses():
+    """The first is the prediction's own; more of them change none; none is another's, mirrored or not."""
+    key_data = lambda **options: np.asarray(jax.random.key_data(inference.person_keys(0, IDS, **options)))  # noqa: E731
+    plain, three, five = key_data(), key_data(hypotheses=3), key_data(hypotheses=5)
+    np.testing.assert_array_equal(three.reshape(4, 3, -1)[:, 0], plain)
+    np.testing.assert_array_equal(five.reshape(4, 5, -1)[:, :3], three.reshape(4, 3, -1))
+    everything = np.concatenate([five, key_data(hypotheses=5, mirrored=True)])
+    assert len(np.unique(everything, axis=0)) == 40
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_unflip(shift):
     heatmaps = np.random.default_rng(0).random((2, 3, 5, 17), np.float32)

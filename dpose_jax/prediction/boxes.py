@@ -1,6 +1,13 @@
 """Boxes of persons: checked, clipped to their image, read from detection files."""
 
+import itertools
+import os
+from collections.abc import Sequence
+
 import numpy as np
+
+from dpose_jax.data.annotations import is_int, is_number, numbers
+from dpose_jax.files import read_json
 
 
 def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
@@ -40,3 +47,81 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
         for i in np.flatnonzero(broken):
             problems[i] = f"box {i} {np.round(given[i, :4], 2).tolist()}: {text}"
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
+
+
+class BoxFile:
+    """Boxes of persons by image, from any COCO-format file.
+
+    Attributes:
+      problems: what is wrong with entries that were left out, one text each.
+    """
+
+    def __init__(self, path: str, min_score: float = 0.0):
+        """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
+
+        Entries of another category than the persons' (1, or the one that the file calls "person") and detections
+        below `min_score` are left out; crowds too.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if it is of neither form, or `min_score` does not lie in [0, 1].
+        """
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
+        content = read_json(path)
+        self.path, self.problems = path, list[str]()
+        self._ids: dict[str, int] = {}
+        person, entries = 1, content
+        if isinstance(content, dict):
+            entries = content.get("annotations")
+            person = _person_category(content)
+            for image in content.get("images", []):
+                self._ids[os.path.basename(image["file_name"])] = image["id"]
+        if not isinstance(entries, list):
+            raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
+        self._boxes: dict[int, list[list[float]]] = {}
+        for position, entry in enumerate(entries):
+            self._add(position, entry, person, min_score)
+
+    def _add(self, position: int, entry, person: int, min_score: float) -> None:
+        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
+        score = entry.get("score", 1.0) if isinstance(entry, dict) else None
+        if box is None or not is_int(entry.get("image_id")) or not is_number(score):
+            self.problems.append(f"{self.path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
+        elif entry.get("category_id", person) == person and score >= min_score and not entry.get("iscrowd"):
+            self._boxes.setdefault(entry["image_id"], []).append([*box.tolist(), score])
+
+    def image_ids(self, names: Sequence[str]) -> list[int]:
+        """The ids of image files: by the file's own list of images, else by `number_images`.
+
+        Raises:
+          ValueError: if the file has no box for any of them.
+        """
+        numbered = number_images(names)
+        free = itertools.count(max([0, *self._ids.values(), *numbered]) + 1)
+        ids = [self._ids[name] if name in self._ids else next(free) for name in names] if self._ids else numbered
+        self.check(ids)
+        return ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ValueError if none of these images has a box."""
+        if not set(ids) & set(self._boxes):
+            some = ", ".join(str(i) for i in ids[:3])
+            raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
+
+    def of(self, image_id: int) -> list[list[float]]:
+        """The boxes x, y, width, height, score of an image, unchecked."""
+        return self._boxes.get(image_id, [])
+
+
+def number_images(names: Sequence[str]) -> list[int]:
+    """Ids of image files: the numbers that they are called by, as COCO's are, else 1, 2, 3, ... in their order."""
+    stems = [os.path.splitext(name)[0] for name in names]
+    if all(stem.isascii() and stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(stems) + 1))
+
+
+def _person_category(content: dict) -> int:
+    named = [c.get("id") for c in content.get("categories", []) if isinstance(c, dict) and c.get("name") == "person"]
+    return named[0] if named else 1

@@ -1,0 +1,118 @@
+"""Writes a trained model for use elsewhere: as a program, as weights, on the Hugging Face Hub.
+
+python -m dpose_jax.export --workdir=runs/demo --steps=4 --platforms=cpu,cuda,tpu --out=model.bin
+python -m dpose_jax.export --workdir=runs/demo --weights=FOLDER [--push_to_hub=USER/NAME]
+"""
+
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl import flags
+
+from dpose_jax import Predictor, command_line, model_files
+from dpose_jax.evaluation.run import restore
+from dpose_jax.files import write_bytes, write_json
+from dpose_jax.training.checkpoints import stored_config
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+OUTPUTS = ("keypoints", "scores", "covariances")
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
+OUT = flags.DEFINE_string("out", None, "The program, for jax.export.deserialize; its facts go beside it as .json.")
+PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of the program; by default the config's fewest.")
+PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages with the mirrored crop.")
+PLATFORM = flags.DEFINE_list("platforms", ["cpu"], f"Where the program runs: {', '.join(PLATFORMS)}.")
+WEIGHTS = flags.DEFINE_string("weights", None, "A folder for model.safetensors and model.json, for --model.")
+HUB = flags.DEFINE_string("push_to_hub", None, "Upload the folder of --weights as this repository, USER/NAME.")
+EMA = flags.DEFINE_bool("ema", True, "The moving average of the parameters, where there is one.")
+
+
+def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
+    """The whole way from crops to joints, weights included, as one serialised program of any batch size.
+
+    `jax.export.deserialize(data).call(crops, person_ids)`, with crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32
+    (whom the sampler's noise belongs to, where it has any), gives keypoints (B, J, 2) in crop pixels, scores (B, J)
+    and covariances (B, J, 2, 2), float32: what `inference.make_poses` gives.
+
+    Raises:
+      ValueError: if a platform is unknown.
+    """
+    unknown = sorted(set(platforms) - set(PLATFORMS))
+    if unknown or not platforms:
+        raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
+    poses = predictor.pure()
+    variables = jax.device_get(predictor.variables)
+
+    def program(crops, person_ids):
+        found = poses(variables, crops, person_ids)
+        return tuple(found[name] for name in OUTPUTS)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    size = predictor.model.codec.input_size
+    inputs = (jax.ShapeDtypeStruct((batch, *size, 3), np.uint8), jax.ShapeDtypeStruct((batch,), np.int32))
+    return bytes(jax.export.export(jax.jit(program), platforms=tuple(platforms))(*inputs).serialize())
+
+
+def program_facts(predictor: Predictor, platforms: Sequence[str]) -> dict:
+    """What a user of the program needs to know, JSON values."""
+    settings, config, joints = predictor.settings, predictor.config, predictor.joint_set
+    return {
+        "platforms": list(platforms),
+        "inputs": ["crops (B, height, width, 3) uint8 RGB", "person_ids (B,) int32"],
+        "outputs": ["keypoints (B, J, 2) crop pixels", "scores (B, J)", "covariances (B, J, 2, 2) crop pixels squared"],
+        "input_size": list(predictor.model.codec.input_size),
+        "crop": {"padding": config.crop.padding, "warp": config.crop.warp},
+        "steps": settings.steps if settings else 0,
+        "flip": bool(predictor.flip),
+        "joints": list(joints.joints),
+        "limbs": [list(limb) for limb in joints.limbs],
+    }
+
+
+def push_to_hub(folder: str, name: str, api=None) -> str:
+    """Uploads a model folder as the repository `name` of the Hugging Face Hub; returns its address.
+
+    Args:
+      api: a `huggingface_hub.HfApi`; by default one with the user's own stored login.
+
+    Raises:
+      ValueError: without the package huggingface_hub.
+      FileNotFoundError, ValueError: if the folder holds no model.
+    """
+    model_files.load(folder)
+    if api is None:
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise ValueError("push_to_hub: needs the package huggingface_hub: pip install dpose_jax[hub]") from error
+        api = HfApi()
+    address = api.create_repo(name, repo_type="model", exist_ok=True)
+    names = [model_files.WEIGHTS_FILE, model_files.FACTS_FILE, "README.md"]
+    api.upload_folder(folder_path=folder, repo_id=name, repo_type="model", allow_patterns=names)
+    return str(address)
+
+
+def main():
+    if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
+        raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
+    options = {"ema": EMA.value, "steps": PROGRAM_STEPS.value, "flip": PROGRAM_FLIP.value}
+    predictor = Predictor.from_workdir(WORKDIR.value, **options)
+    if OUT.value:
+        data = export_program(predictor, PLATFORM.value)
+        write_bytes(OUT.value, data)
+        write_json(f"{os.path.splitext(OUT.value)[0]}.json", program_facts(predictor, PLATFORM.value))
+        print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
+    if WEIGHTS.value:
+        restored = restore(predictor.config, WORKDIR.value)
+        facts = {"step": restored.step, "ema": restored.ema, "seed": restored.seed}
+        model_files.save(WEIGHTS.value, restored.variables, stored_config(WORKDIR.value), **facts)
+        print(f"{WEIGHTS.value}: step {restored.step}, {'moving average' if restored.ema else 'last parameters'}")
+    if HUB.value:
+        print(push_to_hub(WEIGHTS.value, HUB.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("workdir")
+    command_line.run(main)

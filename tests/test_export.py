@@ -1,0 +1,109 @@
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from dpose_jax import Predictor, export, model_files
+from dpose_jax.training.checkpoints import stored_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+RNG = np.random.default_rng(0)
+
+# All that a user of the program writes; nothing of this package is there to help.
+USE = """
+import sys, numpy as np, jax
+program = jax.export.deserialize(open(sys.argv[1], "rb").read())
+crops = np.load(sys.argv[2])
+out = program.call(crops, np.arange(len(crops), dtype=np.int32))
+np.savez(sys.argv[3], *out)
+assert not [name for name in sys.modules if "dpose" in name or "flax" in name]
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """What the command line writes: a program for three platforms, and a model folder."""
+    folder = tmp_path_factory.mktemp("exported")
+    flags = [f"--workdir={trained[1]}", "--steps=2", "--platforms=cpu,cuda,tpu", f"--out={folder / 'model.bin'}"]
+    command = [sys.executable, "-m", "dpose_jax.export", *flags, f"--weights={folder / 'model'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_program_without_the_code_gives_what_the_predictor_gives(trained, exported, tmp_path):
+    predictor = Predictor.from_workdir(trained[1], steps=2, batch_sizes=(3,))
+    crops = RNG.integers(0, 256, (3, 64, 64, 3), np.uint8)
+    np.save(tmp_path / "crops.npy", crops)
+    files = [str(exported / "model.bin"), str(tmp_path / "crops.npy"), str(tmp_path / "out.npz")]
+    done = subprocess.run([sys.executable, "-c", USE, *files], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")
+    expected = predictor._run(predictor.variables, crops, np.arange(3, dtype=np.int32))
+    for array, name in zip(found.values(), export.OUTPUTS, strict=True):
+        np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=2e-3, err_msg=name)
+
+
+def test_program_takes_any_batch_and_runs_everywhere(exported):
+    import jax
+
+    program = jax.export.deserialize((exported / "model.bin").read_bytes())
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert str(program.in_avals[0].shape[0]) == "b" and program.in_avals[0].shape[1:] == (64, 64, 3)
+    facts = json.loads((exported / "model.json").read_text())
+    assert (facts["input_size"], facts["steps"], facts["flip"], len(facts["joints"])) == ([64, 64], 2, True, 17)
+    assert facts["crop"] == {"padding": 1.25, "warp": "unbiased"}
+
+
+def test_weights_are_the_workdirs(trained, exported):
+    config, variables, facts = model_files.load(str(exported / "model"))
+    assert facts["trained"] == {"step": 4, "ema": True, "seed": 0}
+    assert facts["config"] == stored_config(trained[1])
+    average = Predictor.from_workdir(trained[1]).variables
+    np.testing.assert_array_equal(
+        variables["params"]["coarse_head"]["kernel"], average["params"]["coarse_head"]["kernel"]
+    )
+
+
+def test_push_to_hub_sends_the_model_and_its_card_alone(exported, tmp_path):
+    calls = []
+    api = types.SimpleNamespace(
+        create_repo=lambda name, **options: calls.append((name, options)) or f"https://hub/{name}",
+        upload_folder=lambda **options: calls.append(options),
+    )
+    folder = str(exported / "model")
+    assert export.push_to_hub(folder, "user/poses", api) == "https://hub/user/poses"
+    assert calls[0] == ("user/poses", {"repo_type": "model", "exist_ok": True})
+    assert calls[1]["folder_path"] == folder and calls[1]["repo_id"] == "user/poses"
+    assert calls[1]["allow_patterns"] == ["model.safetensors", "model.json", "README.md"]
+    with pytest.raises(FileNotFoundError, match=r"model\.json: missing"):
+        export.push_to_hub(str(tmp_path), "user/poses", api)
+    assert len(calls) == 2
+
+
+def test_hub_client_takes_these_arguments():
+    """The real client's signatures, so that the stand-in above cannot hide a change."""
+    import inspect
+
+    hub = pytest.importorskip("huggingface_hub", reason="the optional extra `hub`")
+    inspect.signature(hub.HfApi.create_repo).bind(None, "a/b", repo_type="model", exist_ok=True)
+    inspect.signature(hub.HfApi.upload_folder).bind(
+        None, folder_path="f", repo_id="a/b", repo_type="model", allow_patterns=["x"]
+    )
+
+
+def test_unknown_platform(trained):
+    predictor = Predictor.from_workdir(trained[1])
+    for platforms in (["cpu", "abacus"], []):
+        with pytest.raises(ValueError, match="platforms="):
+            export.export_program(predictor, platforms)
+
+
+def test_command_line_needs_something_to_write(trained):
+    command = [sys.executable, "-m", "dpose_jax.export", f"--workdir={trained[1]}", "--push_to_hub=a/b"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: give --out, --weights or both")
