@@ -4,6 +4,7 @@ python -m dpose_jax.export --workdir=runs/demo --steps=4 --platforms=cpu,cuda,tp
 python -m dpose_jax.export --workdir=runs/demo --weights=FOLDER [--push_to_hub=USER/NAME]
 """
 
+import importlib.util
 import os
 from collections.abc import Sequence
 
@@ -37,11 +38,13 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
     and covariances (B, J, 2, 2), float32: what `inference.make_poses` gives.
 
     Raises:
-      ValueError: if a platform is unknown.
+      ValueError: if a platform is unknown, or the package flatbuffers is missing.
     """
     unknown = sorted(set(platforms) - set(PLATFORMS))
     if unknown or not platforms:
         raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise ValueError("out: a program needs the package flatbuffers: pip install dpose_jax[export]")
     poses = predictor.pure()
     variables = jax.device_get(predictor.variables)
 

@@ -27,6 +27,7 @@ assert not [name for name in sys.modules if "dpose" in name or "flax" in name]
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     """What the command line writes: a program for three platforms, and a model folder."""
+    pytest.importorskip("flatbuffers", reason="the optional extra `export`")
     folder = tmp_path_factory.mktemp("exported")
     flags = [f"--workdir={trained[1]}", "--steps=2", "--platforms=cpu,cuda,tpu", f"--out={folder / 'model.bin'}"]
     command = [sys.executable, "-m", "dpose_jax.export", *flags, f"--weights={folder / 'model'}"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpose_jax import Predictor, inference
-from dpose_jax.data.pipeline import make_source
+from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.prediction.boxes import BoxFile, checked_boxes, number_images
 from dpose_jax.prediction.images import load_image

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dpose_jax import Predictor, inference, model_files, uncertainty
-from dpose_jax.data.pipeline import eval_batches, make_source
+from dpose_jax.data.pipeline import eval_batches
+from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.run import restore
 from dpose_jax.predictor import BATCH_SIZES, split_batches
 from dpose_jax.skeletons import COCO

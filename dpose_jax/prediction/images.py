@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dpose_jax.data.folder import decode_image
+from dpose_jax.data.images import decode_image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # cv2.warpAffine addresses the pixels of its source by 16-bit numbers.
