@@ -13,7 +13,7 @@ def get_config():
     """Returns the recipe; see configs/base.py for every field."""
     c = tiny.get_config()
     c.data.source = "synthetic"
-    c.data.synthetic.train_images = 30_000
+    c.data.synthetic.train_images = 20_000
     c.data.synthetic.val_images = 200
     c.data.synthetic.difficulty = 0.4
     c.augment.rotation = 40.0

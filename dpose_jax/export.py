@@ -13,9 +13,8 @@ import numpy as np
 from absl import flags
 
 from dpose_jax import Predictor, command_line, model_files
-from dpose_jax.evaluation.run import restore
 from dpose_jax.files import write_bytes, write_json
-from dpose_jax.training.checkpoints import stored_config
+from dpose_jax.training.checkpoints import read_variables, stored_config
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OUTPUTS = ("keypoints", "scores", "covariances")
@@ -27,7 +26,6 @@ PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages wit
 PLATFORM = flags.DEFINE_list("platforms", ["cpu"], f"Where the program runs: {', '.join(PLATFORMS)}.")
 WEIGHTS = flags.DEFINE_string("weights", None, "A folder for model.safetensors and model.json, for --model.")
 HUB = flags.DEFINE_string("push_to_hub", None, "Upload the folder of --weights as this repository, USER/NAME.")
-EMA = flags.DEFINE_bool("ema", True, "The moving average of the parameters, where there is one.")
 
 
 def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
@@ -100,18 +98,16 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
 def main():
     if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
         raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
-    options = {"ema": EMA.value, "steps": PROGRAM_STEPS.value, "flip": PROGRAM_FLIP.value}
-    predictor = Predictor.from_workdir(WORKDIR.value, **options)
     if OUT.value:
+        predictor = Predictor.from_workdir(WORKDIR.value, steps=PROGRAM_STEPS.value, flip=PROGRAM_FLIP.value)
         data = export_program(predictor, PLATFORM.value)
         write_bytes(OUT.value, data)
         write_json(f"{os.path.splitext(OUT.value)[0]}.json", program_facts(predictor, PLATFORM.value))
         print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
     if WEIGHTS.value:
-        restored = restore(predictor.config, WORKDIR.value)
-        facts = {"step": restored.step, "ema": restored.ema, "seed": restored.seed}
-        model_files.save(WEIGHTS.value, restored.variables, stored_config(WORKDIR.value), **facts)
-        print(f"{WEIGHTS.value}: step {restored.step}, {'moving average' if restored.ema else 'last parameters'}")
+        variables, step = read_variables(WORKDIR.value)
+        model_files.save(WEIGHTS.value, variables, stored_config(WORKDIR.value), step=step)
+        print(f"{WEIGHTS.value}: parameters of step {step}")
     if HUB.value:
         print(push_to_hub(WEIGHTS.value, HUB.value))
 

@@ -48,7 +48,7 @@ def save(folder: str, variables: Mapping, stored: Mapping, **trained) -> None:
     Args:
       variables: `params` and `batch_stats`.
       stored: the config as `checkpoints.stored_config` reads it.
-      trained: further facts, with JSON values (step, ema, seed).
+      trained: further facts, with JSON values (the step).
     """
     flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
     data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})

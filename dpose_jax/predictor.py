@@ -127,23 +127,23 @@ class Predictor:
         self._run = jax.jit(self.pure())
 
     @classmethod
-    def from_workdir(cls, path: str, *, ema: bool = True, **options) -> "Predictor":
-        """The newest checkpoint of a training run, its config and joint set included.
+    def from_workdir(cls, path: str, **options) -> "Predictor":
+        """The newest checkpoint of a training run, with its config and joint set.
+
+        The parameters are their moving average where there is one, as in evaluation.
 
         Args:
-          ema: use the moving average of the parameters where there is one.
           options: see `__init__`.
 
         Raises:
           FileNotFoundError, ValueError: if there is no checkpoint, or an option is out of range.
         """
-        # Here, because a model file needs neither optimizer nor orbax.
-        from dpose_jax.evaluation.run import restore
-        from dpose_jax.training.checkpoints import stored_config
+        # Here, because a model file needs no orbax.
+        from dpose_jax.training.checkpoints import read_variables, stored_config
 
         config = model_files.config_of(stored_config(path))
-        config.eval.ema = ema
-        return cls(config, restore(config, path).variables, **options)
+        variables, _ = read_variables(path)
+        return cls(config, variables, **options)
 
     @classmethod
     def from_file(cls, path: str, **options) -> "Predictor":

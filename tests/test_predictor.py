@@ -136,12 +136,6 @@ def test_no_steps_is_the_coarse_branch(predictor, people):
         coarse.trace(image, boxes)
 
 
-def test_moving_average_is_used_when_there_is_one(trained, predictor):
-    plain = Predictor.from_workdir(trained[1], ema=False)
-    differs = jax.tree.map(lambda a, b: bool((a != b).any()), plain.variables["params"], predictor.variables["params"])
-    assert any(jax.tree.leaves(differs))
-
-
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [

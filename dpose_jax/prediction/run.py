@@ -176,14 +176,15 @@ def _usable_boxes(item: Item, box_file: BoxFile | None, problems: Problems) -> n
 
 
 def without_duplicates(predictor: Predictor, poses: Poses) -> Poses:
-    """The poses that the evaluation's suppression, `eval.nms`, keeps."""
+    """The poses that the evaluation's suppression, `eval.nms`, keeps, with the scores that it gives them."""
     config = predictor.config
     rows = [
         {**row, "row": i, "area": crop_area(box, config.crop.padding, config.input_size)}
         for i, (row, box) in enumerate(zip(to_results(0, poses), poses.boxes, strict=True))
     ]
-    kept = [row["row"] for row in oks_nms(rows, poses.joint_set.sigmas, config.eval.nms)]
-    return poses.select(kept)
+    soft = config.eval.get("soft_nms", False)  # a model stored before the field was there
+    kept = oks_nms(rows, poses.joint_set.sigmas, config.eval.nms, soft=soft)
+    return dataclasses.replace(poses.select([row["row"] for row in kept]), scores=np.array([r["score"] for r in kept]))
 
 
 def to_results(image_id: int, poses: Poses) -> list[dict]:
