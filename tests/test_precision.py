@@ -1,6 +1,7 @@
 """bfloat16 computes where it may, float32 where it must; recomputing blocks and freezing statistics change no more."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from dpose_jax import inference
 from dpose_jax.diffusion.schedule import Schedule
-from dpose_jax.evaluation.precision import format_distances, joint_distances
+from dpose_jax.evaluation import precision
 from dpose_jax.models import decoder
 from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
@@ -121,9 +122,9 @@ def test_frozen_batch_norm_is_that_of_evaluation(small_model, random_tree):
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
 
 
-def test_joints_of_the_two_dtypes_are_compared_person_by_person(trained, monkeypatch):
+def test_joints_of_the_two_dtypes_are_compared_person_by_person(miniature, monkeypatch):
     """Stand-ins for the two predictors: in bfloat16 the joints of each result are 5 px away, of the coarse one 1 px."""
-    config, workdir = trained
+    config = miniature()
 
     def make_predict(model, schedule, settings, *, flip, seed):
         away = np.array([3.0, 4.0]) * (model.dtype == jnp.bfloat16)
@@ -137,7 +138,8 @@ def test_joints_of_the_two_dtypes_are_compared_person_by_person(trained, monkeyp
         return predict
 
     monkeypatch.setattr(inference, "make_predict", make_predict)
-    found = joint_distances(config, workdir)
+    monkeypatch.setattr(precision, "restore", lambda config, workdir: types.SimpleNamespace(variables={}))
+    found = precision.joint_distances(config, "nowhere")
     assert {name: distances.shape[1] for name, distances in found.items()} == dict.fromkeys(
         ("coarse", "steps_1", "steps_2"), JOINTS
     )
@@ -146,4 +148,4 @@ def test_joints_of_the_two_dtypes_are_compared_person_by_person(trained, monkeyp
     assert len(persons) == 1 and persons.pop() % config.eval.batch_size
     np.testing.assert_allclose(found["coarse"], 1, rtol=1e-5)
     np.testing.assert_allclose(found["steps_2"], 5, rtol=1e-5)
-    assert format_distances(found).splitlines()[-1] == "| steps_2 | 5.000 | 5.000 | 5.000 | 5.000 | 100.00% |"
+    assert precision.format_distances(found).splitlines()[-1] == "| steps_2 | 5.000 | 5.000 | 5.000 | 5.000 | 100.00% |"

@@ -10,7 +10,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from dpose_jax import command_line, inference
-from dpose_jax.data.pipeline import eval_batches, make_source
+from dpose_jax.data.pipeline import eval_batches
+from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation.run import restore
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
