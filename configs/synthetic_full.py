@@ -22,7 +22,7 @@ def get_config():
     c.augment.color = 0.4
     c.augment.half_body = 0.15
     c.optim.ema = 0.998
-    c.train.steps = 1200
+    c.train.steps = 900
     c.train.checkpoint_every = 100
     c.train.log_every = 20
     return c

@@ -19,15 +19,6 @@ from dpose_jax.training.checkpoints import read_variables, stored_config
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OUTPUTS = ("keypoints", "scores", "covariances")
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
-OUT = flags.DEFINE_string("out", None, "The program, for jax.export.deserialize; its facts go beside it as .json.")
-PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps of the program; by default the config's fewest.")
-PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages with the mirrored crop.")
-PLATFORM = flags.DEFINE_list("platforms", ["cpu"], f"Where the program runs: {', '.join(PLATFORMS)}.")
-WEIGHTS = flags.DEFINE_string("weights", None, "A folder for model.safetensors and model.json, for --model.")
-HUB = flags.DEFINE_string("push_to_hub", None, "Upload the folder of --weights as this repository, USER/NAME.")
-
-
 def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
     """The whole way from crops to joints, weights included, as one serialised program of any batch size.
 
@@ -95,23 +86,30 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
     return str(address)
 
 
-def main():
-    if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
-        raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
-    if OUT.value:
-        predictor = Predictor.from_workdir(WORKDIR.value, steps=PROGRAM_STEPS.value, flip=PROGRAM_FLIP.value)
-        data = export_program(predictor, PLATFORM.value)
-        write_bytes(OUT.value, data)
-        write_json(f"{os.path.splitext(OUT.value)[0]}.json", program_facts(predictor, PLATFORM.value))
-        print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
-    if WEIGHTS.value:
-        variables, step = read_variables(WORKDIR.value)
-        model_files.save(WEIGHTS.value, variables, stored_config(WORKDIR.value), step=step)
-        print(f"{WEIGHTS.value}: parameters of step {step}")
-    if HUB.value:
-        print(push_to_hub(WEIGHTS.value, HUB.value))
-
-
 if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
+    OUT = flags.DEFINE_string("out", None, "The program, for jax.export.deserialize; its facts go beside it as .json.")
+    PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the fewest of the config.")
+    PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages with the mirrored crop.")
+    PLATFORM = flags.DEFINE_list("platforms", ["cpu"], f"Where the program runs: {', '.join(PLATFORMS)}.")
+    WEIGHTS = flags.DEFINE_string("weights", None, "A folder for model.safetensors and model.json, for --model.")
+    HUB = flags.DEFINE_string("push_to_hub", None, "Upload the folder of --weights as this repository, USER/NAME.")
+
+    def main():
+        if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
+            raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
+        if OUT.value:
+            predictor = Predictor.from_workdir(WORKDIR.value, steps=PROGRAM_STEPS.value, flip=PROGRAM_FLIP.value)
+            data = export_program(predictor, PLATFORM.value)
+            write_bytes(OUT.value, data)
+            write_json(f"{os.path.splitext(OUT.value)[0]}.json", program_facts(predictor, PLATFORM.value))
+            print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
+        if WEIGHTS.value:
+            variables, step = read_variables(WORKDIR.value)
+            model_files.save(WEIGHTS.value, variables, stored_config(WORKDIR.value), step=step)
+            print(f"{WEIGHTS.value}: parameters of step {step}")
+        if HUB.value:
+            print(push_to_hub(WEIGHTS.value, HUB.value))
+
     flags.mark_flag_as_required("workdir")
     command_line.run(main)

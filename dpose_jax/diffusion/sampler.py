@@ -28,6 +28,8 @@ class SamplerSettings:
       t_start: in 1..T; the paper recipe starts at T.
       eta: of DDIM, in [0, 1].
       refresh: draw the masks anew at every step, else once from the start (the paper).
+      early_stop: heatmap pixels; a person none of whose joints moved further in a step is done, and once a whole
+        batch is done the steps that are left cost nothing. 0 takes all steps (ours).
     """
 
     steps: int = 4
@@ -36,6 +38,7 @@ class SamplerSettings:
     t_start: int = 1000
     eta: float = 0.0
     refresh: bool = False
+    early_stop: float = 0.0
 
     def __post_init__(self):
         if self.steps < 1:
@@ -46,6 +49,8 @@ class SamplerSettings:
             raise ValueError(f"sampler.start={self.start!r}: must be one of {STARTS}")
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"sampler.eta={self.eta}: must lie in [0, 1]")
+        if not self.early_stop >= 0:
+            raise ValueError(f"sampler.early_stop={self.early_stop}: must not be negative")
         if self.t_start < 1:
             raise ValueError(f"sampler.t_start={self.t_start}: must be at least 1")
         # Two times that round to 0 would make the DDIM step divide by 1 - gamma_0 = 0.
@@ -108,22 +113,40 @@ def sample(
     heatmaps = coarse if settings.start == "coarse" else draw(y)
     fixed = None if settings.refresh else guide(y)
 
-    def step(carry, inputs):
-        heatmaps, y = carry
-        index, t, t_next = inputs
+    def advance(heatmaps, y, index, t, t_next):
         context = guide(schedule.zeta * joints_of(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
         if settings.update_rule == "direct":
-            carry = estimate, y
-        else:
-            y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))
-            carry = draw(y), y
-        return carry, (heatmaps, estimate)
+            return estimate, y, estimate
+        y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))
+        return draw(y), y, estimate
+
+    def step(carry, inputs):
+        after = advance(*carry, *inputs)
+        return after[:2], (carry[0], after[2])
+
+    def step_or_stop(carry, inputs):
+        moving, before = carry[0], carry[1:]
+        after = jax.lax.cond(jnp.any(moving), lambda: advance(*before[:2], *inputs), lambda: before)
+        # Each person stops alone, so that nobody's result depends on who else is in the batch.
+        after = jax.tree.map(lambda new, old: jnp.where(_like(moving, new), new, old), after, before)
+        distance = jnp.linalg.norm(codec.peaks(after[2], "dark")[0] - codec.peaks(before[2], "dark")[0], axis=-1)
+        moving = moving & jnp.any(distance > settings.early_stop, axis=-1)
+        return (moving, *after), (before[0], after[2])
 
     inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
-    _, (entered, estimates) = jax.lax.scan(step, (heatmaps, y), inputs)
+    if settings.early_stop:
+        start = (jnp.ones((batch,), bool), heatmaps, y, heatmaps)
+        _, (entered, estimates) = jax.lax.scan(step_or_stop, start, inputs)
+    else:
+        _, (entered, estimates) = jax.lax.scan(step, (heatmaps, y), inputs)
     # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
     return estimates[-1], jnp.concatenate([entered, estimates[-1:]])
+
+
+def _like(flags: jax.Array, array: jax.Array) -> jax.Array:
+    """(B,) flags to broadcast against (B, ...)."""
+    return flags.reshape(-1, *[1] * (array.ndim - 1))
 
 
 def sampler_settings(config) -> tuple[SamplerSettings, ...]:

@@ -116,6 +116,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "t_start": sampler.t_start,
         "eta": sampler.eta,
         "refresh": sampler.refresh,
+        "early_stop": sampler.early_stop,
         "sampler_seed": sampler.seed,
         "seed": restored.seed,
         "ema": restored.ema,

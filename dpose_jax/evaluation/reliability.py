@@ -1,0 +1,96 @@
+"""Does a measure of doubt know where the errors are?"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import stats
+from tqdm import tqdm
+
+from dpose_jax import Predictor, inference, uncertainty
+from dpose_jax.data.pipeline import eval_batches
+from dpose_jax.data.records import Source
+from dpose_jax.evaluation.coco import evaluate_results, without_boxes
+from dpose_jax.evaluation.protocol import Predictions, to_results
+from dpose_jax.skeletons import JointSet
+
+
+def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
+    """Predictions of every person of a source, and each measure of doubt, (N, J), higher where less sure.
+
+    `spread` and `curvature` are standard deviations in units of the box's longer side, `peak` is minus its height.
+    """
+    run = jax.jit(predictor.pure())
+    parts = []
+    for batch in tqdm(eval_batches(predictor.config, source, size), unit="batch"):
+        found = jax.device_get(run(predictor.variables, batch["image"], batch["annotation_id"]))
+        to_image, valid = batch["to_image"], batch["mask"] > 0
+        keypoints = inference.to_image_pixels(found["keypoints"], to_image)
+        covariances = uncertainty.transform_covariance(found["covariances"], to_image[:, :, :2])
+        flat = inference.to_image_pixels(found["hypotheses"].reshape(len(valid), -1, 2), to_image)
+        spread = uncertainty.spread(flat.reshape(found["hypotheses"].shape))
+        curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
+        row = (batch["index"], keypoints, found["scores"], spread, curvature)
+        parts.append([column[valid] for column in row])
+    index, keypoints, scores, spread, curvature = (np.concatenate(column) for column in zip(*parts, strict=True))
+    sides = np.array([max(source[int(i)].bbox[2:]) for i in index])[:, None]
+    doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -scores}
+    return Predictions(index, keypoints, scores), doubts
+
+
+def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:
+    """(N, J) distances to the annotated joints in units of the box's longer side; NaN where a joint is unlabelled."""
+    persons = [source[int(i)] for i in predictions.index]
+    truth = np.stack([person.keypoints for person in persons]).astype(np.float64)
+    lengths = np.array([max(person.bbox[2:]) for person in persons], np.float64)
+    distance = np.linalg.norm(predictions.keypoints - truth[..., :2], axis=-1) / lengths[:, None]
+    return np.where(truth[..., 2] > 0, distance, np.nan)
+
+
+def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
+    """Spearman's rank correlation of doubt and error over all labelled joints of all persons.
+
+    Args:
+      doubt: (N, J), higher where less sure; errors: (N, J), NaN where unlabelled.
+
+    Returns:
+      in [-1, 1]: 1 if doubt ranks the errors, about 0 if it says nothing about them; None where either is constant.
+    """
+    labelled = np.isfinite(errors)
+    some, other = np.asarray(doubt)[labelled], errors[labelled]
+    if len(some) < 2 or np.ptp(some) == 0 or np.ptp(other) == 0:
+        return None
+    return float(stats.spearmanr(some, other).statistic)
+
+
+def accuracy_without_worst(
+    source: Source,
+    predictions: Predictions,
+    doubt: np.ndarray,
+    shares: Sequence[float],
+    joint_set: JointSet,
+    config: ConfigDict,
+) -> dict[float, float | None]:
+    """AP on the persons that are left when the share with the most doubt is dropped, prediction and truth alike.
+
+    Args:
+      doubt: (N,) of each predicted person.
+      shares: in [0, 1); 0 is the plain AP.
+      config: see `protocol.to_results`.
+
+    Returns:
+      AP by share. Annotated persons that were not predicted stay, as misses.
+    """
+    truth = source.ground_truth()
+    order = np.argsort(doubt, kind="stable")
+    found = {}
+    for share in shares:
+        count = len(order) - round(share * len(order))
+        kept, dropped = np.sort(order[:count]), order[count:]
+        gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
+        left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
+        some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
+        results = to_results(source, some, joint_set, config)
+        found[share] = evaluate_results(left, without_boxes(results), joint_set)["AP"]
+    return found
