@@ -8,7 +8,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	"$$p" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$p" && break; done)
 DEMO := --config=configs/synthetic.py --workdir=runs/demo
 
-.PHONY: demo test lint format clean
+# The page shows what was trained into this folder.
+WORKDIR ?= runs/demo
+
+.PHONY: app demo test lint format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python train.py $(DEMO)
@@ -16,6 +19,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
+
+app: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
+	$(VENV)/bin/python -m dpose_jax.app --workdir=$(WORKDIR)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
