@@ -19,6 +19,7 @@ from dpose_jax.training.checkpoints import read_variables, stored_config
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OUTPUTS = ("keypoints", "scores", "covariances")
 
+
 def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
     """The whole way from crops to joints, weights included, as one serialised program of any batch size.
 
