@@ -6,15 +6,17 @@ python eval.py --config=configs/synthetic.py --workdir=runs/demo [--config.field
 from absl import flags
 from ml_collections import config_flags
 
-from dpose_jax import command_line
+from dpose_jax import command_line, hosts
 from dpose_jax.evaluation.run import evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The file of configs/ that was trained.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
 OUT = flags.DEFINE_string("out", None, "The report; WORKDIR/eval.json by default.")
+hosts.define_flags()
 
 
 def main():
+    hosts.connect_from_flags()
     evaluate(CONFIG.value, WORKDIR.value, OUT.value)
 
 

@@ -1,20 +1,26 @@
 """Trains a config.
 
 python train.py --config=configs/synthetic.py --workdir=runs/demo [--config.field=value] [--dry_run]
+
+Several hosts run the same command, on Cloud TPU, GKE and SLURM as it is, elsewhere with --coordinator_address,
+--num_processes and --process_id (docs/scale.md). After SIGTERM it saves and ends with status 75: start it again.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
-from dpose_jax import command_line
-from dpose_jax.training.loop import DivergedError, dry_run, train
+from dpose_jax import command_line, hosts
+from dpose_jax.training.loop import dry_run, train
+from dpose_jax.training.metrics import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run resumes from its own workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, run one batch, say what the run will need, stop.")
+hosts.define_flags()
 
 
 def main():
+    hosts.connect_from_flags()
     (dry_run if DRY_RUN.value else train)(CONFIG.value, WORKDIR.value)
 
 

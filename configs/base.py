@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     """Returns the defaults. Sizes are (height, width) in pixels; probabilities in [0, 1]."""
     c = ConfigDict()
     c.seed = 0
+    c.profile_steps = 0  # steps of the run to trace, into WORKDIR/profile; 0: none
     c.joint_set = "coco"  # coco, crowdpose, aic, or the path of a JSON file
     c.input_size = (256, 192)  # of the crop; divisible by 32 and by the stride
     c.stride = 4  # s: heatmaps are input_size / s; 1, 2, 4 or 8
@@ -88,24 +89,28 @@ def get_config() -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.learning_rate = 1e-3
+    c.optim.base_batch = 128  # learning_rate is for this train.batch_size and linear in it; 0: for any
     c.optim.schedule = "step"  # step or cosine
     c.optim.decay_at = (170 / 210, 200 / 210)  # step: x 0.1 at these shares of the run
     c.optim.warmup_steps = 500
     c.optim.clip_norm = 1.0  # of the global gradient; 0 turns it off
     c.optim.weight_decay = 0.0  # decoupled, on kernels
     c.optim.freeze_backbone_steps = 0  # first steps that leave HRNet and its statistics as they are (ours)
-    c.optim.ema = 0.0  # decay of the parameters' moving average; 0 turns it off
+    c.optim.ema = 0.0  # decay of the moving averages of parameters and BatchNorm statistics; 0 turns them off
 
     c.loss = ConfigDict()
     c.loss.diffusion = 1.0
     c.loss.coarse = 1.0
 
     c.train = ConfigDict()
-    c.train.batch_size = 128  # global
+    c.train.batch_size = 128  # of all devices together
+    c.train.accumulate = 1  # parts of the batch that are worked off one after the other, to save memory
+    c.train.fsdp = False  # split parameters and optimizer state over the devices instead of copying them
     c.train.steps = 245_787  # 210 epochs of 149,813 persons
     c.train.log_every = 50
     c.train.checkpoint_every = 2_000
-    c.train.keep_checkpoints = 2
+    c.train.keep_checkpoints = 2  # the newest; the best by AP stays too where there is an evaluation
+    c.train.evaluate_every = 0  # steps between evaluations on eval.split, each with a checkpoint; 0: none
 
     c.sampler = ConfigDict()
     c.sampler.steps = (1, 2, 4)  # K: every entry is evaluated
@@ -119,9 +124,10 @@ def get_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.split = "val"  # val or train
+    c.eval.checkpoint = "last"  # last, or best: the highest AP of the evaluations during training
     c.eval.batch_size = 64
     c.eval.flip = True
-    c.eval.ema = True  # evaluate the moving average when there is one
+    c.eval.ema = True  # evaluate the moving averages when there are any
     c.eval.boxes = "gt"  # gt or detections
     c.eval.min_box_score = 0.0  # detections below this are left out
     c.eval.min_joint_score = 0.2  # joints above it make the person score

@@ -4,6 +4,9 @@ The base recipe as it stands, at global batch 128 for 210 epochs of 149,813 pers
 docs/pretrained.md says where to get. Its time and result are unknown; `--dry_run` estimates the time. `data.root` is
 the official layout: annotations/, train2017/, val2017/.
 
+On more devices: with --config.train.batch_size=B the learning rate is 1e-3 x B / 128 (linear scaling,
+`optim.base_batch`); give --config.train.steps = 210 x 149,813 / B beside it.
+
   python train.py --config=configs/coco_w32_256x192.py --workdir=DIR --config.data.root=COCO
 
 Boxes are ground truth. The literature's tables are with the boxes of a 56.4-AP detector, for which add

@@ -19,6 +19,7 @@ def get_config():
     c.model.decoder_blocks = 1
 
     c.optim.learning_rate = 2e-3
+    c.optim.base_batch = 0
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 100
     c.optim.weight_decay = 1e-4

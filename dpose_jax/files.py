@@ -1,11 +1,45 @@
-"""Files that are whole or absent: written beside their place, then renamed."""
+"""Files that are whole or absent: written beside their place, then renamed. Paths may name a bucket, as gs://."""
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
+from etils import epath
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path lies in a bucket (gs://, s3://) and not in a file system."""
+    return "://" in os.fspath(path)
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is a file or folder; see `named_errors` for what it may raise about a bucket."""
+    with named_errors(path):
+        return epath.Path(path).exists()
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The content of a UTF-8 file."""
+    with named_errors(path):
+        return epath.Path(path).read_text()
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Errors about a bucket, of whatever client and kind, become an OSError that names the path.
+
+    A missing permission, bucket, credential or client package all come as types of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -14,6 +48,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     Raises:
       OSError: if it cannot be written; nothing is left behind.
     """
+    if is_remote(path):
+        with named_errors(path):
+            epath.Path(path).write_bytes(content)  # an object appears whole, and needs no folder
+        return
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")

@@ -18,6 +18,8 @@ def draw_batch():
         "image": np.zeros((BATCH, 64, 32, 3), np.uint8),
         "keypoints": (rng.random((BATCH, JOINTS, 2)) * (31, 63)).astype(np.float32),
         "visible": (np.arange(BATCH * JOINTS).reshape(BATCH, JOINTS) % 4 > 0).astype(np.float32),
+        "annotation_id": np.arange(BATCH, dtype=np.int32),
+        "bad_index": np.full(BATCH, -1, np.int32),
     }
 
 
@@ -45,7 +47,7 @@ def echo(small_model, miniature):
     outputs = rng.random((2, BATCH, 16, 8, JOINTS), np.float32)
     # No update: the optimizer gives the gradient out instead.
     optimizer = types.SimpleNamespace(
-        update=lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients)
+        update=lambda gradients, state, params, batch_stats: (jax.tree.map(jnp.zeros_like, gradients), gradients)
     )
 
     def build(**overrides):

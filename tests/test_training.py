@@ -1,8 +1,8 @@
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ from dpose_jax.data.records import Person
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training import loop
 from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir
-from dpose_jax.training.metrics import BadRecords, MetricsWriter
+from dpose_jax.training.metrics import BadRecords, DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.state import (
     TrainState,
-    average_params,
-    averaged_params,
+    average_variables,
+    evaluated_variables,
     initial_state,
     learning_rate,
     make_optimizer,
@@ -31,23 +31,32 @@ def read_metrics(workdir):
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_moving_average_is_its_recursion():
-    """a_n = d_n a_(n-1) + (1 - d_n) p_n with d_n = min(decay, n / (9 + n)) for the n-th update, from p_0."""
+def test_moving_averages_are_their_recursion():
+    """a_n = d_n a_(n-1) + (1 - d_n) x_n with d_n = min(decay, n / (9 + n)) for the n-th update, from x_0.
+
+    The same for parameters and for BatchNorm's statistics, and evaluation takes both or neither.
+    """
     rng = np.random.default_rng(0)
-    params = {"w": rng.standard_normal(3).astype(np.float32)}
-    optimizer = optax.chain(optax.sgd(1.0), average_params(0.6))
-    state = optimizer.init(params)
-    expected = params["w"].astype(np.float64)
+    params, stats = ({name: rng.standard_normal(3).astype(np.float32)} for name in ("w", "mean"))
+    optimizer = optax.chain(optax.sgd(1.0), average_variables(0.6))
+    state = initial_state({"params": params, "batch_stats": stats}, optimizer).opt_state
+    expected = [params["w"].astype(np.float64), stats["mean"].astype(np.float64)]
     for n in range(1, 30):
-        gradients = {"w": rng.standard_normal(3).astype(np.float32)}
-        updates, state = optimizer.update(gradients, state, params)
+        gradients, stats = ({name: rng.standard_normal(3).astype(np.float32)} for name in ("w", "mean"))
+        updates, state = optimizer.update(gradients, state, params, batch_stats=stats)
         np.testing.assert_array_equal(updates["w"], -gradients["w"])
         params = optax.apply_updates(params, updates)
         decay = min(0.6, n / (9 + n))
-        expected = decay * expected + (1 - decay) * np.asarray(params["w"])
-        average = averaged_params(TrainState(n, params, {}, state))
-        np.testing.assert_allclose(average["w"], expected, atol=1e-5)
-    assert averaged_params(TrainState(0, params, {}, optax.chain(optax.sgd(1.0)).init(params))) is None
+        newest = params["w"], stats["mean"]
+        expected = [decay * e + (1 - decay) * np.asarray(x) for e, x in zip(expected, newest, strict=True)]
+        variables, averaged = evaluated_variables(TrainState(n, params, stats, state), ema=True)
+        assert averaged
+        np.testing.assert_allclose(variables["params"]["w"], expected[0], atol=1e-5)
+        np.testing.assert_allclose(variables["batch_stats"]["mean"], expected[1], atol=1e-5)
+    plain = {"params": params, "batch_stats": stats}
+    assert evaluated_variables(TrainState(n, params, stats, state), ema=False) == (plain, False)
+    without = TrainState(0, params, stats, optax.chain(optax.sgd(1.0)).init(params))
+    assert evaluated_variables(without, ema=True) == (plain, False)
 
 
 def test_cosine_schedule(miniature):
@@ -58,6 +67,12 @@ def test_cosine_schedule(miniature):
     cosine = 0.02 * (1 + np.cos(np.pi * (steps - 10) / 100)) / 2
     expected = np.where(steps < 10, 0.02 * steps / 10, cosine)
     np.testing.assert_allclose([rate(step) for step in steps], expected, atol=1e-8)
+
+
+def test_rate_is_linear_in_the_batch(miniature):
+    fields = {"optim__learning_rate": 0.01, "optim__warmup_steps": 0, "train__batch_size": 64}
+    for base, expected in ((0, 0.01), (64, 0.01), (128, 0.005), (16, 0.04)):
+        assert learning_rate(miniature(**fields, optim__base_batch=base))(0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
@@ -88,18 +103,18 @@ def test_optimizer_clips_and_decays_kernels_alone(miniature):
     optimizer = make_optimizer(miniature(**fields))
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
     state = optimizer.init(params)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params, batch_stats={})
     np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 3, rtol=1e-6)
     np.testing.assert_array_equal(updates["bias"], 0)
     gradients = {"kernel": jnp.zeros((2, 2)), "bias": jnp.array([30.0, 40.0])}
-    _, state = optimizer.update(gradients, state, params)
+    _, state = optimizer.update(gradients, state, params, batch_stats={})
     moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
     np.testing.assert_allclose(moments.mu["bias"], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("learning_rate", 0.0), ("schedule", "linear"), ("warmup_steps", 4), ("warmup_steps", -1)]
+    [("learning_rate", 0.0), ("schedule", "linear"), ("warmup_steps", 4), ("warmup_steps", -1), ("base_batch", -1)]
     + [("clip_norm", -1.0), ("weight_decay", -1.0), ("ema", 1.0), ("ema", -0.1)],
 )
 def test_fields_out_of_range_are_named(miniature, field, value):
@@ -123,38 +138,35 @@ class People:
 @pytest.fixture
 def log(miniature, tmp_path):
     config = miniature(train__steps=6, train__log_every=2)
-    run = types.SimpleNamespace(config=config, source=People(), rate=lambda step: 0.5 + step)
-    writer = MetricsWriter(str(tmp_path), 0)
-    yield loop.StepLog(run, 0, writer)
-    writer.close()
+    with contextlib.closing(MetricsWriter(str(tmp_path), 0)) as writer:
+        yield StepLog(config, People(), 0, writer)
 
 
-def figures(**changes):
-    values = {"loss": 3.0, "loss_diffusion": 1.0, "loss_coarse": 2.0, "grad_norm": 4.0} | changes
-    return {name: jnp.float32(value) for name, value in values.items()}
+def figures(ids=(5,), **changes):
+    values = {"loss": 3.0, "loss_diffusion": 1.0, "loss_coarse": 2.0, "grad_norm": 4.0, "learning_rate": 0.5} | changes
+    rows = {"annotation_id": jnp.array(ids, jnp.int32), "bad_index": jnp.full(len(ids), -1, jnp.int32)}
+    return {name: jnp.float32(value) for name, value in values.items()} | rows
 
 
 def test_log_reads_one_step_late(log, tmp_path):
     for step in range(1, 5):
-        log.push(step, figures(loss=step), np.array([step]))
+        log.push(step, figures(loss=step))
         assert [line["step"] for line in read_metrics(tmp_path)] == [s for s in (2, 4) if s < step]
     log.flush()
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
-        # The rate of the n-th step is the schedule's at n - 1 steps done.
         expected = {"loss": line["step"], "loss_diffusion": 1, "loss_coarse": 2, "grad_norm": 4, "bad_records": 1}
-        expected["learning_rate"] = line["step"] - 0.5
         assert {name: line[name] for name in expected} == expected and line["examples_per_second"] > 0
 
 
 @pytest.mark.parametrize("name", ["loss_diffusion", "loss_coarse", "loss", "grad_norm"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_figure_that_is_not_finite_stops_the_run(log, name, value):
-    log.push(1, figures(), np.array([5, 6]))
-    log.push(2, figures(**{name: value}), np.array([7, 8]))
-    with pytest.raises(loop.DivergedError, match=rf"step 2: {name} is {value}; annotation ids \[7, 8\]"):
-        log.push(3, figures(), np.array([9, 10]))
+    log.push(1, figures((5, 6)))
+    log.push(2, figures((7, 8), **{name: value}))
+    with pytest.raises(DivergedError, match=rf"step 2: {name} is {value}; annotation ids \[7, 8\]"):
+        log.push(3, figures((9, 10)))
 
 
 def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):
@@ -166,7 +178,7 @@ def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):
         return variables
 
     monkeypatch.setattr(loop, "initial_variables", poisoned)
-    with pytest.raises(loop.DivergedError, match=r"step 1: loss_diffusion is nan; annotation ids \[\d+(, \d+){7}\]"):
+    with pytest.raises(DivergedError, match=r"step 1: loss_diffusion is nan; annotation ids \[\d+(, \d+){7}\]"):
         loop.train(miniature(), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
     assert checkpoints.latest is None
@@ -230,7 +242,7 @@ def test_checkpoint_brings_back_state_and_data_position(trained, tmp_path):
     assert run.data.get_state() == {"examples": 4 * 8}
     assert int(state.step) == 4
 
-    again = Checkpoints(str(tmp_path), keep=1)
+    again = Checkpoints(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         again.restore(jax.tree.map(loop._abstract, run.state))
     again.save(3, state, run.data)
@@ -259,35 +271,6 @@ def test_another_optimizer_in_the_workdir_is_named(trained, miniature, tmp_path)
             loop.train(miniature(**{f"optim__{name}": value}), workdir)
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(trained, tmp_path, monkeypatch):
-    """Two steps, a crash, two more: bit for bit the parameters, statistics, averages and log of four steps."""
-    config, straight = trained
-    save = Checkpoints.save
-
-    def crash(self, step, state, data):
-        save(self, step, state, data)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", crash)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train(config, str(tmp_path))
-    loop.train(config, str(tmp_path))
-    states = []
-    abstract = jax.tree.map(loop._abstract, loop.prepare(config).state)
-    for workdir in (straight, str(tmp_path)):
-        checkpoints = Checkpoints(workdir, keep=2)
-        states.append(checkpoints.restore(abstract))
-        checkpoints.close()
-    for one, other in zip(*(jax.tree.leaves(state) for state in states), strict=True):
-        np.testing.assert_array_equal(one, other)
-    for one, other in zip(read_metrics(straight), read_metrics(tmp_path), strict=True):
-        assert {k: v for k, v in one.items() if k != "examples_per_second"} == {
-            k: v for k, v in other.items() if k != "examples_per_second"
-        }
-
-
 def test_a_finished_run_does_nothing_more(trained, capsys):
     config, workdir = trained
     before = read_metrics(workdir)
@@ -300,5 +283,5 @@ def test_initial_state_is_a_copy(miniature):
     """The first donated step must not destroy the average, which starts as the parameters."""
     params = {"kernel": np.ones((2, 2), np.float32)}
     state = initial_state({"params": params, "batch_stats": {}}, make_optimizer(miniature()))
-    average = averaged_params(state)["kernel"]
+    average = evaluated_variables(state, ema=True)[0]["params"]["kernel"]
     assert average.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()

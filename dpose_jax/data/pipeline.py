@@ -1,7 +1,7 @@
 """Batches from a source: the training stream and the evaluation pass, both through Grain."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -124,8 +124,8 @@ class TrainIterator(grain.DatasetIterator):
 
     def _start(self) -> grain.DatasetIterator:
         index, count = self._shard
-        rows = self._stream[self._examples + index :: count].batch(self._batch_size // count)
-        return iter(read_ahead(rows, self._workers))
+        parts = self._stream[self._examples :].batch(self._batch_size // count)
+        return iter(read_ahead(parts[index::count], self._workers))
 
     def get_state(self) -> dict[str, Any]:
         """{"examples": examples consumed by all hosts together since the stream began}."""
@@ -153,9 +153,9 @@ def train_iterator(config: ConfigDict, source: Source, *, shard: tuple[int, int]
     """Endless augmented batches, host-local, of the format in docs/data.md.
 
     All hosts together read one endless stream, epoch after epoch of a fresh permutation, so each person comes
-    exactly once an epoch whatever the numbers; a batch may straddle two epochs. Host i of n takes every n-th
-    row from row i on, so the global batch holds the same persons for every n. A row depends on `config.seed`,
-    the epoch and its index in the source only.
+    exactly once an epoch whatever the numbers; a batch may straddle two epochs. Host i of n takes the i-th of
+    n equal parts of every global batch, so that it is the same, row by row, for every n. A row depends on
+    `config.seed`, the epoch and its index in the source only.
 
     Args:
       config: uses `seed`, `joint_set`, `input_size`, `crop`, `augment`, `train.batch_size` (of all hosts
@@ -194,6 +194,11 @@ class _EvalBatches:
             batches.close()
 
 
+def eval_example(config: ConfigDict, source: Source) -> Callable[[int], Batch]:
+    """The function from an index into the source to its row of an evaluation batch; see `eval_batches`."""
+    return _EvalExample(source, crop_spec(config), get_joint_set(config.joint_set))
+
+
 def eval_batches(
     config: ConfigDict, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)
 ) -> _EvalBatches:
@@ -216,8 +221,7 @@ def eval_batches(
     rows = np.full(-(-len(source) // batch_size) * batch_size, -1)
     rows[: len(source)] = np.arange(len(source))
     local = rows.reshape(-1, count, batch_size // count)[:, host].ravel()
-    example = _EvalExample(source, crop_spec(config), get_joint_set(config.joint_set))
-    dataset = grain.MapDataset.source(local).map(example).batch(batch_size // count)
+    dataset = grain.MapDataset.source(local).map(eval_example(config, source)).batch(batch_size // count)
     return _EvalBatches(dataset, config.data.workers)
 
 

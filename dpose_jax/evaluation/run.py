@@ -2,27 +2,30 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from dpose_jax import inference, parallel
-from dpose_jax.data.pipeline import eval_batches
-from dpose_jax.data.records import Source
+from dpose_jax import files, hosts, inference, parallel
+from dpose_jax.data.pipeline import eval_batches, eval_example
 from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation import pictures
 from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.protocol import Predictions, format_table, summarise
-from dpose_jax.files import write_json
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.training.checkpoints import Checkpoints, check_workdir, stored_config
-from dpose_jax.training.loop import check_fields
+from dpose_jax.training.fields import check_fields
 from dpose_jax.training.metrics import BadRecords
-from dpose_jax.training.state import averaged_params, initial_state, make_optimizer
+from dpose_jax.training.state import TrainState, evaluated_variables, initial_state, make_optimizer
+
+CHECKPOINTS = ("last", "best")  # values of eval.checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +39,111 @@ class Restored:
 
 
 def restore(config, workdir: str) -> Restored:
-    """The newest checkpoint of `workdir`; with `config.eval.ema`, its moving average where there is one.
+    """The checkpoint of `workdir` that `config.eval` names; with `eval.ema`, its moving averages where there are any.
 
     Raises:
-      ValueError: if the workdir holds another model.
-      FileNotFoundError: if it holds no checkpoint.
+      ValueError: if the workdir holds another model, or `eval.checkpoint` is not one of its values.
+      FileNotFoundError: if it holds no such checkpoint.
     """
     check_workdir(config, workdir)
-    if not os.path.isdir(workdir):
+    wanted = config.eval.checkpoint
+    if wanted not in CHECKPOINTS:
+        raise ValueError(f"eval.checkpoint={wanted!r}: must be one of {CHECKPOINTS}")
+    if not files.exists(workdir):
         raise FileNotFoundError(f"workdir {workdir!r}: no such folder")
     model, optimizer = build_model(config), make_optimizer(config)
     everywhere = parallel.replicated(parallel.make_mesh())
     abstract = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        state = checkpoints.restore(abstract)
-    seed = stored_config(workdir)["seed"]
-    average = averaged_params(state) if config.eval.ema else None
-    params = state.params if average is None else average
-    return Restored({"params": params, "batch_stats": state.batch_stats}, int(state.step), average is not None, seed)
+        if wanted == "best" and checkpoints.best is None:
+            raise FileNotFoundError(
+                f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
+            )
+        state = checkpoints.restore(abstract, step=checkpoints.best if wanted == "best" else None)
+    variables, averaged = evaluated_variables(state, ema=config.eval.ema)
+    return Restored(variables, int(state.step), averaged, stored_config(workdir)["seed"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a split was predicted as: N persons in source order, the unreadable left out.
+
+    Attributes:
+      index: (N,) int, into the source; to_image: (N, 2, 3) affine maps from crop to image.
+      joints: by result name, keypoints (N, J, 2) in crop pixels and scores (N, J).
+    """
+
+    index: np.ndarray
+    to_image: np.ndarray
+    joints: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Evaluator:
+    """Predicts and scores `config.eval.split`, as often as asked; reads the source and builds the program once.
+
+    All processes of a run call it together; each predicts its share, and each gets the scores of the whole.
+
+    Raises:
+      ValueError, FileNotFoundError: if config or data break a rule.
+    """
+
+    def __init__(self, config, mesh: jax.sharding.Mesh):
+        check_fields(config)
+        parallel.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+        self.config, self.settings, self.schedule = config, sampler_settings(config), build_schedule(config)
+        self.model = build_model(config)
+        self.source = make_source(config, config.eval.split, training=False)
+        self._mesh = mesh
+        predict = inference.make_predict(
+            self.model, self.schedule, self.settings, flip=config.eval.flip, seed=config.sampler.seed
+        )
+        everywhere, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+        self._predict = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
+
+    def predict(self, variables, stop: Callable[[], bool] = lambda: False) -> Rows | None:
+        """Predicts every person; `stop` is asked after every batch, and None comes back once it says so.
+
+        Raises:
+          ValueError: if too many records are unreadable.
+        """
+        config, parts = self.config, []
+        variables = jax.device_put(variables, parallel.replicated(self._mesh))
+        shard = (jax.process_index(), jax.process_count())
+        batches = eval_batches(config, self.source, config.eval.batch_size, shard=shard)
+        for batch in tqdm(batches, unit="batch", desc="predict", disable=not hosts.is_first()):
+            inputs = parallel.put_batch({key: batch[key] for key in ("image", "annotation_id")}, self._mesh)
+            joints = self._predict(variables, inputs["image"], inputs["annotation_id"])
+            facts = {key: batch[key] for key in ("index", "mask", "bad_index", "to_image")}
+            parts.append(facts | {"joints": jax.tree.map(parallel.local_rows, joints)})
+            if stop():
+                return None
+        rows: Any = hosts.gather(jax.tree.map(lambda *columns: np.concatenate(columns), *parts))
+        BadRecords(self.source, config.data.max_bad_share).add(rows["bad_index"])
+        order = np.argsort(rows["index"], kind="stable")
+        rows = jax.tree.map(lambda column: column[order[rows["mask"][order] > 0]], rows)
+        return Rows(rows["index"], rows["to_image"], rows["joints"])
+
+    def score(self, rows: Rows, facts: dict | None = None) -> tuple[dict, dict]:
+        """The report, with `facts` in its protocol, and the COCO results by name; see `protocol.summarise`."""
+        predictions = {
+            name: Predictions(rows.index, inference.to_image_pixels(keypoints, rows.to_image), scores)
+            for name, (keypoints, scores) in rows.joints.items()
+        }
+        return summarise(self.source, predictions, self.model.joint_set, self.config, facts)
+
+    def best_ap(self, state: TrainState, stop: Callable[[], bool]) -> float | None:
+        """AP of the best result of a training state, 0 without ground truth; None if `stop` ended it."""
+        rows = self.predict(evaluated_variables(state, ema=self.config.eval.ema)[0], stop)
+        return None if rows is None else self.score(rows)[0]["best"]["AP"] or 0.0
 
 
 def evaluate(config, workdir: str, out: str | None = None) -> dict:
     """Evaluates the coarse branch and each K of `config.sampler.steps` on `config.eval.split`.
 
     Writes the report to `out` (default: WORKDIR/eval.json), a COCO results file for each result into
-    WORKDIR/results/ and pictures into WORKDIR/pictures/; prints the report as a table.
+    WORKDIR/results/ and pictures into WORKDIR/pictures/; prints the report as a table. Of several processes the
+    first one writes and prints.
 
     Returns:
       The report, see `protocol.summarise`.
@@ -69,29 +151,23 @@ def evaluate(config, workdir: str, out: str | None = None) -> dict:
     Raises:
       ValueError, FileNotFoundError: if config, data or workdir break a rule, or too many records are unreadable.
     """
-    check_fields(config)
-    mesh = parallel.make_mesh()
-    parallel.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
-    settings, schedule, model = sampler_settings(config), build_schedule(config), build_model(config)
-    source = make_source(config, config.eval.split, training=False)
+    evaluator = Evaluator(config, parallel.make_mesh())
     restored = restore(config, workdir)
-    predict = inference.make_predict(model, schedule, settings, flip=config.eval.flip, seed=config.sampler.seed)
-    everywhere, split = parallel.replicated(mesh), parallel.batch_sharding(mesh)
-    jitted = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
-
-    chosen = pictures.choose(len(source), config.eval.pictures)
-    predictions, drawn = _predict_all(config, source, restored.variables, jitted, mesh, chosen)
-    facts = protocol_facts(config, model, restored)
-    report, results = summarise(source, predictions, model.joint_set, config, facts)
-    for name, rows in results.items():
-        write_results(os.path.join(workdir, "results", f"{config.eval.split}_{config.eval.boxes}_{name}.json"), rows)
-    write_json(out or os.path.join(workdir, "eval.json"), report)
+    rows = evaluator.predict(restored.variables)
+    assert rows is not None
+    report, results = evaluator.score(rows, protocol_facts(config, evaluator.model, restored))
+    if not hosts.is_first():
+        return report
+    for name, lines in results.items():
+        write_results(os.path.join(workdir, "results", f"{config.eval.split}_{config.eval.boxes}_{name}.json"), lines)
+    files.write_json(out or os.path.join(workdir, "eval.json"), report)
     print(format_table(report))
+    drawn = _drawn_rows(evaluator, rows)
     if drawn:
         folder = os.path.join(workdir, "pictures")
-        pictures.draw(
-            folder, config, source, model, schedule, restored.variables, settings, drawn, report["best"]["name"]
-        )
+        draw = functools.partial(pictures.draw, folder, config, evaluator.source, evaluator.model, evaluator.schedule)
+        # On the host: this process alone draws, which arrays of all processes do not allow.
+        draw(jax.device_get(restored.variables), evaluator.settings, drawn, report["best"]["name"])
         print(f"pictures: {folder}")
     return report
 
@@ -126,21 +202,11 @@ def protocol_facts(config, model, restored: Restored) -> dict:
     }
 
 
-def _predict_all(config, source: Source, variables, jitted, mesh, chosen: np.ndarray):
-    """Predictions by name in image pixels, and the rows of the persons to be drawn."""
-    bad = BadRecords(source, config.data.max_bad_share)
-    parts: dict[str, list] = {}
-    drawn = []
-    for batch in tqdm(eval_batches(config, source, config.eval.batch_size), unit="batch", desc="predict"):
-        bad.add(batch["bad_index"])
-        inputs = parallel.put_batch({key: batch[key] for key in ("image", "annotation_id")}, mesh)
-        joints = jax.device_get(jitted(variables, inputs["image"], inputs["annotation_id"]))
-        valid = batch["mask"] > 0
-        for name, (keypoints, scores) in joints.items():
-            moved = inference.to_image_pixels(keypoints, batch["to_image"])
-            parts.setdefault(name, []).append((batch["index"][valid], moved[valid], scores[valid]))
-        for row in np.flatnonzero(np.isin(batch["index"], chosen) & valid):
-            crops = {name: keypoints[row] for name, (keypoints, _) in joints.items()}
-            drawn.append({key: value[row] for key, value in batch.items()} | {"joints": crops})
-    merged = {name: [np.concatenate(column) for column in zip(*rows, strict=True)] for name, rows in parts.items()}
-    return {name: Predictions(*columns) for name, columns in merged.items()}, drawn
+def _drawn_rows(evaluator: Evaluator, rows: Rows) -> list[dict]:
+    """The persons to be drawn, each as its row of a batch with `joints` beside."""
+    chosen = pictures.choose(len(evaluator.source), evaluator.config.eval.pictures)
+    read = eval_example(evaluator.config, evaluator.source)
+    return [
+        read(int(rows.index[row])) | {"joints": {name: keypoints[row] for name, (keypoints, _) in rows.joints.items()}}
+        for row in np.flatnonzero(np.isin(rows.index, chosen))
+    ]

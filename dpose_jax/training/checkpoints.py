@@ -4,19 +4,22 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from dpose_jax.files import write_json
+from dpose_jax import files
 from dpose_jax.models.hrnet import PRESETS
 from dpose_jax.skeletons import get_joint_set
 from dpose_jax.training.state import TrainState
 
 CONFIG_FILE = "config.json"
+FORMAT = 1  # of a checkpoint: what is stored, under which names; versions that stored none wrote 1
 # Fields that decide which parameters there are and what they mean; FREE_MODEL_FIELDS do not.
 STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "crop.warp", "diffusion.zeta")
 FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat", "pretrained")
@@ -25,76 +28,126 @@ OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "freeze_backbone_steps")
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, one folder a step; saving is atomic (written beside, then renamed)."""
+    """The checkpoints of one workdir, one folder a step; saving is atomic (written beside, then renamed).
+
+    All processes of a run open, save and restore together; each writes and reads its own part of the arrays, so the
+    workdir of several hosts has to be a folder that they share, or a bucket.
+    """
 
     def __init__(self, workdir: str, keep: int = 1, *, read_only: bool = False):
-        """Opens `workdir`/checkpoints; `keep` is how many of the newest stay.
+        """Opens `workdir`/checkpoints; the `keep` newest stay, and the one of the highest AP.
 
         Raises:
           FileNotFoundError: if it is to be read only and does not exist.
+          OSError: if it is in a bucket that cannot be reached, or must not be.
         """
         # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
         asynchronous = jax.default_backend() != "cpu"
-        self.folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-        if read_only and not os.path.isdir(self.folder):
+        self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
+        if read_only and not files.exists(self.folder):
             raise FileNotFoundError(f"{self.folder}: no checkpoint; train into this workdir first")
+        newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
+        best = ocp.checkpoint_managers.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep, enable_async_checkpointing=asynchronous, read_only=read_only
+            best_fn=_ap,
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
+            enable_async_checkpointing=asynchronous,
+            read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        with files.named_errors(self.folder):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @property
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, None without one."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: grain.DatasetIterator) -> None:
-        """Saves state and data position as checkpoint `step`; does nothing if there is one."""
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint of the highest AP, the newest of equals; None where none was evaluated."""
+        step = self._manager.best_step()
+        return None if step is None or _ap(self._manager.metrics(step) or {}) < 0 else step
+
+    def save(self, step: int, state: TrainState, data: grain.DatasetIterator, ap: float | None = None) -> None:
+        """Saves state and data position as checkpoint `step`, with its AP if known; does nothing if there is one.
+
+        Raises:
+          OSError: if it, or the one before it that was still being written, cannot be written; names the folder. What
+            was saved earlier is whole.
+        """
         if step in self._manager.all_steps():
             return
-        position = ocp.args.JsonSave(data.get_state())
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=position))
+        position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT})
+        with self._writing():
+            items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=position)
+            self._manager.save(step, args=items, metrics={} if ap is None else {"AP": ap})
 
-    def restore(self, abstract: TrainState, data: grain.DatasetIterator | None = None) -> TrainState:
-        """The newest state, laid out as `abstract` (shapes, dtypes and shardings of today's mesh).
+    def restore(
+        self, abstract: TrainState, data: grain.DatasetIterator | None = None, step: int | None = None
+    ) -> TrainState:
+        """The state of `step`, by default the newest, laid out as `abstract` (shapes, dtypes and today's shardings).
 
         Args:
           data: is moved to the position stored beside the state, unless None.
 
         Raises:
           FileNotFoundError: if there is no checkpoint.
+          ValueError: if another version of the format wrote it.
         """
-        if self.latest is None:
+        step = self.latest if step is None else step
+        if step is None:
             raise FileNotFoundError(f"{self.folder}: no checkpoint; train into this workdir first")
-        items = {"state": ocp.args.StandardRestore(abstract)}
+        position = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        found = position.pop("format", 1)
+        if found != FORMAT:
+            path = os.path.join(self.folder, str(step))
+            raise ValueError(f"{path}: is of checkpoint format {found}, this version of dpose_jax reads {FORMAT}")
         if data is not None:
-            items["data"] = ocp.args.JsonRestore()
-        restored = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
-        if data is not None:
-            data.set_state(restored["data"])
-        return restored["state"]
+            data.set_state(position)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=items)["state"]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on disk; raises OSError as `save` does."""
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
+            raise OSError(f"{self.folder}: cannot write a checkpoint: {error}") from error
+
+
+def _ap(metrics: dict[str, float]) -> float:
+    return metrics.get("AP", -1.0)
 
 
 def holds_checkpoint(workdir: str) -> bool:
-    """Whether a run has saved into `workdir`."""
-    folder = os.path.join(workdir, "checkpoints")
-    return os.path.isdir(folder) and any(name.isdigit() for name in os.listdir(folder))
+    """Whether a run has saved into `workdir`; raises OSError about a bucket that cannot be reached, or must not be."""
+    with files.named_errors(workdir):
+        folder = epath.Path(workdir) / "checkpoints"
+        return folder.exists() and any(step.name.isdigit() for step in folder.iterdir())
 
 
 def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
     """`params` and `batch_stats` of the newest checkpoint as numpy arrays, whatever its model, and its step.
 
-    The parameters are their moving average where there is one, as in evaluation.
+    They are the moving averages where there are any, as in evaluation.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
     """
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.latest
     if step is None:
         raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
@@ -104,15 +157,15 @@ def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
     )
     state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    averages = [part["average"] for part in state["opt_state"] if part and "average" in part]
-    return {"params": averages[0] if averages else state["params"], "batch_stats": state["batch_stats"]}, step
+    averages = [part for part in state["opt_state"] if part and "updates" in part]
+    source = averages[0] if averages else state
+    return {name: source[name] for name in ("params", "batch_stats")}, step
 
 
 def claim_workdir(config, workdir: str) -> None:
-    """Writes the config into `workdir`, after `check_workdir`."""
+    """Writes the config into `workdir`, after `check_workdir`, and raises what that does."""
     check_workdir(config, workdir)
-    os.makedirs(workdir, exist_ok=True)
-    write_json(os.path.join(workdir, CONFIG_FILE), _as_stored(config))
+    files.write_json(os.path.join(workdir, CONFIG_FILE), _as_stored(config))
 
 
 def check_workdir(config, workdir: str) -> None:
@@ -122,14 +175,10 @@ def check_workdir(config, workdir: str) -> None:
       ValueError: if they are not; names each field that differs.
       FileNotFoundError: if there are checkpoints but no config beside them.
       NotADirectoryError, PermissionError: if `workdir` is a file, or cannot be written.
+      OSError: if it is in a bucket that cannot be reached, or must not be.
     """
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise NotADirectoryError(f"workdir {workdir!r}: is a file")
-    parent = os.path.abspath(workdir)
-    while not os.path.exists(parent):
-        parent = os.path.dirname(parent)
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
+    if not files.is_remote(workdir):
+        _check_folder(workdir)
     if not holds_checkpoint(workdir):
         return
     ours, theirs = _structure(_as_stored(config)), _structure(stored_config(workdir))
@@ -140,6 +189,16 @@ def check_workdir(config, workdir: str) -> None:
         raise ValueError("\n".join([head, *lines]))
 
 
+def _check_folder(workdir: str) -> None:
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise NotADirectoryError(f"workdir {workdir!r}: is a file")
+    parent = os.path.abspath(workdir)
+    while not os.path.exists(parent):
+        parent = os.path.dirname(parent)
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
+
+
 def stored_config(workdir: str) -> dict:
     """The config that `workdir` was trained with, as JSON, with its joint set written out under `joint_set_facts`.
 
@@ -147,10 +206,9 @@ def stored_config(workdir: str) -> dict:
       FileNotFoundError: if there is none.
     """
     path = os.path.join(workdir, CONFIG_FILE)
-    if not os.path.exists(path):
+    if not files.exists(path):
         raise FileNotFoundError(f"{path}: missing; it says what the checkpoints beside it are")
-    with open(path) as file:
-        return json.load(file)
+    return json.loads(files.read_text(path))
 
 
 def _as_stored(config) -> dict:

@@ -1,43 +1,64 @@
 """Where the figures of a training run go: metrics.jsonl and TensorBoard; and the count of bad records."""
 
+import contextlib
 import json
 import os
+import time
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 import tensorboardX
 from absl import logging
 
+from dpose_jax import files
 from dpose_jax.data.annotations import MALFORMED
 from dpose_jax.data.records import Source
-from dpose_jax.files import write_bytes
+from dpose_jax.training.step import LOSS_TERMS
 
 METRICS_FILE = "metrics.jsonl"
 
 
+class DivergedError(Exception):
+    """A loss or gradient is NaN or infinite; the message names the step, the term and the annotation ids."""
+
+
 class MetricsWriter:
-    """Appends one JSON object a log line to WORKDIR/metrics.jsonl, and the same scalars to TensorBoard."""
+    """Appends one JSON object a log line to WORKDIR/metrics.jsonl, and the same scalars to TensorBoard.
+
+    Nothing can be appended to an object of a bucket, so there metrics.jsonl is written anew by each `flush`.
+    """
 
     def __init__(self, workdir: str, start: int):
         """Opens the files; lines after step `start`, of a run that did not save them, are dropped."""
-        path = os.path.join(workdir, METRICS_FILE)
-        kept = []
-        if os.path.exists(path):
-            with open(path) as file:
-                # A line that a crash cut short has no closing brace.
-                kept = [line for line in file if line.endswith("}\n") and json.loads(line)["step"] <= start]
-        write_bytes(path, "".join(kept).encode())
-        self._file = open(path, "a", buffering=1)
+        self._path = os.path.join(workdir, METRICS_FILE)
+        lines = files.read_text(self._path).splitlines(keepends=True) if files.exists(self._path) else []
+        # A line that a crash cut short has no closing brace.
+        self._lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= start]
+        files.write_bytes(self._path, "".join(self._lines).encode())
+        self._file = None if files.is_remote(workdir) else open(self._path, "a", buffering=1)
         self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the figures of one step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        line = json.dumps({"step": step, **values}) + "\n"
+        if self._file is None:
+            self._lines.append(line)
+        else:
+            self._file.write(line)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Puts what was written where a resumed run finds it; called before each checkpoint."""
+        if self._file is None:
+            files.write_bytes(self._path, "".join(self._lines).encode())
+
     def close(self) -> None:
         """Flushes and closes both."""
-        self._file.close()
+        self.flush()
+        if self._file is not None:
+            self._file.close()
         self._board.close()
 
 
@@ -74,3 +95,59 @@ class BadRecords:
                 f"{self._malformed} of {total} records are malformed and {len(self._seen)} unreadable, more than "
                 f"data.max_bad_share={self._max_share}; one of them: {self._source[max(self._seen)].file}"
             )
+
+
+class StepLog:
+    """Reads metrics one step late, stops on a figure that is not finite, and writes a log line now and then."""
+
+    def __init__(self, config, source: Source, start: int, writer: MetricsWriter | None):
+        """`start` steps are done; without a `writer` (every process but the first) nothing is written."""
+        self.line = ""
+        self._bad = BadRecords(source, config.data.max_bad_share)
+        self._train, self._writer = config.train, writer
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._first, self._since = start + 1, (start, time.monotonic())
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Handles what is pending, and leaves what is done inside, such as a save, out of the examples a second."""
+        self.flush()
+        began = time.monotonic()
+        yield
+        self._since = (self._since[0], self._since[1] + time.monotonic() - began)
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of `step`, still on the device, and handles those of the step before."""
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self) -> None:
+        """Handles what is pending.
+
+        Raises:
+          DivergedError: if one of its figures is NaN or infinite.
+          ValueError: if too many records have turned out to be unreadable.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        ids, bad_index = (values.pop(name) for name in ("annotation_id", "bad_index"))
+        values = {name: float(value) for name, value in values.items()}
+        for name in (*LOSS_TERMS, "loss", "grad_norm"):
+            if not np.isfinite(values[name]):
+                raise DivergedError(f"step {step}: {name} is {values[name]}; annotation ids {ids.tolist()}")
+        self._bad.add(bad_index)
+        now = time.monotonic()
+        if step % self._train.log_every == 0 or step == self._train.steps:
+            rate = (step - self._since[0]) * self._train.batch_size / (now - self._since[1])
+            self._since = (step, now)
+            self.write(step, values | {"examples_per_second": round(rate, 2), "bad_records": len(self._bad)})
+            self.line = f"loss {values['loss']:.5f}, {rate:.0f} examples/s"
+        elif step == self._first:
+            self._since = (step, now)  # what came before was compilation
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the figures of one step."""
+        if self._writer is not None:
+            self._writer.write(step, values)

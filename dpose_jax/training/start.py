@@ -2,6 +2,7 @@
 
 import os
 
+from dpose_jax import hosts
 from dpose_jax.models import weight_files
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
@@ -22,7 +23,7 @@ def starting_variables(config, model: DiffusionPose):
     """
     variables, source = initial_variables(model, config.seed), config.model.pretrained
     if source in RANDOM:
-        print(f"start: random weights, seed {config.seed}")
+        hosts.say(f"start: random weights, seed {config.seed}")
         return variables
     if source != weight_files.CACHED and os.path.isdir(source):
         weights, name = _of_workdir(source, config)
@@ -33,7 +34,7 @@ def starting_variables(config, model: DiffusionPose):
         variables, text = fill(variables, weights, name)
     except ValueError as error:
         raise ValueError(f"model.pretrained={source!r}: {error}") from error
-    print(f"start: {text}")
+    hosts.say(f"start: {text}")
     return variables
 
 

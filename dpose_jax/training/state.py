@@ -18,7 +18,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, optimizer steps done.
       params: float32 tree; batch_stats: BatchNorm's running statistics, float32.
-      opt_state: of the optimizer, the parameters' moving average inside.
+      opt_state: of the optimizer, the moving averages inside.
     """
 
     step: jax.Array
@@ -28,39 +28,55 @@ class TrainState:
 
 
 class AverageState(NamedTuple):
-    """Moving average of the parameters, and the number of updates that it has seen."""
+    """Moving averages of parameters and BatchNorm statistics, and the number of updates that they have seen."""
 
     updates: jax.Array
-    average: Any
+    params: Any
+    batch_stats: Any
 
 
-def average_params(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the parameters; passes the updates through (last in a chain).
+def average_variables(decay: float) -> optax.GradientTransformationExtraArgs:
+    """Exponential moving averages of parameters and BatchNorm statistics; last in a chain, it changes no update.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not averaged
-    with their initial values.
+    The statistics are averaged too (ours, as timm and EfficientNet do): BatchNorm's own running values follow the
+    newest parameters, whose activations are not those of the averaged ones. The decay warms up as
+    min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not averaged with their initial values.
+
+    `update` takes `batch_stats`, those of the step; `init` knows the parameters alone, see `initial_state`.
     """
 
     def init(params):
-        return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params))
+        return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params), {})
 
-    def update(updates, state, params):
+    def update(updates, state, params=None, *, batch_stats, **_):
         rate = jnp.minimum(decay, (1 + state.updates) / (10 + state.updates))
-        new = optax.apply_updates(params, updates)
-        average = jax.tree.map(lambda a, p: rate * a + (1 - rate) * p, state.average, new)
-        return updates, AverageState(state.updates + 1, average)
+        new = optax.apply_updates(params, updates), batch_stats
+        averages = jax.tree.map(lambda a, x: rate * a + (1 - rate) * x, (state.params, state.batch_stats), new)
+        return updates, AverageState(state.updates + 1, *averages)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def averaged_params(state: TrainState) -> Any | None:
-    """The moving average of the parameters, or None where the optimizer keeps none."""
+def averaged_variables(state: TrainState) -> dict | None:
+    """The moving averages, as `params` and `batch_stats`, or None where the optimizer keeps none."""
     found = [part for part in state.opt_state if isinstance(part, AverageState)]
-    return found[0].average if found else None
+    return {"params": found[0].params, "batch_stats": found[0].batch_stats} if found else None
+
+
+def evaluated_variables(state: TrainState, *, ema: bool) -> tuple[dict, bool]:
+    """What to predict with: with `ema` the moving averages where there are any, else the newest values.
+
+    Returns:
+      `params` and `batch_stats`, and whether they are averages.
+    """
+    average = averaged_variables(state) if ema else None
+    return average or {"params": state.params, "batch_stats": state.batch_stats}, average is not None
 
 
 def learning_rate(config) -> optax.Schedule:
     """Warm-up from 0, then `step` (x 0.1 at each share of `decay_at`) or `cosine` to 0.
+
+    With `optim.base_batch` the rate is linear in the batch: `learning_rate` x `train.batch_size` / `base_batch`.
 
     Raises:
       ValueError: if a field of `config.optim` is out of range.
@@ -70,20 +86,25 @@ def learning_rate(config) -> optax.Schedule:
         raise ValueError(f"optim.schedule={optim.schedule!r}: must be one of {SCHEDULES}")
     if not optim.learning_rate > 0:
         raise ValueError(f"optim.learning_rate={optim.learning_rate}: must be positive")
+    if optim.base_batch < 0:
+        raise ValueError(f"optim.base_batch={optim.base_batch}: must be positive, or 0 for no scaling")
     if not 0 <= optim.warmup_steps < steps:
         raise ValueError(f"optim.warmup_steps={optim.warmup_steps}: must lie in [0, train.steps={steps})")
     after = steps - optim.warmup_steps
+    peak = optim.learning_rate * (config.train.batch_size / optim.base_batch if optim.base_batch else 1)
     if optim.schedule == "cosine":
-        main = optax.cosine_decay_schedule(optim.learning_rate, after)
+        main = optax.cosine_decay_schedule(peak, after)
     else:
         drops = {round(share * steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
-        main = optax.piecewise_constant_schedule(optim.learning_rate, drops)
-    warmup = optax.linear_schedule(0.0, optim.learning_rate, max(optim.warmup_steps, 1))
+        main = optax.piecewise_constant_schedule(peak, drops)
+    warmup = optax.linear_schedule(0.0, peak, max(optim.warmup_steps, 1))
     return optax.join_schedules([warmup, main], [optim.warmup_steps]) if optim.warmup_steps else main
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay on kernels, the learning rate, the moving average.
+    """Clipping, Adam, decoupled weight decay on kernels, the learning rate, the moving averages.
+
+    Its `update` takes `batch_stats` beside the parameters.
 
     Raises:
       ValueError: if a field of `config.optim` is out of range.
@@ -107,8 +128,8 @@ def make_optimizer(config) -> optax.GradientTransformation:
     parts += direction
     parts.append(optax.scale_by_learning_rate(learning_rate(config)))
     if optim.ema:
-        parts.append(average_params(optim.ema))
-    return optax.chain(*parts)
+        parts.append(average_variables(optim.ema))
+    return optax.with_extra_args_support(optax.chain(*parts))
 
 
 def hold_backbone(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
@@ -123,13 +144,12 @@ def hold_backbone(inner: optax.GradientTransformation, steps: int) -> optax.Grad
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0 from initial variables (`params`, `batch_stats`)."""
-    params = jax.tree.map(jnp.asarray, variables["params"])
-    return TrainState(
-        step=jnp.zeros([], jnp.int32),
-        params=params,
-        batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
-        opt_state=optimizer.init(params),
+    params, batch_stats = (jax.tree.map(jnp.asarray, variables[name]) for name in ("params", "batch_stats"))
+    opt_state = tuple(
+        part._replace(batch_stats=jax.tree.map(jnp.copy, batch_stats)) if isinstance(part, AverageState) else part
+        for part in optimizer.init(params)
     )
+    return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state)
 
 
 def count_parameters(params) -> int:

@@ -1,6 +1,7 @@
 """One optimizer step: draw t and noise, the two-term loss, the gradient, the update."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,31 +9,75 @@ import optax
 
 from dpose_jax.diffusion.schedule import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
-from dpose_jax.training.state import TrainState
+from dpose_jax.training.state import TrainState, learning_rate
 
 LOSS_TERMS = ("loss_diffusion", "loss_coarse")
+INPUTS = ("image", "keypoints", "visible", "t", "noise", "own")  # of the model, in its order
 
 
-def heatmap_loss(predicted: jax.Array, target: jax.Array, visible: jax.Array) -> jax.Array:
+def heatmap_loss(
+    predicted: jax.Array, target: jax.Array, visible: jax.Array, labelled: jax.Array | None = None
+) -> jax.Array:
     """Mean over pixels and labelled joints of the squared error, in float32 (L2 of the paper; the mean is ours).
 
     Args:
       predicted, target: (B, H, W, J); visible: (B, J), 0 for an unlabelled joint, which then weighs nothing.
+      labelled: scalar, the joints to divide by when these B examples are a part of the batch; by default their own.
 
     Returns:
       scalar; 0 if no joint is labelled.
     """
     error = jnp.mean((predicted.astype(jnp.float32) - target.astype(jnp.float32)) ** 2, axis=(1, 2))
-    return jnp.sum(error * visible) / jnp.maximum(jnp.sum(visible), 1.0)
+    labelled = jnp.sum(visible) if labelled is None else labelled
+    return jnp.sum(error * visible) / jnp.maximum(labelled, 1.0)
+
+
+def split_batch(batch: Any, parts: int) -> Any:
+    """(B, ...) leaves -> (parts, B / parts, ...): part p takes rows p, p + parts, ...
+
+    Strided, so that a batch split over devices gives every part to all of them, and no row moves.
+    """
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+
+def draw_inputs(config, step: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array | None]:
+    """The model's INPUTS of one step: from the batch, and drawn by `config.seed` and the step alone.
+
+    Returns:
+      leaves of leading axis B; `own` is None where no example gets the model's own heatmaps.
+    """
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
+    (low, high), share = config.diffusion.t_range, config.diffusion.own_share
+    count = batch["visible"].shape[0]
+    return {
+        "image": batch["image"],
+        "keypoints": batch["keypoints"],
+        "visible": batch["visible"],
+        "t": jax.random.randint(keys[0], (count,), low, high + 1),
+        "noise": jax.random.normal(keys[1], batch["keypoints"].shape),
+        "own": jax.random.bernoulli(keys[2], share, (count,)).astype(jnp.float32) if share else None,
+    }
 
 
 def make_train_step(
-    config, model: DiffusionPose, schedule: Schedule, optimizer: optax.GradientTransformation
+    config,
+    model: DiffusionPose,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    gather: Callable[[Any], Any] = lambda variables: variables,
 ) -> Callable:
     """Builds `(state, batch) -> (state, metrics)`, a pure function to be jitted with shardings.
 
     Randomness comes from `config.seed` and the step alone. `metrics` holds float32 scalars: `loss`, each term of
-    LOSS_TERMS and `grad_norm`.
+    LOSS_TERMS, `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that
+    every host learns of every host's.
+
+    With `train.accumulate` = A the batch is worked off in A parts, one after the other: loss and gradient are those
+    of the whole batch, but BatchNorm normalises each part by its own statistics, and averages them A times a step.
+
+    Args:
+      gather: makes parameters and statistics whole where a state is split over devices (`parallel.gather`); the
+        optimizer works on the split ones.
 
     Raises:
       ValueError: if `diffusion.t_range` or `diffusion.own_share` is out of range.
@@ -44,32 +89,40 @@ def make_train_step(
     if not 0 <= share <= 1:
         raise ValueError(f"diffusion.own_share={share}: must lie in [0, 1]")
     weights = dict(zip(LOSS_TERMS, (config.loss.diffusion, config.loss.coarse), strict=True))
-    seed = config.seed
+    parts, rate = config.train.accumulate, learning_rate(config)
+
+    def loss_of(params, batch_stats, rows, labelled):
+        variables, inputs = {"params": params, "batch_stats": batch_stats}, (rows[name] for name in INPUTS)
+        (estimate, coarse), updated = model.apply(
+            variables, *inputs, schedule=schedule, train=True, mutable=["batch_stats"]
+        )
+        target = model.codec.encode(rows["keypoints"], rows["visible"])
+        outputs = dict(zip(LOSS_TERMS, (estimate, coarse), strict=True))
+        terms = {name: heatmap_loss(out, target, rows["visible"], labelled) for name, out in outputs.items()}
+        return sum(weights[name] * term for name, term in terms.items()), (terms, updated["batch_stats"])
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step), 3)
-        count = batch["visible"].shape[0]
-        t = jax.random.randint(keys[0], (count,), low, high + 1)
-        noise = jax.random.normal(keys[1], batch["keypoints"].shape)
-        own = jax.random.bernoulli(keys[2], share, (count,)).astype(jnp.float32) if share else None
-        target = model.codec.encode(batch["keypoints"], batch["visible"])
+        rows, labelled = draw_inputs(config, state.step, batch), jnp.sum(batch["visible"])
+        params, batch_stats = gather((state.params, state.batch_stats))
 
-        def loss_of(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            inputs = (batch["image"], batch["keypoints"], batch["visible"], t, noise, own)
-            (estimate, coarse), updated = model.apply(
-                variables, *inputs, schedule=schedule, train=True, mutable=["batch_stats"]
-            )
-            terms = {
-                "loss_diffusion": heatmap_loss(estimate, target, batch["visible"]),
-                "loss_coarse": heatmap_loss(coarse, target, batch["visible"]),
-            }
-            return sum(weights[name] * term for name, term in terms.items()), (terms, updated["batch_stats"])
+        def add_part(carry, part):
+            batch_stats, sums = carry
+            (loss, (terms, batch_stats)), gradients = gradient_of(params, batch_stats, part, labelled)
+            return (batch_stats, jax.tree.map(jnp.add, sums, ({"loss": loss, **terms}, gradients))), None
 
-        (loss, (terms, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(gradients)}
+        zeros = dict.fromkeys(("loss", *LOSS_TERMS), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+        carry = batch_stats, zeros
+        if parts == 1:
+            carry, _ = add_part(carry, rows)
+        else:
+            carry, _ = jax.lax.scan(add_part, carry, split_batch(rows, parts))
+        batch_stats, (metrics, gradients) = carry
+        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, batch_stats=batch_stats)
         params = optax.apply_updates(state.params, updates)
+        metrics |= {name: batch[name] for name in ("annotation_id", "bad_index")}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step

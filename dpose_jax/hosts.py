@@ -1,0 +1,107 @@
+"""Several processes as one run, usually one a host: how they join, what they share, what only the first one does."""
+
+import os
+import sys
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+CONNECT_SECONDS = 300
+
+
+def define_flags() -> None:
+    """The flags of an entry point that may run as several processes; `connect_from_flags` reads them."""
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; found on Cloud TPU, GKE and SLURM.")
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes make the run; 1 looks for no others.", lower_bound=1
+    )
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+    flags.DEFINE_integer("connect_seconds", CONNECT_SECONDS, "How long to wait for all of them.", lower_bound=1)
+
+
+def connect_from_flags() -> None:
+    """`connect` with what the command line says."""
+    values = flags.FLAGS
+    connect(values.coordinator_address, values.num_processes, values.process_id, values.connect_seconds)
+
+
+def connect(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    seconds: int = CONNECT_SECONDS,
+) -> None:
+    """Joins this process to the others of the run; before any other use of JAX.
+
+    Without arguments the place in the run is what Cloud TPU, GKE or SLURM tell a process in its environment (see
+    `jax.distributed.initialize`); where nothing does, the process is alone.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0, the same for all.
+      num_processes: of the run; 1 stays alone whatever the environment says.
+      process_id: of this process, in [0, num_processes).
+      seconds: after which a process that still waits for the others ends with an error message and status 1. It is
+        ended outright, since the waiting client would else abort with a stack trace.
+
+    Raises:
+      ValueError: if only some of the three are given, or `process_id` is out of range.
+    """
+    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    if num_processes == 1:
+        return
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(f"--{missing[0]} is not given: the three flags --{', --'.join(given)} belong together")
+    if process_id is not None and num_processes is not None and process_id >= num_processes:
+        raise ValueError(f"--process_id={process_id}: must be below --num_processes={num_processes}")
+    if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
+        raise ValueError(f"--coordinator_address={coordinator_address!r}: must be HOST:PORT")
+
+    who = f"process {process_id} of {num_processes}" if not missing else "this process"
+    where = coordinator_address or "that the environment names"
+    text = f"error: coordinator_address {where}: {who} did not meet all the others within {seconds} s"
+    alarm = threading.Timer(seconds, _give_up, [text])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        # Its own limit lies behind ours: at that one the client aborts the process.
+        jax.distributed.initialize(**given, initialization_timeout=2 * seconds)
+    except ValueError as error:
+        if len(missing) < len(given) or "coordinator_address" not in str(error):
+            raise
+    finally:
+        alarm.cancel()
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints once, whatever the number of processes."""
+    if is_first():
+        print(text)
+
+
+def gather(rows: Any) -> Any:
+    """Every process's rows, one process after the other, for every process.
+
+    Args:
+      rows: tree of numpy arrays (N, ...) of at most 32 bits a number, of one shape on all processes.
+
+    Returns:
+      the same tree of (processes x N, ...).
+    """
+    if jax.process_count() == 1:
+        return rows
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(rows, tiled=True))
+
+
+def _give_up(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,29 @@
+"""Checks of fields that no other part looks at before the first compile."""
+
+from dpose_jax.diffusion.sampler import sampler_settings
+from dpose_jax.evaluation.coco import ENGINES
+
+
+def check_fields(config) -> None:
+    """Raises ValueError, naming the field, for what would otherwise fail only after the first compile."""
+    train, data, eval_ = config.train, config.data, config.eval
+    for name, value, low in (
+        ("train.steps", train.steps, 1),
+        ("train.log_every", train.log_every, 1),
+        ("train.checkpoint_every", train.checkpoint_every, 1),
+        ("train.keep_checkpoints", train.keep_checkpoints, 1),
+        ("train.accumulate", train.accumulate, 1),
+        ("train.evaluate_every", train.evaluate_every, 0),
+        ("profile_steps", config.profile_steps, 0),
+        ("data.workers", data.workers, 0),
+        ("eval.pictures", eval_.pictures, 0),
+    ):
+        if value < low:
+            raise ValueError(f"{name}={value}: must be at least {low}")
+    if not 0 <= data.max_bad_share <= 1:
+        raise ValueError(f"data.max_bad_share={data.max_bad_share}: must lie in [0, 1]")
+    if eval_.engine not in ENGINES:
+        raise ValueError(f"eval.engine={eval_.engine!r}: must be one of {ENGINES}")
+    if not 0 < eval_.nms <= 1:
+        raise ValueError(f"eval.nms={eval_.nms}: must lie in (0, 1]; 1 turns it off")
+    sampler_settings(config)
