@@ -132,9 +132,12 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
     shown = {"dynamic_ncols": True, "mininterval": 1.0, "disable": not hosts.is_first()}
     with tqdm(total=total, initial=start, unit="step", **shown) as bar, Preemption() as preemption:
         for step in range(start + 1, total + 1):
+            batch = parallel.put_batch(run.read(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
-                batch = parallel.put_batch(run.read(), run.mesh)
+            batch = parallel.put_batch(run.read(), run.mesh)
+            # What no line asks for is not moved between host and device, which would make one wait for the other.
+            with jax.transfer_guard("disallow"):
                 state, metrics = run.step_at(step)(state, batch)
                 # The step before this one is read while this one computes.
                 log.push(step, metrics)
