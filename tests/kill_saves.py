@@ -127,11 +127,11 @@ def main() -> None:
             step, found = left(config, workdir, abstract)
             if step is not None and found != expected[step]:
                 raise SystemExit(f"kill {kill}: the checkpoint of step {step} is not what it was")
-            state_of_save = "cut short" if unfinished else "done"
-            print(f"kill {kill}: {moment * 1e3:.0f} ms into a save, {state_of_save}; step {step} is whole", flush=True)
+            place, kept = "cut short" if unfinished else "done", "nothing yet" if step is None else f"step {step} whole"
+            print(f"kill {kill}: {moment * 1e3:.0f} ms into a save, which was {place}; {kept}", flush=True)
         if start(workdir).wait() or left(config, workdir, abstract) != (STEPS, expected[STEPS]):
             raise SystemExit("the run did not end as the one without kills")
-    print(f"{given.kills} kills, {cut} of them before the save was done: every newest checkpoint whole, the end the same")
+    print(f"{given.kills} kills, {cut} before the save was done: every newest checkpoint is whole, the end is the same")
 
 
 if __name__ == "__main__":

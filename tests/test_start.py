@@ -22,7 +22,7 @@ from dpose_jax.training import loop
 from dpose_jax.training.checkpoints import Checkpoints, read_variables
 from dpose_jax.training.loop import dry_run, prepare, train
 from dpose_jax.training.start import starting_variables
-from dpose_jax.training.state import averaged_params, hold_backbone, make_optimizer
+from dpose_jax.training.state import averaged_variables, hold_backbone, make_optimizer
 
 
 def assert_equal(one, other):
@@ -60,7 +60,7 @@ def test_a_file_is_the_start_of_the_run(small, tmp_path, capsys):
     variance = state.batch_stats["hrnet"]["stem1"]["bn"]["var"]
     np.testing.assert_array_equal(variance, stored_weights("w18_small", "imagenet")["bn1.running_var"])
     # The moving average starts there too.
-    assert_equal(averaged_params(state), state.params)
+    assert_equal(averaged_variables(state)["params"], state.params)
     said = capsys.readouterr().out
     assert f"start: 290 of 385 arrays from {path}; at random: attention, coarse_head, decoder, merge; ignored: " in said
 
@@ -108,7 +108,7 @@ def test_a_run_starts_from_another_run(trained, averages, miniature, capsys):
     assert_equal(started, averages)
     last = restored(*trained)
     assert leaves_that_differ(state.params, last.params)
-    assert_equal(state.params, averaged_params(last))
+    assert_equal(state.params, averaged_variables(last)["params"])
     count = len(averages)
     assert f"start: {count} of {count} arrays from {trained[1]} (step 4)\n" in capsys.readouterr().out
 
