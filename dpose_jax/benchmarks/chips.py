@@ -1,7 +1,17 @@
-"""What the chips of Cloud TPU can do, and in which slices they come. From cloud.google.com/tpu/docs, a page a kind."""
+"""What the chips of Cloud TPU can do, in which slices they come, and slices without chips to compile for.
+
+The figures are those of cloud.google.com/tpu/docs, a page a kind: v5e, v5p, v6e.
+"""
 
 import dataclasses
+import importlib.util
 import math
+import os
+
+import jax
+from jax.experimental import topologies
+
+from dpose_jax import parallel
 
 GIB = 2**30
 
@@ -11,15 +21,14 @@ class Chip:
     """One chip, as its page gives it.
 
     Attributes:
-      kind: its name; page: its page under cloud.google.com/tpu/docs.
+      kind: its name, and that of its page.
       hbm_bytes: memory; hbm_bandwidth: of it, bytes a second.
-      flops: peak, bfloat16, a second: float32 products too are made of bfloat16 ones by default.
+      flops: peak a second in bfloat16, of which float32 products too are made by default.
       host: the chips of one host.
       shapes: the slices of up to 256 chips.
     """
 
     kind: str
-    page: str
     hbm_bytes: int
     hbm_bandwidth: float
     flops: float
@@ -27,16 +36,13 @@ class Chip:
     shapes: tuple[str, ...]
 
 
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 CHIPS = {
-    chip.kind: chip
-    for chip in (
-        Chip("v5e", "v5e", 16 * GIB, 819e9, 197e12, (2, 2), _FLAT),
-        Chip("v5p", "v5p", 95 * GIB, 2765e9, 459e12, (2, 2, 1), ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-             + ("4x4x4", "4x4x8", "4x8x8")),
-        Chip("v6e", "v6e", 32 * GIB, 1638e9, 918e12, (2, 2), _FLAT),
-    )
-}  # fmt: skip
+    "v5e": Chip("v5e", 16 * GIB, 819e9, 197e12, (2, 2), _PLANE),
+    "v5p": Chip("v5p", 95 * GIB, 2765e9, 459e12, (2, 2, 1), _CUBOIDS),
+    "v6e": Chip("v6e", 32 * GIB, 1638e9, 918e12, (2, 2), _PLANE),
+}
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
@@ -52,6 +58,21 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     return CHIPS[kind], tuple(int(side) for side in shape.split("x"))
 
 
-def count(shape: tuple[int, ...]) -> int:
-    """Chips of a slice."""
-    return math.prod(shape)
+def slice_mesh(chip: Chip, shape: tuple[int, ...]) -> jax.sharding.Mesh:
+    """A mesh over the chips of a slice that is only described: programs can be compiled for it, not run.
+
+    Raises:
+      ValueError: if there is no libtpu, or it cannot compile for such a slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to ask
+    options = {}
+    if math.prod(shape) < math.prod(chip.host):
+        options["chips_per_host_bounds"] = (*shape, *[1] * (3 - len(shape)))
+    name = f"{chip.kind}:{'x'.join(map(str, shape))}"
+    try:
+        described = topologies.get_topology_desc(name, platform="tpu", **options)
+    except Exception as error:
+        raise ValueError(f"--topology={name}: this libtpu cannot describe it: {error}") from error
+    return parallel.make_mesh(list(described.devices))

@@ -1,0 +1,108 @@
+"""Compiled for a TPU slice or for CUDA without either: what is read from the compiler, and how it is asked."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from dpose_jax import parallel
+from dpose_jax.benchmarks import compiled
+from dpose_jax.benchmarks.chips import CHIPS, parse_topology
+from dpose_jax.benchmarks.compiled import DoesNotFitError, collectives, largest_batch, shape_bytes
+
+ROOT = pathlib.Path(__file__).parents[1]
+KEYS = {"devices", "batch_per_device", "hbm_bytes_per_device", "hbm_limit_bytes", "flops_per_device"}
+KEYS |= {"bytes_accessed_per_device", "collectives", "compile_seconds"}
+
+
+def command(*arguments, **environment):
+    given = [sys.executable, "benchmark.py", "topology", "--config=tests/miniature.py", *arguments]
+    return subprocess.run(given, env=os.environ | environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_topologies_are_named():
+    assert parse_topology("v5e:16x16") == (CHIPS["v5e"], (16, 16))
+    assert parse_topology("v5p:4x8x8")[1] == (4, 8, 8)
+    for name in ("v5e", "v5e:3x3", "v5p:4x4", "v9:2x2", "4x4", ""):
+        with pytest.raises(ValueError, match=r"must be KIND:SHAPE, one of v5e: 1x1, .*16x16; v5p: .*; v6e: "):
+            parse_topology(name)
+
+
+TEXT = """
+  %all-reduce.1 = (f32[32,16]{1,0:T(8,128)}, bf16[8]{0}) all-reduce(%a, %b), channel_id=1
+  %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%c), channel_id=2
+  ROOT %end = f32[32]{0:T(128)S(1)} all-gather-done(%start)
+  %all-reduce-start.2 = f32[] all-reduce-start(%d), channel_id=3
+  %done.3 = f32[] all-reduce-done(%all-reduce-start.2)
+  %fusion = f32[8]{0} fusion(%all-reduce.1), kind=kLoop
+"""
+
+
+def test_collectives_are_counted_where_they_end():
+    assert collectives(TEXT.splitlines()) == {
+        "all-reduce": {"count": 2, "bytes": 32 * 16 * 4 + 8 * 2 + 4},
+        "all-gather": {"count": 1, "bytes": 32 * 4},
+    }
+    assert shape_bytes("(s8[3,2]{1,0}, pred[5], u32[], f64[2])") == 6 + 5 + 4 + 16
+
+
+@pytest.mark.parametrize("limit", [3.5, 17.0, 40.2, 41.9])
+@pytest.mark.parametrize("bend", [0.0, 0.01, -0.002])
+def test_largest_batch_is_the_largest(limit, bend):
+    """Also where memory is not quite linear in the batch, and with few compilations."""
+    tried = []
+
+    def need(batch):
+        units = batch / compiled.UNIT
+        return 1 + units + bend * units**2
+
+    def train(batch):
+        tried.append(batch)
+        if need(batch) > limit:
+            raise DoesNotFitError("too much")
+        return {"hbm_bytes_per_device": need(batch), "batch_per_device": batch}
+
+    def fits(batch):
+        return need(batch) <= limit
+
+    if not fits(2 * compiled.UNIT):
+        with pytest.raises(DoesNotFitError):
+            largest_batch(train, limit)
+        return
+    found = largest_batch(train, limit)["batch_per_device"]
+    assert found == max(batch for batch in range(compiled.UNIT, 800, compiled.UNIT) if fits(batch))
+    assert len(tried) <= 16
+
+
+def test_bad_arguments_come_before_the_compiler(tmp_path):
+    done = command("--topology=v5e:5x5", f"--out={tmp_path}/f.json")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: --topology='v5e:5x5': must be KIND:SHAPE, one of v5e"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_slice_compiles_without_chips(tmp_path):
+    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[topology]'")
+    out = tmp_path / "f.json"
+    done = command("--topology=v5e:2x2", "--config.model.backbone=speck", "--batch=8", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert KEYS <= set(found) and KEYS <= set(found["sampler"])
+    assert (found["devices"], found["batch_per_device"], found["hbm_limit_bytes"]) == (4, 8, 16 * 2**30)
+    assert found["hbm_arguments_bytes"] < found["hbm_bytes_per_device"] < found["hbm_limit_bytes"]
+    assert found["flops_per_device"] > 0 and found["bytes_accessed_per_device"] > found["hbm_arguments_bytes"]
+    # The gradient at least, of four bytes a parameter, is summed over the devices.
+    assert found["collectives"]["all-reduce"]["bytes"] > found["hbm_arguments_bytes"] / 8
+    assert not found["sampler"]["collectives"]
+
+
+@pytest.mark.parametrize("program", [compiled.train_program, compiled.sampler_program])
+def test_programs_lower_for_cuda_without_a_gpu(program, miniature):
+    one = program(miniature(), parallel.make_mesh(), 2)
+    exported = jax.export.export(one.jitted, platforms=["cuda"])(*one.arguments)
+    assert exported.platforms == ("cuda",) and "stablehlo.convolution" in exported.mlir_module()
