@@ -133,7 +133,6 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
     with tqdm(total=total, initial=start, unit="step", **shown) as bar, Preemption() as preemption:
         for step in range(start + 1, total + 1):
             batch = parallel.put_batch(run.read(), run.mesh)
-            batch = parallel.put_batch(run.read(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
                 state, metrics = run.step_at(step)(state, batch)
