@@ -59,6 +59,8 @@ def draw_batch(config):
         "image": rng.integers(0, 256, (BATCH, height, width, 3), np.uint8),
         "keypoints": (rng.random((BATCH, JOINTS, 2)) * (width - 1, height - 1)).astype(np.float32),
         "visible": np.ones((BATCH, JOINTS), np.float32),
+        "annotation_id": np.arange(BATCH, dtype=np.int32),
+        "bad_index": np.full(BATCH, -1, np.int32),
     }
 
 
@@ -74,7 +76,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
         monkeypatch.setattr(decoder, "LEVELS", (1, 2))  # half the depth of D, which is most of the time to compile
     config = ablation(**CASES[name], sampler__steps=(2,))
     model, schedule = build_model(config), build_schedule(config)
-    optimizer = optax.sgd(1e-2, momentum=0.9)
+    optimizer = optax.with_extra_args_support(optax.sgd(1e-2, momentum=0.9))
     state, batch = initial_state(initial_variables(model, 0), optimizer), draw_batch(config)
     state, metrics = jax.jit(make_train_step(config, model, schedule, optimizer))(state, batch)
     assert all(np.isfinite(value) and value > 0 for value in metrics.values())
