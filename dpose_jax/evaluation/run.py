@@ -177,6 +177,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
     sampler = config.sampler
     drawn = config.data.source == "synthetic"
     return {
+        "source": config.data.source,
         "data": "synthetic" if drawn else config.data[f"{config.eval.split}_annotations"],
         "split": config.eval.split,
         "input_size": list(config.input_size),
