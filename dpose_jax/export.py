@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import flags
+from jax import export as jax_export
 
 from dpose_jax import Predictor, command_line, model_files
 from dpose_jax.files import write_bytes, write_json
@@ -42,10 +43,10 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
         found = poses(variables, crops, person_ids)
         return tuple(found[name] for name in OUTPUTS)
 
-    (batch,) = jax.export.symbolic_shape("b")
+    (batch,) = jax_export.symbolic_shape("b")
     size = predictor.model.codec.input_size
     inputs = (jax.ShapeDtypeStruct((batch, *size, 3), np.uint8), jax.ShapeDtypeStruct((batch,), np.int32))
-    return bytes(jax.export.export(jax.jit(program), platforms=tuple(platforms))(*inputs).serialize())
+    return bytes(jax_export.export(jax.jit(program), platforms=tuple(platforms))(*inputs).serialize())
 
 
 def program_facts(predictor: Predictor, platforms: Sequence[str]) -> dict:

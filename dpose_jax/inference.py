@@ -125,7 +125,7 @@ def make_poses(
     runs = () if settings is None else (settings,)
     heatmaps_of = make_heatmaps(model, schedule, runs, flip=flip, seed=seed, hypotheses=hypotheses)
     name = result_names(runs)[-1]
-    to_crop = model.codec.to_crop(np.eye(2, dtype=np.float32))
+    to_crop = model.codec.to_crop(jnp.eye(2))
 
     def poses(variables, images, person_ids):
         heatmaps = heatmaps_of(variables, images, person_ids)[name]

@@ -71,9 +71,9 @@ def load(path: str) -> tuple[ConfigDict, dict, dict]:
     """
     folder = os.path.dirname(path) or "." if os.path.basename(path) == WEIGHTS_FILE else path
     weights_path, facts_path = (os.path.join(folder, name) for name in (WEIGHTS_FILE, FACTS_FILE))
-    for file in (facts_path, weights_path):
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"{file}: missing; a model is a folder with {WEIGHTS_FILE} and {FACTS_FILE}")
+    for needed in (facts_path, weights_path):
+        if not os.path.isfile(needed):
+            raise FileNotFoundError(f"{needed}: missing; a model is a folder with {WEIGHTS_FILE} and {FACTS_FILE}")
     facts = _read_facts(facts_path)
     with open(weights_path, "rb") as file:
         data = file.read()

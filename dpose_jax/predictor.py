@@ -51,10 +51,11 @@ class Poses:
 
     def select(self, rows: Sequence[int]) -> "Poses":
         """The persons of these rows."""
-        rows = np.asarray(rows, int)
+        chosen = np.asarray(rows, int)
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        chosen = {name: value[rows] for name, value in fields.items() if isinstance(value, np.ndarray)}
-        return dataclasses.replace(self, **chosen)
+        return Poses(
+            **{key: value[chosen] if isinstance(value, np.ndarray) else value for key, value in fields.items()}
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -218,8 +219,7 @@ class Predictor:
         Raises:
           ValueError: for the coarse branch, which denoises nothing, or without a box; else as `__call__`.
         """
-        if self.settings is None:
-            raise ValueError("steps=0: the coarse branch has no denoising to show")
+        trace = self._trace
         pixels, boxes, views, _ = self._views(image, boxes)
         if not views:
             raise ValueError("boxes: at least one is needed to show a denoising")
@@ -227,13 +227,15 @@ class Predictor:
         parts = []
         for start, rows, size in split_batches(len(crops), self.batch_sizes):
             inputs = _padded(size, crops[start : start + rows], np.arange(start, start + rows, dtype=np.int32))
-            trajectory, joints, _ = jax.device_get(self._trace(self.variables, *inputs))
+            trajectory, joints, _ = jax.device_get(trace(self.variables, *inputs))
             parts.append((trajectory[:, :rows], joints[:, :rows]))
         trajectory, joints = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
         return crops, trajectory, joints
 
     @functools.cached_property
     def _trace(self) -> Callable:
+        if self.settings is None:
+            raise ValueError("steps=0: the coarse branch has no denoising to show")
         return jax.jit(inference.make_trace(self.model, self.schedule, self.settings, seed=self._seed))
 
     def _views(self, image: ImageLike, boxes) -> tuple[np.ndarray, np.ndarray, list[transforms.View], np.ndarray]:

@@ -1,22 +1,23 @@
 import json
-import pathlib
 import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
+from commands import command
 
 from dpose_jax import Predictor, export, model_files
 from dpose_jax.training.checkpoints import stored_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 
 # All that a user of the program writes; nothing of this package is there to help.
 USE = """
-import sys, numpy as np, jax
-program = jax.export.deserialize(open(sys.argv[1], "rb").read())
+import sys
+import numpy as np
+from jax import export
+program = export.deserialize(open(sys.argv[1], "rb").read())
 crops = np.load(sys.argv[2])
 out = program.call(crops, np.arange(len(crops), dtype=np.int32))
 np.savez(sys.argv[3], *out)
@@ -30,8 +31,7 @@ def exported(trained, tmp_path_factory):
     pytest.importorskip("flatbuffers", reason="the optional extra `export`")
     folder = tmp_path_factory.mktemp("exported")
     flags = [f"--workdir={trained[1]}", "--steps=2", "--platforms=cpu,cuda,tpu", f"--out={folder / 'model.bin'}"]
-    command = [sys.executable, "-m", "dpose_jax.export", *flags, f"--weights={folder / 'model'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = command("dpose_jax.export", *flags, f"--weights={folder / 'model'}")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -50,9 +50,9 @@ def test_program_without_the_code_gives_what_the_predictor_gives(trained, export
 
 
 def test_program_takes_any_batch_and_runs_everywhere(exported):
-    import jax
+    from jax import export as jax_export
 
-    program = jax.export.deserialize((exported / "model.bin").read_bytes())
+    program = jax_export.deserialize((exported / "model.bin").read_bytes())
     assert program.platforms == ("cpu", "cuda", "tpu")
     assert str(program.in_avals[0].shape[0]) == "b" and program.in_avals[0].shape[1:] == (64, 64, 3)
     facts = json.loads((exported / "model.json").read_text())
@@ -105,6 +105,5 @@ def test_unknown_platform(trained):
 
 
 def test_command_line_needs_something_to_write(trained):
-    command = [sys.executable, "-m", "dpose_jax.export", f"--workdir={trained[1]}", "--push_to_hub=a/b"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = command("dpose_jax.export", f"--workdir={trained[1]}", "--push_to_hub=a/b")
     assert done.returncode == 1 and done.stderr.startswith("error: give --out, --weights or both")

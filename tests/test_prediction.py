@@ -1,13 +1,11 @@
 """predict.py and what is behind it, on good and on bad input."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
+from commands import command
 
 from dpose_jax import Predictor, inference
 from dpose_jax.data.sources import make_source
@@ -17,7 +15,6 @@ from dpose_jax.prediction.images import load_image
 from dpose_jax.prediction.run import PartlyDone, predict
 from dpose_jax.prediction.video import VideoReader
 
-ROOT = pathlib.Path(__file__).parents[1]
 RNG = np.random.default_rng(0)
 
 
@@ -200,7 +197,7 @@ def test_command_line(trained, folder):
     (folder / "2.png").write_bytes(b"no image")
     out = folder / "out"
     flags = [f"--workdir={trained[1]}", f"--input={folder}", f"--out={out}", "--steps=2", "--trajectory", "--noflip"]
-    done = subprocess.run([sys.executable, "predict.py", *flags], cwd=ROOT, capture_output=True, text=True)
+    done = command("predict.py", *flags)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "2.png: cannot be decoded" in done.stderr and "error: problems: 1; they are listed above" in done.stderr
     assert whole(out) == ["denoising/1.png", "denoising/3.png", "pictures/1.png", "pictures/3.png"]
@@ -208,12 +205,7 @@ def test_command_line(trained, folder):
 
 
 def test_model_and_workdir_exclude_each_other(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "predict.py", f"--input={tmp_path}", f"--out={tmp_path / 'o'}", "--model=a", "--workdir=b"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = command("predict.py", f"--input={tmp_path}", f"--out={tmp_path / 'o'}", "--model=a", "--workdir=b")
     assert done.returncode == 1 and done.stderr.startswith("error: give one of --workdir and --model")
 
 
@@ -276,3 +268,18 @@ def test_trace_is_the_prediction_without_flip(predictor, folder):
     to_image = predictor._views(image, None)[3]
     np.testing.assert_allclose(inference.to_image_pixels(joints[-1], to_image), plain.keypoints, atol=5e-3)
     np.testing.assert_allclose(trajectory[-1].max(axis=(1, 2)), plain.keypoint_scores, atol=1e-5)
+
+
+def test_a_turned_photo_is_upright(tmp_path):
+    """The orientation that a camera stores is followed, as by a viewer, in a file and in a PIL image."""
+    PIL = pytest.importorskip("PIL.Image", reason="pillow writes the EXIF tag")
+    image = np.zeros((40, 64, 3), np.uint8)
+    image[:16, :, 0] = 240
+    exif = PIL.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    path = tmp_path / "turned.jpg"
+    PIL.fromarray(image).save(path, exif=exif, quality=95)
+    upright = cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE).astype(int)
+    for one in (path, PIL.open(path)):
+        found = load_image(one)
+        assert found.shape == (64, 40, 3) and np.abs(found - upright).mean() < 4

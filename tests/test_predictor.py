@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 
-import cv2
 import jax
 import numpy as np
 import pytest
@@ -249,18 +248,3 @@ def test_files_that_are_no_model(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message):
         Predictor.from_file(str(folder))
-
-
-def test_an_image_file_is_upright(predictor, tmp_path):
-    """The orientation that a camera stores is followed, as by a viewer."""
-    PIL = pytest.importorskip("PIL.Image", reason="pillow writes the EXIF tag")
-    image = np.zeros((40, 60, 3), np.uint8)
-    image[:10] = 250
-    exif = PIL.Exif()
-    exif[0x0112] = 6  # a quarter turn clockwise
-    path = tmp_path / "turned.png"
-    PIL.fromarray(image).save(path, exif=exif)
-    upright = cv2.rotate(image, cv2.ROTATE_90_CLOCKWISE)
-    expected = predictor(upright)
-    for one in (str(path), path, PIL.open(path)):
-        assert_same(predictor(one), expected)

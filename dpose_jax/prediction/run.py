@@ -114,7 +114,7 @@ def _predict_video(predictor, source, out, box_file, problems) -> None:
     reader = VideoReader(source)
     writer = VideoWriter(os.path.join(out, f"{stem}.mp4"), reader.fps)
     frames = (Item(number, f"frame {number}", pixels) for number, pixels in enumerate(reader))
-    if box_file:
+    if box_file and reader.count:
         box_file.check(range(reader.count))
     with contextlib.closing(reader), contextlib.closing(writer):
         draw = lambda item, poses: writer.add(draw_poses(item.pixels, poses, side=None))  # noqa: E731
