@@ -14,7 +14,7 @@ from absl import logging
 from dpose_jax.data.annotations import MALFORMED
 from dpose_jax.data.records import Person
 from dpose_jax.models.initialise import initial_variables
-from dpose_jax.training import loop
+from dpose_jax.training import loop, start
 from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir
 from dpose_jax.training.metrics import BadRecords, DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.state import (
@@ -177,7 +177,7 @@ def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):
         variables["params"]["decoder"]["head"]["bias"][3] = np.nan
         return variables
 
-    monkeypatch.setattr(loop, "initial_variables", poisoned)
+    monkeypatch.setattr(start, "initial_variables", poisoned)
     with pytest.raises(DivergedError, match=r"step 1: loss_diffusion is nan; annotation ids \[\d+(, \d+){7}\]"):
         loop.train(miniature(), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))
