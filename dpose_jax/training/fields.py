@@ -1,7 +1,8 @@
-"""Checks of fields that no other part looks at before the first compile."""
+"""Checks of fields that come before the first compile, whichever entry point runs."""
 
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation.coco import ENGINES
+from dpose_jax.training.state import make_optimizer
 
 
 def check_fields(config) -> None:
@@ -27,3 +28,4 @@ def check_fields(config) -> None:
     if not 0 < eval_.nms <= 1:
         raise ValueError(f"eval.nms={eval_.nms}: must lie in (0, 1]; 1 turns it off")
     sampler_settings(config)
+    make_optimizer(config)
