@@ -107,7 +107,7 @@ def test_fsdp_splits_the_longest_axis_that_the_devices_divide(monkeypatch):
     split = {name: tuple(place.spec) for name, place in parallel.state_sharding(mesh, tree, fsdp=True).items()}
     axis = parallel.DATA_AXIS
     assert split == {"kernel": (None, None, None, axis), "odd": (), "short": (), "long": (axis,), "wide": (axis,)}
-    assert all(place.spec == () for place in parallel.state_sharding(mesh, tree, fsdp=False).values())
+    assert all(tuple(place.spec) == () for place in parallel.state_sharding(mesh, tree, fsdp=False).values())
 
 
 def test_batch_that_the_devices_do_not_divide():
