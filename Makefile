@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python eval.py $(DEMO)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 app: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"

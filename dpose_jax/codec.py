@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpose_jax import rendering
+from dpose_jax import peaks, rendering
 
 CODECS = ("unbiased", "rounded")
 REFINEMENTS = ("dark", "quarter", "none")
@@ -134,51 +134,38 @@ class Codec:
         differences and, where the smoothing kernel would leave the map, no smoothing, so that a
         clean Gaussian decodes exactly everywhere, also beside the border (ours).
         """
-        heatmaps = jnp.moveaxis(heatmaps.astype(jnp.float32), -1, -3)
+        heatmaps = heatmaps.astype(jnp.float32)
+        x, y, scores = peaks.highest(heatmaps)
+        if refine == "dark":
+            return self._dark(heatmaps, x, y), scores
+        pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
+        return (pixel + self._quarter(heatmaps, x, y) if refine == "quarter" else pixel), scores
+
+    def _quarter(self, heatmaps, x, y):
         height, width = self.size
-        flat = heatmaps.reshape(*heatmaps.shape[:-2], height * width)
-        index = jnp.argmax(flat, axis=-1)
-        scores = jnp.take_along_axis(flat, index[..., None], axis=-1)[..., 0]
-        y, x = index // width, index % width
-        peak = jnp.stack([x, y], axis=-1).astype(jnp.float32)
-        if refine == "none":
-            return peak, scores
-        if refine == "quarter":
-            return peak + self._quarter(flat, x, y), scores
-        return self._dark(heatmaps, flat, x, y), scores
-
-    def _quarter(self, flat, x, y):
-        height, width = self.size
-
-        def step(dx, dy, inside):
-            ahead = self._at(flat, jnp.minimum(x + dx, width - 1), jnp.minimum(y + dy, height - 1))
-            behind = self._at(flat, jnp.maximum(x - dx, 0), jnp.maximum(y - dy, 0))
-            return jnp.where(inside, 0.25 * jnp.sign(ahead - behind), 0.0)
-
+        around = peaks.patches(heatmaps, x, y, 1)
+        step = jnp.stack([around[..., 1, 2] - around[..., 1, 0], around[..., 2, 1] - around[..., 0, 1]], axis=-1)
         # Peaks on the border stay, on both axes; HRNet's code leaves those at 1 alone as well, which we do not.
         inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
-        return jnp.stack([step(1, 0, inside), step(0, 1, inside)], axis=-1)
+        return jnp.where(inside[..., None], 0.25 * jnp.sign(step), 0.0)
 
-    def _dark(self, heatmaps, flat, x, y):
+    def _dark(self, heatmaps, x, y):
         height, width = self.size
         x, y = jnp.clip(x, 1, width - 2), jnp.clip(y, 1, height - 2)
+        reach = self.blur // 2 + 1
+        around = peaks.patches(heatmaps, x, y, reach)
+        values = around[..., reach - 1 : reach + 2, reach - 1 : reach + 2]
         if self.blur > 1:
-            rows, columns = _blur_matrix(height, self.blur), _blur_matrix(width, self.blur)
-            smooth = jnp.einsum("yv,...vu,xu->...yx", rows, heatmaps, columns).reshape(flat.shape)
-            margin = self.blur // 2 + 1
-            whole = (x >= margin) & (x < width - margin) & (y >= margin) & (y < height - margin)
-        else:
-            smooth, whole = flat, jnp.zeros(x.shape, bool)
-
-        def log(dx, dy):
-            value = jnp.where(whole, self._at(smooth, x + dx, y + dy), self._at(flat, x + dx, y + dy))
-            return jnp.log(jnp.maximum(value, 1e-10))
-
-        centre = log(0, 0)
-        right, left, below, above = log(1, 0), log(-1, 0), log(0, 1), log(0, -1)
-        gx, gy = 0.5 * (right - left), 0.5 * (below - above)
-        xx, yy = right - 2 * centre + left, below - 2 * centre + above
-        xy = 0.25 * (log(1, 1) - log(-1, 1) - log(1, -1) + log(-1, -1))
+            # The map smoothed in the 3 x 3 places that are needed, as one product: separably it is 8 times slower.
+            flat = around.reshape(*x.shape, -1)
+            smooth = jnp.matmul(flat, _smoothing(self.blur), precision="highest").reshape(values.shape)
+            whole = (x >= reach) & (x < width - reach) & (y >= reach) & (y < height - reach)
+            values = jnp.where(whole[..., None, None], smooth, values)
+        logs = jnp.log(jnp.maximum(values, 1e-10))
+        row, column = logs[..., 1, :], logs[..., :, 1]
+        gx, gy = 0.5 * (row[..., 2] - row[..., 0]), 0.5 * (column[..., 2] - column[..., 0])
+        xx, yy = (line[..., 2] - 2 * line[..., 1] + line[..., 0] for line in (row, column))
+        xy = 0.25 * (logs[..., 2, 2] - logs[..., 2, 0] - logs[..., 0, 2] + logs[..., 0, 0])
         determinant = xx * yy - xy**2
         peaked = (xx < 0) & (yy < 0) & (determinant > 1e-9)
         safe = jnp.where(peaked, determinant, 1.0)
@@ -186,9 +173,6 @@ class Codec:
         # 1.5 px: the true peak lies within half a pixel of the argmax, plus one at the border.
         offset = jnp.where(peaked[..., None], jnp.clip(offset, -1.5, 1.5), 0.0)
         return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset
-
-    def _at(self, flat, x, y):
-        return jnp.take_along_axis(flat, (y * self.size[1] + x)[..., None], axis=-1)[..., 0]
 
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
@@ -207,10 +191,11 @@ def _interpolation(length: int, source: int, pitch: float) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source))).astype(np.float32)
 
 
-def _blur_matrix(length: int, kernel: int) -> np.ndarray:
-    """(length, length) Gaussian smoothing with zero padding; OpenCV's sigma for a kernel of that side."""
+def _smoothing(kernel: int) -> np.ndarray:
+    """((kernel + 2)^2, 9) weights from a patch to its smoothed 3 x 3 middle; OpenCV's sigma for a kernel of that side."""
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
-    offset = np.arange(length)[:, None] - np.arange(length)[None, :]
-    weights = np.exp(-(offset**2) / (2 * sigma**2)) * (np.abs(offset) <= kernel // 2)
     taps = np.exp(-(np.arange(-(kernel // 2), kernel // 2 + 1) ** 2) / (2 * sigma**2))
-    return (weights / taps.sum()).astype(np.float32)
+    line = np.zeros((3, kernel + 2))
+    for i in range(3):
+        line[i, i : i + kernel] = taps / taps.sum()
+    return np.einsum("iy,jx->yxij", line, line).reshape(-1, 9).astype(np.float32)

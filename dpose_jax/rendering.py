@@ -5,6 +5,7 @@ at integers), vectorised over leading axes and joints, and differentiable where 
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +58,9 @@ def joint_mask(
       (..., H, W, 1) float32 in [0, 1].
     """
     scale = size[0] / REFERENCE_HEIGHT
-    distance = _length(_grid(size) - keypoints[..., None, None, :, :])
-    return _union(distance, visible, radius * scale, softness * scale)
+    x, y = _offsets(keypoints, size)
+    squared = [_outer_sum(y[..., j, :] ** 2, x[..., j, :] ** 2) for j in range(keypoints.shape[-2])]
+    return _union(squared, visible, size, radius * scale, softness * scale)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "limbs", "softness"))
@@ -86,31 +88,49 @@ def limb_mask(
     """
     scale = size[0] / REFERENCE_HEIGHT
     first, second = np.asarray(limbs, np.int32).reshape(-1, 2).T
-    start = keypoints[..., None, None, first, :]
-    along = keypoints[..., None, None, second, :] - start
-    offset = _grid(size) - start
-    # A limb of zero length is its start point; the floor keeps its division finite.
-    length2 = jnp.maximum(jnp.sum(along**2, axis=-1), 1e-12)
-    share = jnp.clip(jnp.sum(offset * along, axis=-1) / length2, 0.0, 1.0)
-    distance = _length(offset - share[..., None] * along)
-    return _union(distance, visible[..., first] * visible[..., second], half_width * scale, softness * scale)
+    start = keypoints[..., first, :]
+    along = keypoints[..., second, :] - start
+    squared_length = jnp.sum(along**2, axis=-1, keepdims=True)
+    length = jnp.sqrt(jnp.maximum(squared_length, 1e-12))
+    # In the frame of the limb: its own axis first. A limb of no length may have any axis.
+    axis = jnp.where(squared_length > 1e-12, along / length, jnp.array([1.0, 0.0]))
+    cos, sin = axis[..., :1], axis[..., 1:]
+    x, y = _offsets(start, size)
+    forward, sideways = (x * cos, y * sin), (-x * sin, y * cos)
+    squared = []
+    for k in range(len(limbs)):
+        u, v = (_outer_sum(rows[..., k, :], columns[..., k, :]) for columns, rows in (forward, sideways))
+        beyond = jnp.maximum(jnp.maximum(-u, u - length[..., k, :, None]), 0.0)
+        squared.append(beyond**2 + v**2)
+    return _union(squared, visible[..., first] * visible[..., second], size, half_width * scale, softness * scale)
 
 
-def _grid(size: tuple[int, int]) -> jax.Array:
-    """(H, W, 1, 2) pixel positions, x and y."""
-    y, x = jnp.mgrid[: size[0], : size[1]]
-    return jnp.stack([x, y], axis=-1)[:, :, None, :].astype(jnp.float32)
+def _offsets(points: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """(..., N, 2) -> from each point to the columns, (..., N, W), and to the rows, (..., N, H), of a map."""
+    height, width = size
+    points = points.astype(jnp.float32)
+    return jnp.arange(width) - points[..., :1], jnp.arange(height) - points[..., 1:]
 
 
-def _length(vectors: jax.Array) -> jax.Array:
-    """(..., 2) -> (...) Euclidean lengths, whose gradient at the zero vector is zero instead of NaN."""
-    return jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=-1), 1e-12))
+def _outer_sum(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """(..., H) and (..., W) -> (..., H, W)."""
+    return rows[..., :, None] + columns[..., None, :]
 
 
-def _union(distance: jax.Array, visible: jax.Array, radius: float, softness: float) -> jax.Array:
-    """(..., H, W, N) distances to N shapes and their (..., N) flags -> (..., H, W, 1) mask."""
-    if softness:
-        inside = jax.nn.sigmoid((radius - distance) / softness)
-    else:
-        inside = (distance <= radius).astype(jnp.float32)
-    return jnp.max(inside * visible[..., None, None, :], axis=-1, keepdims=True, initial=0.0)
+def _union(
+    squared: Sequence[jax.Array], visible: jax.Array, size: tuple[int, int], radius: float, softness: float
+) -> jax.Array:
+    """N squared distances (..., H, W), one a shape, and their (..., N) flags -> (..., H, W, 1) mask.
+
+    The shapes are a Python loop and not one more axis: so XLA:CPU makes one vectorised pass over the map of them, 40
+    to 100 times faster than its reduction over an axis of shapes.
+    """
+    union = jnp.zeros((*visible.shape[:-1], *size), jnp.float32)
+    for k, one in enumerate(squared):
+        if softness:
+            # Its gradient at distance zero is zero instead of NaN.
+            inside = jax.nn.sigmoid((radius - jnp.sqrt(jnp.maximum(one, 1e-12))) / softness)
+        else:
+            inside = (one <= radius**2).astype(jnp.float32)
+        union = jnp.maximum(union, inside * visible[..., k, None, None])
+    return union[..., None]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpose_jax import peaks
+
 REACH = 1  # the quadratic is fitted to (2 REACH + 1)^2 pixels
 FLOOR = 1e-3  # of the peak: what is lower is noise about 0, whose logarithm means nothing
 
@@ -23,29 +25,19 @@ def peak_covariance(heatmaps: jax.Array) -> jax.Array:
     Returns:
       (..., J, 2, 2) float32, symmetric and positive definite, order x, y, heatmap pixels squared.
     """
-    heatmaps = jnp.moveaxis(heatmaps.astype(jnp.float32), -1, -3)
-    height, width = heatmaps.shape[-2:]
-    flat = heatmaps.reshape(*heatmaps.shape[:-2], height * width)
-    index = jnp.argmax(flat, axis=-1)
-    peak = jnp.take_along_axis(flat, index[..., None], axis=-1)
-    x, y = jnp.clip(index % width, REACH, width - 1 - REACH), jnp.clip(index // width, REACH, height - 1 - REACH)
-    offsets = _offsets()
-    places = (y[..., None] + offsets[:, 1]) * width + x[..., None] + offsets[:, 0]
-    values = jnp.take_along_axis(flat, places, axis=-1)
-    logs = jnp.log(jnp.maximum(values, jnp.maximum(FLOOR * peak, 1e-10)))
+    heatmaps = heatmaps.astype(jnp.float32)
+    height, width = heatmaps.shape[-3:-1]
+    x, y, peak = peaks.highest(heatmaps)
+    inner = jnp.clip(x, REACH, width - 1 - REACH), jnp.clip(y, REACH, height - 1 - REACH)
+    values = peaks.patches(heatmaps, *inner, REACH).reshape(*peak.shape, -1)
+    logs = jnp.log(jnp.maximum(values, jnp.maximum(FLOOR * peak[..., None], 1e-10)))
     xx, yy, xy = jnp.moveaxis(logs @ _hessian_filter(), -1, 0)
     return _inverse(-xx, -xy, -yy, 1.0 / max(height, width) ** 2)
 
 
-def _offsets() -> np.ndarray:
-    """(9, 2) int, x and y."""
-    y, x = np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1]
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
 def _hessian_filter() -> np.ndarray:
     """(9, 3) weights of the least-squares quadratic's second derivatives xx, yy and xy (Savitzky and Golay)."""
-    x, y = _offsets().T.astype(np.float64)
+    y, x = np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1].reshape(2, -1).astype(np.float64)
     design = np.stack([x**2 / 2, y**2 / 2, x * y, x, y, np.ones_like(x)], axis=1)
     return np.linalg.pinv(design)[:3].T.astype(np.float32)
 

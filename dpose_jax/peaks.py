@@ -1,0 +1,39 @@
+"""Where heatmaps are highest, and what surrounds it: a pass over each map and a few pixels of it, never its transpose."""
+
+import jax
+import jax.numpy as jnp
+
+
+def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The highest pixel of every map: column x, row y, (..., J) int32, and the value, (..., J).
+
+    Of equal ones the first column's, and in it the first row's. Column by column, since XLA reduces the rows of
+    (..., H, W, J) as whole vectors, where an argmax over all pixels of a joint goes one by one.
+
+    Args:
+      heatmaps: (..., H, W, J) float.
+    """
+    x = jnp.argmax(jnp.max(heatmaps, axis=-3), axis=-2)
+    column = jnp.take_along_axis(heatmaps, x[..., None, None, :], axis=-2)[..., 0, :]
+    return x, jnp.argmax(column, axis=-2), jnp.max(column, axis=-2)
+
+
+def patches(heatmaps: jax.Array, x: jax.Array, y: jax.Array, radius: int) -> jax.Array:
+    """The (2 radius + 1)^2 pixels around a place of every map.
+
+    Args:
+      heatmaps: (..., H, W, J).
+      x, y: (..., J) int, a column and a row.
+      radius: in pixels; what lies off the map repeats its border.
+
+    Returns:
+      (..., J, 2 radius + 1, 2 radius + 1), rows first, in the dtype of `heatmaps`.
+    """
+    *leading, height, width, joints = heatmaps.shape
+    maps = heatmaps.reshape(-1, height, width, joints)
+    offsets = jnp.arange(-radius, radius + 1)
+    rows = jnp.clip(y.reshape(-1, joints, 1) + offsets, 0, height - 1)[..., :, None]
+    columns = jnp.clip(x.reshape(-1, joints, 1) + offsets, 0, width - 1)[..., None, :]
+    person = jnp.arange(len(maps))[:, None, None, None]
+    found = maps.at[person, rows, columns, jnp.arange(joints)[:, None, None]].get(mode="promise_in_bounds")
+    return found.reshape(*leading, joints, len(offsets), len(offsets))
