@@ -192,7 +192,7 @@ def _interpolation(length: int, source: int, pitch: float) -> np.ndarray:
 
 
 def _smoothing(kernel: int) -> np.ndarray:
-    """((kernel + 2)^2, 9) weights from a patch to its smoothed 3 x 3 middle; OpenCV's sigma for a kernel of that side."""
+    """((kernel + 2)^2, 9) weights: a patch to its smoothed 3 x 3 middle; OpenCV's sigma for a kernel of that side."""
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
     taps = np.exp(-(np.arange(-(kernel // 2), kernel // 2 + 1) ** 2) / (2 * sigma**2))
     line = np.zeros((3, kernel + 2))

@@ -1,4 +1,4 @@
-"""Where heatmaps are highest, and what surrounds it: a pass over each map and a few pixels of it, never its transpose."""
+"""Where heatmaps are highest, and what surrounds it: one pass over each map, a few pixels of it, no transpose."""
 
 import jax
 import jax.numpy as jnp
