@@ -1,10 +1,13 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
 import ctypes
+import os
+import pathlib
 import signal
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 
 from dpose_jax.data.records import BadRecordError
@@ -13,10 +16,10 @@ from dpose_jax.data.records import BadRecordError
 USER_ERRORS = (ValueError, OSError, BadRecordError)
 
 
-def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) -> None:
+def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:
     """Parses the flags and calls `main`; one of USER_ERRORS or `errors` ends the program as `error: ...`, status 1.
 
-    `--verbosity=1` shows the traceback too.
+    `--verbosity=1` shows the traceback too. `keep_programs`: see `keep_compiled_programs`.
     """
 
     def call(argv):
@@ -25,6 +28,8 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = ()) ->
         # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         keep_freed_memory()
+        if keep_programs:
+            keep_compiled_programs()
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
         try:
@@ -51,6 +56,18 @@ def keep_freed_memory() -> None:
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
     for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1)):
         mallopt(option, value)
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the next start of the same run compiles nothing.
+
+    The folder is ~/.cache/dpose_jax/programs, below $XDG_CACHE_HOME where that is set; it may be deleted at any time.
+    JAX's own variables go first: JAX_COMPILATION_CACHE_DIR names another folder (a bucket too, for a pod), and
+    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "dpose_jax" / "programs"))
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -34,6 +34,6 @@ def patches(heatmaps: jax.Array, x: jax.Array, y: jax.Array, radius: int) -> jax
     offsets = jnp.arange(-radius, radius + 1)
     rows = jnp.clip(y.reshape(-1, joints, 1) + offsets, 0, height - 1)[..., :, None]
     columns = jnp.clip(x.reshape(-1, joints, 1) + offsets, 0, width - 1)[..., None, :]
-    person = jnp.arange(len(maps))[:, None, None, None]
+    person = jnp.arange(maps.shape[0])[:, None, None, None]
     found = maps.at[person, rows, columns, jnp.arange(joints)[:, None, None]].get(mode="promise_in_bounds")
     return found.reshape(*leading, joints, len(offsets), len(offsets))

@@ -1,18 +1,51 @@
-"""How fast each part is, beside its peers: one table of medians."""
+"""How fast each part is, beside its peers: one table of medians.
+
+python benchmark.py speed --out=F.json [--rows=heatmaps,decode] [--peer=torch,diffusers,hrnet:FOLDER]
+
+Row `input` reads the data of the config, --config.data.root=COCO; row `oks` the file --annotations=FILE.
+"""
 
 from absl import flags
+from ml_collections import config_flags
 
-from dpose_jax.benchmarks import report
-from dpose_jax.benchmarks.rows import ROWS
+from dpose_jax.benchmarks import peers, report, rows, whole
+from dpose_jax.benchmarks.evaluation import evaluation
 
-NAMES = flags.DEFINE_list("rows", sorted(ROWS), "Which rows to measure.")
+CONFIG = config_flags.DEFINE_config_file("config", "configs/coco_w32_256x192.py", "Whose data `input` reads, and W32.")
+PEER = flags.DEFINE_list("peer", [], "Peers: torch, diffusers, hrnet:FOLDER.")
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file for `oks`.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", required=True)
+
+
+def oks(wanted: peers.Peers, config) -> list[dict]:
+    """The OKS evaluation beside those peers of it that are installed."""
+    if ANNOTATIONS.value is None:
+        raise ValueError("--annotations is not given: row oks needs a COCO person_keypoints file")
+    found = evaluation(ANNOTATIONS.value)
+    return [
+        {"work": "OKS evaluation", "unit": "s"} | {key: row[key] for key in ("who", "value", "low", "high")}
+        for row in found
+    ]
+
+
+ROWS = {
+    "heatmaps": rows.heatmaps,
+    "decode": rows.decode,
+    "sampler": rows.sampler,
+    "oks": oks,
+    "network": whole.network,
+    "input": whole.inputs,
+    "start": whole.start,
+    "memory": whole.memory,
+}
+NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure.")
 
 
 def main() -> None:
     unknown = sorted(set(NAMES.value) - set(ROWS))
     if unknown:
-        raise ValueError(f"--rows={','.join(unknown)}: must be among {', '.join(sorted(ROWS))}")
+        raise ValueError(f"--rows={','.join(unknown)}: must be among {', '.join(ROWS)}")
+    wanted = peers.parse(PEER.value)
     environment = report.environment()
-    rows = [row for name in NAMES.value for row in ROWS[name]()]
-    report.write(OUT.value, rows, environment=environment)
+    table = [row for name in NAMES.value for row in ROWS[name](wanted, CONFIG.value)]
+    report.write(OUT.value, table, environment=environment)

@@ -122,8 +122,7 @@ def sample(
         return draw(y), y, estimate
 
     def step(carry, inputs):
-        after = advance(*carry, *inputs)
-        return after[:2], (carry[0], after[2])
+        return advance(*carry[:2], *inputs), carry[0]
 
     def step_or_stop(carry, inputs):
         moving, before = carry[0], carry[1:]
@@ -132,16 +131,16 @@ def sample(
         after = jax.tree.map(lambda new, old: jnp.where(_like(moving, new), new, old), after, before)
         distance = jnp.linalg.norm(codec.peaks(after[2], "dark")[0] - codec.peaks(before[2], "dark")[0], axis=-1)
         moving = moving & jnp.any(distance > settings.early_stop, axis=-1)
-        return (moving, *after), (before[0], after[2])
+        return (moving, *after), before[0]
 
     inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
+    start = (heatmaps, y, heatmaps)
     if settings.early_stop:
-        start = (jnp.ones((batch,), bool), heatmaps, y, heatmaps)
-        _, (entered, estimates) = jax.lax.scan(step_or_stop, start, inputs)
+        (*_, final), entered = jax.lax.scan(step_or_stop, (jnp.ones((batch,), bool), *start), inputs)
     else:
-        _, (entered, estimates) = jax.lax.scan(step, (heatmaps, y), inputs)
+        (*_, final), entered = jax.lax.scan(step, start, inputs)
     # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
-    return estimates[-1], jnp.concatenate([entered, estimates[-1:]])
+    return final, jnp.concatenate([entered, final[None]])
 
 
 def _like(flags: jax.Array, array: jax.Array) -> jax.Array:

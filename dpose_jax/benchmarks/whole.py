@@ -1,0 +1,125 @@
+"""Rows of the table of speeds that are of whole networks and programs: HRNet-W32, the input, the start, the memory."""
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpose_jax.benchmarks import peers, report
+from dpose_jax.benchmarks.rows import SIZE, Contenders, entries
+from dpose_jax.data import pipeline, transforms
+from dpose_jax.data.build import build
+from dpose_jax.data.sources import data_root, make_source
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.hrnet import PRESETS, HRNet
+from dpose_jax.models.initialise import initial_variables
+from dpose_jax.skeletons import get_joint_set
+
+IMAGES = 4  # in a batch of the network
+PERSONS = 64  # in a call of the input
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def network(wanted: peers.Peers, config) -> list[dict]:
+    """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
+    variables = initial_variables(build_model(config.copy_and_resolve_references()), 0)
+    mine = {kind: tree["hrnet"] for kind, tree in variables.items()}
+    images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
+    net, rows = HRNet(PRESETS["w32"]), []
+
+    def forward(variables, images):
+        return net.apply(variables, images, False)
+
+    def backward(variables, images):
+        def loss(params):
+            features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
+            return jnp.mean(features**2), moved
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
+        program, seconds = report.compiled(function, mine, images)
+        contenders: Contenders = {"ours": lambda program=program: program(mine, images)}
+        if "torch" in wanted:
+            contenders["torch, eager"] = peers.torch_hrnet(images, train)
+        rows += entries(work, "ms an image", contenders, IMAGES, seconds)
+    return rows
+
+
+def inputs(wanted: peers.Peers, config) -> list[dict]:
+    """Augmented crops of persons from a folder and from both kinds of records, on one core."""
+    cv2.setNumThreads(0)
+    contenders: Contenders = {}
+    with tempfile.TemporaryDirectory() as out:
+        for kind in ("folder", "full", "crops"):
+            c = config.copy_and_resolve_references()
+            with c.unlocked():
+                c.data.root = data_root(c)
+                if kind != "folder":
+                    build(c, out, kind)
+                    c.data.root, c.data.source = out, kind
+            contenders[f"ours, {kind}"] = _crops(c)
+        return entries("input", "persons/s", contenders, PERSONS)
+
+
+def _crops(config) -> Callable[[], None]:
+    """A call that makes the next PERSONS training examples in this thread."""
+    source, spec = make_source(config, "train", training=True), pipeline.crop_spec(config)
+    augment, joint_set = transforms.Augment(**config.augment), get_joint_set(config.joint_set)
+    rng = np.random.default_rng(0)
+    order = iter(lambda: int(rng.integers(len(source))), None)
+
+    def call():
+        for index in (next(order) for _ in range(PERSONS)):
+            person = source[index]
+            view = transforms.draw_view(rng, person, spec, augment, joint_set)
+            pipeline.make_example(source.read_image(index), person, view, spec, joint_set)
+
+    return call
+
+
+def start(wanted: peers.Peers, config) -> list[dict]:
+    """From the command to the end of a dry run of three steps of W32, batch 4, on synthetic people; cold, then warm."""
+    overrides = (
+        "data.source=synthetic",
+        "data.synthetic.train_images=64",
+        "train.batch_size=4",
+        "model.pretrained=none",
+    )
+    rows = []
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("cold", "warm"):
+            seconds, _ = run_program("configs/coco_w32_256x192.py", overrides, cache, "--dry_run")
+            rows.append({"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds})
+    return rows
+
+
+def memory(wanted: peers.Peers, config) -> list[dict]:
+    """The largest process of the demo's training, at its peak; by 20 steps it is reached."""
+    with tempfile.TemporaryDirectory() as cache:
+        overrides = ("train.steps=20", "optim.warmup_steps=1")
+        _, peak = run_program("configs/synthetic.py", overrides, cache)
+    return [{"work": "peak memory of the demo", "unit": "GB", "who": "ours", "value": peak / 1e9}]
+
+
+def run_program(config: str, overrides: tuple[str, ...], cache: str, *options: str) -> tuple[float, int]:
+    """Runs train.py of the clone: seconds, and the peak bytes of the largest of its processes."""
+    with tempfile.TemporaryDirectory() as workdir:
+        given = [f"--config.{text}" for text in overrides]
+        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *given, *options]
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+        began = time.perf_counter()
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
