@@ -21,6 +21,6 @@ def get_config():
     c.augment.scale = 0.2
     c.optim.warmup_steps = 50
     c.train.batch_size = 16
-    c.train.steps = 800
+    c.train.steps = 600
     c.train.log_every = 20
     return c

@@ -30,10 +30,10 @@ def patches(heatmaps: jax.Array, x: jax.Array, y: jax.Array, radius: int) -> jax
       (..., J, 2 radius + 1, 2 radius + 1), rows first, in the dtype of `heatmaps`.
     """
     *leading, height, width, joints = heatmaps.shape
-    maps = heatmaps.reshape(-1, height, width, joints)
+    maps = jnp.asarray(heatmaps).reshape(-1, height, width, joints)
     offsets = jnp.arange(-radius, radius + 1)
-    rows = jnp.clip(y.reshape(-1, joints, 1) + offsets, 0, height - 1)[..., :, None]
-    columns = jnp.clip(x.reshape(-1, joints, 1) + offsets, 0, width - 1)[..., None, :]
+    rows = jnp.clip(jnp.reshape(y, (-1, joints, 1)) + offsets, 0, height - 1)[..., :, None]
+    columns = jnp.clip(jnp.reshape(x, (-1, joints, 1)) + offsets, 0, width - 1)[..., None, :]
     person = jnp.arange(maps.shape[0])[:, None, None, None]
     found = maps.at[person, rows, columns, jnp.arange(joints)[:, None, None]].get(mode="promise_in_bounds")
     return found.reshape(*leading, joints, len(offsets), len(offsets))

@@ -4,12 +4,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dpose_jax import benchmarks
-from dpose_jax.benchmarks import report
+from dpose_jax.benchmarks import peers, report, rows
+from dpose_jax.codec import Codec
+from dpose_jax.diffusion.sampler import SamplerSettings
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -73,3 +76,41 @@ def test_report_is_json_and_a_table(tmp_path, capsys):
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["work", "value", "note"]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["b", "12,346", "x"]
     assert len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("unit", ["sets/s", "ms a set"])
+def test_entries_are_rates_or_times(monkeypatch, unit):
+    monkeypatch.setattr(report, "measure", lambda calls: {name: report.timing([0.1, 0.2, 0.4]) for name in calls})
+    first, second = rows.entries("work", unit, {"ours": None, "peer": None}, 4, compile_seconds=3.0)
+    value, low, high = (20, 40 / 3, 80 / 3) if unit == "sets/s" else (50, 37.5, 75)
+    assert [first["value"], first["low"], first["high"]] == pytest.approx([value, low, high])
+    assert first["compile_seconds"] == 3 and "compile_seconds" not in second and second["who"] == "peer"
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_the_timed_sampler_finds_the_joints_again(refresh):
+    """Around a network that returns what it is fed, DDIM decodes and draws the same people step after step."""
+    codec = Codec((64, 48), 2, sigma=2.0, blur=5)
+    keypoints, visible = rows.draw_people(codec, batch=3)
+    settings = SamplerSettings(steps=3, update_rule="ddim", refresh=refresh)
+    run = jax.jit(rows.sampling(settings, codec, batch=3))
+    final = run(codec.encode(keypoints, visible))
+    np.testing.assert_allclose(codec.decode(final)[0], keypoints, atol=0.05)
+
+
+@pytest.mark.parametrize("names", [["tensorflow"], ["hrnet"], ["hrnet:/no/such/folder"]])
+def test_unknown_peers_are_named(monkeypatch, names):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=rf"--peer={names[0]}: must be .*hrnet:FOLDER"):
+        peers.parse(names)
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--peer=diffusers: diffusers is not installed"):
+        peers.parse(["diffusers"])
+
+
+def test_unknown_row():
+    done = command("speed", "--rows=heatmap", "--out=/tmp/unused.json")
+    assert done.returncode == 1 and "--rows=heatmap: must be among heatmaps, decode" in done.stderr

@@ -85,7 +85,7 @@ def sample(
 
     Returns:
       The final y^_0^hm, (B, H, W, J) float32, and the trajectory (K + 1, B, H, W, J): the
-      heatmaps that entered each step, then the final ones.
+      heatmaps that entered each step (the final ones, where early stop left it out), then the final ones.
     """
     batch, joints = coarse.shape[0], coarse.shape[-1]
     seen = jnp.ones((batch, joints), jnp.float32)
@@ -110,35 +110,42 @@ def sample(
         y = q_sample(schedule, joints_of(coarse), jnp.full((batch,), settings.t_start), noise(0))
     else:
         y = schedule.zeta * joints_of(coarse)
-    heatmaps = coarse if settings.start == "coarse" else draw(y)
+    start = coarse if settings.start == "coarse" else draw(y)
     fixed = None if settings.refresh else guide(y)
 
-    def advance(heatmaps, y, index, t, t_next):
+    def entering(estimate, y, index):
+        if settings.update_rule == "direct":
+            return estimate
+        # Drawn where they are used: on XLA:CPU each map more that the scan carries is copied in every step.
+        return jax.lax.cond(index == 1, lambda: start, lambda: draw(y))
+
+    def advance(estimate, y, index, t, t_next):
+        heatmaps = entering(estimate, y, index)
         context = guide(schedule.zeta * joints_of(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
-        if settings.update_rule == "direct":
-            return estimate, y, estimate
-        y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))
-        return draw(y), y, estimate
+        if settings.update_rule == "ddim":
+            y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))
+        return estimate, y, heatmaps
 
     def step(carry, inputs):
-        return advance(*carry[:2], *inputs), carry[0]
+        estimate, y, entered = advance(*carry, *inputs)
+        return (estimate, y), entered
 
     def step_or_stop(carry, inputs):
-        moving, before = carry[0], carry[1:]
-        after = jax.lax.cond(jnp.any(moving), lambda: advance(*before[:2], *inputs), lambda: before)
+        moving, *before = carry
+        after = jax.lax.cond(jnp.any(moving), lambda: advance(*before, *inputs), lambda: (*before, before[0]))
         # Each person stops alone, so that nobody's result depends on who else is in the batch.
-        after = jax.tree.map(lambda new, old: jnp.where(_like(moving, new), new, old), after, before)
-        distance = jnp.linalg.norm(codec.peaks(after[2], "dark")[0] - codec.peaks(before[2], "dark")[0], axis=-1)
+        kept = (*before, before[0])
+        estimate, y, entered = (jnp.where(_like(moving, new), new, old) for new, old in zip(after, kept, strict=True))
+        distance = jnp.linalg.norm(codec.peaks(estimate, "dark")[0] - codec.peaks(before[0], "dark")[0], axis=-1)
         moving = moving & jnp.any(distance > settings.early_stop, axis=-1)
-        return (moving, *after), before[0]
+        return (moving, estimate, y), entered
 
     inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
-    start = (heatmaps, y, heatmaps)
     if settings.early_stop:
-        (*_, final), entered = jax.lax.scan(step_or_stop, (jnp.ones((batch,), bool), *start), inputs)
+        (_, final, _), entered = jax.lax.scan(step_or_stop, (jnp.ones((batch,), bool), start, y), inputs)
     else:
-        (*_, final), entered = jax.lax.scan(step, start, inputs)
+        (final, _), entered = jax.lax.scan(step, (start, y), inputs)
     # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
     return final, jnp.concatenate([entered, final[None]])
 
