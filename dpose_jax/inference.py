@@ -41,6 +41,14 @@ def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.
     return jnp.concatenate([mirrored[..., :shift, :], mirrored[..., :-shift, :]], axis=-2)
 
 
+def _in_turn(plain: jax.Array, mirrored: jax.Array) -> jax.Array:
+    """Two arrays (B, ...) -> (2B, ...), the mirrored row of each person after the plain one.
+
+    One half after the other would move rows between the devices over which the batch is split.
+    """
+    return jnp.stack([plain, mirrored], axis=1).reshape(-1, *plain.shape[1:])
+
+
 def make_heatmaps(
     model: DiffusionPose,
     schedule: Schedule,
@@ -66,14 +74,16 @@ def make_heatmaps(
     def run(variables, images, annotation_ids):
         keys = person_keys(seed, annotation_ids, hypotheses=hypotheses)
         if flip:
-            images = jnp.concatenate([images, images[:, :, ::-1]])
-            keys = jnp.concatenate([keys, person_keys(seed, annotation_ids, mirrored=True, hypotheses=hypotheses)])
+            images = _in_turn(images, images[:, :, ::-1])
+            mirrored_keys = person_keys(seed, annotation_ids, mirrored=True, hypotheses=hypotheses)
+            keys = _in_turn(keys.reshape(-1, hypotheses), mirrored_keys.reshape(-1, hypotheses)).reshape(-1)
         coarse, sampled = sample_heatmaps(model, variables, images, keys, settings=settings, schedule=schedule)
         named = {}
         for name, heatmaps in zip(result_names(settings), (coarse, *(final for final, _ in sampled)), strict=True):
             if flip:
-                plain, mirrored = jnp.split(heatmaps, 2)
-                heatmaps = (plain + unflip(mirrored, model.joint_set.flip_order, model.codec.flip_shift)) / 2
+                pairs = heatmaps.reshape(annotation_ids.shape[0], 2, -1, *heatmaps.shape[1:])
+                mirrored = unflip(pairs[:, 1], model.joint_set.flip_order, model.codec.flip_shift)
+                heatmaps = ((pairs[:, 0] + mirrored) / 2).reshape(-1, *heatmaps.shape[1:])
             if hypotheses > 1 and name != "coarse":
                 heatmaps = heatmaps.reshape(-1, hypotheses, *heatmaps.shape[1:])
             named[name] = heatmaps
