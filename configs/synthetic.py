@@ -3,8 +3,8 @@
   python train.py --config=configs/synthetic.py --workdir=runs/demo
   python eval.py --config=configs/synthetic.py --workdir=runs/demo
 
-Reached on 160 unseen persons with one step: AP .74, PCK@0.2 .98 (coarse branch .70, .96); their own boxes, flip test,
-seed 0. 6 to 10 minutes on two cores, installing and evaluation included. See docs/results.md.
+Reached on 160 unseen persons with one step: AP .70, PCK@0.2 .97 (coarse branch .69, .96); their own boxes, flip test,
+seed 0. About 8 minutes on two cores, installing and evaluation included. See docs/results.md.
 """
 
 from configs import tiny
