@@ -13,6 +13,7 @@ from dpose_jax import benchmarks, command_line
 
 
 def main(arguments: list[str]) -> None:
+    """Lists the subcommands, or runs the one that is named."""
     known = benchmarks.subcommands()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("usage: python benchmark.py NAME [--flag=value]; NAME --help shows the flags\n")

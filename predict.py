@@ -20,6 +20,7 @@ TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each 
 
 
 def main():
+    """Loads the model that the flags name and predicts."""
     if (WORKDIR.value is None) == (MODEL.value is None):
         raise ValueError("give one of --workdir and --model")
     options = {"steps": STEPS.value, "flip": FLIP.value}

@@ -109,6 +109,10 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
         peers.parse(["diffusers"])
 
 
-def test_unknown_row():
-    done = command("speed", "--rows=heatmap", "--out=/tmp/unused.json")
-    assert done.returncode == 1 and "--rows=heatmap: must be among heatmaps, decode" in done.stderr
+def test_unknown_row(tmp_path):
+    done = command("speed", "--rows=heatmap", f"--out={tmp_path}/speed.json")
+    assert (
+        done.returncode == 1
+        and not any(tmp_path.iterdir())
+        and "--rows=heatmap: must be among heatmaps, decode" in done.stderr
+    )

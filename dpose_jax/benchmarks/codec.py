@@ -16,6 +16,7 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes 
 
 
 def main() -> None:
+    """Measures, prints the table and writes the report."""
     environment = report.environment()
     joint_set = get_joint_set(JOINT_SET.value)
     ground_truth = read_json(ANNOTATIONS.value)

@@ -39,6 +39,7 @@ BATCH = 16  # where it is not the batch that varies
 
 
 def main() -> None:
+    """Measures, prints the table, writes the report and draws the plots."""
     config, environment = CONFIG.value, report.environment()
     series = {
         "batch": (BATCHES.value, lambda size: prediction(config, size, config.stride, 1)),

@@ -42,6 +42,7 @@ NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure.")
 
 
 def main() -> None:
+    """Measures the chosen rows, prints the table and writes the report."""
     unknown = sorted(set(NAMES.value) - set(ROWS))
     if unknown:
         raise ValueError(f"--rows={','.join(unknown)}: must be among {', '.join(ROWS)}")

@@ -31,6 +31,7 @@ RATES = {"persons_per_s": "ms", "persons_per_s_low": "ms_high", "persons_per_s_h
 
 
 def main() -> None:
+    """Measures costs and accuracy in one run, prints the tables, writes the report and the plot."""
     environment, config = report.environment(), CONFIG.value
     runs = plan(
         config,

@@ -19,6 +19,7 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes 
 
 
 def main() -> None:
+    """Measures, prints the table and writes the report."""
     environment, config = report.environment(), CONFIG.value
     shares = [float(text) for text in SHARES.value]
     if not all(0 <= share < 1 for share in shares):

@@ -131,23 +131,29 @@ def sample(
         estimate, y, entered = advance(*carry, *inputs)
         return (estimate, y), entered
 
-    def step_or_stop(carry, inputs):
-        moving, *before = carry
-        after = jax.lax.cond(jnp.any(moving), lambda: advance(*before, *inputs), lambda: (*before, before[0]))
-        # Each person stops alone, so that nobody's result depends on who else is in the batch.
-        kept = (*before, before[0])
-        estimate, y, entered = (jnp.where(_like(moving, new), new, old) for new, old in zip(after, kept, strict=True))
-        distance = jnp.linalg.norm(codec.peaks(estimate, "dark")[0] - codec.peaks(before[0], "dark")[0], axis=-1)
-        moving = moving & jnp.any(distance > settings.early_stop, axis=-1)
-        return (moving, estimate, y), entered
-
     inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
     if settings.early_stop:
-        (_, final, _), entered = jax.lax.scan(step_or_stop, (jnp.ones((batch,), bool), start, y), inputs)
+        step_until_still = _until_still(advance, codec, settings.early_stop)
+        (_, final, _), entered = jax.lax.scan(step_until_still, (jnp.ones((batch,), bool), start, y), inputs)
     else:
         (final, _), entered = jax.lax.scan(step, (start, y), inputs)
     # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
     return final, jnp.concatenate([entered, final[None]])
+
+
+def _until_still(advance: Callable, codec: Codec, bound: float) -> Callable:
+    """A step of a scan over (moving (B,), estimate, y), which leaves the persons that no longer move as they are."""
+
+    def step(carry, inputs):
+        moving, *before = carry
+        kept = (*before, before[0])
+        after = jax.lax.cond(jnp.any(moving), lambda: advance(*before, *inputs), lambda: kept)
+        # Each person stops alone, so that nobody's result depends on who else is in the batch.
+        estimate, y, entered = (jnp.where(_like(moving, new), new, old) for new, old in zip(after, kept, strict=True))
+        distance = jnp.linalg.norm(codec.peaks(estimate, "dark")[0] - codec.peaks(before[0], "dark")[0], axis=-1)
+        return (moving & jnp.any(distance > bound, axis=-1), estimate, y), entered
+
+    return step
 
 
 def _like(flags: jax.Array, array: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file.")
 
 
 def main():
+    """Scores the file that the flags name."""
     if not (DATASET.value or JOINT_SET.value):
         raise ValueError(f"--dataset or --joint_set is needed; --dataset is one of {', '.join(DATASETS)}")
     use_area = DATASETS.get(DATASET.value, True) if USE_AREA.value is None else USE_AREA.value
