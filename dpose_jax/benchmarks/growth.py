@@ -103,7 +103,7 @@ def write_plot(path: str, rows: list[dict]) -> None:
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks(at, [str(number) for number in at])
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()  # of the y axis they are labelled where no power of ten is in view
         axes.grid(alpha=0.3)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
