@@ -14,6 +14,7 @@ from dpose_jax.data.records import BadRecordError
 
 # What a user can mend: a field, a file, a record.
 USER_ERRORS = (ValueError, OSError, BadRecordError)
+CPU_FUSION = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
 
 
 def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:
@@ -28,6 +29,7 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         keep_freed_memory()
+        fuse_on_the_cpu()
         if keep_programs:
             keep_compiled_programs()
         if not flags.FLAGS["verbosity"].present:
@@ -56,6 +58,18 @@ def keep_freed_memory() -> None:
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
     for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1)):
         mallopt(option, value)
+
+
+def fuse_on_the_cpu() -> None:
+    """Lets XLA:CPU hand chains of element-wise operations and reductions to YNNPACK, the library within it.
+
+    It compiles less itself: HRNet-W32 infers 1.5 to 1.7 times as fast, trains 1.4 times as fast, and compiles in a
+    quarter of the time (docs/performance.md). The value replaces XLA's own choice, convolutions. It has to be set
+    before the first computation; a value in XLA_FLAGS goes first, and other platforms do not read it.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_cpu_experimental_ynn_fusion_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {CPU_FUSION}".strip()
 
 
 def keep_compiled_programs() -> None:

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -27,3 +31,26 @@ def test_a_folder_that_jax_was_given_stays(cache_folder, tmp_path):
     cache_folder(str(tmp_path / "mine"))
     command_line.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+
+
+def test_a_fusion_that_the_user_names_stays(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    command_line.fuse_on_the_cpu()
+    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_max_isa=AVX2 {command_line.CPU_FUSION}"
+    mine = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
+    monkeypatch.setenv("XLA_FLAGS", mine)
+    command_line.fuse_on_the_cpu()
+    assert os.environ["XLA_FLAGS"] == mine
+
+
+def test_xla_reads_the_fusion_at_the_first_computation():
+    """An unknown flag would end the process here, and one that came too late would change nothing."""
+    program = """
+import jax, jax.numpy as jnp
+from dpose_jax import command_line
+command_line.fuse_on_the_cpu()
+x = jnp.linspace(0, 1, 64 * 48 * 32 * 8).reshape(8, 64, 48, 32)
+text = jax.jit(lambda x: jnp.maximum(x * 2 + 1, 0) * x - x).lower(x).compile().as_text()
+assert "ynn" in text, text
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"XLA_FLAGS": ""})
