@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -88,7 +87,7 @@ def _crops(config) -> Callable[[], None]:
 
 
 def start(wanted: peers.Peers, config) -> list[dict]:
-    """From the command to the end of a dry run of three steps of W32, batch 4, on synthetic people; cold, then warm."""
+    """From the command to the end of a dry run of four steps of W32, batch 4, on synthetic people; cold, then warm."""
     overrides = (
         "data.source=synthetic",
         "data.synthetic.train_images=64",
@@ -117,9 +116,14 @@ def run_program(config: str, overrides: tuple[str, ...], cache: str, *options: s
         given = [f"--config.{text}" for text in overrides]
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *given, *options]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-        began = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
-    if done.returncode:
-        raise ValueError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        with tempfile.TemporaryFile("w+") as said:
+            began = time.perf_counter()
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+            # The usage of this process and its own children: getrusage knows the largest of all that ever ran here.
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - began
+            process.returncode = os.waitstatus_to_exitcode(status)
+            said.seek(0)
+            if process.returncode:
+                raise ValueError(f"{' '.join(command)}: {said.read()[-2000:]}")
+    return seconds, usage.ru_maxrss * 1024
