@@ -5,6 +5,7 @@ python benchmark.py growth --out=OUT [--config=configs/synthetic.py]
 The network has random weights, which cost what trained ones do; the data is synthetic.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Callable
@@ -41,12 +42,21 @@ BATCH = 16  # where it is not the batch that varies
 def main() -> None:
     """Measures, prints the table, writes the report and draws the plots."""
     config, environment = CONFIG.value, report.environment()
+    with contextlib.ExitStack() as stack:
+        rows = measure(config, stack)
+    protocol = {"backbone": config.model.backbone, "input_size": list(config.input_size), "batch": BATCH, "flip": False}
+    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
+    write_plot(os.path.join(OUT.value, "growth.png"), rows)
+
+
+def measure(config, stack: contextlib.ExitStack) -> list[dict]:
+    """A row for each point: `over`, `at`, and persons a second as `value`, `low`, `high`; loaders end with `stack`."""
     series = {
         "batch": (BATCHES.value, lambda size: prediction(config, size, config.stride, 1)),
         "stride": (STRIDES.value, lambda stride: prediction(config, BATCH, stride, 1)),
         "joints": (JOINTS.value, joints),
         "steps": (STEPS.value, lambda steps: prediction(config, BATCH, config.stride, steps)),
-        "workers": (WORKERS.value, lambda workers: loader(config, workers)),
+        "workers": (WORKERS.value, lambda workers: loader(config, workers, stack)),
     }
     rows = []
     for name, (values, make) in series.items():
@@ -55,9 +65,7 @@ def main() -> None:
             taken = report.measure({name: call}, seconds=SECONDS.value)[name]
             rates = {"value": taken.median, "low": taken.high, "high": taken.low}
             rows.append({"over": name, "at": value} | {key: persons / seconds for key, seconds in rates.items()})
-    protocol = {"backbone": config.model.backbone, "input_size": list(config.input_size), "batch": BATCH, "flip": False}
-    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
-    write_plot(os.path.join(OUT.value, "growth.png"), rows)
+    return rows
 
 
 def prediction(config, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
@@ -82,12 +90,14 @@ def joints(number: int) -> tuple[Callable, int]:
     return lambda: program(keypoints), BATCH
 
 
-def loader(config, workers: int) -> tuple[Callable, int]:
+def loader(config, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
     """A call that takes the next training batch, and its persons."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.workers = workers
-    batches = train_iterator(config, make_source(config, "train", training=True))
+    batches = stack.enter_context(
+        contextlib.closing(train_iterator(config, make_source(config, "train", training=True)))
+    )
     return lambda: next(batches)["image"].sum(), config.train.batch_size
 
 

@@ -101,8 +101,10 @@ def sampling(settings: SamplerSettings, codec: Codec, batch: int = BATCH) -> Cal
         return masks_of(codec.denormalise(y), seen, codec.size)
 
     def denoise(heatmaps, context, t):
-        # A barrier, for a network would not be fused into what the sampler does either.
-        return jax.lax.optimization_barrier((heatmaps, context))[0]
+        # A barrier, for a network would not be fused into what the sampler does either; and no mask is below 0, which
+        # XLA does not know, so that it has to draw them.
+        heatmaps, (kps, ske) = jax.lax.optimization_barrier((heatmaps, context))
+        return jnp.where(kps + ske < 0, 0.0, heatmaps)
 
     def run(heatmaps):
         keys = jax.random.split(jax.random.key(0), batch)
