@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpose_jax import benchmarks
-from dpose_jax.benchmarks import peers, report, rows
+from dpose_jax.benchmarks import peers, report, rows, whole
 from dpose_jax.codec import Codec
 from dpose_jax.diffusion.sampler import SamplerSettings
 
@@ -116,3 +117,11 @@ def test_unknown_row(tmp_path):
         and not any(tmp_path.iterdir())
         and "--rows=heatmap: must be among heatmaps, decode" in done.stderr
     )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_peak_memory_is_that_of_the_process():
+    held = np.ones(2**24)
+    peak = whole._peak_memory(os.getpid())
+    assert held.nbytes < peak < 2**36
+    assert whole._peak_memory(2**30) == 0

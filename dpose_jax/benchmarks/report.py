@@ -34,16 +34,18 @@ def measure(calls: dict[str, Callable[[], Any]], *, seconds: float = 3.0, least:
 
     Args:
       calls: a function without arguments for each name.
-      seconds: to spend on each, about; least: calls of each, whatever they take.
+      seconds: to spend on each, about, on average; least: calls of each, whatever they take.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
-    while any(len(taken[name]) < least or sum(taken[name]) < seconds for name in calls):
+    began, rounds = time.perf_counter(), 0
+    while rounds < least or time.perf_counter() - began < seconds * len(calls):
+        rounds += 1
         for name, call in calls.items():
-            began = time.perf_counter()
+            called = time.perf_counter()
             jax.block_until_ready(call())
-            taken[name].append(time.perf_counter() - began)
+            taken[name].append(time.perf_counter() - called)
     return {name: timing(values) for name, values in taken.items()}
 
 

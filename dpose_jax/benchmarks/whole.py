@@ -103,7 +103,7 @@ def start(wanted: peers.Peers, config) -> list[dict]:
 
 
 def memory(wanted: peers.Peers, config) -> list[dict]:
-    """The largest process of the demo's training, at its peak; by 20 steps it is reached."""
+    """The main process of the demo's training, at its peak; by 20 steps it is reached."""
     with tempfile.TemporaryDirectory() as cache:
         overrides = ("train.steps=20", "optim.warmup_steps=1")
         _, peak = run_program("configs/synthetic.py", overrides, cache)
@@ -111,19 +111,31 @@ def memory(wanted: peers.Peers, config) -> list[dict]:
 
 
 def run_program(config: str, overrides: tuple[str, ...], cache: str, *options: str) -> tuple[float, int]:
-    """Runs train.py of the clone: seconds, and the peak bytes of the largest of its processes."""
+    """Runs train.py of the clone: seconds, and the bytes of its main process at their peak."""
     with tempfile.TemporaryDirectory() as workdir:
         given = [f"--config.{text}" for text in overrides]
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *given, *options]
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
         with tempfile.TemporaryFile("w+") as said:
-            began = time.perf_counter()
+            began, peak = time.perf_counter(), 0
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
-            # The usage of this process and its own children: getrusage knows the largest of all that ever ran here.
-            _, status, usage = os.wait4(process.pid, 0)
+            while process.poll() is None:
+                peak = max(peak, _peak_memory(process.pid))
+                time.sleep(0.1)
             seconds = time.perf_counter() - began
-            process.returncode = os.waitstatus_to_exitcode(status)
             said.seek(0)
             if process.returncode:
                 raise ValueError(f"{' '.join(command)}: {said.read()[-2000:]}")
-    return seconds, usage.ru_maxrss * 1024
+    return seconds, peak
+
+
+def _peak_memory(pid: int) -> int:
+    """Bytes of a running process at its peak, of Linux; 0 elsewhere and when it has just ended.
+
+    What `wait` reports begins with the memory of the process that started it.
+    """
+    try:
+        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
