@@ -16,8 +16,6 @@ from dpose_jax.models.pretrained import fill, from_own, from_published
 
 TOLERANCE = 1e-5  # of the largest value; a tenth of what is promised
 ALL = [(preset, size) for preset in PRESETS for size in SIZES]
-# A forward pass of the large ones takes seconds, so without torch each is run at one size.
-STORED = [case for case in ALL if case not in (("w32", SIZES[1]), ("w48", SIZES[0]))]
 
 
 @functools.cache
@@ -52,7 +50,7 @@ def assert_close(output, expected):
     np.testing.assert_allclose(output, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("preset", "size"), STORED)
+@pytest.mark.parametrize(("preset", "size"), ALL)
 def test_outputs_are_torchs(preset, size):
     """Against samples stored by tests/fixtures/make_hrnet_parity.py, image normalisation included."""
     for name, output in zip(("features", "heatmaps"), ours(preset, size), strict=True):

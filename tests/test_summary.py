@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,10 @@ import pytest
 from dpose_jax.models import summary
 from dpose_jax.models.hrnet import PRESETS, HRNet
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.models.summary import PARTS, equations, multiply_accumulates, summarise
+from dpose_jax.models.summary import PARTS, format_backbones, summarise, summarise_backbone
 from dpose_jax.training.state import count_parameters
+
+DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "model.md"
 
 
 @pytest.mark.parametrize(("preset", "millions", "digits", "gmacs"), [("w32", 28.54, 2, 7.1), ("w48", 63.6, 1, 14.6)])
@@ -16,12 +20,30 @@ def test_hrnet_has_the_published_numbers(preset, millions, digits, gmacs):
 
     Their code divides multiply-adds by 1024^3, so their 7.1 are 7.6 of 10^9; every batch norm has a scale and a bias.
     """
-    hrnet, images, width = HRNet(PRESETS[preset]), jnp.zeros((1, 256, 192, 3)), PRESETS[preset].width
-    variables = jax.eval_shape(hrnet.init, jax.random.key(0), images)
-    assert round((count_parameters(variables["params"]) + 17 * width + 17) / 1e6, digits) == millions
-    traced = jax.make_jaxpr(hrnet.apply)(variables, images)
-    macs = sum(multiply_accumulates(equation) for _, equation in equations(traced.jaxpr)) + 64 * 48 * width * 17
-    assert round(macs / 2**30, 1) == gmacs
+    part = summarise_backbone(preset, (256, 192), 17)
+    assert round(part.parameters / 1e6, digits) == millions
+    assert round(part.macs / 2**30, 1) == gmacs
+    assert_documented(preset, part)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "w18_small"])
+def test_other_backbones_are_as_documented(preset):
+    assert_documented(preset, summarise_backbone(preset, (256, 192), 17))
+
+
+def assert_documented(preset, part):
+    row = format_backbones({preset: part}).splitlines()[-1]
+    assert row.startswith(f"| `{preset}` |") and f"\n{row} " in DOCUMENT.read_text()
+
+
+def test_backbones_are_counted_at_the_configs_size_with_its_joints(miniature, monkeypatch, capsys):
+    monkeypatch.setattr(summary, "PRESETS", {"tiny": PRESETS["tiny"]})
+    summary.main(miniature(input_size=(64, 32), joint_set="crowdpose"), backbones=True)
+    expected = format_backbones({"tiny": summarise_backbone("tiny", (64, 32), 14)})
+    assert capsys.readouterr().out == expected + "\n"
+    # Convolutions alone: a quarter of the side, a sixteenth of the products, but for the joints of the head.
+    small, large = (summarise_backbone("tiny", size, 0).macs for size in ((64, 64), (256, 256)))
+    assert large == 16 * small
 
 
 def test_w18_small_is_timms():

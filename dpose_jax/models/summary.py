@@ -1,6 +1,8 @@
 """What a model is made of, a part at a time: parameters, multiply-accumulates, what the backward pass keeps.
 
-python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value]
+  python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value] [--backbones]
+
+With --backbones, every value of `model.backbone` with its heatmap head instead, as HRNets are published.
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from ml_collections import config_flags
 
 from dpose_jax import command_line
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
+from dpose_jax.models.hrnet import PRESETS, HRNet
 from dpose_jax.models.initialise import abstract_variables
 
 # A part owns the parameters whose path, and the operations whose name scope, its expression finds; the first counts.
@@ -60,6 +63,25 @@ def summarise(model: DiffusionPose) -> dict[str, Part]:
     for scope, kept in _residuals(model, variables, inputs):
         parts[_part_of(scope)].kept += kept
     return parts
+
+
+def summarise_backbone(name: str, input_size: tuple[int, int], joints: int) -> Part:
+    """Counts HRNet `name` with a 1x1 head for `joints` at stride 4, as published models are; `kept` stays 0."""
+    hrnet, images = HRNet(PRESETS[name]), jax.ShapeDtypeStruct((1, *input_size, 3), jnp.float32)
+    variables = jax.eval_shape(hrnet.init, jax.random.key(0), images)
+    head, pixels = PRESETS[name].width * joints, (input_size[0] // 4) * (input_size[1] // 4)
+    traced = jax.make_jaxpr(hrnet.apply)(variables, images)
+    macs = sum(multiply_accumulates(equation) for _, equation in equations(traced.jaxpr))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return Part(parameters + head + joints, macs + head * pixels)
+
+
+def format_backbones(parts: dict[str, Part]) -> str:
+    """A Markdown table, a backbone a row; HRNet's authors divide multiply-adds by 2^30, others by 10^9."""
+    lines = ["| `model.backbone` | parameters, M | 10⁹ MACs | 2³⁰ MACs |", "|---|---|---|---|"]
+    for name, part in parts.items():
+        lines.append(f"| `{name}` | {part.parameters / 1e6:.2f} | {part.macs / 1e9:.2f} | {part.macs / 2**30:.2f} |")
+    return "\n".join(lines)
 
 
 def format_summary(parts: dict[str, Part]) -> str:
@@ -138,9 +160,13 @@ def _part_of(scope: str) -> str:
     return next(name for name, expression in PARTS.items() if re.search(expression, scope))
 
 
-def main(config) -> None:
-    """Prints the table of a config's model."""
+def main(config, *, backbones: bool = False) -> None:
+    """Prints the table of a config's model, or of all backbones at its `input_size` with its joints."""
     model = build_model(config)
+    if backbones:
+        size, joints = model.codec.input_size, model.joint_set.num_joints
+        print(format_backbones({name: summarise_backbone(name, size, joints) for name in PRESETS}))
+        return
     print(format_summary(summarise(model)))
     height, width = config.input_size
     print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={model.remat}.")
@@ -148,5 +174,6 @@ def main(config) -> None:
 
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    BACKBONES = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead of the config's model.")
     flags.mark_flags_as_required(["config"])
-    command_line.run(lambda: main(CONFIG.value))
+    command_line.run(lambda: main(CONFIG.value, backbones=BACKBONES.value))
