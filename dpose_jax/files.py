@@ -88,7 +88,7 @@ def read_json(path: str | os.PathLike):
     with open(path, "rb") as stream:
         try:
             return json.load(stream)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
             raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
 
 

@@ -143,6 +143,8 @@ def test_optional_fields_of_annotations_are_filled_in():
         ({"keypoints": [math.inf] * 51}, "keypoints must be finite numbers, got inf"),
         ({"keypoints": "no"}, "keypoints must be 51 numbers for 'coco', got str"),
         ({"score": math.nan}, "score must be a finite number, got nan"),
+        ({"score": 10**400}, "score must be a finite number, got 10+…"),
+        ({"keypoints": [10**400] * 51}, "keypoints must be finite numbers, got 10+…"),
         ({"score": "0.5"}, "score must be a finite number, got 0.5"),
         ({"bbox": [1, 2, 3]}, r"bbox must be 4 finite numbers, got \[1, 2, 3\]"),
     ],
@@ -172,6 +174,7 @@ def test_results_without_a_field_or_that_are_none_are_named():
     [
         ({"area": None}, "area must be a finite number, not negative, got None"),
         ({"area": -1.0}, "area must be a finite number, not negative, got -1.0"),
+        ({"area": 10**400}, "area must be a finite number, not negative, got 10+…"),
         ({"bbox": [1, 2, 3]}, r"bbox must be 4 finite numbers, got \[1, 2, 3\]"),
         ({"image_id": 99}, "image_id 99: the ground truth has no such image"),
         ({"keypoints": [1.0, 1.0, 3] * 17}, r"visibility must be 0, 1 or 2, got \[3\]"),

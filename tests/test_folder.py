@@ -115,6 +115,13 @@ def test_area_of_the_ground_truth(tmp_path):
     truth = read(tmp_path, use_area=False).ground_truth()
     assert [a["area"] for a in truth["annotations"]] == [box, box, box, 1.0]
     assert [a["num_keypoints"] for a in truth["annotations"]] == [2, 2, 2, 0]
+    assert read(tmp_path).report()["area_entry"] == 1  # the 0: an absent area is no fault
+    for wrong in (float("nan"), -3.0, "large", 10**400):
+        facts["annotations"][1]["area"] = wrong
+        write(tmp_path, facts)
+        source = read(tmp_path)
+        assert source.report()["area_entry"] == 2
+        assert [a["area"] for a in source.ground_truth()["annotations"]] == [own, box, box, 1.0]
 
 
 def evaluate(truth, results):

@@ -7,6 +7,7 @@ The rules are ours; the format is COCO's (`person_keypoints_*.json`).
 import collections
 import math
 import re
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -38,10 +39,11 @@ MALFORMED = (
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
 # Kept, but worth knowing.
-NOTED = ("box_clipped", "joint_outside_image")
+NOTED = ("area_entry", "box_clipped", "joint_outside_image")
 
 PERSON_CATEGORY = 1  # COCO's, of its detection files too
 _LOG_LINES = 20
+_MAX_SIDE = 2**31 - 1  # of an image: sizes are kept as int32
 
 
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
@@ -128,7 +130,7 @@ class Annotations:
         size = (entry.get("width"), entry.get("height")) if isinstance(entry, dict) else ()
         if not size or not is_int(entry.get("id")) or not isinstance(entry.get("file_name"), str):
             self._audit.bad("image_entry", f"{str(entry)[:80]}")
-        elif not all(is_int(side) and side > 0 for side in size) or not entry["file_name"]:
+        elif not all(is_int(side) and 0 < side <= _MAX_SIDE for side in size) or not entry["file_name"]:
             self._audit.bad("image_entry", f"image {entry['id']}: file {entry['file_name']!r}, size {size}")
         elif entry["id"] in self.images:
             self._audit.bad("image_duplicate_id", f"image {entry['id']}, file {entry['file_name']!r}")
@@ -208,12 +210,12 @@ def numbers(value, count: int) -> np.ndarray | None:
         array = np.asarray(value)
         # A list that holds text becomes an array of text, which astype would parse.
         return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "iufO" else None
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):  # JSON has integers that no float64 holds
         return None
 
 
 def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_int(value) -> bool:

@@ -183,8 +183,9 @@ class AnnotatedSource:
             if checked is None:
                 continue
             keypoints, box = checked
-            area = entry.get("area") if self._use_area else None
-            if not is_number(area) or not area > 0:
+            if self._use_area and _has_area(entry):
+                area = entry["area"]
+            else:
                 area = 0.53 * box[2] * box[3] if min(box[2:]) > 0 else 1.0
             labelled = int((keypoints[:, 2] > 0).sum())
             kept.append(
@@ -224,6 +225,10 @@ class FolderSource(AnnotatedSource):
         return {note: found[note] for note in IMAGE_NOTES}
 
 
+def _has_area(entry: dict) -> bool:
+    return is_number(entry.get("area")) and entry["area"] > 0
+
+
 def _annotated_rows(coco: Annotations, audit: Audit) -> list[tuple]:
     """(id, image id, clipped box, joints, score 1) of every person with joints."""
     rows = []
@@ -233,6 +238,7 @@ def _annotated_rows(coco: Annotations, audit: Audit) -> list[tuple]:
         if checked is None:
             continue
         joints, box = checked
+        audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
         labelled = joints[:, 2] > 0
         if entry.get("iscrowd"):
             audit.counts["crowd"] += 1

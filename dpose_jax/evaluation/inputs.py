@@ -4,6 +4,7 @@ import array
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Collection
 
 import numpy as np
@@ -109,7 +110,7 @@ def _check_ground_truth(ground_truth: dict, joint_set: JointSet, use_area: bool,
         boxes = _finite_rows([a["bbox"] for a in annotations], 4)
         areas = _finite([a["area"] for a in annotations]) if use_area else BOX_AREA * boxes[:, 2] * boxes[:, 3]
         good = (areas >= 0).all() and np.isin(truth[..., 2], (0, 1, 2)).all() and _all_known(annotations, *known)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         good = False
     if not good:
         for entry in annotations:
@@ -144,7 +145,7 @@ def _check_results(results: list[dict], joint_set: JointSet, images: set, catego
         good = good and all(map(math.isfinite, map(sum, rows))) and _all_known(results, images, categories)
         good = good and all(math.isfinite(r["score"]) for r in results)
         _finite_rows([r["bbox"] for r in results if "bbox" in r], 4)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         good = False
     if not good:
         for i, result in enumerate(results):
@@ -235,7 +236,7 @@ def _are_numbers(values, count: int) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
+    return isinstance(value, int | float | np.number) and abs(value) <= sys.float_info.max
 
 
 def _cut(value) -> str:
