@@ -18,8 +18,9 @@ from dpose_jax.diffusion.sampler import SamplerSettings
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def command(*arguments):
-    return subprocess.run([sys.executable, "benchmark.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+def command(*arguments, **options):
+    program = [sys.executable, "benchmark.py", *arguments]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True, **options)
 
 
 def test_list_of_subcommands():
@@ -97,6 +98,16 @@ def test_the_timed_sampler_hands_on_what_it_is_fed(refresh):
     np.testing.assert_array_equal(jax.jit(rows.sampling(settings, codec, batch=3))(heatmaps), heatmaps)
 
 
+@pytest.mark.parametrize("refresh", [False, True])
+def test_the_timed_sampler_draws_its_masks(monkeypatch, refresh):
+    """Masks that nothing reads would be left out by XLA, and their time with them."""
+    monkeypatch.setattr(rows, "masks_of", lambda keypoints, visible, size: 2 * (-jnp.ones((3, *size, 1)),))
+    codec = Codec((64, 48), 2, sigma=2.0, blur=5)
+    settings = SamplerSettings(steps=3, update_rule="direct", refresh=refresh)
+    final = jax.jit(rows.sampling(settings, codec, batch=3))(rows.draw_heatmaps(codec, batch=3))
+    assert not np.asarray(final).any()
+
+
 @pytest.mark.parametrize("names", [["tensorflow"], ["hrnet"], ["hrnet:/no/such/folder"]])
 def test_unknown_peers_are_named(monkeypatch, names):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
@@ -110,13 +121,18 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
         peers.parse(["diffusers"])
 
 
-def test_unknown_row(tmp_path):
-    done = command("speed", "--rows=heatmap", f"--out={tmp_path}/speed.json")
-    assert (
-        done.returncode == 1
-        and not any(tmp_path.iterdir())
-        and "--rows=heatmap: must be among heatmaps, decode" in done.stderr
-    )
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("heatmap", "--rows=heatmap: must be among heatmaps, decode"),
+        ("start,oks", "--annotations is not given"),
+        ("start,input", "data.root"),
+    ],
+)
+def test_what_a_row_lacks_is_said_before_any_is_measured(tmp_path, chosen, message):
+    environment = {key: value for key, value in os.environ.items() if key != "DPOSE_DATA"}
+    done = command("speed", f"--rows={chosen}", f"--out={tmp_path}/speed.json", env=environment)
+    assert done.returncode == 1 and not any(tmp_path.iterdir()) and message in done.stderr
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")

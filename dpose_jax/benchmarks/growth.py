@@ -37,32 +37,34 @@ SECONDS = flags.DEFINE_float("seconds", 2.0, "To spend on timing each point.")
 OUT = flags.DEFINE_string("out", None, "The folder for growth.json, growth.md and growth.png.", required=True)
 
 BATCH = 16  # where it is not the batch that varies
+TAKEN = 16  # batches in a call of the loader, which holds two ready for each worker
 
 
 def main() -> None:
     """Measures, prints the table, writes the report and draws the plots."""
     config, environment = CONFIG.value, report.environment()
-    with contextlib.ExitStack() as stack:
-        rows = measure(config, stack)
+    rows = measure(config)
     protocol = {"backbone": config.model.backbone, "input_size": list(config.input_size), "batch": BATCH, "flip": False}
     report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "growth.png"), rows)
 
 
-def measure(config, stack: contextlib.ExitStack) -> list[dict]:
-    """A row for each point: `over`, `at`, and persons a second as `value`, `low`, `high`; loaders end with `stack`."""
+def measure(config) -> list[dict]:
+    """A row for each point: `over`, `at`, and persons a second as `value`, `low`, `high` of the quartiles."""
     series = {
-        "batch": (BATCHES.value, lambda size: prediction(config, size, config.stride, 1)),
-        "stride": (STRIDES.value, lambda stride: prediction(config, BATCH, stride, 1)),
-        "joints": (JOINTS.value, joints),
-        "steps": (STEPS.value, lambda steps: prediction(config, BATCH, config.stride, steps)),
-        "workers": (WORKERS.value, lambda workers: loader(config, workers, stack)),
+        "batch": (BATCHES.value, lambda size, stack: prediction(config, size, config.stride, 1)),
+        "stride": (STRIDES.value, lambda stride, stack: prediction(config, BATCH, stride, 1)),
+        "joints": (JOINTS.value, lambda number, stack: joints(number)),
+        "steps": (STEPS.value, lambda steps, stack: prediction(config, BATCH, config.stride, steps)),
+        "workers": (WORKERS.value, lambda workers, stack: loader(config, workers, stack)),
     }
     rows = []
     for name, (values, make) in series.items():
         for value in map(int, values):
-            call, persons = make(value)
-            taken = report.measure({name: call}, seconds=SECONDS.value)[name]
+            # What a point has started would otherwise work beside the next one.
+            with contextlib.ExitStack() as stack:
+                call, persons = make(value, stack)
+                taken = report.measure({name: call}, seconds=SECONDS.value)[name]
             rates = {"value": taken.median, "low": taken.high, "high": taken.low}
             rows.append({"over": name, "at": value} | {key: persons / seconds for key, seconds in rates.items()})
     return rows
@@ -91,14 +93,13 @@ def joints(number: int) -> tuple[Callable, int]:
 
 
 def loader(config, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
-    """A call that takes the next training batch, and its persons."""
+    """A call that takes the next training batches, more than are held ready, and their persons; `stack` ends it."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.workers = workers
-    batches = stack.enter_context(
-        contextlib.closing(train_iterator(config, make_source(config, "train", training=True)))
-    )
-    return lambda: next(batches)["image"].sum(), config.train.batch_size
+    iterator = train_iterator(config, make_source(config, "train", training=True))
+    batches = stack.enter_context(contextlib.closing(iterator))
+    return lambda: [next(batches)["image"].sum() for _ in range(TAKEN)], TAKEN * config.train.batch_size
 
 
 def write_plot(path: str, rows: list[dict]) -> None:
@@ -111,7 +112,10 @@ def write_plot(path: str, rows: list[dict]) -> None:
         axes.plot(at, value, "o-", markersize=4)
         axes.fill_between(at, low, high, alpha=0.2)
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")
-        axes.set_xscale("symlog", base=2, linthresh=1)
+        if at.min() > 0:
+            axes.set_xscale("log", base=2)
+        else:
+            axes.set_xscale("symlog", base=2, linthresh=1)  # which spends an octave on what lies below 1
         axes.set_xticks(at, [str(number) for number in at])
         axes.xaxis.minorticks_off()  # of the y axis they are labelled where no power of ten is in view
         axes.grid(alpha=0.3)

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from dpose_jax.benchmarks import peers, report, rows, whole
 from dpose_jax.benchmarks.evaluation import evaluation
+from dpose_jax.data.sources import make_source
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/coco_w32_256x192.py", "Whose data `input` reads, and W32.")
 PEER = flags.DEFINE_list("peer", [], "Peers: torch, diffusers, hrnet:FOLDER.")
@@ -19,8 +20,6 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes 
 
 def oks(wanted: peers.Peers, config) -> list[dict]:
     """The OKS evaluation beside those peers of it that are installed."""
-    if ANNOTATIONS.value is None:
-        raise ValueError("--annotations is not given: row oks needs a COCO person_keypoints file")
     found = evaluation(ANNOTATIONS.value)
     return [
         {"work": "OKS evaluation", "unit": "s"} | {key: row[key] for key in ("who", "value", "low", "high")}
@@ -41,11 +40,20 @@ ROWS = {
 NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure.")
 
 
-def main() -> None:
-    """Measures the chosen rows, prints the table and writes the report."""
-    unknown = sorted(set(NAMES.value) - set(ROWS))
+def check(names: list[str], config) -> None:
+    """Raises ValueError or an OSError for what a row lacks, before the rows in front of it have taken their minutes."""
+    unknown = sorted(set(names) - set(ROWS))
     if unknown:
         raise ValueError(f"--rows={','.join(unknown)}: must be among {', '.join(ROWS)}")
+    if "oks" in names and ANNOTATIONS.value is None:
+        raise ValueError("--annotations is not given: row oks needs a COCO person_keypoints file")
+    if "input" in names:
+        make_source(config, "train", training=True)
+
+
+def main() -> None:
+    """Measures the chosen rows, prints the table and writes the report."""
+    check(NAMES.value, CONFIG.value)
     wanted = peers.parse(PEER.value)
     environment = report.environment()
     table = [row for name in NAMES.value for row in ROWS[name](wanted, CONFIG.value)]
