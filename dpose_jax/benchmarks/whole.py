@@ -17,6 +17,7 @@ from dpose_jax.benchmarks import peers, report
 from dpose_jax.benchmarks.rows import SIZE, Contenders, entries
 from dpose_jax.data import pipeline, transforms
 from dpose_jax.data.build import build
+from dpose_jax.data.records import Source
 from dpose_jax.data.sources import data_root, make_source
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import PRESETS, HRNet
@@ -55,7 +56,7 @@ def network(wanted: peers.Peers, config) -> list[dict]:
 
 
 def inputs(wanted: peers.Peers, config) -> list[dict]:
-    """Augmented crops of persons from a folder and from both kinds of records, on one core."""
+    """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
     contenders: Contenders = {}
     with tempfile.TemporaryDirectory() as out:
@@ -66,24 +67,34 @@ def inputs(wanted: peers.Peers, config) -> list[dict]:
                 if kind != "folder":
                     build(c, out, kind)
                     c.data.root, c.data.source = out, kind
-            contenders[f"ours, {kind}"] = _crops(c)
+            source = make_source(c, "train", training=True)
+            contenders[f"ours, {kind}"] = _each_person(source, _example_maker(c, source))
+            contenders[f"ours, {kind}, pixels alone"] = _each_person(source, source.read_image)
         return entries("input", "persons/s", contenders, PERSONS)
 
 
-def _crops(config) -> Callable[[], None]:
-    """A call that makes the next PERSONS training examples in this thread."""
-    source, spec = make_source(config, "train", training=True), pipeline.crop_spec(config)
-    augment, joint_set = transforms.Augment(**config.augment), get_joint_set(config.joint_set)
+def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], None]:
+    """A call that does the work for the next PERSONS of a random order, in this thread."""
     rng = np.random.default_rng(0)
-    order = iter(lambda: int(rng.integers(len(source))), None)
 
     def call():
-        for index in (next(order) for _ in range(PERSONS)):
-            person = source[index]
-            view = transforms.draw_view(rng, person, spec, augment, joint_set)
-            pipeline.make_example(source.read_image(index), person, view, spec, joint_set)
+        for index in rng.integers(len(source), size=PERSONS):
+            work(int(index))
 
     return call
+
+
+def _example_maker(config, source: Source) -> Callable[[int], object]:
+    """Index -> its training example."""
+    spec, rng = pipeline.crop_spec(config), np.random.default_rng(1)
+    augment, joint_set = transforms.Augment(**config.augment), get_joint_set(config.joint_set)
+
+    def make(index):
+        person = source[index]
+        view = transforms.draw_view(rng, person, spec, augment, joint_set)
+        return pipeline.make_example(source.read_image(index), person, view, spec, joint_set)
+
+    return make
 
 
 def start(wanted: peers.Peers, config) -> list[dict]:
