@@ -26,6 +26,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import miniature  # noqa: E402
 
+from dpose_jax.command_line import fuse_on_the_cpu  # noqa: E402
 from dpose_jax.training import loop  # noqa: E402
 from dpose_jax.training.checkpoints import Checkpoints  # noqa: E402
 
@@ -33,6 +34,7 @@ STEPS = 80
 FIELDS = {"train.steps": STEPS, "train.checkpoint_every": 1, "train.log_every": 1}
 FIRST_SAVES = 3  # one of so many is struck
 WRITTEN_BESIDE = "*orbax-checkpoint-tmp*"
+fuse_on_the_cpu()  # as train.py does: the run without kills has to be the same program
 
 
 def digest(state, position) -> str:

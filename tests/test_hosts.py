@@ -2,9 +2,11 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from dpose_jax import hosts
 from dpose_jax.evaluation.run import evaluate
 from dpose_jax.training.loop import train
+from dpose_jax.training.preemption import PREEMPTED_STATUS
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIRST_SLURM_PORT = 65535 - 2**12 + 1  # where JAX looks for the coordinator of a SLURM job: this + job id mod 2^12
@@ -28,9 +31,9 @@ def free_port():
     raise OSError("no free port")
 
 
-def together(command, environments):
-    """Runs a command once for each environment, at the same time; returns their outputs."""
-    runs = [
+def start(command, environments):
+    """Starts a command once for each environment."""
+    return [
         subprocess.Popen(
             [sys.executable, *part],
             env=os.environ | extra,
@@ -41,49 +44,87 @@ def together(command, environments):
         )
         for part, extra in zip(command, environments, strict=True)
     ]
+
+
+def together(command, environments):
+    """Runs a command once for each environment, at the same time; returns their outputs."""
+    return ended(start(command, environments))
+
+
+def ended(runs, status=0):
+    """Waits for all; returns what each printed."""
     outputs = [run.communicate() for run in runs]
     for run, (_, err) in zip(runs, outputs, strict=True):
-        assert run.returncode == 0, err
+        assert run.returncode == status, err
     return [out for out, _ in outputs]
+
+
+def slurm_job(port, count):
+    """The environment of each process of a SLURM job that meets at this port."""
+    job = {"SLURM_JOB_ID": str(port - FIRST_SLURM_PORT), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    return [job | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(count)]
 
 
 def lines(workdir):
     return [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_compute_what_one_does(miniature, tmp_path):
+def arguments(workdir, **fields):
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
+    return ["--config=tests/miniature.py", f"--workdir={workdir}", *flags]
+
+
+@pytest.fixture(scope="module")
+def alone(miniature, tmp_path_factory):
+    """The workdir of a run of one process, and the report of its evaluation."""
+    config, workdir = miniature(**FIELDS), tmp_path_factory.mktemp("one")
+    train(config, str(workdir))
+    return workdir, evaluate(config, str(workdir))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_compute_what_one_does(count, alone, tmp_path):
     """Training as a SLURM job, evaluation by flags: losses, averages, AP and every predicted joint of one process.
 
     Eight training persons and seven validation persons, in batches of eight and four: each counts once.
     """
-    config = miniature(**FIELDS)
-    train(config, str(tmp_path / "one"))
-    alone = evaluate(config, str(tmp_path / "one"))
+    one, expected = alone
+    port, command = free_port(), arguments(tmp_path, **FIELDS)
+    outputs = together([["train.py", *command]] * count, slurm_job(port, count))
+    assert ["data: kept" in out for out in outputs] == [True] + [False] * (count - 1)
+    for mine, theirs in zip(lines(one), lines(tmp_path), strict=True):
+        assert mine["step"] == theirs["step"]
+        for name in set(mine) - {"step", "examples_per_second"}:
+            assert theirs[name] == pytest.approx(mine[name], rel=1e-3), (mine["step"], name)
 
-    port = free_port()
-    arguments = ["--config=tests/miniature.py", f"--workdir={tmp_path / 'two'}"]
-    arguments += [f"--config.{name.replace('__', '.')}={value}" for name, value in FIELDS.items()]
-    slurm = {"SLURM_JOB_ID": str(port - FIRST_SLURM_PORT), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    ranks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
-    first, second = together([["train.py", *arguments]] * 2, [slurm | rank for rank in ranks])
-    assert "data: kept" in first and "data: kept" not in second
-    for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert one["step"] == two["step"]
-        for name in set(one) - {"step", "examples_per_second"}:
-            assert two[name] == pytest.approx(one[name], rel=1e-3), (one["step"], name)
+    flags = [f"--coordinator_address=localhost:{port}", f"--num_processes={count}", "--config.eval.checkpoint=best"]
+    parts = [["eval.py", *command, *flags, f"--process_id={i}"] for i in range(count)]
+    outputs = together(parts, [{}] * count)
+    assert ["steps_1" in out for out in outputs] == [True] + [False] * (count - 1)
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert found["protocol"]["persons"] == expected["protocol"]["persons"] and found["protocol"]["skipped"] == 0
+    for name, result in expected["results"].items():
+        assert found["results"][name] == pytest.approx(result, abs=1e-3), name
+        mine, theirs = (
+            json.loads((folder / "results" / f"val_gt_{name}.json").read_text()) for folder in (one, tmp_path)
+        )
+        assert [row["image_id"] for row in mine] == [row["image_id"] for row in theirs]
+        np.testing.assert_allclose([r["score"] for r in theirs], [r["score"] for r in mine], rtol=1e-2)
+    assert (tmp_path / "pictures" / "predictions.png").exists()
 
-    flags = [f"--coordinator_address=localhost:{port}", "--num_processes=2", "--config.eval.checkpoint=best"]
-    parts = [["eval.py", *arguments, *flags, f"--process_id={i}"] for i in range(2)]
-    first, second = together(parts, [{}, {}])
-    assert "steps_1" in first and "steps_1" not in second
-    both = json.loads((tmp_path / "two" / "eval.json").read_text())
-    assert both["protocol"]["persons"] == alone["protocol"]["persons"] and both["protocol"]["skipped"] == 0
-    for name, result in alone["results"].items():
-        assert both["results"][name] == pytest.approx(result, abs=1e-3), name
-        one, two = (json.loads((tmp_path / n / "results" / f"val_gt_{name}.json").read_text()) for n in ("one", "two"))
-        assert [row["image_id"] for row in one] == [row["image_id"] for row in two]
-        np.testing.assert_allclose([r["score"] for r in two], [r["score"] for r in one], rtol=1e-2)
-    assert (tmp_path / "two" / "pictures" / "predictions.png").exists()
+
+def test_a_signal_to_one_process_saves_the_step_of_all(tmp_path):
+    endless = {"model__backbone": "speck", "train__steps": 100_000, "train__checkpoint_every": 100_000}
+    command = ["train.py", *arguments(tmp_path, **endless, train__log_every=1)]
+    runs = start([command] * 2, slurm_job(free_port(), 2))
+    log = tmp_path / "metrics.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert all(run.poll() is None for run in runs), [run.communicate() for run in runs]
+        time.sleep(0.1)
+    runs[1].send_signal(signal.SIGTERM)
+    ended(runs, PREEMPTED_STATUS)
+    (saved,) = (int(name) for name in os.listdir(tmp_path / "checkpoints") if name.isdigit())
+    assert 0 < lines(tmp_path)[-1]["step"] <= saved < 100_000
 
 
 GKE = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"}

@@ -100,6 +100,21 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
         np.testing.assert_array_equal(value, np.load(tmp_path / "fsdp.npz")[name])
 
 
+def test_parts_of_a_batch_add_up_to_it(miniature):
+    """Loss and gradient of two parts of four are those of the eight, where BatchNorm does not see the batch."""
+    frozen = {"model__backbone": "speck", "model__batch_norm": "frozen", "train__batch_size": 8}
+    found = []
+    for parts in (1, 2):
+        run = loop.prepare(miniature(**frozen, train__accumulate=parts))
+        state, metrics = run.step(run.state, parallel.put_batch(run.read(), run.mesh))
+        run.data.close()
+        found.append(figures(state, metrics))
+    whole, added = found
+    for name, value in whole.items():
+        atol = max(1e-4 * np.abs(value).max(), 1e-8)  # as above
+        np.testing.assert_allclose(added[name], value, rtol=1e-4, atol=atol, err_msg=name)
+
+
 def test_fsdp_splits_the_longest_axis_that_the_devices_divide(monkeypatch):
     mesh = jax.sharding.AbstractMesh((4,), (parallel.DATA_AXIS,))
     shapes = {"kernel": (3, 3, 64, 128), "odd": (3, 3, 65, 127), "short": (64,), "long": (8192,), "wide": (5000, 64)}

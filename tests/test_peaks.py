@@ -1,4 +1,5 @@
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,6 +40,14 @@ def test_patches_repeat_the_border(radius):
         row, column = y[i, k, j], x[i, k, j]
         expected = padded[i, k, row : row + 2 * radius + 1, column : column + 2 * radius + 1, j]
         np.testing.assert_array_equal(found[i, k, j], expected)
+
+
+def test_products_give_what_the_gather_does():
+    maps = RNG.normal(size=(5, 12, 9, 4)).astype(np.float32)
+    rows, columns = RNG.integers(12, size=(5, 4, 3)), RNG.integers(9, size=(5, 4, 2))
+    np.testing.assert_array_equal(
+        peaks.by_products(maps, rows, columns), peaks.by_gather(jnp.asarray(maps), rows, columns)
+    )
 
 
 def dark(heatmap):
