@@ -8,8 +8,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	"$$p" -c '$(USABLE)' >/dev/null 2>&1 && echo "$$p" && break; done)
 DEMO := --config=configs/synthetic.py --workdir=runs/demo
 
-# The page shows what was trained into this folder.
-WORKDIR ?= runs/demo
+# The page shows what was trained into this folder; without one, the model that comes with the package.
+WORKDIR ?=
 
 .PHONY: app demo test lint format clean
 
@@ -22,7 +22,7 @@ test: $(STAMP)
 
 app: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
-	$(VENV)/bin/python -m dpose_jax.app --workdir=$(WORKDIR)
+	$(VENV)/bin/python -m dpose_jax.app $(addprefix --workdir=,$(WORKDIR))
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,8 @@
 """Predicts the poses of people in an image, a folder of images or a video.
 
-python predict.py --workdir=runs/demo --input=IMAGE|FOLDER|VIDEO --out=DIR [--boxes=FILE] [--steps=4] [--trajectory]
+python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo] [--boxes=FILE] [--steps=4] [--trajectory]
+
+Without --workdir or --model the small model that comes with the package predicts.
 """
 
 from absl import flags
@@ -21,14 +23,8 @@ TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each 
 
 def main():
     """Loads the model that the flags name and predicts."""
-    if (WORKDIR.value is None) == (MODEL.value is None):
-        raise ValueError("give one of --workdir and --model")
-    options = {"steps": STEPS.value, "flip": FLIP.value}
-    load, path = (
-        (Predictor.from_file, MODEL.value) if WORKDIR.value is None else (Predictor.from_workdir, WORKDIR.value)
-    )
     predict(
-        load(path, **options),
+        Predictor.load(WORKDIR.value, MODEL.value, steps=STEPS.value, flip=FLIP.value),
         INPUT.value,
         OUT.value,
         boxes=BOXES.value,

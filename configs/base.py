@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.backbone = "w32"  # tiny, w18_small, w32 or w48
     c.model.width = config_dict.placeholder(int)  # replaces the preset's width
-    c.model.pretrained = "imagenet"  # none, imagenet, hf:OWNER/REPO, a file, or a workdir: see docs/pretrained.md
+    c.model.pretrained = "imagenet"  # none, imagenet, hf:OWNER/REPO, a file or folder: docs/pretrained.md
     c.model.head_dim = (16, 32)  # SC-CA head width range; heads = channel groups (ours)
     c.model.window = 8  # SC-CA window, px at stride 4 (ours)
     c.model.spatial_attention = True  # A_s

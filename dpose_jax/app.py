@@ -1,6 +1,8 @@
 """A page in the browser: drop a photo, mark people, choose the steps, watch the heatmaps denoise.
 
-python -m dpose_jax.app --workdir=runs/demo [--port=7860]
+python -m dpose_jax.app [--workdir=runs/demo] [--port=7860]
+
+Without --workdir or --model it shows the small model that comes with the package.
 """
 
 import functools
@@ -130,12 +132,8 @@ if __name__ == "__main__":
     PORT = flags.DEFINE_integer("port", 7860, "On this machine alone: http://127.0.0.1:PORT.")
 
     def main():
-        source = (WORKDIR.value, MODEL.value)
-        if source.count(None) != 1:
-            raise ValueError("give one of --workdir and --model")
-        make = Predictor.from_file if WORKDIR.value is None else Predictor.from_workdir
-        path = MODEL.value or WORKDIR.value
-        page = build(lambda steps: make(path, steps=steps, batch_sizes=(1, MAX_PERSONS)))
+        sizes = (1, MAX_PERSONS)
+        page = build(lambda steps: Predictor.load(WORKDIR.value, MODEL.value, steps=steps, batch_sizes=sizes))
         page.queue().launch(server_name="127.0.0.1", server_port=PORT.value, share=False)
 
     command_line.run(main)

@@ -18,6 +18,8 @@ from dpose_jax.models.initialise import abstract_variables
 
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
 FORMAT = 1
+# The model that comes with the package, trained on drawn people alone.
+SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "shipped")
 
 
 def config_of(stored: Mapping) -> ConfigDict:

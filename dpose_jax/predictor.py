@@ -147,10 +147,28 @@ class Predictor:
         return cls(config, variables, **options)
 
     @classmethod
-    def from_file(cls, path: str, **options) -> "Predictor":
-        """A model folder as `python -m dpose_jax.export --weights=FOLDER` writes it; see `model_files.load`."""
+    def from_file(cls, path: str = model_files.SHIPPED, **options) -> "Predictor":
+        """A model folder as `python -m dpose_jax.export --weights=FOLDER` writes it; see `model_files.load`.
+
+        By default the small model that comes with the package: its README.md says what it can do, and what not.
+        """
         config, variables, _ = model_files.load(path)
         return cls(config, variables, **options)
+
+    @classmethod
+    def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":
+        """`from_workdir` or `from_file`, whichever is given; without either, the model that comes with the package.
+
+        Raises:
+          ValueError: if both are given; else as those two.
+        """
+        if workdir is not None and model is not None:
+            raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the package's own")
+        return (
+            cls.from_file(model or model_files.SHIPPED, **options)
+            if workdir is None
+            else cls.from_workdir(workdir, **options)
+        )
 
     @property
     def joint_set(self) -> JointSet:

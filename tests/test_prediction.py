@@ -206,7 +206,7 @@ def test_command_line(trained, folder):
 
 def test_model_and_workdir_exclude_each_other(tmp_path):
     done = command("predict.py", f"--input={tmp_path}", f"--out={tmp_path / 'o'}", "--model=a", "--workdir=b")
-    assert done.returncode == 1 and done.stderr.startswith("error: give one of --workdir and --model")
+    assert done.returncode == 1 and done.stderr.startswith("error: give one of --workdir=")
 
 
 def test_numbers_of_images():

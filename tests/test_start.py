@@ -13,13 +13,13 @@ from flax.traverse_util import flatten_dict
 from hrnet_weights import stored_weights
 from safetensors.numpy import save_file
 
-from dpose_jax import parallel
+from dpose_jax import model_files, parallel
 from dpose_jax.files import write_json
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.skeletons import COCO
 from dpose_jax.training import loop
-from dpose_jax.training.checkpoints import Checkpoints, read_variables
+from dpose_jax.training.checkpoints import Checkpoints, read_variables, stored_config
 from dpose_jax.training.loop import dry_run, prepare, train
 from dpose_jax.training.start import starting_variables
 from dpose_jax.training.state import averaged_variables, hold_backbone, make_optimizer
@@ -111,6 +111,14 @@ def test_a_run_starts_from_another_run(trained, averages, miniature, capsys):
     assert_equal(state.params, averaged_variables(last)["params"])
     count = len(averages)
     assert f"start: {count} of {count} arrays from {trained[1]} (step 4)\n" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_a_model_folder(trained, averages, miniature, tmp_path, capsys):
+    variables, step = read_variables(trained[1])
+    model_files.save(str(tmp_path), variables, stored_config(trained[1]), step=step)
+    config = miniature(model__pretrained=str(tmp_path))
+    assert_equal(flatten_dict(starting_variables(config, build_model(config)), sep="/"), averages)
+    assert f"arrays from {tmp_path} (step 4)\n" in capsys.readouterr().out
 
 
 def test_other_joints_get_new_heads(trained, averages, miniature, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 
-from dpose_jax import hosts
+from dpose_jax import hosts, model_files
 from dpose_jax.models import weight_files
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
@@ -26,7 +26,7 @@ def starting_variables(config, model: DiffusionPose):
         hosts.say(f"start: random weights, seed {config.seed}")
         return variables
     if source != weight_files.CACHED and os.path.isdir(source):
-        weights, name = _of_workdir(source, config)
+        weights, name = _of_folder(source, config)
     else:
         name = weight_files.locate(source, config.model.backbone)
         weights = from_published(weight_files.read(name), model.backbone)
@@ -38,8 +38,13 @@ def starting_variables(config, model: DiffusionPose):
     return variables
 
 
-def _of_workdir(workdir: str, config):
-    theirs, ours = stored_config(workdir), get_joint_set(config.joint_set)
-    variables, step = read_variables(workdir)
-    same = theirs["joint_set_facts"]["joints"] == list(ours.joints)
-    return from_own(variables, same_joints=same), f"{workdir} (step {step})"
+def _of_folder(folder: str, config):
+    """A model folder's weights, or those of a workdir's newest checkpoint, and what to call them."""
+    if os.path.isfile(os.path.join(folder, model_files.FACTS_FILE)):
+        stored, variables, facts = model_files.load(folder)
+        joints, step = get_joint_set(stored.joint_set).joints, facts["trained"].get("step")
+    else:
+        joints = tuple(stored_config(folder)["joint_set_facts"]["joints"])
+        variables, step = read_variables(folder)
+    same = joints == get_joint_set(config.joint_set).joints
+    return from_own(variables, same_joints=same), f"{folder} (step {step})"
