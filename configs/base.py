@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
     c.optim.ema = 0.0  # decay of the moving averages of parameters and BatchNorm statistics; 0 turns them off
 
     c.loss = ConfigDict()
-    c.loss.diffusion = 1.0
+    c.loss.diffusion = 1.0  # 0 trains a plain HRNet, whose result is `coarse`
     c.loss.coarse = 1.0
 
     c.train = ConfigDict()

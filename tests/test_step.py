@@ -34,10 +34,12 @@ class Echo:
     def __init__(self, codec, outputs):
         self.codec, self._outputs = codec, outputs
 
-    def apply(self, variables, images, keypoints, visible, t, noise, own, *, schedule, train, mutable):
-        drawn = {"t": t, "noise": noise, "own": own}
+    def apply(self, variables, images, *inputs, mutable, method="__call__", **_):
         outputs = tuple(out * variables["params"]["gain"] for out in self._outputs)
-        return outputs, {"batch_stats": drawn}
+        if method == "encode":
+            return (None, outputs[1]), {"batch_stats": {}}
+        _, _, t, noise, own = inputs
+        return outputs, {"batch_stats": {"t": t, "noise": noise, "own": own}}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,12 @@ def test_step_weighs_the_terms_and_gives_their_gradient(echo, small_model):
     gradient = 2 * slope(outputs[0]) + 0.5 * slope(outputs[1])
     np.testing.assert_allclose(state.opt_state["gain"], gradient, rtol=1e-4)
     np.testing.assert_allclose(metrics["grad_norm"], abs(gradient), rtol=1e-4)
+
+
+def test_without_its_weight_the_denoiser_is_not_run(echo):
+    both, plain = (echo(loss__diffusion=weight, loss__coarse=0.5)[0](0)[1] for weight in (1.0, 0.0))
+    assert plain["loss_coarse"] == both["loss_coarse"] and plain["loss_diffusion"] == 0
+    np.testing.assert_allclose(plain["loss"], 0.5 * both["loss_coarse"], rtol=1e-6)
 
 
 def test_step_draws_from_seed_and_step_alone(echo):

@@ -20,6 +20,7 @@ from dpose_jax.training.fields import check_fields
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:4x4.", required=True)
 BATCH = flags.DEFINE_string("batch", None, "Examples a device, or auto: the most that fit; the config's by default.")
+SAMPLER = flags.DEFINE_bool("sampler", True, "Compile prediction too, not the train step alone.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", required=True)
 flags.mark_flag_as_required("config")
 
@@ -38,7 +39,9 @@ def main() -> None:
         return analyse(train_program(config, mesh, examples), chip, mesh)
 
     step = largest_batch(train, chip.hbm_bytes) if batch is None else train(batch)
-    sampler = analyse(sampler_program(config, mesh, step["batch_per_device"]), chip, mesh)
+    both = {}
+    if SAMPLER.value:
+        both["sampler"] = analyse(sampler_program(config, mesh, step["batch_per_device"]), chip, mesh)
     protocol = {
         "topology": TOPOLOGY.value,
         "chip": dataclasses.asdict(chip),
@@ -49,8 +52,8 @@ def main() -> None:
         "fsdp": config.train.fsdp,
         "accumulate": config.train.accumulate,
     }
-    table = [{key: value for key, value in row.items() if key != "collectives"} for row in (step, sampler)]
-    report.write(OUT.value, table, environment=environment, protocol=protocol, **step, sampler=sampler)
+    table = [{key: value for key, value in row.items() if key != "collectives"} for row in (step, *both.values())]
+    report.write(OUT.value, table, environment=environment, protocol=protocol, **step, **both)
 
 
 def batch_per_device(config, mesh: jax.sharding.Mesh, given: str | None) -> int | None:

@@ -72,6 +72,9 @@ def make_train_step(
     LOSS_TERMS, `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that
     every host learns of every host's.
 
+    With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is neither run nor trained,
+    and `loss_diffusion` is 0.
+
     With `train.accumulate` = A the batch is worked off in A parts, one after the other: loss and gradient are those
     of the whole batch, but BatchNorm normalises each part by its own statistics, and averages them A times a step.
 
@@ -91,15 +94,22 @@ def make_train_step(
     weights = dict(zip(LOSS_TERMS, (config.loss.diffusion, config.loss.coarse), strict=True))
     parts, rate = config.train.accumulate, learning_rate(config)
 
+    def outputs_of(variables, rows):
+        """The outputs by LOSS_TERMS, and the new statistics; without weight the denoiser is left out, at no cost."""
+        if weights["loss_diffusion"]:
+            inputs = (rows[name] for name in INPUTS)
+            outputs, updated = model.apply(variables, *inputs, schedule=schedule, train=True, mutable=["batch_stats"])
+            return dict(zip(LOSS_TERMS, outputs, strict=True)), updated["batch_stats"]
+        (_, coarse), updated = model.apply(variables, rows["image"], True, method="encode", mutable=["batch_stats"])
+        return {"loss_coarse": coarse}, updated["batch_stats"]
+
     def loss_of(params, batch_stats, rows, labelled):
-        variables, inputs = {"params": params, "batch_stats": batch_stats}, (rows[name] for name in INPUTS)
-        (estimate, coarse), updated = model.apply(
-            variables, *inputs, schedule=schedule, train=True, mutable=["batch_stats"]
-        )
+        outputs, batch_stats = outputs_of({"params": params, "batch_stats": batch_stats}, rows)
         target = model.codec.encode(rows["keypoints"], rows["visible"])
-        outputs = dict(zip(LOSS_TERMS, (estimate, coarse), strict=True))
-        terms = {name: heatmap_loss(out, target, rows["visible"], labelled) for name, out in outputs.items()}
-        return sum(weights[name] * term for name, term in terms.items()), (terms, updated["batch_stats"])
+        terms = dict.fromkeys(LOSS_TERMS, jnp.float32(0)) | {
+            name: heatmap_loss(out, target, rows["visible"], labelled) for name, out in outputs.items()
+        }
+        return sum(weights[name] * term for name, term in terms.items()), (terms, batch_stats)
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)
 

@@ -1,0 +1,86 @@
+"""Arms of the study: what each trains otherwise than the recipe, and in which ways it is sampled."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dpose_jax.diffusion.sampler import SamplerSettings, sampler_settings
+
+MAIN = ("plain", "plain_same_time", "one_pass", "written", "recipe")
+NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+      what: in words.
+      fields: of the recipe, by their dotted names, with other values.
+      samplings: which lines of `plan` are read; `coarse` always is.
+      same_time: train for the steps that fit in the time of the recipe's.
+    """
+
+    what: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    samplings: tuple[str, ...] = ("direct", "ddim", "restarts")
+    same_time: bool = False
+
+
+def _written(what: str, fields: Mapping[str, Any] | None = None, samplings: tuple[str, ...] = ("direct",)) -> Arm:
+    """As the paper writes it, but for `fields`."""
+    return Arm(what, {"diffusion.own_share": 0.0} | dict(fields or {}), samplings)
+
+
+ARMS = {
+    "plain": Arm("plain HRNet, the coarse branch trained alone", {"loss.diffusion": 0.0}, ()),
+    "plain_same_time": Arm("the same for as long as the recipe takes", {"loss.diffusion": 0.0}, (), same_time=True),
+    "one_pass": Arm(
+        "the U-Net on coarse heatmaps, no noise, no masks", NO_MASKS | {"diffusion.own_share": 1.0}, ("one",)
+    ),
+    "written": _written("DiffusionPose as written", samplings=("direct", "ddim", "restarts")),
+    "recipe": Arm("the recipe as it stands"),
+    "zeta_1": _written("zeta 1", {"diffusion.zeta": 1.0}),
+    "zeta_5": _written("zeta 5", {"diffusion.zeta": 5.0}),
+    "zeta_10": _written("zeta 10", {"diffusion.zeta": 10.0}),
+    "t_300": _written("t up to 300, start there", {"diffusion.t_range": (1, 300), "sampler.t_start": 300}),
+    "own_all": Arm("the model's own coarse heatmaps always", {"diffusion.own_share": 1.0}, ("direct",)),
+    "no_masks": _written("no masks", NO_MASKS),
+    "keypoint_mask": _written("keypoint mask alone", {"masks.skeleton": False}),
+    "skeleton_mask": _written("skeleton mask alone", {"masks.keypoints": False}),
+    "wide_masks": _written("masks twice as wide", {"masks.radius": 12.0, "masks.half_width": 6.0}),
+    "soft_masks": _written("soft masks", {"masks.softness": 1.0}),
+    "no_attention": _written("no SC-CA", {"model.spatial_attention": False, "model.channel_attention": False}),
+    "spatial_attention": _written("A_s alone", {"model.channel_attention": False}),
+    "channel_attention": _written("A_c alone", {"model.spatial_attention": False}),
+    "refresh": _written("masks drawn anew at every step", {"sampler.refresh": True}),
+    "time_embedding": _written("with time embedding", {"model.time_embedding": True}),
+    "residual": _written("D predicts the change", {"model.residual": True}),
+    "stride_8": _written("heatmaps at stride 8", {"stride": 8}),
+    "stride_2": _written("heatmaps at stride 2", {"stride": 2}),
+    "stride_1": _written("heatmaps at stride 1", {"stride": 1}),
+    "narrow": _written("C = 16", {"model.decoder_channels": 16}),
+    "wide": _written("C = 64", {"model.decoder_channels": 64}),
+}
+
+
+def arm_config(recipe: ConfigDict, arm: Arm, seed: int, steps: int) -> ConfigDict:
+    """The recipe with an arm's fields, a seed (of weights, order and noise) and a number of training steps."""
+    config = recipe.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(dict(arm.fields) | {"seed": seed, "train.steps": steps})
+    return config.lock()
+
+
+def settings_of(
+    config: ConfigDict, sampling: str, steps: Sequence[int], noise_time: int
+) -> tuple[SamplerSettings, ...]:
+    """The sampling runs of a line: `direct` and `ddim` at each K, `one` step, or one step of noised `restarts`."""
+    base = sampler_settings(config)[0]
+    if sampling == "one":
+        return (dataclasses.replace(base, steps=1, update_rule="direct"),)
+    if sampling == "restarts":
+        return (dataclasses.replace(base, steps=1, update_rule="direct", start="coarse_noised", t_start=noise_time),)
+    return tuple(dataclasses.replace(base, steps=k, update_rule=sampling) for k in steps)

@@ -1,0 +1,89 @@
+"""What is read from a trained arm of the study: every way of sampling it, with and without DARK."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dpose_jax import inference
+from dpose_jax.benchmarks.arms import Arm, settings_of
+from dpose_jax.data.pipeline import eval_batches
+from dpose_jax.data.records import Source
+from dpose_jax.evaluation.oks import pck
+from dpose_jax.evaluation.protocol import Predictions, match_by_index, summarise
+from dpose_jax.evaluation.scores import PCK_THRESHOLDS
+from dpose_jax.models.diffusion_pose import build_model, build_schedule
+
+REFINES = ("dark", "none")
+VISIBILITIES = {1: "occluded", 2: "visible"}
+
+
+def make_readings(config, arm: Arm, steps: Sequence[int], noise_time: int) -> dict[str, Callable]:
+    """Pure functions from `(variables, images, ids)` to {(reading, refine): (joints (B, J, 2), scores (B, J))}.
+
+    Readings are `coarse`, and of each line of the arm `LINE_K`; joints are in crop pixels. `restarts_K` decodes
+    the mean of the heatmaps of K independent samples.
+    """
+    model, schedule = build_model(config), build_schedule(config)
+    codecs = {refine: dataclasses.replace(model.codec, refine=refine) for refine in REFINES}
+    options = {"flip": config.eval.flip, "seed": config.sampler.seed}
+
+    def decoded(named):
+        return {(name, refine): codec.decode(maps) for name, maps in named.items() for refine, codec in codecs.items()}
+
+    def line(sampling):
+        hypotheses = max(steps) if sampling == "restarts" else 1
+        settings = settings_of(config, sampling, steps, noise_time)
+        heatmaps_of = inference.make_heatmaps(model, schedule, settings, hypotheses=hypotheses, **options)
+
+        def read(variables, images, ids):
+            found = heatmaps_of(variables, images, ids)
+            if sampling == "restarts":
+                samples = found["steps_1"].reshape(len(ids), hypotheses, *found["coarse"].shape[1:])
+                return decoded({f"restarts_{k}": samples[:, :k].mean(axis=1) for k in steps})
+            return decoded({f"{sampling}_{one.steps}": found[f"steps_{one.steps}"] for one in settings})
+
+        return read
+
+    def coarse(variables, images, ids):
+        return decoded(inference.make_heatmaps(model, schedule, (), **options)(variables, images, ids))
+
+    return {"coarse": coarse} | {sampling: line(sampling) for sampling in arm.samplings}
+
+
+def read(config, arm: Arm, variables, source: Source, steps: Sequence[int], noise_time: int) -> dict[str, dict]:
+    """The metrics of every reading on all persons of the source.
+
+    Returns:
+      by reading and refinement (`direct_2`, `direct_2 without DARK`): the metrics of `protocol.summarise`, `joints`,
+      the same joint by joint, and PCK by visibility, `PCK@0.2 occluded`, None where no joint is.
+    """
+    functions = {name: jax.jit(function) for name, function in make_readings(config, arm, steps, noise_time).items()}
+    parts: dict[str, list] = {}
+    for batch in tqdm(eval_batches(config, source, config.eval.batch_size), unit="batch", desc="read"):
+        valid = batch["mask"] > 0
+        for function in functions.values():
+            for (name, refine), (joints, scores) in jax.device_get(
+                function(variables, batch["image"], batch["annotation_id"])
+            ).items():
+                moved = inference.to_image_pixels(joints, batch["to_image"])
+                label = name if refine == "dark" else f"{name} without DARK"
+                parts.setdefault(label, []).append((batch["index"][valid], moved[valid], scores[valid]))
+    found = {name: Predictions(*map(np.concatenate, zip(*rows, strict=True))) for name, rows in parts.items()}
+    report, _ = summarise(source, found, build_model(config).joint_set, config)
+    return {
+        name: metrics | by_visibility(source, found[name]) | {"joints": report["joints"][name]}
+        for name, metrics in report["results"].items()
+    }
+
+
+def by_visibility(source: Source, predictions: Predictions) -> dict[str, float | None]:
+    """PCK of the occluded and of the visible joints, at each threshold."""
+    predicted, truth, lengths = match_by_index(source, predictions)
+    return {
+        f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
+        for threshold in PCK_THRESHOLDS
+        for value, name in VISIBILITIES.items()
+    }

@@ -1,0 +1,165 @@
+"""Does the diffusion earn its place? Arms trained alike, from several seeds, and read in every way; resumable.
+
+python benchmark.py study --config=configs/lspet_tiny.py --out=OUT [--arms=plain,recipe] [--seeds=0,1,2]
+
+Each run lies in OUT/ARM/seed_S. The same command goes on where it was stopped; finished runs are kept.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from dpose_jax import parallel
+from dpose_jax.benchmarks import report
+from dpose_jax.benchmarks.arms import ARMS, MAIN, arm_config
+from dpose_jax.benchmarks.readings import make_readings, read
+from dpose_jax.benchmarks.study_plot import write_plot
+from dpose_jax.data.sources import make_source
+from dpose_jax.evaluation.run import protocol_facts, restore
+from dpose_jax.files import read_json, write_json
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.training.fields import check_fields
+from dpose_jax.training.loop import prepare, train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe: what all arms share.", lock_config=True)
+ARM_NAMES = flags.DEFINE_list("arms", list(MAIN), f"In this order, of {', '.join(ARMS)}.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights, order and noise; the arms share them.")
+STEPS = flags.DEFINE_list("steps", ["1", "2", "4", "8"], "Sampling steps K.")
+NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the fresh restarts, in 1..T.")
+OUT = flags.DEFINE_string("out", None, "The folder for the runs, study.json, study.md and study.png.", required=True)
+flags.mark_flag_as_required("config")
+
+READ_FILE, PACE_FILE = "readings.json", "pace.json"
+METRICS = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1")
+CONTROL = ("plain", "coarse")  # what every reading is compared with, seed by seed
+
+Runs = dict[tuple[str, int], dict]  # by arm and seed
+
+
+def main() -> None:
+    """Trains and reads what is missing, and writes the report anew after every run."""
+    recipe, seeds = CONFIG.value, [int(text) for text in SEEDS.value]
+    steps = sorted(int(text) for text in STEPS.value)
+    check(recipe, ARM_NAMES.value, steps)
+    environment, runs = report.environment(), Runs()
+    for seed in seeds:
+        for name in ARM_NAMES.value:
+            runs[name, seed], protocol = run_once(recipe, name, seed, steps)
+            rows = summarise(runs)
+            print(f"\n{name}, seed {seed}:")
+            every = [{"arm": arm, "seed": seed, **run} for (arm, seed), run in runs.items()]
+            what = {name: ARMS[name].what for name in ARM_NAMES.value}
+            facts = {"environment": environment, "protocol": protocol, "arms": what, "runs": every}
+            report.write(os.path.join(OUT.value, "study.json"), rows, **facts)
+            write_plot(os.path.join(OUT.value, "study.png"), rows)
+
+
+def check(recipe, names: Sequence[str], steps: Sequence[int]) -> None:
+    """Raises ValueError, naming it, for an arm or field that would only fail when its turn comes."""
+    for name in names:
+        if name not in ARMS:
+            raise ValueError(f"--arms={name}: must be among {', '.join(ARMS)}")
+        config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
+        check_fields(config)
+        make_readings(config, ARMS[name], steps, NOISE_TIME.value)
+    for split, training in (("train", True), (recipe.eval.split, False)):
+        make_source(recipe, split, training=training)
+
+
+def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> tuple[dict, dict]:
+    """One run, from its folder if it is finished: `{"steps", "epochs", "readings"}`, and its protocol.
+
+    Raises:
+      ValueError: if the folder was finished with another config.
+    """
+    arm, workdir = ARMS[name], os.path.join(OUT.value, name, f"seed_{seed}")
+    count = round(recipe.train.steps * pace(recipe)) if arm.same_time else recipe.train.steps
+    config = arm_config(recipe, arm, seed, count)
+    path = os.path.join(workdir, READ_FILE)
+    asked = {"config": json.loads(config.to_json_best_effort()), "K": list(steps), "noise_time": NOISE_TIME.value}
+    if os.path.exists(path):
+        done = read_json(path)
+        if {key: done.get(key) for key in asked} != asked:
+            raise ValueError(f"{path}: is of another config or other flags; choose another --out, or delete it")
+        return done["run"], done["protocol"]
+    train(config, workdir)
+    restored = restore(config, workdir)
+    source = make_source(config, config.eval.split, training=False)
+    readings = read(config, arm, restored.variables, source, steps, NOISE_TIME.value)
+    persons = len(make_source(config, "train", training=True))
+    run = {"steps": count, "epochs": count * config.train.batch_size / persons, "readings": readings}
+    protocol = protocol_facts(config, build_model(config), restored) | {"persons": len(source)}
+    for varies in ("seed", "step", "steps", "update_rule", "start", "t_start"):
+        del protocol[varies]
+    write_json(path, asked | {"protocol": protocol, "run": run})
+    jax.clear_caches()  # no program serves two arms
+    return run, protocol
+
+
+def pace(recipe) -> float:
+    """How many steps of a plain HRNet fit in the time of one of the recipe, timed in turn once and kept in OUT."""
+    path = os.path.join(OUT.value, PACE_FILE)
+    if not os.path.exists(path):
+        timings = report.measure({name: _stepper(recipe, name) for name in ("plain", "recipe")}, seconds=10)
+        seconds = {name: timing.median for name, timing in timings.items()}
+        write_json(path, {"seconds": seconds, "ratio": seconds["recipe"] / seconds["plain"]})
+        jax.clear_caches()
+    return read_json(path)["ratio"]
+
+
+def _stepper(recipe, name: str) -> Callable:
+    """A call that takes one training step of an arm, always with the same batch."""
+    run = prepare(arm_config(recipe, ARMS[name], 0, recipe.train.steps))
+    with contextlib.closing(run.data):
+        batch = parallel.put_batch(run.read(), run.mesh)
+    state = run.state
+
+    def call():
+        nonlocal state
+        state, metrics = run.step(state, batch)
+        return metrics["loss"]
+
+    return call
+
+
+def summarise(runs: Runs) -> list[dict]:
+    """A row a reading of an arm: means over seeds, standard errors, and how much AP it gains on the plain HRNet.
+
+    A gain is paired, seed by seed; without a second seed there is no standard error.
+    """
+    rows = []
+    for arm in dict.fromkeys(name for name, _ in runs):
+        its = {seed: run["readings"] for (name, seed), run in runs.items() if name == arm}
+        for reading in next(iter(its.values())):
+            row = {"arm": arm, "reading": reading, "seeds": len(its)}
+            for metric in METRICS:
+                row[metric], error = _mean([readings[reading][metric] for readings in its.values()])
+                if metric == "AP":
+                    row["AP se"] = error
+            paired = [
+                readings[reading]["AP"] - runs[CONTROL[0], seed]["readings"][_like(reading)]["AP"]
+                for seed, readings in its.items()
+                if (CONTROL[0], seed) in runs
+            ]
+            row["gain"], row["gain se"] = _mean(paired)
+            rows.append(row)
+    return rows
+
+
+def _like(reading: str) -> str:
+    """The control's reading by the same decoding."""
+    return CONTROL[1] + reading.removeprefix(reading.split(" ")[0])
+
+
+def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and its standard error, None where there is none."""
+    if not values:
+        return None, None
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return float(np.mean(values)), error

@@ -1,0 +1,73 @@
+"""The study, on a miniature: what its arms are, what is read from them, how it goes on after a stop."""
+
+import json
+
+import numpy as np
+import pytest
+from commands import command
+
+from dpose_jax.benchmarks.arms import ARMS, arm_config, settings_of
+from dpose_jax.benchmarks.readings import read
+from dpose_jax.data.sources import make_source
+from dpose_jax.evaluation.run import evaluate, restore
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.training.fields import check_fields
+
+
+def test_every_arm_is_a_valid_config(miniature):
+    for name, arm in ARMS.items():
+        config = arm_config(miniature(input_size=(128, 96)), arm, 3, 7)
+        assert (config.seed, config.train.steps) == (3, 7), name
+        check_fields(config)
+        build_model(config)
+        for sampling in arm.samplings:
+            settings_of(config, sampling, [1, 2], 300)
+
+
+def test_readings_are_those_of_the_evaluation(trained):
+    """By DARK; and without it the peak's own pixel decides."""
+    config, workdir = trained
+    source = make_source(config, "val", training=False)
+    found = read(config, ARMS["written"], restore(config, workdir).variables, source, [1, 2], 300)
+    lines = [f"{line}_{k}" for line in ("direct", "ddim", "restarts") for k in (1, 2)]
+    assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ("", " without DARK")}
+    report = evaluate(config, workdir)
+    for mine, theirs in (("coarse", "coarse"), ("direct_1", "steps_1"), ("direct_2", "steps_2")):
+        for metric, value in report["results"][theirs].items():
+            assert found[mine][metric] == pytest.approx(value, abs=1e-3), (mine, metric)
+        assert found[mine]["joints"].keys() == report["joints"][theirs].keys()
+    assert found["coarse"] != found["coarse without DARK"]
+
+
+def test_a_study_reports_every_run_and_goes_on(tmp_path):
+    steps = "--config.train.steps=2"
+    arguments = ["study", "--config=tests/miniature.py", f"--out={tmp_path}", "--steps=1,2", "--arms=plain,recipe"]
+    arguments += ["--config.model.backbone=speck", "--config.train.checkpoint_every=2"]
+    done = command("benchmark.py", *arguments, steps, "--seeds=0")
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "study.json").read_text())
+    weights = tmp_path / "plain" / "seed_0" / "checkpoints" / "2"
+    before = weights.stat().st_mtime_ns
+    done = command("benchmark.py", *arguments, steps, "--seeds=0,1")
+    assert done.returncode == 0, done.stderr
+    assert weights.stat().st_mtime_ns == before and "recipe, seed 1:" in done.stdout
+    report = json.loads((tmp_path / "study.json").read_text())
+    assert [(run["arm"], run["seed"]) for run in report["runs"]] == [
+        (arm, seed) for seed in (0, 1) for arm in ("plain", "recipe")
+    ]
+    assert report["runs"][:2] == first["runs"]
+    assert {row["seeds"] for row in report["rows"]} == {2}
+    by_name = {(row["arm"], row["reading"]): row for row in report["rows"]}
+    assert ("plain", "direct_1") not in by_name and ("recipe", "ddim_2 without DARK") in by_name
+    assert by_name["plain", "coarse"]["gain"] == 0
+    values = [run["readings"]["direct_2"]["AP"] for run in report["runs"] if run["arm"] == "recipe"]
+    row = by_name["recipe", "direct_2"]
+    assert row["AP"] == pytest.approx(np.mean(values))
+    assert row["AP se"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    assert row["gain"] == pytest.approx(row["AP"] - by_name["plain", "coarse"]["AP"])
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+
+    done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")
+    assert done.returncode == 1 and "readings.json: is of another config" in done.stderr
+    done = command("benchmark.py", *arguments, steps, "--arms=plane")
+    assert done.returncode == 1 and "--arms=plane: must be among plain, " in done.stderr
