@@ -1,6 +1,7 @@
 """Predicts the poses of people in an image, a folder of images or a video.
 
-python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo] [--boxes=FILE] [--steps=4] [--trajectory]
+python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo]
+  [--boxes=FILE|--detector=FILE] [--steps=4] [--trajectory]
 
 Without --workdir or --model the small model that comes with the package predicts.
 """
@@ -8,6 +9,8 @@ Without --workdir or --model the small model that comes with the package predict
 from absl import flags
 
 from dpose_jax import Predictor, command_line
+from dpose_jax.prediction.boxes import BoxFile, BoxSource
+from dpose_jax.prediction.detector import MODELS, Detector
 from dpose_jax.prediction.run import PartlyDone, predict
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that was trained into.")
@@ -15,22 +18,31 @@ MODEL = flags.DEFINE_string("model", None, "Instead of --workdir, a model folder
 INPUT = flags.DEFINE_string("input", None, "An image, a folder of images, or a video.")
 OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json and what is drawn.")
 BOXES = flags.DEFINE_string("boxes", None, "Boxes in COCO's format; without, every image is one person.")
-MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", 0.0, "Boxes below this score are left out.")
+DETECTOR = flags.DEFINE_string("detector", None, "Instead of --boxes, the weights of a detector that finds them.")
+DETECTOR_MODEL = flags.DEFINE_string("detector_model", MODELS[0], f"Its model: {', '.join(MODELS)}.")
+MIN_BOX_SCORE = flags.DEFINE_float(
+    "min_box_score", None, "Boxes below this score are left out; by default 0 with --boxes and 0.5 with --detector."
+)
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each image's persons too.")
 
 
+def box_source() -> BoxSource | None:
+    """Where the flags say that boxes come from."""
+    options = {} if MIN_BOX_SCORE.value is None else {"min_score": MIN_BOX_SCORE.value}
+    if BOXES.value is not None and DETECTOR.value is not None:
+        raise ValueError("give one of --boxes and --detector, or neither")
+    if DETECTOR.value is not None:
+        return Detector(DETECTOR.value, DETECTOR_MODEL.value, **options)
+    return None if BOXES.value is None else BoxFile(BOXES.value, **options)
+
+
 def main():
     """Loads the model that the flags name and predicts."""
-    predict(
-        Predictor.load(WORKDIR.value, MODEL.value, steps=STEPS.value, flip=FLIP.value),
-        INPUT.value,
-        OUT.value,
-        boxes=BOXES.value,
-        min_box_score=MIN_BOX_SCORE.value,
-        strips=TRAJECTORY.value,
-    )
+    boxes = box_source()
+    predictor = Predictor.load(WORKDIR.value, MODEL.value, steps=STEPS.value, flip=FLIP.value)
+    predict(predictor, INPUT.value, OUT.value, boxes=boxes, strips=TRAJECTORY.value)
 
 
 if __name__ == "__main__":

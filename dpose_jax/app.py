@@ -24,6 +24,9 @@ from dpose_jax.prediction.run import draw_poses
 
 MAX_STEPS, MAX_PERSONS = 16, 4
 PAUSE = 0.6  # seconds a step is shown
+HEIGHT = 330  # of every picture, pixels: the whole page fits on a screen
+# Not Gradio's third, which would send a picture to Hugging Face.
+BUTTONS = ["download", "fullscreen"]
 BOX_COLOR = (240, 228, 66)
 
 
@@ -61,12 +64,23 @@ def draw_boxes(image: np.ndarray, boxes: list[list[float]] | None) -> np.ndarray
     image = np.ascontiguousarray(image).copy()
     for x, y, width, height in boxes or ():
         corners = [int(round(value)) for value in (x, y, x + width, y + height)]
-        cv2.rectangle(image, corners[:2], corners[2:], BOX_COLOR, max(1, max(image.shape) // 300))
+        cv2.rectangle(image, corners[:2], corners[2:], BOX_COLOR, max(2, max(image.shape) // 300))
     return image
 
 
+def mark(image: np.ndarray | None, text: str):
+    """The photo with the usable boxes of the text; nothing new without a photo, or while a line is half typed."""
+    if image is None:
+        return gr.skip()
+    try:
+        boxes, problems = checked_boxes(parse_boxes(text) or [], image.shape[:2])
+    except ValueError:
+        return gr.skip()
+    return draw_boxes(image, [box[:4] for box, problem in zip(boxes, problems, strict=True) if not problem])
+
+
 def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterator[tuple]:
-    """What the page shows, again and again: (picture of the step, photo with poses or None, a line of text).
+    """What the page shows, again and again: picture of the step, photo with poses, a line of text; or nothing new.
 
     Raises:
       ValueError: if there is no photo, or a box cannot be used.
@@ -80,13 +94,22 @@ def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterat
         crops, trajectory, joints = predictor.trace(image, boxes[:MAX_PERSONS])
         start = predictor.settings.start.replace("_", " ")
         for k in range(len(trajectory)):
-            title, some = f"step {k}" if k else start, slice(k, k + 1)
-            rows = (crops, trajectory[some], joints[some], predictor.joint_set, [title])
-            yield visualize.denoising_strip(*rows, warp=predictor.model.codec.name), None, title
+            title = f"step {k}" if k else start
+            yield _side_by_side(predictor, crops, trajectory[k], joints[k], title), gr.skip(), title
             time.sleep(PAUSE)
     poses = predictor(image, boxes)
     scores = ", ".join(f"{score:.2f}" for score in poses.scores)
-    yield gr.skip(), draw_poses(image, poses), f"{len(poses)} persons, scores {scores}"
+    told = f"1 person, score {scores}" if len(poses) == 1 else f"{len(poses)} persons, scores {scores}"
+    yield gr.skip(), draw_poses(image, poses), told
+
+
+def _side_by_side(predictor, crops, maps, joints, title) -> np.ndarray:
+    """One step of every person, one beside the other."""
+    rows = (slice(i, i + 1) for i in range(len(crops)))
+    about = {"joint_set": predictor.joint_set, "titles": [title], "warp": predictor.model.codec.name}
+    return np.concatenate(
+        [visualize.denoising_strip(crops[row], maps[None, row], joints[None, row], **about) for row in rows], axis=1
+    )
 
 
 def build(load: Callable[[int], Predictor]) -> gr.Blocks:
@@ -105,23 +128,29 @@ def build(load: Callable[[int], Predictor]) -> gr.Blocks:
 
     def click(image, text, corner, event: gr.SelectData):
         text, corner = add_corner(text, corner, event.index)
-        return text, corner, draw_boxes(image, parse_boxes(text))
+        return text, corner, mark(image, text)
+
+    # What was marked and found belongs to the photo before.
+    def fresh(image):
+        return "", None, image, None, ""
 
     with gr.Blocks(title="dpose_jax", analytics_enabled=False) as page:
         gr.Markdown("# dpose_jax\nDrop a photo. Click two opposite corners of each person, or take the whole photo.")
         corner = gr.State(None)
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(type="numpy", label="photo", elem_id="photo")
-                marked = gr.Image(label="boxes", interactive=False, elem_id="marked")
+                photo = gr.Image(type="numpy", label="photo", elem_id="photo", height=HEIGHT, buttons=BUTTONS)
                 boxes = gr.Textbox(label="boxes: x, y, width, height, a line each", lines=3, elem_id="boxes")
                 steps = gr.Slider(0, MAX_STEPS, value=4, step=1, label="steps (0: the coarse branch)")
                 start = gr.Button("Denoise", variant="primary", elem_id="start")
-            with gr.Column():
-                strip = gr.Image(label="denoising", interactive=False, elem_id="strip")
-                result = gr.Image(label="poses", interactive=False, elem_id="result")
                 told = gr.Textbox(label="state", interactive=False, elem_id="told")
-        photo.select(click, [photo, boxes, corner], [boxes, corner, marked])
+            with gr.Column():
+                shown = {"interactive": False, "height": HEIGHT, "buttons": BUTTONS}
+                result = gr.Image(label="boxes, then poses", elem_id="result", **shown)
+                strip = gr.Image(label="denoising", elem_id="strip", **shown)
+        photo.input(fresh, photo, [boxes, corner, result, strip, told])
+        photo.select(click, [photo, boxes, corner], [boxes, corner, result], trigger_mode="multiple")
+        boxes.input(mark, [photo, boxes], result, show_progress="hidden", trigger_mode="always_last")
         start.click(run, [photo, boxes, steps], [strip, result, told])
     return page
 

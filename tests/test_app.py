@@ -37,6 +37,13 @@ def test_drawn_boxes():
     np.testing.assert_array_equal(app.draw_boxes(IMAGE, None), IMAGE)
 
 
+def test_marked_boxes():
+    """Those that can be used are drawn, clipped; a half typed line and no photo leave what is shown."""
+    marked = app.mark(IMAGE, "5, 10, 20, 30\n90, 0, 5, 5\n1e99, nan, inf, 4\n30, 40, 1e99, 1e99")
+    np.testing.assert_array_equal(marked, app.draw_boxes(IMAGE, [[5, 10, 20, 30], [30, 40, 20, 20]]))
+    assert app.mark(IMAGE, "5, 10, 2") == app.mark(None, "5, 10, 20, 30") == app.gr.skip()
+
+
 def test_every_step_is_shown_then_the_poses(predictor, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     shown = list(app.denoise(predictor, IMAGE, "5, 5, 30, 40\n0, 0, 50, 60"))

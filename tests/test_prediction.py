@@ -60,7 +60,9 @@ def test_results_are_those_of_the_evaluation(trained, predictor, tmp_path):
         pixels = next(source.read_image(i) for i in range(len(source)) if source[i].image_id == image["id"])
         cv2.imwrite(str(tmp_path / "in" / f"person {image['id']}.png"), pixels[..., ::-1])
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    predict(predictor, str(tmp_path / "in"), str(tmp_path / "out"), boxes=str(tmp_path / "truth.json"), strips=True)
+    predict(
+        predictor, str(tmp_path / "in"), str(tmp_path / "out"), boxes=BoxFile(str(tmp_path / "truth.json")), strips=True
+    )
     results, images = read(tmp_path / "out")
     assert {image["id"] for image in images} == {image["id"] for image in truth["images"]}
     rows = []
@@ -88,7 +90,7 @@ def test_bad_boxes_are_named_and_the_rest_is_done(predictor, folder, tmp_path, c
     rows += [(3, [2, 2, 20, None], 0.5), (3, [0, 0, 30, 30], 0.8)]
     boxes = write_boxes(tmp_path / "boxes.json", rows)
     with pytest.raises(PartlyDone, match="problems: 3;"):
-        predict(predictor, str(folder), str(tmp_path / "out"), boxes=boxes, min_box_score=0.2)
+        predict(predictor, str(folder), str(tmp_path / "out"), boxes=BoxFile(boxes, 0.2))
     told = capsys.readouterr().err
     for text in (
         "1 (image 1): box 1 [500.0, 5.0, 9.0, 9.0]: lies outside of the image, 41 x 50",
@@ -130,7 +132,7 @@ def write_video(path, frames):
 def test_video(predictor, tmp_path):
     write_video(tmp_path / "walk.avi", 6)
     boxes = write_boxes(tmp_path / "boxes.json", [(frame, [4, 4, 30, 40], 1.0) for frame in (0, 1, 5)])
-    predict(predictor, str(tmp_path / "walk.avi"), str(tmp_path / "out"), boxes=boxes)
+    predict(predictor, str(tmp_path / "walk.avi"), str(tmp_path / "out"), boxes=BoxFile(boxes))
     results, images = read(tmp_path / "out")
     assert [row["image_id"] for row in results] == [0, 1, 5] and [image["id"] for image in images] == list(range(6))
     drawn = VideoReader(str(tmp_path / "out" / "walk.mp4"))
@@ -177,7 +179,7 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
         (lambda path: (path / "b.json").write_text('{"a": 1}'), {"boxes": "b.json"}, "b.json: must be a list"),
         (lambda path: write_boxes(path / "b.json", []), {"boxes": "b.json"}, "has no box for any of the images"),
         (lambda path: write_boxes(path / "b.json", [(7, [0, 0, 1, 1], 1)]), {"boxes": "b.json"}, "looked for: 1, 2"),
-        (lambda path: None, {"min_box_score": 2.0, "boxes": "b.json"}, "min_box_score=2.0"),
+        (lambda path: None, {"boxes": "b.json", "min_score": 2.0}, "min_box_score=2.0"),
         (lambda path: (path / "out").write_text("text"), {}, "is a file"),
         (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: shows images"),
     ],
@@ -186,9 +188,10 @@ def test_what_cannot_be_used_stops_before_any_work(predictor, folder, prepare, o
     monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("predicted"))
     prepare(folder)
     source = folder / "in" if (folder / "in").is_dir() else folder / options.pop("source", "")
-    paths = {key: str(folder / value) for key, value in options.items() if key == "boxes"}
+    boxes, *score = options.pop("boxes", None), *filter(None, [options.pop("min_score", None)])
     with pytest.raises((ValueError, OSError), match=message):
-        predict(predictor, str(source), str(folder / "out"), **options | paths)
+        file = BoxFile(str(folder / boxes), *score) if boxes else None
+        predict(predictor, str(source), str(folder / "out"), boxes=file, **options)
     assert not (folder / "out").is_dir()
 
 

@@ -1,5 +1,6 @@
-"""Boxes of persons: checked, clipped to their image, read from detection files."""
+"""Boxes of persons: where they come from, checked, clipped to their image."""
 
+import abc
 import itertools
 import os
 from collections.abc import Sequence
@@ -49,12 +50,44 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
 
 
-class BoxFile:
-    """Boxes of persons by image, from any COCO-format file.
+class BoxSource(abc.ABC):
+    """Where the boxes of an image's persons come from.
 
     Attributes:
-      problems: what is wrong with entries that were left out, one text each.
+      problems: what is wrong with the source, though the rest of it can be used; one text each.
     """
+
+    problems: Sequence[str] = ()
+
+    def image_ids(self, names: Sequence[str]) -> list[int]:
+        """The ids of image files; ValueError if the source cannot have a box for any of them."""
+        return number_images(names)
+
+    def check(self, ids: Sequence[int]) -> None:  # noqa: B027 - what looks at the pixels may find a box in any image
+        """Raises ValueError if the source cannot have a box for any of these images."""
+
+    @abc.abstractmethod
+    def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray | None:
+        """The boxes of an image, unchecked.
+
+        Args:
+          pixels: of the image, (height, width, 3) uint8 RGB.
+
+        Returns:
+          (N, 5) x, y, width, height in image pixels and score; None takes the whole image for one person.
+        """
+
+
+class WholeImages(BoxSource):
+    """Takes every image for one person."""
+
+    def of(self, image_id: int, pixels: np.ndarray) -> None:
+        """None, whatever the image."""
+        return None
+
+
+class BoxFile(BoxSource):
+    """Boxes of persons by image, from any COCO-format file; its entries that cannot be read are `problems`."""
 
     def __init__(self, path: str, min_score: float = 0.0):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
@@ -66,8 +99,7 @@ class BoxFile:
           FileNotFoundError: if there is no such file.
           ValueError: if it is of neither form, or `min_score` does not lie in [0, 1].
         """
-        if not 0 <= min_score <= 1:
-            raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
+        check_min_score(min_score)
         content = read_json(path)
         self.path, self.problems = path, list[str]()
         self._ids: dict[str, int] = {}
@@ -109,9 +141,15 @@ class BoxFile:
             some = ", ".join(str(i) for i in ids[:3])
             raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
 
-    def of(self, image_id: int) -> list[list[float]]:
-        """The boxes x, y, width, height, score of an image, unchecked."""
+    def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
+        """The boxes that the file has for this id; the pixels are not looked at."""
         return self._boxes.get(image_id, [])
+
+
+def check_min_score(min_score: float) -> None:
+    """Raises ValueError if it does not lie in [0, 1]."""
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
 
 
 def number_images(names: Sequence[str]) -> list[int]:

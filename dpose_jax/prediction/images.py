@@ -61,3 +61,12 @@ def list_images(folder: str) -> list[str]:
     if not names:
         raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
     return [os.path.join(folder, name) for name in names]
+
+
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """The image (height, width, 3) uint8, shrunk by area so that no side is longer than `side` pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(scale * length)) for length in image.shape[1::-1])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

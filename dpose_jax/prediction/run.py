@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -15,8 +14,8 @@ from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.protocol import crop_area
 from dpose_jax.files import write_json
-from dpose_jax.prediction.boxes import BoxFile, checked_boxes, number_images
-from dpose_jax.prediction.images import SUFFIXES, list_images, load_image
+from dpose_jax.prediction.boxes import BoxSource, WholeImages, checked_boxes
+from dpose_jax.prediction.images import SUFFIXES, list_images, load_image, shrink
 from dpose_jax.prediction.video import VideoReader, VideoWriter
 from dpose_jax.predictor import Poses, Predictor
 
@@ -50,7 +49,7 @@ class Problems:
 
 
 def predict(
-    predictor: Predictor, source: str, out: str, *, boxes: str | None = None, min_box_score: float = 0.0, strips=False
+    predictor: Predictor, source: str, out: str, *, boxes: BoxSource | None = None, strips: bool = False
 ) -> None:
     """Predicts every person of `source` and writes the results into the folder `out`.
 
@@ -60,8 +59,7 @@ def predict(
 
     Args:
       source: an image, a folder of images, or a video, whose frames are images 0, 1, 2, ...
-      boxes: a COCO-format file of boxes, see `BoxFile`; without, every image is one person.
-      min_box_score: boxes below it are left out, in [0, 1].
+      boxes: of a `BoxFile` or a `Detector`; without, every image is one person.
       strips: draw the denoising of up to eight persons an image; not for videos.
 
     Raises:
@@ -72,23 +70,23 @@ def predict(
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
-    box_file, problems = BoxFile(boxes, min_box_score) if boxes else None, Problems()
-    for text in box_file.problems if box_file else ():
+    boxes, problems = boxes or WholeImages(), Problems()
+    for text in boxes.problems:
         problems.add(text)
     if os.path.isdir(source) or source.lower().endswith(SUFFIXES):
-        _predict_images(predictor, source, out, box_file, problems, strips)
+        _predict_images(predictor, source, out, boxes, problems, strips)
     else:
         if strips:
             raise ValueError(f"trajectory: shows images, {source} is none")
-        _predict_video(predictor, source, out, box_file, problems)
+        _predict_video(predictor, source, out, boxes, problems)
     if problems.count:
         raise PartlyDone(f"problems: {problems.count}; they are listed above, everything else is done, see {out}")
 
 
-def _predict_images(predictor, source, out, box_file, problems, strips) -> None:
+def _predict_images(predictor, source, out, boxes, problems, strips) -> None:
     paths = list_images(source) if os.path.isdir(source) else [source]
     names = [os.path.basename(path) for path in paths]
-    ids = box_file.image_ids(names) if box_file else number_images(names)
+    ids = boxes.image_ids(names)
     stems = [os.path.splitext(name)[0] for name in names]
     titles = stems if len(set(stems)) == len(stems) else names
 
@@ -106,19 +104,19 @@ def _predict_images(predictor, source, out, box_file, problems, strips) -> None:
             visualize.write_png(os.path.join(out, "denoising", f"{item.name}.png"), strip)
 
     file_names = dict(zip(ids, names, strict=True))
-    _predict_items(predictor, items(), len(paths), out, box_file, problems, draw, file_names)
+    _predict_items(predictor, items(), len(paths), out, boxes, problems, draw, file_names)
 
 
-def _predict_video(predictor, source, out, box_file, problems) -> None:
+def _predict_video(predictor, source, out, boxes, problems) -> None:
     stem = os.path.splitext(os.path.basename(source))[0]
     reader = VideoReader(source)
     writer = VideoWriter(os.path.join(out, f"{stem}.mp4"), reader.fps)
     frames = (Item(number, f"frame {number}", pixels) for number, pixels in enumerate(reader))
-    if box_file and reader.count:
-        box_file.check(range(reader.count))
+    if reader.count:
+        boxes.check(range(reader.count))
     with contextlib.closing(reader), contextlib.closing(writer):
         draw = lambda item, poses: writer.add(draw_poses(item.pixels, poses, side=None))  # noqa: E731
-        read = _predict_items(predictor, frames, reader.count, out, box_file, problems, draw, {})
+        read = _predict_items(predictor, frames, reader.count, out, boxes, problems, draw, {})
         # A hundredth is forgiven, because some containers only estimate their number of frames.
         if read < 0.99 * reader.count - 1 or not read:
             problems.add(f"{source}: ends early, {read} of {reader.count} frames could be read")
@@ -130,7 +128,7 @@ def _predict_items(
     items: Iterable[Item],
     total: int,
     out: str,
-    box_file: BoxFile | None,
+    boxes: BoxSource,
     problems: Problems,
     draw: Callable[[Item, Poses], None],
     file_names: dict[int, str],
@@ -139,7 +137,7 @@ def _predict_items(
     results, images = [], []
     with tqdm(total=total or None, unit="image", dynamic_ncols=True) as bar:
         for group in _groups(items):
-            chosen = [_usable_boxes(item, box_file, problems) for item in group]
+            chosen = [_usable_boxes(item, boxes, problems) for item in group]
             for item, poses in zip(group, predictor([item.pixels for item in group], chosen), strict=True):
                 kept = without_duplicates(predictor, poses)
                 draw(item, kept)
@@ -166,13 +164,14 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _usable_boxes(item: Item, box_file: BoxFile | None, problems: Problems) -> np.ndarray | None:
-    if box_file is None:
+def _usable_boxes(item: Item, boxes: BoxSource, problems: Problems) -> np.ndarray | None:
+    given = boxes.of(item.id, item.pixels)
+    if given is None:
         return None
-    boxes, texts = checked_boxes(box_file.of(item.id), item.pixels.shape[:2])
+    clipped, texts = checked_boxes(given, item.pixels.shape[:2])
     for text in filter(None, texts):
         problems.add(f"{item.name} (image {item.id}): {text}")
-    return boxes[[not text for text in texts]]
+    return clipped[[not text for text in texts]]
 
 
 def without_duplicates(predictor: Predictor, poses: Poses) -> Poses:
@@ -199,9 +198,7 @@ def to_results(image_id: int, poses: Poses) -> list[dict]:
 def draw_poses(image: np.ndarray, poses: Poses, *, side: int | None = PICTURE_SIDE) -> np.ndarray:
     """The image with every pose, shrunk so that no side is longer than `side`; None keeps the size."""
     scale = min(1.0, side / max(image.shape[:2])) if side else 1.0
-    if scale < 1:
-        width, height = (max(1, round(scale * length)) for length in image.shape[1::-1])
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    image = shrink(image, side) if side else image
     for keypoints in poses.keypoints:
         image = visualize.draw_pose(image, (keypoints + 0.5) * scale - 0.5, poses.joint_set)
     return image
