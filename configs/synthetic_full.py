@@ -1,10 +1,11 @@
-"""Synthetic people of every kind under strong augmentation, for photos of real ones. Not yet trained.
+"""Synthetic people of every kind under strong augmentation: the model that comes with the package.
 
   python train.py --config=configs/synthetic_full.py --workdir=runs/shipped
   python eval.py --config=configs/synthetic_full.py --workdir=runs/shipped
 
-Drawings alone: weights of it carry no licence but ours. About 20 minutes on two cores by the examples a second of the
-other small recipes.
+Reached on 403 unseen persons with one step: AP .61, PCK@0.2 .96 (coarse branch .51, .94); their own boxes, flip test,
+seed 0. Photos of people: COCO val AP .01, PCK@0.2 .58; see dpose_jax/shipped/README.md. Drawings alone: weights of it carry
+no licence but ours. 69 minutes of training on two cores that other work shared, 22 to 45 examples a second.
 """
 
 from configs import tiny
@@ -23,7 +24,7 @@ def get_config():
     c.augment.color = 0.4
     c.augment.half_body = 0.15
     c.optim.ema = 0.998
-    c.train.steps = 900
+    c.train.steps = 2400
     c.train.checkpoint_every = 100
     c.train.log_every = 20
     return c
