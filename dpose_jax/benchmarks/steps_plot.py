@@ -26,7 +26,9 @@ def write_plot(path: str, rows: list[dict]) -> None:
             for row in line:
                 place = row["ms"], row[metric]
                 axes.annotate(str(row["steps"]), place, xytext=(3, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel="milliseconds a person, batch 1", ylabel=metric, xscale="log")
+        axes.set(xlabel="milliseconds a person, batch 1", ylabel=metric)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend()
     data = io.BytesIO()
