@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from ml_collections import config_flags
 
 from dpose_jax import inference
@@ -117,7 +118,9 @@ def write_plot(path: str, rows: list[dict]) -> None:
         else:
             axes.set_xscale("symlog", base=2, linthresh=1)  # which spends an octave on what lies below 1
         axes.set_xticks(at, [str(number) for number in at])
-        axes.xaxis.minorticks_off()  # of the y axis they are labelled where no power of ten is in view
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
