@@ -164,11 +164,9 @@ class Predictor:
         """
         if workdir is not None and model is not None:
             raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the package's own")
-        return (
-            cls.from_file(model or model_files.SHIPPED, **options)
-            if workdir is None
-            else cls.from_workdir(workdir, **options)
-        )
+        if workdir is not None:
+            return cls.from_workdir(workdir, **options)
+        return cls.from_file(model or model_files.SHIPPED, **options)
 
     @property
     def joint_set(self) -> JointSet:
