@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from commands import command
 
-from dpose_jax.benchmarks.arms import ARMS, arm_config, settings_of
+from dpose_jax.benchmarks.arms import ARMS, arm_config, lines_of
 from dpose_jax.benchmarks.readings import read
 from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.run import evaluate, restore
@@ -20,8 +20,9 @@ def test_every_arm_is_a_valid_config(miniature):
         assert (config.seed, config.train.steps) == (3, 7), name
         check_fields(config)
         build_model(config)
-        for sampling in arm.samplings:
-            settings_of(config, sampling, [1, 2], 300)
+        lines = lines_of(config, arm, [1, 2], 300)
+        assert list(lines) == list(arm.samplings) and all(lines.values()), name
+    assert [run.name for run in lines_of(config, ARMS["one_pass"], [1, 2], 300)["direct"]] == ["direct_1"]
 
 
 def test_readings_are_those_of_the_evaluation(trained):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dpose_jax.diffusion.sampler import SamplerSettings, sampler_settings
+from dpose_jax.benchmarks.sampling import Run, plan
 
 MAIN = ("plain", "plain_same_time", "one_pass", "written", "recipe")
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
@@ -19,13 +19,15 @@ class Arm:
     Attributes:
       what: in words.
       fields: of the recipe, by their dotted names, with other values.
-      samplings: which lines of `plan` are read; `coarse` always is.
+      samplings: which lines of `sampling.plan` are read, by their update; `coarse` always is.
+      most_steps: of the sampling steps K, if it takes no more.
       same_time: train for the steps that fit in the time of the recipe's.
     """
 
     what: str
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     samplings: tuple[str, ...] = ("direct", "ddim", "restarts")
+    most_steps: int | None = None
     same_time: bool = False
 
 
@@ -38,7 +40,10 @@ ARMS = {
     "plain": Arm("plain HRNet, the coarse branch trained alone", {"loss.diffusion": 0.0}, ()),
     "plain_same_time": Arm("the same for as long as the recipe takes", {"loss.diffusion": 0.0}, (), same_time=True),
     "one_pass": Arm(
-        "the U-Net on coarse heatmaps, no noise, no masks", NO_MASKS | {"diffusion.own_share": 1.0}, ("one",)
+        "the U-Net on coarse heatmaps, no noise, no masks",
+        NO_MASKS | {"diffusion.own_share": 1.0},
+        ("direct",),
+        most_steps=1,
     ),
     "written": _written("DiffusionPose as written", samplings=("direct", "ddim", "restarts")),
     "recipe": Arm("the recipe as it stands"),
@@ -74,13 +79,9 @@ def arm_config(recipe: ConfigDict, arm: Arm, seed: int, steps: int) -> ConfigDic
     return config.lock()
 
 
-def settings_of(
-    config: ConfigDict, sampling: str, steps: Sequence[int], noise_time: int
-) -> tuple[SamplerSettings, ...]:
-    """The sampling runs of a line: `direct` and `ddim` at each K, `one` step, or one step of noised `restarts`."""
-    base = sampler_settings(config)[0]
-    if sampling == "one":
-        return (dataclasses.replace(base, steps=1, update_rule="direct"),)
-    if sampling == "restarts":
-        return (dataclasses.replace(base, steps=1, update_rule="direct", start="coarse_noised", t_start=noise_time),)
-    return tuple(dataclasses.replace(base, steps=k, update_rule=sampling) for k in steps)
+def lines_of(config: ConfigDict, arm: Arm, steps: Sequence[int], noise_time: int) -> dict[str, list[Run]]:
+    """The runs of `sampling.plan` that an arm is read by, by their update."""
+    taken = [k for k in steps if arm.most_steps is None or k <= arm.most_steps]
+    updates = [name for name in arm.samplings if name != "restarts"]
+    runs = plan(config, taken, updates, noise_time if "restarts" in arm.samplings else None, 0) if taken else []
+    return {name: [run for run in runs if run.update == name] for name in arm.samplings}

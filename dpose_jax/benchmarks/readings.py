@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dpose_jax import inference
-from dpose_jax.benchmarks.arms import Arm, settings_of
+from dpose_jax.benchmarks.arms import Arm, lines_of
 from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.records import Source
 from dpose_jax.evaluation.oks import pck
@@ -33,24 +33,27 @@ def make_readings(config, arm: Arm, steps: Sequence[int], noise_time: int) -> di
     def decoded(named):
         return {(name, refine): codec.decode(maps) for name, maps in named.items() for refine, codec in codecs.items()}
 
-    def line(sampling):
-        hypotheses = max(steps) if sampling == "restarts" else 1
-        settings = settings_of(config, sampling, steps, noise_time)
+    def line(runs):
+        hypotheses = max(run.hypotheses for run in runs)
+        # Restarts are all the same run, with more and more of its samples.
+        settings = tuple(dict.fromkeys(run.settings for run in runs))
         heatmaps_of = inference.make_heatmaps(model, schedule, settings, hypotheses=hypotheses, **options)
 
         def read(variables, images, ids):
             found = heatmaps_of(variables, images, ids)
-            if sampling == "restarts":
-                samples = found["steps_1"].reshape(len(ids), hypotheses, *found["coarse"].shape[1:])
-                return decoded({f"restarts_{k}": samples[:, :k].mean(axis=1) for k in steps})
-            return decoded({f"{sampling}_{one.steps}": found[f"steps_{one.steps}"] for one in settings})
+            maps = {run: found[f"steps_{run.settings.steps}"] for run in runs}
+            if hypotheses > 1:
+                maps = {run: samples[:, : run.hypotheses].mean(axis=1) for run, samples in maps.items()}
+            return decoded({run.name: mean for run, mean in maps.items()})
 
         return read
 
     def coarse(variables, images, ids):
         return decoded(inference.make_heatmaps(model, schedule, (), **options)(variables, images, ids))
 
-    return {"coarse": coarse} | {sampling: line(sampling) for sampling in arm.samplings}
+    return {"coarse": coarse} | {
+        name: line(runs) for name, runs in lines_of(config, arm, steps, noise_time).items() if runs
+    }
 
 
 def read(config, arm: Arm, variables, source: Source, steps: Sequence[int], noise_time: int) -> dict[str, dict]:

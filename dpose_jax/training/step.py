@@ -91,27 +91,8 @@ def make_train_step(
     share = config.diffusion.own_share
     if not 0 <= share <= 1:
         raise ValueError(f"diffusion.own_share={share}: must lie in [0, 1]")
-    weights = dict(zip(LOSS_TERMS, (config.loss.diffusion, config.loss.coarse), strict=True))
     parts, rate = config.train.accumulate, learning_rate(config)
-
-    def outputs_of(variables, rows):
-        """The outputs by LOSS_TERMS, and the new statistics; without weight the denoiser is left out, at no cost."""
-        if weights["loss_diffusion"]:
-            inputs = (rows[name] for name in INPUTS)
-            outputs, updated = model.apply(variables, *inputs, schedule=schedule, train=True, mutable=["batch_stats"])
-            return dict(zip(LOSS_TERMS, outputs, strict=True)), updated["batch_stats"]
-        (_, coarse), updated = model.apply(variables, rows["image"], True, method="encode", mutable=["batch_stats"])
-        return {"loss_coarse": coarse}, updated["batch_stats"]
-
-    def loss_of(params, batch_stats, rows, labelled):
-        outputs, batch_stats = outputs_of({"params": params, "batch_stats": batch_stats}, rows)
-        target = model.codec.encode(rows["keypoints"], rows["visible"])
-        terms = dict.fromkeys(LOSS_TERMS, jnp.float32(0)) | {
-            name: heatmap_loss(out, target, rows["visible"], labelled) for name, out in outputs.items()
-        }
-        return sum(weights[name] * term for name, term in terms.items()), (terms, batch_stats)
-
-    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+    gradient_of = jax.value_and_grad(_make_loss(config, model, schedule), has_aux=True)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         rows, labelled = draw_inputs(config, state.step, batch), jnp.sum(batch["visible"])
@@ -136,3 +117,27 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
+
+
+def _make_loss(config, model: DiffusionPose, schedule: Schedule) -> Callable:
+    """Builds `(params, batch_stats, rows, labelled) -> (loss, (terms, batch_stats))`; rows are of `draw_inputs`."""
+    weights = dict(zip(LOSS_TERMS, (config.loss.diffusion, config.loss.coarse), strict=True))
+
+    def outputs_of(variables, rows):
+        """The outputs by LOSS_TERMS, and the new statistics; without weight the denoiser is left out, at no cost."""
+        if weights["loss_diffusion"]:
+            inputs = (rows[name] for name in INPUTS)
+            outputs, updated = model.apply(variables, *inputs, schedule=schedule, train=True, mutable=["batch_stats"])
+            return dict(zip(LOSS_TERMS, outputs, strict=True)), updated["batch_stats"]
+        (_, coarse), updated = model.apply(variables, rows["image"], True, method="encode", mutable=["batch_stats"])
+        return {"loss_coarse": coarse}, updated["batch_stats"]
+
+    def loss_of(params, batch_stats, rows, labelled):
+        outputs, batch_stats = outputs_of({"params": params, "batch_stats": batch_stats}, rows)
+        target = model.codec.encode(rows["keypoints"], rows["visible"])
+        terms = dict.fromkeys(LOSS_TERMS, jnp.float32(0)) | {
+            name: heatmap_loss(out, target, rows["visible"], labelled) for name, out in outputs.items()
+        }
+        return sum(weights[name] * term for name, term in terms.items()), (terms, batch_stats)
+
+    return loss_of
