@@ -119,9 +119,11 @@ def test_an_unlabelled_joint_has_an_empty_channel():
     np.testing.assert_array_equal(maps.max(axis=(0, 1)), visible)
 
 
-@pytest.mark.parametrize(("size", "seed"), [((24, 18), 0), ((24, 18), 1), ((64, 48), 2), ((32, 40), 3)])
+@pytest.mark.parametrize(
+    ("size", "seed"), [((24, 18), 0), ((24, 18), 1), ((64, 48), 2), ((32, 40), 3), ((48, 64), 4), ((72, 97), 5)]
+)
 def test_masks_agree_with_scalar_geometry(size, seed):
-    """Also shows that radius and half-width scale with the map's height."""
+    """Also shows that radius and half-width scale with the map's height, and that maps may be of any width."""
     keypoints, visible = people(seed=seed, size=size)
     scale = size[0] / 64
     seen = np.flatnonzero(visible)
@@ -131,6 +133,14 @@ def test_masks_agree_with_scalar_geometry(size, seed):
     assert whole
     limbs = limb_mask(keypoints, visible, limbs=LIMBS, size=size, half_width=3.0)
     assert_same_away_from_edge(limbs, limb_distance(size, keypoints, whole), 3 * scale)
+
+
+@pytest.mark.parametrize("along", [(0, 9), (9, 0), (0, -7), (-7, 0), (1e-5, 9), (9, -1e-5), (0.02, 8)])
+@pytest.mark.parametrize("start", [(8, 11), (8.4, 11.3), (-3, 11), (8, 22)])
+def test_upright_and_level_limbs(start, along):
+    keypoints = np.float32([start, np.add(start, along)])
+    mask = limb_mask(keypoints, np.ones(2), limbs=((0, 1),), size=SIZE, half_width=6.6)
+    assert_same_away_from_edge(mask, limb_distance(SIZE, keypoints, ((0, 1),)), 6.6 * SCALE)
 
 
 def test_limb_agrees_with_points_along_it():
