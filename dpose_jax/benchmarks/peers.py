@@ -9,14 +9,15 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from dpose_jax.data.records import Person
 from dpose_jax.models.hrnet import PRESETS
 from dpose_jax.skeletons import COCO
 
-PACKAGES = {"torch": "torch", "diffusers": "diffusers", "hrnet": "torch"}
+PACKAGES = {"torch": "torch", "diffusers": "diffusers", "hrnet": "torchvision"}
 TESTS = pathlib.Path(__file__).parents[2] / "tests"
 Peers = dict[str, str]
 
@@ -42,21 +43,55 @@ def parse(names: list[str]) -> Peers:
 
 def hrnet_targets(folder: str, keypoints: np.ndarray, visible: np.ndarray) -> Callable[[], object]:
     """Its loader's heatmaps of (B, J, 2) crop pixels, person by person as it draws them."""
-    module = _load(folder, "lib/dataset/JointsDataset.py")
-    dataset = module.JointsDataset.__new__(module.JointsDataset)
-    settings = {
-        "num_joints": COCO.num_joints,
-        "target_type": "gaussian",
-        "image_size": np.array([192, 256]),
-        "heatmap_size": np.array([48, 64]),
-        "sigma": 2,
-        "use_different_joints_weight": False,
-    }
-    for name, value in settings.items():
-        setattr(dataset, name, value)
+    dataset = _hrnet_dataset(folder)
     joints = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1])], axis=-1)
     flags = np.repeat(visible[..., None], 3, axis=-1)
     return lambda: [dataset.generate_target(*person) for person in zip(joints, flags, strict=True)]
+
+
+def hrnet_loader(folder: str, persons: Iterable[Person], whole: bool) -> Callable[[int], object]:
+    """Index -> its training example of a person; `whole` with targets and normalised, else the crop alone, as ours."""
+    from torchvision import transforms
+
+    dataset = _hrnet_dataset(folder)
+    dataset.db = [_hrnet_record(person) for person in persons]
+    if whole:
+        normalise = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+        dataset.transform = transforms.Compose([transforms.ToTensor(), normalise])
+    else:
+        nothing = np.zeros(0, np.float32)
+        dataset.generate_target = lambda joints, flags: (nothing, nothing)
+    return dataset.__getitem__
+
+
+def _hrnet_dataset(folder: str):
+    """Its data set for COCO at 256 x 192, with the settings of its w32 recipe and nobody in it."""
+    module = _load(folder, "lib/dataset/JointsDataset.py")
+    model = {"TARGET_TYPE": "gaussian", "IMAGE_SIZE": [192, 256], "HEATMAP_SIZE": [48, 64], "SIGMA": 2}
+    data = {"DATA_FORMAT": "jpg", "SCALE_FACTOR": 0.35, "ROT_FACTOR": 45, "FLIP": True, "COLOR_RGB": True}
+    data |= {"NUM_JOINTS_HALF_BODY": 8, "PROB_HALF_BODY": 0.3}
+    parts = {"DATASET": data, "MODEL": model, "LOSS": {"USE_DIFFERENT_JOINTS_WEIGHT": False}}
+    config = types.SimpleNamespace(
+        OUTPUT_DIR="", **{name: types.SimpleNamespace(**part) for name, part in parts.items()}
+    )
+    dataset = module.JointsDataset(config, folder, "train", True)
+    dataset.num_joints, dataset.flip_pairs, dataset.aspect_ratio = COCO.num_joints, COCO.flip_pairs, 192 / 256
+    dataset.upper_body_ids = COCO.upper_body
+    return dataset
+
+
+def _hrnet_record(person: Person) -> dict:
+    """A person as its data sets list them: the box of the crop's shape, a quarter wider, in units of 200 pixels."""
+    x, y, width, height = (float(side) for side in person.bbox)
+    height = max(height, width * 256 / 192)
+    flags = np.minimum(person.keypoints[:, 2:], 1)
+    return {
+        "image": person.file,
+        "center": np.array([x + width / 2, y + person.bbox[3] / 2], np.float32),
+        "scale": np.array([height * 192 / 256, height], np.float32) * 1.25 / 200,
+        "joints_3d": np.concatenate([person.keypoints[:, :2] * flags, 0 * flags], axis=-1, dtype=np.float64),
+        "joints_3d_vis": np.concatenate([flags, flags, 0 * flags], axis=-1, dtype=np.float64),
+    }
 
 
 def hrnet_decode(folder: str, heatmaps: np.ndarray) -> Callable[[], object]:

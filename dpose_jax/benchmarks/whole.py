@@ -70,6 +70,10 @@ def inputs(wanted: peers.Peers, config) -> list[dict]:
             source = make_source(c, "train", training=True)
             contenders[f"ours, {kind}"] = _each_person(source, _example_maker(c, source))
             contenders[f"ours, {kind}, pixels alone"] = _each_person(source, source.read_image)
+            if kind == "folder" and "hrnet" in wanted:
+                persons = [source[index] for index in range(len(source))]
+                for name, whole in (("hrnet", False), ("hrnet, targets too", True)):
+                    contenders[name] = _each_person(source, peers.hrnet_loader(wanted["hrnet"], persons, whole))
         return entries("input", "persons/s", contenders, PERSONS)
 
 
