@@ -78,3 +78,25 @@ def test_only_a_layer_that_trains_has_gradients(train):
     of_params, of_x = jax.grad(total, argnums=(0, 1))(PARAMS, x)
     assert all(gradient.all() if train else not gradient.any() for gradient in of_params.values())
     assert (np.abs(of_x) > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, CHANNELS), (2, 1, 1, CHANNELS)])
+def test_gradient_is_that_of_the_formula(shape):
+    """In float64, derived by JAX from the definition; channels of far and near means, and a constant one."""
+    x = (RNG.standard_normal(shape) * [1, 3, 0.2, 0] + [0, 5, -0.3, 1]).astype(np.float32)
+    weight = RNG.standard_normal(shape).astype(np.float32)
+
+    def ours(x, params):
+        out, _ = BatchNorm().apply({"params": params, "batch_stats": STATS}, x, True, mutable=["batch_stats"])
+        return jnp.sum(weight * out**2)
+
+    def definition(x, params):
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        return jnp.sum(weight * ((x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]) ** 2)
+
+    found = jax.grad(ours, argnums=(0, 1))(x, PARAMS)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (x, PARAMS))
+        expected = jax.grad(definition, argnums=(0, 1))(*wide)
+    for ours_leaf, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours_leaf, leaf, rtol=2e-3, atol=2e-4 * np.abs(leaf).max())
