@@ -5,7 +5,7 @@ pixel centres at integers. Arguments are never written to. Crops that are small 
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -136,6 +136,32 @@ def prediction_sheet(
     columns = max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP)))
     sheet = grid(cells, columns)
     return np.concatenate([_legend("prediction | ground truth", sheet.shape[1]), sheet])
+
+
+def comparison_sheet(
+    crops: np.ndarray,
+    poses: Mapping[str, np.ndarray],
+    joint_set: JointSet,
+    captions: Sequence[str],
+    *,
+    shown: np.ndarray | None = None,
+) -> np.ndarray:
+    """One row a person, one column a pose.
+
+    Args:
+      crops: (N, h, w, 3) uint8 RGB.
+      poses: by column title, (N, J, 2) crop pixels.
+      captions: N texts under the first column.
+      shown: (N, J) joints to draw, in all columns; all by default.
+
+    Returns:
+      (height, width, 3) uint8.
+    """
+    scale, rows = _enlargement(crops), []
+    for i, crop in enumerate(crops):
+        big, drawn = _enlarge(crop, scale), None if shown is None else shown[i]
+        rows.append([draw_pose(big, _to_big(joints[i], scale), joint_set, shown=drawn) for joints in poses.values()])
+    return _rows_sheet(rows, tuple(poses), captions)
 
 
 def heatmap_sheet(

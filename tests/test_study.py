@@ -2,13 +2,17 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from commands import command
 
+from dpose_jax import visualize
 from dpose_jax.benchmarks.arms import ARMS, arm_config, lines_of
-from dpose_jax.benchmarks.readings import read
+from dpose_jax.benchmarks.readings import predict, score
+from dpose_jax.benchmarks.study_pictures import person_oks, write_changes
 from dpose_jax.data.sources import make_source
+from dpose_jax.evaluation.protocol import Predictions
 from dpose_jax.evaluation.run import evaluate, restore
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.training.fields import check_fields
@@ -29,7 +33,8 @@ def test_readings_are_those_of_the_evaluation(trained):
     """By DARK; and without it the peak's own pixel decides."""
     config, workdir = trained
     source = make_source(config, "val", training=False)
-    found = read(config, ARMS["written"], restore(config, workdir).variables, source, [1, 2], 300)
+    predictions = predict(config, ARMS["written"], restore(config, workdir).variables, source, [1, 2], 300)
+    found = score(config, source, predictions)
     lines = [f"{line}_{k}" for line in ("direct", "ddim", "restarts") for k in (1, 2)]
     assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ("", " without DARK")}
     report = evaluate(config, workdir)
@@ -40,9 +45,43 @@ def test_readings_are_those_of_the_evaluation(trained):
     assert found["coarse"] != found["coarse without DARK"]
 
 
+def test_pages_show_the_largest_changes(miniature, tmp_path, monkeypatch):
+    """Persons 1 and 2 are mended, person 0 is spoilt."""
+    config = miniature()
+    source = make_source(config, "val", training=False)
+    truth = np.stack([source[i].keypoints for i in range(len(source))])[..., :2].astype(np.float64)
+    index, scores = np.arange(len(source)), np.ones(truth.shape[:2])
+    wrong, spoilt = truth.copy(), truth.copy()
+    wrong[1:3] += [[[4.0]], [[2.0]]]
+    spoilt[0] += 3.0
+    found = {"a": Predictions(index, wrong, scores), "b": Predictions(index, spoilt, scores)}
+    similarity = person_oks(config, source, found["a"])
+    np.testing.assert_allclose(np.delete(similarity, [1, 2]), 1.0)
+    assert similarity[1] < similarity[2] < 0.95
+
+    shown, draw = [], visualize.comparison_sheet
+    monkeypatch.setattr(visualize, "comparison_sheet", lambda *args, **kw: shown.append(args) or draw(*args, **kw))
+    write_changes(str(tmp_path), config, source, found, "a", "b")
+    (_, helped, _, captions), (_, harmed, _, _) = shown
+    assert captions[:2] == [f"OKS {similarity[i]:.2f} -> 1.00" for i in (1, 2)]
+    np.testing.assert_allclose(helped["b"][:2], helped["ground truth"][:2], atol=1e-3)
+    assert np.all(np.abs(helped["a"][0] - helped["ground truth"][0]) > 0.5)
+    np.testing.assert_allclose(harmed["a"][0], harmed["ground truth"][0], atol=1e-3)
+    assert np.all(np.abs(harmed["b"][0] - harmed["ground truth"][0]) > 0.5)
+    for name in ("helps.png", "harms.png"):
+        assert cv2.imread(str(tmp_path / name)).shape[0] > 5 * config.input_size[0]
+
+
 def test_a_study_reports_every_run_and_goes_on(tmp_path):
     steps = "--config.train.steps=2"
-    arguments = ["study", "--config=tests/miniature.py", f"--out={tmp_path}", "--steps=1,2", "--arms=plain,recipe"]
+    arguments = [
+        "study",
+        "--config=tests/miniature.py",
+        f"--out={tmp_path}",
+        "--steps=2",
+        "--arms=plain,recipe",
+        "--seconds=0.1",
+    ]
     arguments += ["--config.model.backbone=speck", "--config.train.checkpoint_every=2"]
     done = command("benchmark.py", *arguments, steps, "--seeds=0")
     assert done.returncode == 0, done.stderr
@@ -66,6 +105,9 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
     assert row["AP"] == pytest.approx(np.mean(values))
     assert row["AP se"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert row["gain"] == pytest.approx(row["AP"] - by_name["plain", "coarse"]["AP"])
+    assert row["times_plain"] > 1 > by_name["recipe", "coarse"]["times_plain"] - 1e-9
+    assert row["ms"] == by_name["recipe", "direct_2 without DARK"]["ms"] > by_name["recipe", "coarse"]["ms"]
+    assert (tmp_path / "recipe" / "seed_1" / "harms.png").exists()
     assert (tmp_path / "study.png").stat().st_size > 10_000
 
     done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")

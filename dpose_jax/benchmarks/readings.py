@@ -9,12 +9,14 @@ from tqdm import tqdm
 
 from dpose_jax import inference
 from dpose_jax.benchmarks.arms import Arm, lines_of
+from dpose_jax.benchmarks.sampling import LATENCY_PERSONS, Run, measure_costs
 from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.records import Source
 from dpose_jax.evaluation.oks import pck
 from dpose_jax.evaluation.protocol import Predictions, match_by_index, summarise
 from dpose_jax.evaluation.scores import PCK_THRESHOLDS
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.initialise import initial_variables
 
 REFINES = ("dark", "none")
 VISIBILITIES = {1: "occluded", 2: "visible"}
@@ -56,13 +58,10 @@ def make_readings(config, arm: Arm, steps: Sequence[int], noise_time: int) -> di
     }
 
 
-def read(config, arm: Arm, variables, source: Source, steps: Sequence[int], noise_time: int) -> dict[str, dict]:
-    """The metrics of every reading on all persons of the source.
-
-    Returns:
-      by reading and refinement (`direct_2`, `direct_2 without DARK`): the metrics of `protocol.summarise`, `joints`,
-      the same joint by joint, and PCK by visibility, `PCK@0.2 occluded`, None where no joint is.
-    """
+def predict(
+    config, arm: Arm, variables, source: Source, steps: Sequence[int], noise_time: int
+) -> dict[str, Predictions]:
+    """Every reading of all persons of the source, by reading and refinement (`direct_2`, `direct_2 without DARK`)."""
     functions = {name: jax.jit(function) for name, function in make_readings(config, arm, steps, noise_time).items()}
     parts: dict[str, list] = {}
     for batch in tqdm(eval_batches(config, source, config.eval.batch_size), unit="batch", desc="read"):
@@ -74,7 +73,16 @@ def read(config, arm: Arm, variables, source: Source, steps: Sequence[int], nois
                 moved = inference.to_image_pixels(joints, batch["to_image"])
                 label = name if refine == "dark" else f"{name} without DARK"
                 parts.setdefault(label, []).append((batch["index"][valid], moved[valid], scores[valid]))
-    found = {name: Predictions(*map(np.concatenate, zip(*rows, strict=True))) for name, rows in parts.items()}
+    return {name: Predictions(*map(np.concatenate, zip(*rows, strict=True))) for name, rows in parts.items()}
+
+
+def score(config, source: Source, found: dict[str, Predictions]) -> dict[str, dict]:
+    """The metrics of every reading.
+
+    Returns:
+      by reading: the metrics of `protocol.summarise`, `joints`, the same joint by joint, and PCK by visibility,
+      `PCK@0.2 occluded`, None where no joint is.
+    """
     report, _ = summarise(source, found, build_model(config).joint_set, config)
     return {
         name: metrics | by_visibility(source, found[name]) | {"joints": report["joints"][name]}
@@ -90,3 +98,23 @@ def by_visibility(source: Source, predictions: Predictions) -> dict[str, float |
         for threshold in PCK_THRESHOLDS
         for value, name in VISIBILITIES.items()
     }
+
+
+def latency(
+    config, arm: Arm, source: Source, steps: Sequence[int], noise_time: int, seconds: float
+) -> dict[str, dict[str, float]]:
+    """What each reading costs for one person, with random weights, for no weight changes that.
+
+    Args:
+      seconds: to spend on timing each program.
+
+    Returns:
+      by reading: `ms`, the median, and `times_plain`, that over the coarse branch's, which took turns with it.
+    """
+    runs = {"coarse": Run("coarse", 0, None)}
+    runs |= {run.name: run for line in lines_of(config, arm, steps, noise_time).values() for run in line}
+    crops = next(iter(eval_batches(config, source, LATENCY_PERSONS)))["image"][:, None]
+    model = build_model(config)
+    _, figures, _ = measure_costs(config, model, initial_variables(model, 0), list(runs.values()), crops, seconds)
+    ms = {name: figures[run]["ms"] for name, run in runs.items()}
+    return {name: {"ms": value, "times_plain": round(value / ms["coarse"], 3)} for name, value in ms.items()}

@@ -18,6 +18,7 @@ from dpose_jax.evaluation.protocol import Predictions, summarise
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_schedule
 
 PARTS = ("backbone", "condition", "step", "decode")
+LATENCY_PERSONS = 16  # whose crops the calls of batch 1 go round
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dpose_jax.benchmarks import report
-from dpose_jax.benchmarks.sampling import PARTS, Run, measure_accuracy, measure_costs, plan
+from dpose_jax.benchmarks.sampling import LATENCY_PERSONS, PARTS, Run, measure_accuracy, measure_costs, plan
 from dpose_jax.benchmarks.steps_plot import write_plot
 from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.sources import make_source
@@ -26,7 +26,6 @@ BATCH = flags.DEFINE_integer("batch", 32, "Persons in a batch, for accuracy and 
 SECONDS = flags.DEFINE_float("seconds", 3.0, "To spend on timing each program.")
 OUT = flags.DEFINE_string("out", None, "The folder for steps.json, steps.md and steps.png.", required=True)
 
-LATENCY_PERSONS = 16  # whose crops the calls of batch 1 go round
 RATES = {"persons_per_s": "ms", "persons_per_s_low": "ms_high", "persons_per_s_high": "ms_low"}
 
 

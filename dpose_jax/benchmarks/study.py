@@ -18,7 +18,8 @@ from ml_collections import config_flags
 from dpose_jax import parallel
 from dpose_jax.benchmarks import report
 from dpose_jax.benchmarks.arms import ARMS, MAIN, arm_config
-from dpose_jax.benchmarks.readings import make_readings, read
+from dpose_jax.benchmarks.readings import latency, make_readings, predict, score
+from dpose_jax.benchmarks.study_pictures import write_changes
 from dpose_jax.benchmarks.study_plot import write_plot
 from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.run import protocol_facts, restore
@@ -32,14 +33,16 @@ ARM_NAMES = flags.DEFINE_list("arms", list(MAIN), f"In this order, of {', '.join
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights, order and noise; the arms share them.")
 STEPS = flags.DEFINE_list("steps", ["1", "2", "4", "8"], "Sampling steps K.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the fresh restarts, in 1..T.")
+SECONDS = flags.DEFINE_float("seconds", 1.0, "To spend on timing each way of sampling, one person at a time.")
 OUT = flags.DEFINE_string("out", None, "The folder for the runs, study.json, study.md and study.png.", required=True)
 flags.mark_flag_as_required("config")
 
-READ_FILE, PACE_FILE = "readings.json", "pace.json"
+READ_FILE, PACE_FILE, LATENCY_FILE = "readings.json", "pace.json", "latency.json"
 METRICS = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1")
 CONTROL = ("plain", "coarse")  # what every reading is compared with, seed by seed
 
 Runs = dict[tuple[str, int], dict]  # by arm and seed
+Latencies = dict[str, dict[str, dict]]  # by arm and reading
 
 
 def main() -> None:
@@ -47,11 +50,12 @@ def main() -> None:
     recipe, seeds = CONFIG.value, [int(text) for text in SEEDS.value]
     steps = sorted(int(text) for text in STEPS.value)
     check(recipe, ARM_NAMES.value, steps)
-    environment, runs = report.environment(), Runs()
+    environment, runs, latencies = report.environment(), Runs(), Latencies()
     for seed in seeds:
         for name in ARM_NAMES.value:
             runs[name, seed], protocol = run_once(recipe, name, seed, steps)
-            rows = summarise(runs)
+            latencies[name] = latency_once(recipe, name, steps)
+            rows = summarise(runs, latencies)
             print(f"\n{name}, seed {seed}:")
             every = [{"arm": arm, "seed": seed, **run} for (arm, seed), run in runs.items()]
             what = {name: ARMS[name].what for name in ARM_NAMES.value}
@@ -91,7 +95,10 @@ def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> tuple[dict, 
     train(config, workdir)
     restored = restore(config, workdir)
     source = make_source(config, config.eval.split, training=False)
-    readings = read(config, arm, restored.variables, source, steps, NOISE_TIME.value)
+    found = predict(config, arm, restored.variables, source, steps, NOISE_TIME.value)
+    readings, denoised = score(config, source, found), [name for name in found if name.startswith("direct_")]
+    if denoised:
+        write_changes(workdir, config, source, found, "coarse", denoised[0])
     persons = len(make_source(config, "train", training=True))
     run = {"steps": count, "epochs": count * config.train.batch_size / persons, "readings": readings}
     protocol = protocol_facts(config, build_model(config), restored) | {"persons": len(source)}
@@ -100,6 +107,17 @@ def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> tuple[dict, 
     write_json(path, asked | {"protocol": protocol, "run": run})
     jax.clear_caches()  # no program serves two arms
     return run, protocol
+
+
+def latency_once(recipe, name: str, steps: Sequence[int]) -> dict[str, dict]:
+    """`readings.latency` of an arm, measured once and kept in its folder."""
+    path = os.path.join(OUT.value, name, LATENCY_FILE)
+    if not os.path.exists(path):
+        config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
+        source = make_source(config, config.eval.split, training=False)
+        write_json(path, latency(config, ARMS[name], source, steps, NOISE_TIME.value, SECONDS.value))
+        jax.clear_caches()
+    return read_json(path)
 
 
 def pace(recipe) -> float:
@@ -128,8 +146,8 @@ def _stepper(recipe, name: str) -> Callable:
     return call
 
 
-def summarise(runs: Runs) -> list[dict]:
-    """A row a reading of an arm: means over seeds, standard errors, and how much AP it gains on the plain HRNet.
+def summarise(runs: Runs, latencies: Latencies) -> list[dict]:
+    """A row a reading of an arm: means over seeds, standard errors, AP gained on the plain HRNet, and its latency.
 
     A gain is paired, seed by seed; without a second seed there is no standard error.
     """
@@ -148,7 +166,7 @@ def summarise(runs: Runs) -> list[dict]:
                 if (CONTROL[0], seed) in runs
             ]
             row["gain"], row["gain se"] = _mean(paired)
-            rows.append(row)
+            rows.append(row | latencies[arm][reading.split(" ")[0]])
     return rows
 
 
