@@ -11,17 +11,15 @@ import cv2
 import numpy as np
 
 from dpose_jax.files import write_bytes
+from dpose_jax.sheets import GAP, INK, OUTLINE, PAPER, grid, label, legend, rows_sheet
 from dpose_jax.skeletons import JointSet
 
 # From Okabe and Ito's palette, told apart in all common kinds of colour blindness; the centre is white.
 SIDE_COLORS = {"left": (230, 159, 0), "right": (60, 165, 245), "centre": (245, 245, 245)}
-OUTLINE = (25, 25, 25)
-PAPER, INK, FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
 MASK_COLORS = ((86, 180, 233), (240, 228, 66))  # joints, limbs
 CELL_HEIGHT = 256  # crops lower than this are enlarged to at least it
 SHEET_WIDTH = 1600
-GAP = 12
-_FONT, _SHIFT = cv2.FONT_HERSHEY_SIMPLEX, 4
+_SHIFT = 4
 
 
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
@@ -135,7 +133,7 @@ def prediction_sheet(
         cells.append(np.concatenate([pair, label(caption, pair.shape[1], INK)]))
     columns = max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP)))
     sheet = grid(cells, columns)
-    return np.concatenate([_legend("prediction | ground truth", sheet.shape[1]), sheet])
+    return np.concatenate([legend("prediction | ground truth", sheet.shape[1], tuple(SIDE_COLORS.values())), sheet])
 
 
 def comparison_sheet(
@@ -161,7 +159,7 @@ def comparison_sheet(
     for i, crop in enumerate(crops):
         big, drawn = _enlarge(crop, scale), None if shown is None else shown[i]
         rows.append([draw_pose(big, _to_big(joints[i], scale), joint_set, shown=drawn) for joints in poses.values()])
-    return _rows_sheet(rows, tuple(poses), captions)
+    return rows_sheet(rows, tuple(poses), captions)
 
 
 def heatmap_sheet(
@@ -196,7 +194,7 @@ def heatmap_sheet(
             tinted = _blend(big, np.array(color, np.float32), np.full_like(spread, 0.35))
             panels.append(_blend(_dimmed(big), tinted, np.clip(spread, 0, 1)))
         rows.append(panels)
-    return _rows_sheet(rows, ("crop", "heatmaps", "joint mask", "limb mask"), captions)
+    return rows_sheet(rows, ("crop", "heatmaps", "joint mask", "limb mask"), captions)
 
 
 def denoising_strip(
@@ -237,7 +235,7 @@ def denoising_strip(
             shown = None if visible is None else visible[i]
             panels.append(draw_pose(_enlarge(crop, scale), _to_big(truth[i], scale), joint_set, shown=shown))
         rows.append(panels)
-    return _rows_sheet(rows, titles, captions)
+    return rows_sheet(rows, titles, captions)
 
 
 def overlay_heatmaps(
@@ -312,59 +310,3 @@ def _spread(
 
 def _blend(image: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.clip(np.round(image * (1 - alpha) + color * alpha), 0, 255).astype(np.uint8)
-
-
-def label(text: str, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
-    """A strip of paper with centred text, made smaller where it would not fit."""
-    strip = np.full((height, width, 3), PAPER, np.uint8)
-    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
-    size = 0.5 * min(1, (width - 4) / max(text_width, 1))
-    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, size, 1)
-    origin = ((width - text_width) // 2, (height + text_height) // 2)
-    cv2.putText(strip, text, origin, _FONT, size, color, 1, cv2.LINE_AA)
-    return strip
-
-
-def _legend(text: str, width: int) -> np.ndarray:
-    """A strip with a text and the colours of the sides; only what fits is drawn."""
-    strip, x = np.full((34, width, 3), PAPER, np.uint8), GAP
-    sides = zip(("person's left", "person's right", "centre"), SIDE_COLORS.values(), strict=True)
-    for word, color in ((text, None), *sides):
-        (text_width, _), _ = cv2.getTextSize(word, _FONT, 0.5, 1)
-        if x + 40 + text_width > width:
-            break
-        if color is not None:
-            cv2.line(strip, (x, 19), (x + 22, 19), OUTLINE, 8, cv2.LINE_AA)
-            cv2.line(strip, (x, 19), (x + 22, 19), color, 5, cv2.LINE_AA)
-            x += 34
-        cv2.putText(strip, word, (x, 24), _FONT, 0.5, INK if color is None else FAINT, 1, cv2.LINE_AA)
-        x += text_width + 28
-    return strip
-
-
-def grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Cells of one size on paper, GAP apart."""
-    height, width = cells[0].shape[:2]
-    rows = -(-len(cells) // columns)
-    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), PAPER, np.uint8)
-    for i, cell in enumerate(cells):
-        y, x = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
-        sheet[y : y + height, x : x + width] = cell
-    return sheet
-
-
-def _rows_sheet(rows: list[list[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None) -> np.ndarray:
-    """Rows of panels under column titles, each row's caption under its first panel."""
-    if any(len(row) != len(titles) for row in rows):
-        raise ValueError(f"titles: must be {len(rows[0])}, one a column, got {list(titles)}")
-    width = rows[0][0].shape[1]
-    head = np.full((32, len(titles) * (width + GAP) + GAP, 3), PAPER, np.uint8)
-    for k, title in enumerate(titles):
-        head[6:, GAP + k * (width + GAP) :][:, :width] = label(title, width, INK)
-    cells = []
-    for i, row in enumerate(rows):
-        for k, panel in enumerate(row):
-            text = captions[i] if captions is not None and k == 0 else ""
-            foot = label(text, width, FAINT, 22)[: None if captions is not None else 0]
-            cells.append(np.concatenate([panel, foot]))
-    return np.concatenate([head, grid(cells, len(titles))])

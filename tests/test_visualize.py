@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax import visualize
+from dpose_jax import sheets, visualize
 from dpose_jax.skeletons import AIC, COCO, CROWDPOSE, JointSet
 
 
@@ -98,9 +98,9 @@ def test_prediction_sheet_shows_both_poses_at_the_scale(size, scale):
     copies = [a.copy() for a in (crops, predicted, joints, visible)]
     captions = [visualize.person_caption(i, 0.5, 0.25) for i in range(7)]
     sheet = visualize.prediction_sheet(crops, predicted, joints, visible, CROWDPOSE, captions)
-    assert sheet.dtype == np.uint8 and sheet.shape[1] <= visualize.SHEET_WIDTH + visualize.GAP
+    assert sheet.dtype == np.uint8 and sheet.shape[1] <= visualize.SHEET_WIDTH + sheets.GAP
     height, width = size[0] * scale, size[1] * scale
-    top, left = 34 + visualize.GAP, visualize.GAP
+    top, left = 34 + sheets.GAP, sheets.GAP
     big = cv2.resize(crops[0], None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     at = (np.stack([predicted[0], joints[0]]) + 0.5) * scale - 0.5
     shown = (np.ones(14), visible[0])
@@ -108,7 +108,7 @@ def test_prediction_sheet_shows_both_poses_at_the_scale(size, scale):
         want = visualize.draw_pose(big, keypoints, CROWDPOSE, shown=which)
         np.testing.assert_array_equal(sheet[top : top + height, start : start + width], want)
     caption = sheet[top + height : top + height + 26, left : left + 2 * width]
-    assert caption.min() < 80 and (caption == visualize.PAPER[0]).mean() > 0.7
+    assert caption.min() < 80 and (caption == sheets.PAPER[0]).mean() > 0.7
     for before, after in zip(copies, (crops, predicted, joints, visible), strict=True):
         np.testing.assert_array_equal(before, after)
 
@@ -146,7 +146,7 @@ def test_heatmap_sheet_tints_inside_the_masks_and_dims_outside():
     mask[:, :16] = 1
     inputs = crops.copy(), maps.copy(), mask.copy()
     sheet = visualize.heatmap_sheet(crops, maps, mask, 1 - mask, CROWDPOSE, captions=["one", "two"])
-    gap = visualize.GAP
+    gap = sheets.GAP
     assert sheet.shape == (32 + gap + 2 * (256 + 22 + gap), gap + 4 * (192 + gap), 3)
     top = 32 + gap
     columns = [sheet[top : top + 256, gap + k * (192 + gap) :][:, :192] for k in range(4)]
@@ -172,7 +172,7 @@ def test_denoising_strip_has_a_column_a_step():
     titles = ["coarse", "step 1"]
     strip = visualize.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles)
     wider = visualize.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles, truth=joints, visible=visible)
-    gap = visualize.GAP
+    gap = sheets.GAP
     assert strip.shape == (32 + gap + 3 * (256 + gap), gap + 2 * (192 + gap), 3)
     assert wider.shape == (strip.shape[0], strip.shape[1] + 192 + gap, 3)
     np.testing.assert_array_equal(wider[:, : strip.shape[1]], strip)

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dpose_jax import command_line, visualize
+from dpose_jax import command_line, sheets, visualize
 from dpose_jax.data.pipeline import eval_batches, train_iterator
 from dpose_jax.data.sources import make_source
 from dpose_jax.data.statistics import format_statistics, statistics
@@ -97,8 +97,8 @@ def joints_sheet(batch: dict[str, np.ndarray], source, joint_set: JointSet) -> n
         occluded = person.keypoints[order, 2] == 1
         cell = _named(batch["image"][row], batch["keypoints"][row], batch["visible"][row], occluded, joint_set, scale)
         notes = [f"#{person.annotation_id}", os.path.basename(person.file), *(["mirrored"] if mirrored else [])]
-        cells.append(np.concatenate([cell, visualize.label("  ".join(notes), cell.shape[1], visualize.INK)]))
-    return visualize.grid(cells, min(COLUMNS, len(cells)))
+        cells.append(np.concatenate([cell, sheets.label("  ".join(notes), cell.shape[1], sheets.INK)]))
+    return sheets.grid(cells, min(COLUMNS, len(cells)))
 
 
 def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) 
     big = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     points = (keypoints.astype(np.float64) + 0.5) * scale - 0.5  # pixel centres are at integers
     height, width = big.shape[:2]
-    panel = np.full((height, width + 2 * _GUTTER, 3), visualize.PAPER, np.uint8)
+    panel = np.full((height, width + 2 * _GUTTER, 3), sheets.PAPER, np.uint8)
     panel[:, _GUTTER:-_GUTTER] = big
     labelled = np.flatnonzero(visible > 0)
     by_x = labelled[np.argsort(points[labelled, 0], kind="stable")]
@@ -116,7 +116,7 @@ def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) 
             name = joint_set.joints[joint].replace("_", " ")
             (text, _), _ = cv2.getTextSize(name, _FONT, _SIZE, 1)
             place = (_GUTTER - 10 - text if left else width + _GUTTER + 10, y + 4)
-            color = visualize.FAINT if occluded[joint] else visualize.INK
+            color = sheets.FAINT if occluded[joint] else sheets.INK
             cv2.putText(panel, name, place, _FONT, _SIZE, color, 1, cv2.LINE_AA)
             edge = (_GUTTER - 6 if left else width + _GUTTER + 6, y)
             cv2.line(panel, edge, (round(points[joint, 0]) + _GUTTER, round(points[joint, 1])), TIE, 1, cv2.LINE_AA)

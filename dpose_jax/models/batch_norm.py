@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
 def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, ...]:
     """Normalises by the batch's own moments, in float32.
 
-    Its gradient is written out: derived line by line, a CPU takes some twice as many passes over the maps for it.
+    Its gradient is written out: derived line by line, a CPU takes more passes over the maps for it.
 
     Args:
       x: (..., C) of any float dtype; scale, bias: (C,) float32.

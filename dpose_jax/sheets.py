@@ -1,0 +1,70 @@
+"""Sheets of paper that pictures are laid out on: captions, legends, grids and rows.
+
+Images are (height, width, 3) uint8 RGB.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+OUTLINE = (25, 25, 25)
+PAPER, INK, FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
+GAP = 12
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def label(text: str, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
+    """A strip of paper with centred text, made smaller where it would not fit."""
+    strip = np.full((height, width, 3), PAPER, np.uint8)
+    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
+    size = 0.5 * min(1, (width - 4) / max(text_width, 1))
+    (text_width, text_height), _ = cv2.getTextSize(text, _FONT, size, 1)
+    origin = ((width - text_width) // 2, (height + text_height) // 2)
+    cv2.putText(strip, text, origin, _FONT, size, color, 1, cv2.LINE_AA)
+    return strip
+
+
+def legend(text: str, width: int, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """A strip with a text and the colours of left, right and centre; only what fits is drawn."""
+    strip, x = np.full((34, width, 3), PAPER, np.uint8), GAP
+    sides = zip(("person's left", "person's right", "centre"), colors, strict=True)
+    for word, color in ((text, None), *sides):
+        (text_width, _), _ = cv2.getTextSize(word, _FONT, 0.5, 1)
+        if x + 40 + text_width > width:
+            break
+        if color is not None:
+            cv2.line(strip, (x, 19), (x + 22, 19), OUTLINE, 8, cv2.LINE_AA)
+            cv2.line(strip, (x, 19), (x + 22, 19), color, 5, cv2.LINE_AA)
+            x += 34
+        cv2.putText(strip, word, (x, 24), _FONT, 0.5, INK if color is None else FAINT, 1, cv2.LINE_AA)
+        x += text_width + 28
+    return strip
+
+
+def grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Cells of one size on paper, GAP apart."""
+    height, width = cells[0].shape[:2]
+    rows = -(-len(cells) // columns)
+    sheet = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), PAPER, np.uint8)
+    for i, cell in enumerate(cells):
+        y, x = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        sheet[y : y + height, x : x + width] = cell
+    return sheet
+
+
+def rows_sheet(rows: list[list[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None) -> np.ndarray:
+    """Rows of panels under column titles, each row's caption under its first panel."""
+    if any(len(row) != len(titles) for row in rows):
+        raise ValueError(f"titles: must be {len(rows[0])}, one a column, got {list(titles)}")
+    width = rows[0][0].shape[1]
+    head = np.full((32, len(titles) * (width + GAP) + GAP, 3), PAPER, np.uint8)
+    for k, title in enumerate(titles):
+        head[6:, GAP + k * (width + GAP) :][:, :width] = label(title, width, INK)
+    cells = []
+    for i, row in enumerate(rows):
+        for k, panel in enumerate(row):
+            text = captions[i] if captions is not None and k == 0 else ""
+            foot = label(text, width, FAINT, 22)[: None if captions is not None else 0]
+            cells.append(np.concatenate([panel, foot]))
+    return np.concatenate([head, grid(cells, len(titles))])
