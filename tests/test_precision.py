@@ -109,7 +109,7 @@ def test_recomputed_blocks_have_the_same_gradients(differentiate, monkeypatch, p
 
 
 def test_frozen_batch_norm_is_that_of_evaluation(small_model, random_tree):
-    """Running statistics, which stay. That scale and bias have no gradient is in tests/test_batch_norm.py."""
+    """Running statistics, which stay. That scale and bias have no gradient is in tests/test_norms.py."""
     trained, frozen = small_model(), small_model(model__batch_norm="frozen")
     variables = random_tree(abstract_variables(trained))
     images = np.random.default_rng(0).integers(0, 256, (BATCH, *SIZE, 3), np.uint8)

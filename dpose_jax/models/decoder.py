@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from dpose_jax.models.convolution import Conv3x3
 from dpose_jax.models.hrnet import upsample_nearest
+from dpose_jax.models.norms import GroupNorm
 
 LEVELS = (1, 1, 2, 2)  # widths in units of C at H x W, H/2, H/4 and H/8: (C, C, 2C, 2C) (ours)
 
@@ -20,7 +21,7 @@ def time_features(t: jax.Array, channels: int) -> jax.Array:
 def _norm_silu(x: jax.Array, dtype: jnp.dtype, name: str) -> jax.Array:
     """GroupNorm with the most groups, up to 32, that leave four channels or more each; then SiLU."""
     groups = max((g for g in range(1, 33) if x.shape[-1] % g == 0 and x.shape[-1] >= 4 * g), default=1)
-    return nn.silu(nn.GroupNorm(groups, dtype=dtype, name=name)(x))
+    return nn.silu(GroupNorm(groups, dtype=dtype, name=name)(x))
 
 
 class ResidualBlock(nn.Module):

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.batch_norm import BatchNorm
 from dpose_jax.models.convolution import Conv3x3
+from dpose_jax.models.norms import BatchNorm
 
 EXPANSION = 4  # of a bottleneck
 

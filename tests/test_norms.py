@@ -1,9 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.models.batch_norm import BatchNorm
+from dpose_jax.models.norms import BatchNorm, GroupNorm
 
 RNG = np.random.default_rng(0)
 CHANNELS = 4
@@ -80,23 +81,62 @@ def test_only_a_layer_that_trains_has_gradients(train):
     assert (np.abs(of_x) > 0).all()
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 5, CHANNELS), (2, 1, 1, CHANNELS)])
-def test_gradient_is_that_of_the_formula(shape):
+def batch_norm(x, params):
+    return BatchNorm().apply({"params": params, "batch_stats": STATS}, x, True, mutable=["batch_stats"])[0]
+
+
+def group_norm(x, params):
+    return GroupNorm(2, epsilon=1e-5).apply({"params": params}, x)
+
+
+def definition(x, params, axes, groups):
+    """Of either norm, in the precision of x."""
+    cut = x.reshape(*x.shape[:-1], groups, -1)
+    axes = (*axes, *([cut.ndim - 1] if groups < CHANNELS else []))
+    mean, var = cut.mean(axes, keepdims=True), cut.var(axes, keepdims=True)
+    return ((cut - mean) / jnp.sqrt(var + 1e-5)).reshape(x.shape) * params["scale"] + params["bias"]
+
+
+FEW = {batch_norm: (2, 1, 1, CHANNELS), group_norm: (2, 2, 1, CHANNELS)}  # two values a moment, and four
+
+
+@pytest.mark.parametrize(("norm", "axes", "groups"), [(batch_norm, (0, 1, 2), CHANNELS), (group_norm, (1, 2), 2)])
+@pytest.mark.parametrize("few", [False, True])
+def test_value_and_gradient_are_those_of_the_formula(norm, axes, groups, few):
     """In float64, derived by JAX from the definition; channels of far and near means, and a constant one."""
+    shape = FEW[norm] if few else (4, 6, 5, CHANNELS)
     x = (RNG.standard_normal(shape) * [1, 3, 0.2, 0] + [0, 5, -0.3, 1]).astype(np.float32)
     weight = RNG.standard_normal(shape).astype(np.float32)
 
-    def ours(x, params):
-        out, _ = BatchNorm().apply({"params": params, "batch_stats": STATS}, x, True, mutable=["batch_stats"])
-        return jnp.sum(weight * out**2)
+    def loss(of):
+        return lambda x, params: jnp.sum(weight * of(x, params) ** 2)
 
-    def definition(x, params):
-        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-        return jnp.sum(weight * ((x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]) ** 2)
-
-    found = jax.grad(ours, argnums=(0, 1))(x, PARAMS)
+    found = norm(x, PARAMS), jax.grad(loss(norm), argnums=(0, 1))(x, PARAMS)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (x, PARAMS))
-        expected = jax.grad(definition, argnums=(0, 1))(*wide)
+        reference = lambda x, params: definition(x, params, axes, groups)  # noqa: E731
+        expected = reference(*wide), jax.grad(loss(reference), argnums=(0, 1))(*wide)
     for ours_leaf, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours_leaf, leaf, rtol=2e-3, atol=2e-4 * np.abs(leaf).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_group_norm_is_linens(dtype):
+    """In value, gradient and names of its parameters; a batch whose examples differ a hundredfold."""
+    x = jnp.asarray(RNG.standard_normal((3, 7, 5, 32)) * [[[[1]]], [[[10]]], [[[100]]]], dtype)
+    weight = RNG.standard_normal(x.shape).astype(np.float32)
+    ours, theirs = GroupNorm(8, dtype=dtype), nn.GroupNorm(8, dtype=dtype)
+    params = {"scale": RNG.standard_normal(32).astype(np.float32), "bias": RNG.standard_normal(32).astype(np.float32)}
+    assert jax.tree.map(np.shape, ours.init(jax.random.key(0), x)) == {"params": jax.tree.map(np.shape, params)}
+
+    def value_and_gradient(layer):
+        loss = lambda x, params: jnp.sum(weight * layer.apply({"params": params}, x))  # noqa: E731
+        out = layer.apply({"params": params}, x)
+        assert out.dtype == dtype
+        return out, jax.grad(loss, argnums=(0, 1))(x, params)
+
+    # One unit in the last of bfloat16's 8 bits.
+    bound = 2**-7 if dtype == jnp.bfloat16 else 2e-5
+    for mine, its in zip(*map(jax.tree.leaves, map(value_and_gradient, (ours, theirs))), strict=True):
+        mine, its = np.asarray(mine, np.float32), np.asarray(its, np.float32)
+        np.testing.assert_allclose(mine, its, rtol=bound, atol=bound * np.abs(its).max())
