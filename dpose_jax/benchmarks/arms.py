@@ -47,6 +47,7 @@ ARMS = {
     ),
     "written": _written("DiffusionPose as written", samplings=("direct", "ddim", "restarts")),
     "recipe": Arm("the recipe as it stands"),
+    "recipe_narrow": Arm("the recipe with C = 16", {"model.decoder_channels": 16}, ("direct",)),
     "zeta_1": _written("zeta 1", {"diffusion.zeta": 1.0}),
     "zeta_5": _written("zeta 5", {"diffusion.zeta": 5.0}),
     "zeta_10": _written("zeta 10", {"diffusion.zeta": 10.0}),

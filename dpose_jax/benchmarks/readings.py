@@ -115,6 +115,7 @@ def latency(
     runs |= {run.name: run for line in lines_of(config, arm, steps, noise_time).values() for run in line}
     crops = next(iter(eval_batches(config, source, LATENCY_PERSONS)))["image"][:, None]
     model = build_model(config)
-    _, figures, _ = measure_costs(config, model, initial_variables(model, 0), list(runs.values()), crops, seconds)
+    variables = jax.device_put(initial_variables(model, 0))
+    _, figures, _ = measure_costs(config, model, variables, list(runs.values()), crops, seconds)
     ms = {name: figures[run]["ms"] for name, run in runs.items()}
     return {name: {"ms": value, "times_plain": round(value / ms["coarse"], 3)} for name, value in ms.items()}

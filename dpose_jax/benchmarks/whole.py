@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 def network(wanted: peers.Peers, config) -> list[dict]:
     """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
     variables = initial_variables(build_model(config.copy_and_resolve_references()), 0)
-    mine = {kind: tree["hrnet"] for kind, tree in variables.items()}
+    mine = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
     images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
     net, rows = HRNet(PRESETS["w32"]), []
 

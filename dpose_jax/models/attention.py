@@ -58,9 +58,10 @@ def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window:
         x = x.reshape(batch, h // window, window, w // window, window, heads, d)
         return x.transpose(0, 1, 3, 2, 4, 5, 6).reshape(batch, -1, window * window, heads, d)
 
-    logits = jnp.einsum("bpqhd,bpkhd->bphqk", split(query), split(key), preferred_element_type=jnp.float32)
-    inside = split(jnp.ones((1, height, width, 1, 1)))[..., 0, 0]
-    logits = jnp.where(inside[:, :, None, None, :] > 0, logits * dim**-0.5, -jnp.inf)
+    logits = jnp.einsum("bpqhd,bpkhd->bphqk", split(query), split(key), preferred_element_type=jnp.float32) * dim**-0.5
+    if rows or columns:
+        inside = split(jnp.ones((1, height, width, 1, 1)))[..., 0, 0]
+        logits = jnp.where(inside[:, :, None, None, :] > 0, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = jnp.einsum("bphqk,bpkhd->bpqhd", weights, split(value))
     batch, _, _, heads, _ = out.shape

@@ -78,7 +78,8 @@ def normalise(
 ) -> tuple[jax.Array, ...]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself, in float32.
 
-    Its gradient is written out: derived line by line, a CPU takes more passes over the maps for it.
+    On the CPU its gradient is written out: derived line by line, it takes more passes over the maps. A TPU moves
+    fewer bytes for the derived one (docs/performance.md).
 
     Args:
       x: (..., C) of any float dtype; scale, bias: (C,) float32.
@@ -96,24 +97,40 @@ def normalise(
 
 
 def _affine(x, mean, var, scale, bias, epsilon):
-    # Without the barrier XLA:CPU writes the factor out as a whole map.
-    factor = jax.lax.optimization_barrier(jax.lax.rsqrt(var + epsilon) * scale)
+    (factor,) = _vectors(jax.lax.rsqrt(var + epsilon) * scale)
     return (x.astype(jnp.float32) - _over(x, mean)) * _over(x, factor) + bias
+
+
+def _vectors(*arrays):
+    """The arrays themselves; without the barrier XLA:CPU writes each of them out as a whole map."""
+    return jax.lax.platform_dependent(
+        *arrays, cpu=lambda *its: jax.lax.optimization_barrier(its), default=lambda *its: its
+    )
 
 
 def _forward(x, scale, bias, epsilon, axes, groups):
     y, mean, var = normalise(x, scale, bias, epsilon, axes, groups)
-    return (y, mean, var), (x, scale, mean, var)
+    return (y, mean, var), (x, scale, bias, mean, var)
 
 
 def _backward(epsilon, axes, groups, saved, gradients):
+    settings = {"epsilon": epsilon, "axes": axes, "groups": groups}
+    written, derived = (functools.partial(one, **settings) for one in (_written_gradient, _derived_gradient))
+    return jax.lax.platform_dependent(gradients[0], *saved, cpu=written, default=derived)
+
+
+def _derived_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups):
+    """It asks for the moments again, which the compiler finds in the forward pass."""
+    plain = lambda *inputs: normalise.fun(*inputs, epsilon, axes, groups)[0]  # noqa: E731
+    return jax.vjp(plain, x, scale, bias)[1](gradient)
+
+
+def _written_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups):
     """With z the normalised x, g = scale * gradient: (g - the mean of g - z * the mean of g z) / std."""
-    x, scale, mean, var = saved
-    gradient, centred = gradients[0], x.astype(jnp.float32) - _over(x, mean)
-    inverse = jax.lax.rsqrt(var + epsilon)
+    centred, inverse = x.astype(jnp.float32) - _over(x, mean), jax.lax.rsqrt(var + epsilon)
     sums = jnp.sum(gradient, axes), jnp.sum(gradient * centred, axes) * inverse
     offset, slope = (_shared(scale * one, groups) / (x.size // one.size) for one in sums)
-    factors = jax.lax.optimization_barrier((scale * inverse, slope * inverse**2, offset * inverse))
+    factors = _vectors(scale * inverse, slope * inverse**2, offset * inverse)
     factor, slope, offset = (_over(x, one) for one in factors)
     for_bias, for_scale = (jnp.sum(one.reshape(-1, one.shape[-1]), 0) for one in sums)
     return (factor * gradient - slope * centred - offset).astype(x.dtype), for_scale, for_bias
