@@ -64,7 +64,7 @@ def fuse_on_the_cpu() -> None:
     """Lets XLA:CPU hand chains of element-wise operations and reductions to YNNPACK, the library within it.
 
     It compiles less itself: HRNet-W32 infers 1.6 times as fast, trains 1.4 times as fast, and compiles in a quarter
-    of the time; masks take four times as long (docs/performance.md). The value replaces XLA's own choice,
+    of the time; soft masks take three times as long (docs/performance.md). The value replaces XLA's own choice,
     convolutions. It has to be set before the first computation; a value in XLA_FLAGS goes first, and other platforms
     do not read it.
     """
