@@ -52,15 +52,25 @@ def test_collectives_are_counted_where_they_end():
     assert shape_bytes("(s8[3,2]{1,0}, pred[5], u32[], f64[2])") == 6 + 5 + 4 + 16
 
 
-@pytest.mark.parametrize("limit", [3.5, 17.0, 40.2, 41.9])
-@pytest.mark.parametrize("bend", [0.0, 0.01, -0.002])
-def test_largest_batch_is_the_largest(limit, bend):
-    """Also where memory is not quite linear in the batch, and with few compilations."""
-    tried = []
+def kinked(batch):
+    """Memory that grows four times as fast up to 32 examples, as where they do not fill the lanes."""
+    return 1 + 4 * min(batch, 32) + max(batch - 32, 0)
 
-    def need(batch):
-        units = batch / compiled.UNIT
-        return 1 + units + bend * units**2
+
+SHAPES = {
+    "line": lambda batch: 1 + batch,
+    "bent up": lambda batch: 1 + batch + 0.001 * batch**2,
+    "bent down": lambda batch: 1 + batch - 0.0001 * batch**2,
+    "kinked": kinked,
+    "flat to 128": lambda batch: 100 + max(batch - 128, 0),
+}
+
+
+@pytest.mark.parametrize("need", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("limit", [8.5, 30, 128.5, 129, 300, 1100, 2400])
+def test_largest_batch_is_the_largest(limit, need):
+    """Also where memory is far from linear in the batch, and with few compilations."""
+    tried = []
 
     def train(batch):
         tried.append(batch)
@@ -68,16 +78,17 @@ def test_largest_batch_is_the_largest(limit, bend):
             raise DoesNotFitError("too much")
         return {"hbm_bytes_per_device": need(batch), "batch_per_device": batch}
 
-    def fits(batch):
-        return need(batch) <= limit
-
-    if not fits(2 * compiled.UNIT):
+    fitting = [batch for batch in map(compiled.candidate, range(1, 50)) if need(batch) <= limit]
+    if not fitting:
         with pytest.raises(DoesNotFitError):
             largest_batch(train, limit)
         return
-    found = largest_batch(train, limit)["batch_per_device"]
-    assert found == max(batch for batch in range(compiled.UNIT, 800, compiled.UNIT) if fits(batch))
-    assert len(tried) <= 16
+    assert largest_batch(train, limit)["batch_per_device"] == max(fitting)
+    assert len(tried) == len(set(tried)) <= 9
+
+
+def test_candidates_are_multiples_of_8_then_of_128():
+    assert [compiled.candidate(index) for index in (1, 2, 15, 16, 17, 18)] == [8, 16, 120, 128, 256, 384]
 
 
 def test_bad_arguments_come_before_the_compiler(tmp_path):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from dpose_jax.training.state import initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-UNIT = 8  # `largest_batch` looks at multiples of so many examples a device
+UNIT, LANES = 8, 128  # `largest_batch` looks at multiples of 8 up to 128, and of 128, a tile's lanes, above
 TYPE_BITS = {"pred": 8, "bf16": 16}  # of other element types the name ends with the number, as in s32
 
 
@@ -142,29 +142,50 @@ def shape_bytes(text: str) -> int:
     return total
 
 
-def largest_batch(train: Callable[[int], dict], hbm_bytes: int) -> dict:
-    """The analysis of the train step with the most examples a device that fit, in multiples of UNIT.
+def candidate(index: int) -> int:
+    """The index-th batch that `largest_batch` may try, from 1: 8, 16, ..., 128, 256, 384, ...
 
-    Memory grows almost linearly with the batch, so two compilations say about where the limit lies, and a few more
-    around there find it.
+    Above 128 examples the compiler lays them along the lanes, and fills the last tile up.
+    """
+    whole = LANES // UNIT
+    return UNIT * index if index <= whole else LANES * (index - whole + 1)
+
+
+def largest_batch(train: Callable[[int], dict], hbm_bytes: int) -> dict:
+    """The analysis of the train step with the most examples that fit, of those that `candidate` names.
+
+    A compilation takes minutes. It starts at 128, then goes where the line through the last two that fitted reaches
+    the chip's memory, and halves what is left after one that did not fit.
 
     Args:
-      train: examples a device -> `analyse` of the step; hbm_bytes: of the chip.
+      train: examples a device, or of each of its parts -> `analyse` of the step; hbm_bytes: of the chip.
 
     Raises:
-      DoesNotFitError: if not even 2 UNIT examples fit.
+      DoesNotFitError: if not even the first candidate fits.
     """
-    small, best = train(UNIT), train(2 * UNIT)
-    each = max(best["hbm_bytes_per_device"] - small["hbm_bytes_per_device"], 1)
-    low, high = 2, None
-    size = max(3, int((hbm_bytes - small["hbm_bytes_per_device"]) / each) + 1)
-    while high is None or high - low > 1:
+    low, high, index = 0, None, LANES // UNIT
+    best, fitted = None, []
+    while best is None or high is None or high - low > 1:
         try:
-            best, low = train(size * UNIT), size
-            size = size + 1
+            best, low = train(candidate(index)), index
+            fitted.append((candidate(index), best["hbm_bytes_per_device"]))
+            index = _beyond(low, fitted, hbm_bytes)
         except DoesNotFitError:
-            high = size
-            size = size - 1
-        if high is not None and not low < size < high:
-            size = (low + high) // 2
+            if index == 1:
+                raise
+            high, index = index, (low + index) // 2
+        if high is not None and index >= high:
+            index = (low + high) // 2
     return best
+
+
+def _beyond(index: int, fitted: Sequence[tuple[int, int]], hbm_bytes: int) -> int:
+    """The last candidate up to the batch that would fill the memory, by the line through the last two that fitted."""
+    index += 1
+    if len(fitted) < 2:
+        return index
+    (before, less), (batch, used) = fitted[-2:]
+    limit = batch + (hbm_bytes - used) * (batch - before) / max(used - less, 1)
+    while candidate(index + 1) <= min(limit, 4 * batch):
+        index += 1
+    return index

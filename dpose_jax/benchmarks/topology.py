@@ -6,6 +6,7 @@ Needs `pip install -e ".[topology]"`. The figures are the compiler's; nothing is
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from absl import flags
@@ -14,12 +15,22 @@ from ml_collections import config_flags
 from dpose_jax import parallel
 from dpose_jax.benchmarks import report
 from dpose_jax.benchmarks.chips import parse_topology, slice_mesh
-from dpose_jax.benchmarks.compiled import analyse, largest_batch, sampler_program, train_program
+from dpose_jax.benchmarks.compiled import (
+    DoesNotFitError,
+    analyse,
+    largest_batch,
+    sampler_program,
+    train_program,
+)
 from dpose_jax.training.fields import check_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:4x4.", required=True)
-BATCH = flags.DEFINE_string("batch", None, "Examples a device, or auto: the most that fit; the config's by default.")
+BATCH = flags.DEFINE_string(
+    "batch",
+    None,
+    "Examples a device, or auto: the most that fit, of 8, 16, ..., 128, 256, 384, ...; the config's by default.",
+)
 SAMPLER = flags.DEFINE_bool("sampler", True, "Compile prediction too, not the train step alone.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", required=True)
 flags.mark_flag_as_required("config")
@@ -38,7 +49,7 @@ def main() -> None:
     def train(examples):
         return analyse(train_program(config, mesh, examples), chip, mesh)
 
-    step = largest_batch(train, chip.hbm_bytes) if batch is None else train(batch)
+    step = automatic(train, config.train.accumulate, chip.hbm_bytes) if batch is None else train(batch)
     both = {}
     if SAMPLER.value:
         both["sampler"] = analyse(sampler_program(config, mesh, step["batch_per_device"]), chip, mesh)
@@ -54,6 +65,21 @@ def main() -> None:
     }
     table = [{key: value for key, value in row.items() if key != "collectives"} for row in (step, *both.values())]
     report.write(OUT.value, table, environment=environment, protocol=protocol, **step, **both)
+
+
+def automatic(train: Callable[[int], dict], parts: int, hbm_bytes: int) -> dict:
+    """`largest_batch`, saying what it tries; with accumulation the device holds one part of its batch at a time."""
+
+    def attempt(examples):
+        try:
+            found = train(examples * parts)
+        except DoesNotFitError:
+            print(f"{examples * parts} examples a device do not fit", flush=True)
+            raise
+        print(f"{examples * parts} examples a device take {found['hbm_bytes_per_device']:,} bytes", flush=True)
+        return found
+
+    return largest_batch(attempt, hbm_bytes)
 
 
 def batch_per_device(config, mesh: jax.sharding.Mesh, given: str | None) -> int | None:
