@@ -144,10 +144,10 @@ def _shared(moments, groups):
     channels = moments.shape[-1]
     if groups == channels:
         return moments
-    means = jnp.mean(moments.reshape(*moments.shape[:-1], groups, -1), -1)
+    means = jnp.mean(moments.reshape(*moments.shape[:-1], groups, channels // groups), -1)
     return jnp.repeat(means, channels // groups, -1)
 
 
 def _over(x, moments):
     """(C,), or (B, C), to broadcast against x (B, ..., C)."""
-    return moments if moments.ndim == 1 else moments.reshape(len(x), *[1] * (x.ndim - 2), -1)
+    return moments if moments.ndim == 1 else jnp.expand_dims(moments, range(1, x.ndim - 1))
