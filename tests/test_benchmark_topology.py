@@ -68,22 +68,23 @@ SHAPES = {
 
 @pytest.mark.parametrize("need", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("limit", [8.5, 30, 128.5, 129, 300, 1100, 2400])
-def test_largest_batch_is_the_largest(limit, need):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_largest_batch_is_the_largest(limit, need, parts):
     """Also where memory is far from linear in the batch, and with few compilations."""
     tried = []
 
     def train(batch):
         tried.append(batch)
-        if need(batch) > limit:
+        if need(batch / parts) > limit:  # a device holds one part at a time
             raise DoesNotFitError("too much")
-        return {"hbm_bytes_per_device": need(batch), "batch_per_device": batch}
+        return {"hbm_bytes_per_device": need(batch / parts), "batch_per_device": batch}
 
     fitting = [batch for batch in map(compiled.candidate, range(1, 50)) if need(batch) <= limit]
     if not fitting:
         with pytest.raises(DoesNotFitError):
-            largest_batch(train, limit)
+            largest_batch(train, limit, parts)
         return
-    assert largest_batch(train, limit)["batch_per_device"] == max(fitting)
+    assert largest_batch(train, limit, parts)["batch_per_device"] == parts * max(fitting)
     assert len(tried) == len(set(tried)) <= 9
 
 

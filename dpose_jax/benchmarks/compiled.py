@@ -145,20 +145,22 @@ def shape_bytes(text: str) -> int:
 def candidate(index: int) -> int:
     """The index-th batch that `largest_batch` may try, from 1: 8, 16, ..., 128, 256, 384, ...
 
-    Above 128 examples the compiler lays them along the lanes, and fills the last tile up.
+    From 128 on the compiler lays the examples along the lanes of its tiles, so only whole tiles are of interest.
     """
     whole = LANES // UNIT
     return UNIT * index if index <= whole else LANES * (index - whole + 1)
 
 
-def largest_batch(train: Callable[[int], dict], hbm_bytes: int) -> dict:
-    """The analysis of the train step with the most examples that fit, of those that `candidate` names.
+def largest_batch(train: Callable[[int], dict], hbm_bytes: int, parts: int) -> dict:
+    """The analysis of the train step with the most examples that fit, of those that `candidate` names for each part.
 
-    A compilation takes minutes. It starts at 128, then goes where the line through the last two that fitted reaches
-    the chip's memory, and halves what is left after one that did not fit.
+    A compilation takes minutes, so each is reported when it ends. It starts at 128, then goes where the line through
+    the last two that fitted reaches the chip's memory, and halves what is left after one that did not fit.
 
     Args:
-      train: examples a device, or of each of its parts -> `analyse` of the step; hbm_bytes: of the chip.
+      train: examples a device -> `analyse` of the step.
+      hbm_bytes: of the chip.
+      parts: in which a device takes its examples, one after the other (`train.accumulate`).
 
     Raises:
       DoesNotFitError: if not even the first candidate fits.
@@ -166,11 +168,14 @@ def largest_batch(train: Callable[[int], dict], hbm_bytes: int) -> dict:
     low, high, index = 0, None, LANES // UNIT
     best, fitted = None, []
     while best is None or high is None or high - low > 1:
+        examples = parts * candidate(index)
         try:
-            best, low = train(candidate(index)), index
+            best, low = train(examples), index
             fitted.append((candidate(index), best["hbm_bytes_per_device"]))
+            print(f"{examples} examples a device take {fitted[-1][1]:,} bytes", flush=True)
             index = _beyond(low, fitted, hbm_bytes)
         except DoesNotFitError:
+            print(f"{examples} examples a device do not fit", flush=True)
             if index == 1:
                 raise
             high, index = index, (low + index) // 2

@@ -6,7 +6,6 @@ Needs `pip install -e ".[topology]"`. The figures are the compiler's; nothing is
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 from absl import flags
@@ -15,13 +14,7 @@ from ml_collections import config_flags
 from dpose_jax import parallel
 from dpose_jax.benchmarks import report
 from dpose_jax.benchmarks.chips import parse_topology, slice_mesh
-from dpose_jax.benchmarks.compiled import (
-    DoesNotFitError,
-    analyse,
-    largest_batch,
-    sampler_program,
-    train_program,
-)
+from dpose_jax.benchmarks.compiled import analyse, largest_batch, sampler_program, train_program
 from dpose_jax.training.fields import check_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
@@ -49,7 +42,7 @@ def main() -> None:
     def train(examples):
         return analyse(train_program(config, mesh, examples), chip, mesh)
 
-    step = automatic(train, config.train.accumulate, chip.hbm_bytes) if batch is None else train(batch)
+    step = largest_batch(train, chip.hbm_bytes, config.train.accumulate) if batch is None else train(batch)
     both = {}
     if SAMPLER.value:
         both["sampler"] = analyse(sampler_program(config, mesh, step["batch_per_device"]), chip, mesh)
@@ -65,21 +58,6 @@ def main() -> None:
     }
     table = [{key: value for key, value in row.items() if key != "collectives"} for row in (step, *both.values())]
     report.write(OUT.value, table, environment=environment, protocol=protocol, **step, **both)
-
-
-def automatic(train: Callable[[int], dict], parts: int, hbm_bytes: int) -> dict:
-    """`largest_batch`, saying what it tries; with accumulation the device holds one part of its batch at a time."""
-
-    def attempt(examples):
-        try:
-            found = train(examples * parts)
-        except DoesNotFitError:
-            print(f"{examples * parts} examples a device do not fit", flush=True)
-            raise
-        print(f"{examples * parts} examples a device take {found['hbm_bytes_per_device']:,} bytes", flush=True)
-        return found
-
-    return largest_batch(attempt, hbm_bytes)
 
 
 def batch_per_device(config, mesh: jax.sharding.Mesh, given: str | None) -> int | None:

@@ -89,6 +89,10 @@ def normalise(
     Returns:
       y (..., C) float32, and the mean and the biased variance of x, without `axes`, which pass no gradient on.
     """
+    return _plain(x, scale, bias, epsilon, axes, groups)
+
+
+def _plain(x, scale, bias, epsilon, axes, groups):
     x = x.astype(jnp.float32)
     mean = _shared(jnp.mean(x, axes), groups)
     # One pass over x for both moments; rounding may leave the difference below zero.
@@ -109,7 +113,7 @@ def _vectors(*arrays):
 
 
 def _forward(x, scale, bias, epsilon, axes, groups):
-    y, mean, var = normalise(x, scale, bias, epsilon, axes, groups)
+    y, mean, var = _plain(x, scale, bias, epsilon, axes, groups)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -121,7 +125,7 @@ def _backward(epsilon, axes, groups, saved, gradients):
 
 def _derived_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups):
     """It asks for the moments again, which the compiler finds in the forward pass."""
-    plain = lambda *inputs: normalise.fun(*inputs, epsilon, axes, groups)[0]  # noqa: E731
+    plain = lambda *inputs: _plain(*inputs, epsilon, axes, groups)[0]  # noqa: E731
     return jax.vjp(plain, x, scale, bias)[1](gradient)
 
 
