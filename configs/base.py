@@ -120,6 +120,7 @@ def get_config() -> ConfigDict:
     c.sampler.eta = 0.0  # of DDIM, in [0, 1]
     c.sampler.refresh = False  # draw the masks anew at every step
     c.sampler.early_stop = 0.0  # heatmap px: a person whose joints move less in a step is done; 0: off (ours)
+    c.sampler.mirrored = True  # flip test: denoise the mirrored crop too; False: only its start is averaged in (ours)
     c.sampler.seed = 0
 
     c.eval = ConfigDict()

@@ -9,7 +9,7 @@ import numpy as np
 from dpose_jax import uncertainty
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.diffusion.schedule import Schedule
-from dpose_jax.models.diffusion_pose import DiffusionPose, sample_heatmaps
+from dpose_jax.models.diffusion_pose import DiffusionPose, encode_images, sample_heatmaps
 
 
 def result_names(settings: tuple[SamplerSettings, ...]) -> tuple[str, ...]:
@@ -62,7 +62,8 @@ def make_heatmaps(
 
     Args:
       settings: sampling runs, which share one pass of the backbone.
-      flip: average the final heatmaps with those of the mirrored crop.
+      flip: average the final heatmaps with those of the mirrored crop; or, for settings that are not `mirrored`,
+        the coarse ones from which they start.
       seed: of the sampler's noise, see `person_keys`.
       hypotheses: K samples a person, each from its own noise, in one batch; the backbone sees a person once.
 
@@ -72,21 +73,26 @@ def make_heatmaps(
     """
 
     def run(variables, images, annotation_ids):
+        def average(heatmaps):
+            pairs = heatmaps.reshape(annotation_ids.shape[0], 2, -1, *heatmaps.shape[1:])
+            mirrored = unflip(pairs[:, 1], model.joint_set.flip_order, model.codec.flip_shift)
+            return ((pairs[:, 0] + mirrored) / 2).reshape(-1, *heatmaps.shape[1:])
+
         keys = person_keys(seed, annotation_ids, hypotheses=hypotheses)
         if flip:
-            images = _in_turn(images, images[:, :, ::-1])
+            features, coarse = encode_images(model, variables, _in_turn(images, images[:, :, ::-1]))
             mirrored_keys = person_keys(seed, annotation_ids, mirrored=True, hypotheses=hypotheses)
-            keys = _in_turn(keys.reshape(-1, hypotheses), mirrored_keys.reshape(-1, hypotheses)).reshape(-1)
-        coarse, sampled = sample_heatmaps(model, variables, images, keys, settings=settings, schedule=schedule)
-        named = {}
-        for name, heatmaps in zip(result_names(settings), (coarse, *(final for final, _ in sampled)), strict=True):
-            if flip:
-                pairs = heatmaps.reshape(annotation_ids.shape[0], 2, -1, *heatmaps.shape[1:])
-                mirrored = unflip(pairs[:, 1], model.joint_set.flip_order, model.codec.flip_shift)
-                heatmaps = ((pairs[:, 0] + mirrored) / 2).reshape(-1, *heatmaps.shape[1:])
-            if hypotheses > 1 and name != "coarse":
-                heatmaps = heatmaps.reshape(-1, hypotheses, *heatmaps.shape[1:])
-            named[name] = heatmaps
+            both = _in_turn(keys.reshape(-1, hypotheses), mirrored_keys.reshape(-1, hypotheses)).reshape(-1)
+            halves, whole = (features, coarse, both), (features[::2], average(coarse), keys)
+        else:
+            halves = whole = (*encode_images(model, variables, images), keys)
+        named = {"coarse": whole[1]}
+        for name, one in zip(result_names(settings)[1:], settings, strict=True):
+            start = halves if one.mirrored else whole
+            final, _ = sample_heatmaps(model, variables, *start, settings=one, schedule=schedule)
+            if flip and one.mirrored:
+                final = average(final)
+            named[name] = final if hypotheses == 1 else final.reshape(-1, hypotheses, *final.shape[1:])
         return named
 
     return run
@@ -159,7 +165,8 @@ def make_trace(model: DiffusionPose, schedule: Schedule, settings: SamplerSettin
 
     def trace(variables, images, annotation_ids):
         keys = person_keys(seed, annotation_ids)
-        _, [(_, trajectory)] = sample_heatmaps(model, variables, images, keys, settings=(settings,), schedule=schedule)
+        start = encode_images(model, variables, images)
+        _, trajectory = sample_heatmaps(model, variables, *start, keys, settings=settings, schedule=schedule)
         peaks, _ = model.codec.peaks(trajectory, "dark")
         joints, _ = model.codec.decode(trajectory)
         y = jnp.clip(model.codec.normalise(peaks[0]), -1, 1)

@@ -1,5 +1,7 @@
 """The benchmark of sampling steps, on a miniature model: which runs, what they cost, how accurate they are."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -49,10 +51,14 @@ def test_bad_plans_are_named(miniature, steps, updates, noise_time, message):
 
 @pytest.fixture(scope="module")
 def measured(trained):
-    """Costs of three runs at a batch of two, and what the runs are of."""
+    """Costs of five runs at a batch of two, and what the runs are of."""
     config, workdir = trained
     predictor = Predictor.from_workdir(workdir)
-    runs = [run for run in plan(config, [0, 2], ["direct"], 300, 0)]
+    runs = plan(config, [0, 2], ["direct"], 300, 0)
+    direct = runs[1]
+    runs.append(dataclasses.replace(direct, update="unflipped", flip=False))
+    alone = dataclasses.replace(direct.settings, mirrored=False)
+    runs.append(dataclasses.replace(direct, update="unmirrored", settings=alone))
     source = make_source(config, "val", training=False)
     crops = next(iter(eval_batches(config, source, 2)))["image"]
     found = measure_costs(config, predictor.model, predictor.variables, runs, crops[None], 0.01)
@@ -61,7 +67,7 @@ def measured(trained):
 
 def test_costs(measured):
     """Every part is timed; FLOPs add up over the steps, where XLA's own count of a scan would not."""
-    _, _, _, (coarse, direct, restarts), (parts, figures, _) = measured
+    _, _, _, (coarse, direct, restarts, unflipped, unmirrored), (parts, figures, _) = measured
     assert list(parts) == list(PARTS)
     for part in parts.values():
         assert 0 < part["ms_low"] <= part["ms"] <= part["ms_high"]
@@ -70,6 +76,9 @@ def test_costs(measured):
     around = flops["backbone"] + flops["decode"]
     assert figures[coarse]["gflops"] == pytest.approx(around, abs=2e-3)
     assert figures[direct]["gflops"] == pytest.approx(around + flops["condition"] + 2 * flops["step"], abs=2e-3)
+    denoised = flops["condition"] + 2 * flops["step"]
+    assert figures[unflipped]["gflops"] == pytest.approx(flops["decode"] + (flops["backbone"] + denoised) / 2, abs=2e-3)
+    assert figures[unmirrored]["gflops"] == pytest.approx(around + denoised / 2, abs=2e-3)
     assert figures[restarts]["gflops"] == pytest.approx(around + 2 * (flops["condition"] + flops["step"]), abs=2e-3)
     for figure in figures.values():
         assert figure["memory_mib"] > 0 and figure["ratio"] > 0 and 0 < figure["ms_low"] <= figure["ms_high"]

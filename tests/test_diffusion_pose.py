@@ -5,7 +5,7 @@ import pytest
 
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.diffusion.schedule import Schedule
-from dpose_jax.models.diffusion_pose import MaskSettings, build_model, sample_heatmaps
+from dpose_jax.models.diffusion_pose import MaskSettings, build_model, encode_images, sample_heatmaps
 from dpose_jax.models.initialise import abstract_variables, initial_variables
 from dpose_jax.training.step import heatmap_loss
 
@@ -125,10 +125,13 @@ def test_training_on_own_heatmaps_is_one_step_of_sampling(model, variables):
     batch = draw_batch() | {"own": np.ones(BATCH, np.float32)}
     estimate, coarse = jax.jit(lambda v, b: model.apply(v, **b, schedule=SCHEDULE, train=False))(variables, batch)
     keys = jax.random.split(jax.random.key(0), BATCH)
-    settings = (SamplerSettings(steps=1),)
-    sampled = jax.jit(lambda v, x: sample_heatmaps(model, v, x, keys, settings=settings, schedule=SCHEDULE))
-    start, [(final, trajectory)] = sampled(variables, batch["images"])
-    np.testing.assert_allclose(start, coarse, atol=1e-5)
+
+    @jax.jit
+    def sampled(variables, images):
+        start = encode_images(model, variables, images)
+        return sample_heatmaps(model, variables, *start, keys, settings=SamplerSettings(steps=1), schedule=SCHEDULE)
+
+    final, trajectory = sampled(variables, batch["images"])
     np.testing.assert_allclose(trajectory[0], coarse, atol=1e-5)
     np.testing.assert_allclose(final, estimate, atol=1e-4)
 

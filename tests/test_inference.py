@@ -5,7 +5,6 @@ import pytest
 from dpose_jax import inference
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.diffusion.schedule import Schedule
-from dpose_jax.models.diffusion_pose import sample_heatmaps
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.skeletons import COCO
 
@@ -85,6 +84,30 @@ def test_a_mirrored_person_has_mirrored_joints(predict):
         assert np.abs(other[..., 0] - (31 - keypoints[..., 0])).max() > 1
 
 
+def test_denoising_the_plain_crop_alone(model, variables):
+    """Not `mirrored`: one denoising of the crop as it is, from the average of both crops' coarse heatmaps."""
+    images, once = draw_images(), SamplerSettings(steps=1, mirrored=False)
+    run = jax.jit(inference.make_heatmaps(model, SCHEDULE, (once,), flip=True, seed=0))
+    found = run(variables, images, IDS)
+
+    @jax.jit
+    def by_hand(variables, images):
+        features, coarse = model.apply(variables, images, method="encode")
+        _, other = model.apply(variables, images[:, :, ::-1], method="encode")
+        start = (coarse + other[:, :, ::-1][..., np.array(COCO.flip_order)]) / 2
+        y, seen = model.codec.normalise(model.codec.peaks(start, "dark")[0]).clip(-1, 1), np.ones(coarse.shape[::3])
+        condition = model.apply(variables, features, y, seen, method="condition")
+        return start, model.apply(variables, start, condition, np.full(len(images), 1000), method="denoise")
+
+    start, final = by_hand(variables, images)
+    np.testing.assert_allclose(found["coarse"], start, atol=1e-5)
+    np.testing.assert_allclose(found["steps_1"], final, atol=1e-4)
+    both = jax.jit(inference.make_heatmaps(model, SCHEDULE, (SamplerSettings(steps=1),), flip=True, seed=0))
+    assert np.abs(both(variables, images, IDS)["steps_1"] - final).max() > 0.01
+    flops = [f.lower(variables, images, IDS).compile().cost_analysis()["flops"] for f in (run, both)]
+    assert flops[0] < 0.9 * flops[1]
+
+
 def test_noise_of_hypotheses():
     """The first is the prediction's own; more of them change none; none is another's, mirrored or not."""
     key_data = lambda **options: np.asarray(jax.random.key_data(inference.person_keys(0, IDS, **options)))  # noqa: E731
@@ -134,11 +157,8 @@ def lowered(model):
     abstract = abstract_variables(model)
 
     def lower(*settings):
-        def run(variables, images):
-            keys = jax.random.split(jax.random.key(0), 4)
-            return sample_heatmaps(model, variables, images, keys, settings=settings, schedule=SCHEDULE)
-
-        return jax.jit(run).lower(abstract, draw_images())
+        run = inference.make_heatmaps(model, SCHEDULE, settings, flip=False, seed=0)
+        return jax.jit(run).lower(abstract, draw_images(), IDS)
 
     return lower
 

@@ -8,6 +8,7 @@ import pytest
 from commands import command
 
 from dpose_jax import visualize
+from dpose_jax.benchmarks import study_plot
 from dpose_jax.benchmarks.arms import ARMS, arm_config, lines_of
 from dpose_jax.benchmarks.readings import predict, score
 from dpose_jax.benchmarks.study_pictures import person_oks, write_changes
@@ -35,7 +36,8 @@ def test_readings_are_those_of_the_evaluation(trained):
     source = make_source(config, "val", training=False)
     predictions = predict(config, ARMS["written"], restore(config, workdir).variables, source, [1, 2], 300)
     found = score(config, source, predictions)
-    lines = [f"{line}_{k}" for line in ("direct", "ddim", "restarts") for k in (1, 2)]
+    lines = [f"{line}_{k}" for line in ("direct", "unmirrored", "unflipped", "ddim", "restarts") for k in (1, 2)]
+    lines.append("unflipped_0")
     assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ("", " without DARK")}
     report = evaluate(config, workdir)
     for mine, theirs in (("coarse", "coarse"), ("direct_1", "steps_1"), ("direct_2", "steps_2")):
@@ -70,6 +72,29 @@ def test_pages_show_the_largest_changes(miniature, tmp_path, monkeypatch):
     assert np.all(np.abs(harmed["b"][0] - harmed["ground truth"][0]) > 0.5)
     for name in ("helps.png", "harms.png"):
         assert cv2.imread(str(tmp_path / name)).shape[0] > 5 * config.input_size[0]
+
+
+def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
+    """The mean over seeds of what PCK leaves, with its standard error; a joint without any is left blank."""
+
+    def reading(pck, wrist):
+        joints = {"wrist": {"PCK@0.2": wrist, "PCK@0.1": pck}, "ear": {"PCK@0.2": None, "PCK@0.1": pck}}
+        every = {f"{metric}{end}": pck for metric in ("PCK@0.2", "PCK@0.1") for end in ("", " occluded", " visible")}
+        return every | {"joints": joints}
+
+    worst = {"coarse": reading(0.0, 0.0)}
+    runs = {("a", seed): {"readings": worst | {"direct_1": reading(0.5, 0.7 + seed / 10)}} for seed in (0, 1)}
+    figures = []
+    monkeypatch.setattr(study_plot, "_save", lambda figure, path: figures.append(figure))
+    study_plot.write_errors("errors.png", runs | {("b", 0): {"readings": worst}})
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "occluded", "visible", "wrist", "ear"]
+    both, one = axes.containers
+    np.testing.assert_allclose(both[0].get_xdata(), [0.5, 0.5, 0.5, 0.25, np.nan])
+    np.testing.assert_allclose(one[0].get_xdata(), [1, 1, 1, 1, np.nan])
+    (bars,) = both[2]
+    np.testing.assert_allclose(np.ptp(bars.get_segments()[3][:, 0]), 2 * 0.05)
+    assert both.get_label() == "a, direct_1" and one.get_label() == "b, coarse"
 
 
 def test_a_study_reports_every_run_and_goes_on(tmp_path):
@@ -109,7 +134,7 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
     assert coarse["times_plain"] == 1 and row["times_plain"] == pytest.approx(row["ms"] / coarse["ms"], abs=1e-3)
     assert (undark["ms"], undark["times_plain"]) == (row["ms"], row["times_plain"])
     assert (tmp_path / "recipe" / "seed_1" / "harms.png").exists()
-    assert (tmp_path / "study.png").stat().st_size > 10_000
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png"))
 
     done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")
     assert done.returncode == 1 and "readings.json: is of another config" in done.stderr

@@ -7,9 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dpose_jax.benchmarks.sampling import Run, plan
+from dpose_jax.diffusion.sampler import UPDATE_RULES, SamplerSettings
 
 MAIN = ("plain", "plain_same_time", "one_pass", "written", "recipe")
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
+DIRECT = ("direct", "unmirrored", "unflipped")
+MANY = (*DIRECT, "ddim", "restarts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,40 +22,43 @@ class Arm:
     Attributes:
       what: in words.
       fields: of the recipe, by their dotted names, with other values.
-      samplings: which lines of `sampling.plan` are read, by their update; `coarse` always is.
+      samplings: which lines are read beside `coarse`: of `sampling.plan`, by their update; `unmirrored`, which is
+        `direct` without denoising the mirrored crop; `unflipped`, `direct` and coarse branch without the flip test.
       most_steps: of the sampling steps K, if it takes no more.
       same_time: train for the steps that fit in the time of the recipe's.
     """
 
     what: str
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    samplings: tuple[str, ...] = ("direct", "ddim", "restarts")
+    samplings: tuple[str, ...] = MANY
     most_steps: int | None = None
     same_time: bool = False
 
 
-def _written(what: str, fields: Mapping[str, Any] | None = None, samplings: tuple[str, ...] = ("direct",)) -> Arm:
+def _written(what: str, fields: Mapping[str, Any] | None = None, samplings: tuple[str, ...] = DIRECT) -> Arm:
     """As the paper writes it, but for `fields`."""
     return Arm(what, {"diffusion.own_share": 0.0} | dict(fields or {}), samplings)
 
 
 ARMS = {
-    "plain": Arm("plain HRNet, the coarse branch trained alone", {"loss.diffusion": 0.0}, ()),
-    "plain_same_time": Arm("the same for as long as the recipe takes", {"loss.diffusion": 0.0}, (), same_time=True),
+    "plain": Arm("plain HRNet, the coarse branch trained alone", {"loss.diffusion": 0.0}, ("unflipped",), 0),
+    "plain_same_time": Arm(
+        "the same for as long as the recipe takes", {"loss.diffusion": 0.0}, ("unflipped",), 0, same_time=True
+    ),
     "one_pass": Arm(
         "the U-Net on coarse heatmaps, no noise, no masks",
         NO_MASKS | {"diffusion.own_share": 1.0},
-        ("direct",),
+        DIRECT,
         most_steps=1,
     ),
-    "written": _written("DiffusionPose as written", samplings=("direct", "ddim", "restarts")),
+    "written": _written("DiffusionPose as written", samplings=MANY),
     "recipe": Arm("the recipe as it stands"),
-    "recipe_narrow": Arm("the recipe with C = 16", {"model.decoder_channels": 16}, ("direct",)),
+    "recipe_narrow": Arm("the recipe with C = 16", {"model.decoder_channels": 16}, DIRECT),
     "zeta_1": _written("zeta 1", {"diffusion.zeta": 1.0}),
     "zeta_5": _written("zeta 5", {"diffusion.zeta": 5.0}),
     "zeta_10": _written("zeta 10", {"diffusion.zeta": 10.0}),
     "t_300": _written("t up to 300, start there", {"diffusion.t_range": (1, 300), "sampler.t_start": 300}),
-    "own_all": Arm("the model's own coarse heatmaps always", {"diffusion.own_share": 1.0}, ("direct",)),
+    "own_all": Arm("the model's own coarse heatmaps always", {"diffusion.own_share": 1.0}, DIRECT),
     "no_masks": _written("no masks", NO_MASKS),
     "keypoint_mask": _written("keypoint mask alone", {"masks.skeleton": False}),
     "skeleton_mask": _written("skeleton mask alone", {"masks.keypoints": False}),
@@ -81,8 +87,17 @@ def arm_config(recipe: ConfigDict, arm: Arm, seed: int, steps: int) -> ConfigDic
 
 
 def lines_of(config: ConfigDict, arm: Arm, steps: Sequence[int], noise_time: int) -> dict[str, list[Run]]:
-    """The runs of `sampling.plan` that an arm is read by, by their update."""
+    """The runs that an arm is read by, by their update."""
     taken = [k for k in steps if arm.most_steps is None or k <= arm.most_steps]
-    updates = [name for name in arm.samplings if name != "restarts"]
-    runs = plan(config, taken, updates, noise_time if "restarts" in arm.samplings else None, 0) if taken else []
+    updates = [name for name in arm.samplings if name in UPDATE_RULES]
+    noised = noise_time if "restarts" in arm.samplings else None
+    runs = plan(config, taken, updates, noised, 0) if taken else []
+    once = [run for run in runs if run.update == "direct"]
+    runs += [dataclasses.replace(run, update="unmirrored", settings=_unmirrored(run.settings)) for run in once]
+    runs += [dataclasses.replace(run, update="unflipped", flip=False) for run in [Run("coarse", 0, None), *once]]
     return {name: [run for run in runs if run.update == name] for name in arm.samplings}
+
+
+def _unmirrored(settings: SamplerSettings | None) -> SamplerSettings:
+    assert settings is not None
+    return dataclasses.replace(settings, mirrored=False)

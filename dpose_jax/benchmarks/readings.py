@@ -30,7 +30,7 @@ def make_readings(config, arm: Arm, steps: Sequence[int], noise_time: int) -> di
     """
     model, schedule = build_model(config), build_schedule(config)
     codecs = {refine: dataclasses.replace(model.codec, refine=refine) for refine in REFINES}
-    options = {"flip": config.eval.flip, "seed": config.sampler.seed}
+    seed = config.sampler.seed
 
     def decoded(named):
         return {(name, refine): codec.decode(maps) for name, maps in named.items() for refine, codec in codecs.items()}
@@ -38,20 +38,23 @@ def make_readings(config, arm: Arm, steps: Sequence[int], noise_time: int) -> di
     def line(runs):
         hypotheses = max(run.hypotheses for run in runs)
         # Restarts are all the same run, with more and more of its samples.
-        settings = tuple(dict.fromkeys(run.settings for run in runs))
-        heatmaps_of = inference.make_heatmaps(model, schedule, settings, hypotheses=hypotheses, **options)
+        settings = tuple(dict.fromkeys(run.settings for run in runs if run.settings is not None))
+        flip = config.eval.flip and all(run.flip for run in runs)
+        heatmaps_of = inference.make_heatmaps(model, schedule, settings, flip=flip, seed=seed, hypotheses=hypotheses)
 
         def read(variables, images, ids):
             found = heatmaps_of(variables, images, ids)
-            maps = {run: found[f"steps_{run.settings.steps}"] for run in runs}
+            maps = {run: found[f"steps_{run.settings.steps}" if run.settings else "coarse"] for run in runs}
             if hypotheses > 1:
                 maps = {run: samples[:, : run.hypotheses].mean(axis=1) for run, samples in maps.items()}
             return decoded({run.name: mean for run, mean in maps.items()})
 
         return read
 
+    heatmaps_of = inference.make_heatmaps(model, schedule, (), flip=config.eval.flip, seed=seed)
+
     def coarse(variables, images, ids):
-        return decoded(inference.make_heatmaps(model, schedule, (), **options)(variables, images, ids))
+        return decoded(heatmaps_of(variables, images, ids))
 
     return {"coarse": coarse} | {
         name: line(runs) for name, runs in lines_of(config, arm, steps, noise_time).items() if runs

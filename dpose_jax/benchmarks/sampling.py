@@ -23,12 +23,18 @@ LATENCY_PERSONS = 16  # whose crops the calls of batch 1 go round
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A row: one way of sampling. `settings` None is the coarse branch; `hypotheses` samples are averaged."""
+    """A row: one way of sampling.
+
+    Attributes:
+      settings: None is the coarse branch; hypotheses: samples that are averaged.
+      flip: with the flip test, if the config has it.
+    """
 
     update: str
     steps: int
     settings: SamplerSettings | None
     hypotheses: int = 1
+    flip: bool = True
 
     @property
     def name(self) -> str:
@@ -123,9 +129,8 @@ def measure_costs(config, model, variables, runs: Sequence[Run], crops: np.ndarr
     calls = {name: _call(compiled[name], itertools.repeat(inputs)) for name, (_, inputs) in parts.items()}
     ids, programs, figures = np.arange(size, dtype=np.int32), {}, {}
     for run in runs:
-        function = inference.make_poses(
-            model, schedule, run.settings, flip=flip, seed=config.sampler.seed, hypotheses=run.hypotheses
-        )
+        options = {"flip": flip and run.flip, "seed": config.sampler.seed, "hypotheses": run.hypotheses}
+        function = inference.make_poses(model, schedule, run.settings, **options)
         executable, took = report.compiled(function, variables, crops[0], ids)
         memory = executable.memory_analysis()
         used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
@@ -136,17 +141,21 @@ def measure_costs(config, model, variables, runs: Sequence[Run], crops: np.ndarr
     flops = {name: _gflops(executable) for name, executable in compiled.items()}
     costs = {name: _milliseconds(timings[name]) | {"gflops": flops[name]} for name in PARTS}
     for run in runs:
-        total = flops["decode"] + _of_network(run, flops)
-        ratio = timings[run].median / _of_network(run, {name: timings[name].median for name in PARTS})
+        total = flops["decode"] + _of_network(run, flops, flip)
+        ratio = timings[run].median / _of_network(run, {name: timings[name].median for name in PARTS}, flip)
         figures[run] |= _milliseconds(timings[run]) | {"gflops": round(total, 3), "ratio": round(ratio, 3)}
     return costs, figures, programs
 
 
-def _of_network(run: Run, part: dict[str, float]) -> float:
+def _of_network(run: Run, part: dict[str, float], flip: bool) -> float:
     """What the networks of a run cost, from the cost of each part."""
+    encoded = 0.5 if flip and not run.flip else 1.0
     if run.settings is None:
-        return part["backbone"]
-    return part["backbone"] + run.hypotheses * (part["condition"] + run.settings.steps * part["step"])
+        return encoded * part["backbone"]
+    denoised = encoded if run.settings.mirrored or not flip else 0.5
+    return encoded * part["backbone"] + denoised * run.hypotheses * (
+        part["condition"] + run.settings.steps * part["step"]
+    )
 
 
 def _call(executable: Callable, inputs) -> Callable:

@@ -20,7 +20,7 @@ from dpose_jax.benchmarks import report
 from dpose_jax.benchmarks.arms import ARMS, MAIN, arm_config
 from dpose_jax.benchmarks.readings import latency, make_readings, predict, score
 from dpose_jax.benchmarks.study_pictures import write_changes
-from dpose_jax.benchmarks.study_plot import write_plot
+from dpose_jax.benchmarks.study_plot import write_errors, write_plot
 from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.run import protocol_facts, restore
 from dpose_jax.files import read_json, write_json
@@ -34,7 +34,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights, order and noise
 STEPS = flags.DEFINE_list("steps", ["1", "2", "4", "8"], "Sampling steps K.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the fresh restarts, in 1..T.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "To spend on timing each way of sampling, one person at a time.")
-OUT = flags.DEFINE_string("out", None, "The folder for the runs, study.json, study.md and study.png.", required=True)
+OUT = flags.DEFINE_string("out", None, "The folder for the runs, study.json, study.md and the plots.", required=True)
 flags.mark_flag_as_required("config")
 
 READ_FILE, PACE_FILE, LATENCY_FILE = "readings.json", "pace.json", "latency.json"
@@ -62,6 +62,7 @@ def main() -> None:
             facts = {"environment": environment, "protocol": protocol, "arms": what, "runs": every}
             report.write(os.path.join(OUT.value, "study.json"), rows, **facts)
             write_plot(os.path.join(OUT.value, "study.png"), rows)
+            write_errors(os.path.join(OUT.value, "errors.png"), runs)
 
 
 def check(recipe, names: Sequence[str], steps: Sequence[int]) -> None:
@@ -149,20 +150,22 @@ def _stepper(recipe, name: str) -> Callable:
 def summarise(runs: Runs, latencies: Latencies) -> list[dict]:
     """A row a reading of an arm: means over seeds, standard errors, AP gained on the plain HRNet, and its latency.
 
-    A gain is paired, seed by seed; without a second seed there is no standard error.
+    A gain is paired, seed by seed; without a second seed there is no standard error. A run that an earlier version
+    finished may lack a reading, whose row then has fewer `seeds`.
     """
     rows = []
     for arm in dict.fromkeys(name for name, _ in runs):
-        its = {seed: run["readings"] for (name, seed), run in runs.items() if name == arm}
-        for reading in next(iter(its.values())):
+        every = {seed: run["readings"] for (name, seed), run in runs.items() if name == arm}
+        for reading in dict.fromkeys(reading for readings in every.values() for reading in readings):
+            its = {seed: readings[reading] for seed, readings in every.items() if reading in readings}
             row = {"arm": arm, "reading": reading, "seeds": len(its)}
             for metric in METRICS:
-                row[metric], error = _mean([readings[reading][metric] for readings in its.values()])
+                row[metric], error = _mean([metrics[metric] for metrics in its.values()])
                 if metric == "AP":
                     row["AP se"] = error
             paired = [
-                readings[reading]["AP"] - runs[CONTROL[0], seed]["readings"][_like(reading)]["AP"]
-                for seed, readings in its.items()
+                metrics["AP"] - runs[CONTROL[0], seed]["readings"][_like(reading)]["AP"]
+                for seed, metrics in its.items()
                 if (CONTROL[0], seed) in runs
             ]
             row["gain"], row["gain se"] = _mean(paired)

@@ -1,7 +1,9 @@
-"""The picture of the study: AP over sampling steps and over latency, a line for each arm and way of sampling."""
+"""The pictures of the study: AP over sampling steps and over latency, and error by joint and by visibility."""
 
 import io
+from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from dpose_jax.files import write_bytes
@@ -31,6 +33,49 @@ def write_plot(path: str, rows: list[dict]) -> None:
             ticks = sorted({steps for points in lines.values() for steps, _, _ in points})
             axes.set_xticks(ticks, [str(steps) for steps in ticks])
     panels[0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def write_errors(path: str, runs: Mapping[tuple[str, int], dict]) -> None:
+    """Draws the share of joints beyond each threshold of PCK: of all, by visibility where both are, and by joint.
+
+    Every arm is shown by the first of its readings that is `direct`, or by its coarse branch if none is.
+
+    Args:
+      runs: by arm and seed; of each, `readings`: by reading, its metrics and `joints` (see `readings.score`).
+    """
+    groups: dict[str, list[dict]] = {}
+    for (arm, _), run in runs.items():
+        reading = next((name for name in run["readings"] if name.startswith("direct_")), "coarse")
+        groups.setdefault(f"{arm}, {reading}", []).append(run["readings"][reading])
+    first = next(iter(groups.values()))[0]
+    figure = Figure(figsize=(14, 1.5 + 0.35 * len(first["joints"])), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("PCK@0.2", "PCK@0.1"), strict=True):
+        seen = all(first[f"{metric} {name}"] is not None for name in ("occluded", "visible"))
+        names = ["all", *(("occluded", "visible") if seen else ()), *first["joints"]]
+        places = np.arange(len(names))
+        for number, (label, readings) in enumerate(groups.items()):
+            errors = 1 - np.array([[_pck(reading, metric, name) for name in names] for reading in readings])
+            bars = errors.std(axis=0, ddof=1) / len(errors) ** 0.5 if len(errors) > 1 else None
+            offset = 0.6 * ((number + 0.5) / len(groups) - 0.5)
+            axes.errorbar(errors.mean(axis=0), places + offset, xerr=bars, fmt="o", markersize=4, label=label)
+        axes.set(xlabel=f"1 - {metric}", yticks=places, yticklabels=names)
+        axes.grid(alpha=0.3)
+    axes.invert_yaxis()
+    axes.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _pck(reading: dict, metric: str, name: str) -> float:
+    """A reading's PCK of `all`, of a visibility or of a joint; NaN where there is none."""
+    if name in reading["joints"]:
+        value = reading["joints"][name][metric]
+    else:
+        value = reading[metric if name == "all" else f"{metric} {name}"]
+    return np.nan if value is None else value
+
+
+def _save(figure: Figure, path: str) -> None:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
     write_bytes(path, data.getvalue())

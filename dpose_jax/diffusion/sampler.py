@@ -30,6 +30,8 @@ class SamplerSettings:
       refresh: draw the masks anew at every step, else once from the start (the paper).
       early_stop: heatmap pixels; a person none of whose joints moved further in a step is done, and once a whole
         batch is done the steps that are left cost nothing. 0 takes all steps (ours).
+      mirrored: with the flip test, denoise the mirrored crop too and average the results; else only its coarse
+        heatmaps are averaged, into the start, and the denoiser sees half as many crops (ours).
     """
 
     steps: int = 4
@@ -39,6 +41,7 @@ class SamplerSettings:
     eta: float = 0.0
     refresh: bool = False
     early_stop: float = 0.0
+    mirrored: bool = True
 
     def __post_init__(self):
         if self.steps < 1:

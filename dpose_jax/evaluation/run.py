@@ -194,6 +194,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "eta": sampler.eta,
         "refresh": sampler.refresh,
         "early_stop": sampler.early_stop,
+        "mirrored": sampler.mirrored,
         "sampler_seed": sampler.seed,
         "seed": restored.seed,
         "ema": restored.ema,

@@ -191,41 +191,50 @@ class DiffusionPose(nn.Module):
         return self.codec.resample(maps, self.codec.at_stride(FEATURE_STRIDE))
 
 
+def encode_images(model: DiffusionPose, variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x^fea and the coarse heatmaps of (B, Hx, Wx, 3) uint8 images, as `DiffusionPose.encode` gives them."""
+    return cast(tuple[jax.Array, jax.Array], model.apply(variables, images, method="encode"))
+
+
 def sample_heatmaps(
     model: DiffusionPose,
     variables,
-    images: jax.Array,
+    features: jax.Array,
+    coarse: jax.Array,
     keys: jax.Array,
     *,
-    settings: tuple[SamplerSettings, ...],
+    settings: SamplerSettings,
     schedule: Schedule,
-) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-    """Coarse heatmaps, and for each of `settings` the final heatmaps and the trajectory; x^fea is computed once.
+) -> tuple[jax.Array, jax.Array]:
+    """The final heatmaps of a sampling run, and its trajectory.
 
     Args:
       variables: `params` and `batch_stats`.
-      images: (B, Hx, Wx, 3) uint8; keys: (B K,) random keys, the K hypotheses of an example in a row.
+      features: x^fea (B, Hx/4, Wx/4, C); coarse: (B, H, W, J), of `encode_images`.
+      keys: (B K,) random keys, the K hypotheses of an example in a row.
 
     Returns:
-      Coarse (B, H, W, J), and a list of what `sampler.sample` returns for the B K hypotheses.
+      What `sampler.sample` returns for the B K hypotheses.
     """
-    features, coarse = cast(tuple[jax.Array, jax.Array], model.apply(variables, images, method="encode"))
-    hypotheses = keys.shape[0] // images.shape[0]
+    hypotheses = keys.shape[0] // features.shape[0]
     features, starts = (jnp.repeat(maps, hypotheses, axis=0) for maps in (features, coarse))
     seen = jnp.ones((keys.shape[0], model.joint_set.num_joints), jnp.float32)
 
-    def run(one):
-        return sample(
-            starts,
-            settings=one,
-            schedule=schedule,
-            codec=model.codec,
-            condition=lambda y: model.apply(variables, features, y, seen, method="condition"),
-            denoise=lambda *inputs: model.apply(variables, *inputs, method="denoise"),
-            keys=keys,
-        )
+    def condition(y):
+        return model.apply(variables, features, y, seen, method="condition")
 
-    return coarse, [run(one) for one in settings]
+    def denoise(*inputs):
+        return model.apply(variables, *inputs, method="denoise")
+
+    return sample(
+        starts,
+        settings=settings,
+        schedule=schedule,
+        codec=model.codec,
+        condition=condition,
+        denoise=denoise,
+        keys=keys,
+    )
 
 
 def build_codec(config) -> Codec:
