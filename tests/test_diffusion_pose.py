@@ -136,6 +136,39 @@ def test_training_on_own_heatmaps_is_one_step_of_sampling(model, variables):
     np.testing.assert_allclose(final, estimate, atol=1e-4)
 
 
+def test_unrolled_training_is_the_second_step_of_sampling(model, variables):
+    """Of own heatmaps; its gradient is that of the second pass alone, for which the first is a constant."""
+    batch = draw_batch() | {"own": np.ones(BATCH, np.float32), "unrolled": np.array([1, 0, 1], np.float32)}
+    keys, settings = jax.random.split(jax.random.key(0), BATCH), SamplerSettings(steps=2)
+    stats = {"batch_stats": variables["batch_stats"]}
+
+    @jax.jit
+    def sampled(variables, images):
+        start = encode_images(model, variables, images)
+        return sample_heatmaps(model, variables, *start, keys, settings=settings, schedule=SCHEDULE)[1]
+
+    def trained(params):
+        estimate, _ = model.apply({"params": params} | stats, **batch, schedule=SCHEDULE, train=False)
+        return jnp.sum(estimate**2), estimate
+
+    def by_hand(params, fed):
+        apply = lambda *inputs, method: model.apply({"params": params} | stats, *inputs, method=method)  # noqa: E731
+        features, coarse = apply(batch["images"], method="encode")
+        y = model.codec.normalise(model.codec.peaks(jax.lax.stop_gradient(coarse), "dark")[0]).clip(-1, 1)
+        condition = apply(features, y, jnp.ones((BATCH, JOINTS)), method="condition")
+        return jnp.sum(apply(fed, condition, batch["t"], method="denoise") ** 2)
+
+    coarse, once, twice = sampled(variables, batch["images"])
+    second = batch["unrolled"][:, None, None, None] > 0
+    (_, estimate), gradient = jax.jit(jax.value_and_grad(trained, has_aux=True))(variables["params"])
+    np.testing.assert_allclose(estimate, np.where(second, twice, once), atol=1e-4)
+    expected = jax.jit(jax.grad(by_hand))(variables["params"], np.where(second, once, coarse))
+    for name, leaf in paths(expected).items():
+        np.testing.assert_allclose(
+            paths(gradient)[name], leaf, rtol=1e-3, atol=1e-5 + 1e-3 * np.abs(leaf).max(), err_msg=name
+        )
+
+
 def test_detached_coarse_branch_does_not_train_the_backbone(model, variables):
     model = model.clone(detach_coarse=True)
 

@@ -38,8 +38,8 @@ class Echo:
         outputs = tuple(out * variables["params"]["gain"] for out in self._outputs)
         if method == "encode":
             return (None, outputs[1]), {"batch_stats": {}}
-        _, _, t, noise, own = inputs
-        return outputs, {"batch_stats": {"t": t, "noise": noise, "own": own}}
+        _, _, t, noise, own, unrolled = inputs
+        return outputs, {"batch_stats": {"t": t, "noise": noise, "own": own, "unrolled": unrolled}}
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +102,31 @@ def test_step_draws_from_seed_and_step_alone(echo):
 
 
 def test_step_draws_from_the_ranges_of_the_config(echo):
-    """t fills its closed range, noise is standard normal, own heatmaps come in their share."""
-    run, _ = echo(diffusion__t_range=(3, 6), diffusion__own_share=0.25)
+    """t fills its closed range, noise is standard normal, own and unrolled heatmaps come in their shares, apart."""
+    run, _ = echo(diffusion__t_range=(3, 6), diffusion__own_share=0.25, diffusion__unroll_share=0.5)
     drawn = [run(number)[0].batch_stats for number in range(300)]
-    t, noise, own = (np.concatenate([d[name] for d in drawn]) for name in ("t", "noise", "own"))
+    names = ("t", "noise", "own", "unrolled")
+    t, noise, own, unrolled = (np.concatenate([d[name] for d in drawn]) for name in names)
     values, counts = np.unique(t, return_counts=True)
     np.testing.assert_array_equal(values, [3, 4, 5, 6])
     assert np.abs(counts / t.size - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / t.size)
     assert abs(noise.mean()) < 5 / np.sqrt(noise.size) and abs(noise.std() - 1) < 5 / np.sqrt(2 * noise.size)
-    assert set(own) == {0.0, 1.0} and abs(own.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / own.size)
+    for drawn, share in ((own, 0.25), (unrolled, 0.5), (own * unrolled, 0.125)):
+        assert set(drawn) == {0.0, 1.0}
+        assert abs(drawn.mean() - share) < 5 * np.sqrt(share * (1 - share) / drawn.size)
+
+
+def test_unrolling_draws_nothing_anew(echo):
+    """With and without it the other inputs of a step are the same, so that arms of a study stay comparable."""
+    without, with_it = (echo(diffusion__unroll_share=share)[0](7)[0].batch_stats for share in (0.0, 0.5))
+    assert without["unrolled"] is None
+    for name in ("t", "noise", "own"):
+        np.testing.assert_array_equal(without[name], with_it[name])
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("t_range", (0, 10)), ("t_range", (5, 4)), ("t_range", (1, 1001)), ("own_share", -0.1), ("own_share", 1.5)],
+    [("t_range", (0, 10)), ("t_range", (5, 4)), ("t_range", (1, 1001)), ("own_share", -0.1), ("unroll_share", 1.5)],
 )
 def test_step_names_fields_out_of_range(echo, field, value):
     with pytest.raises(ValueError, match=rf"diffusion\.{field}="):

@@ -159,6 +159,7 @@ class DiffusionPose(nn.Module):
         t: jax.Array,
         noise: jax.Array,
         own: jax.Array | None,
+        unrolled: jax.Array | None = None,
         *,
         schedule: Schedule,
         train: bool,
@@ -170,6 +171,8 @@ class DiffusionPose(nn.Module):
           t: (B,) integer in 0..T; noise: (B, J, 2) standard normal.
           own: (B,) 1 where the decoder is fed the model's own coarse heatmaps and masks, as in sampling,
             instead of the noised joints; None for nowhere (ours).
+          unrolled: (B,) 1 where the decoder is fed, in place of those heatmaps, what it makes of them, without
+            gradient and with the same condition and t; None for nowhere (ours, after arXiv 2112.06749).
 
         Returns:
           y^_0^hm and the coarse heatmaps, both (B, H, W, J) float32.
@@ -185,7 +188,11 @@ class DiffusionPose(nn.Module):
             y = jnp.where(share > 0, to_normalised(schedule, schedule.zeta * y_start), y)
             heatmaps = jnp.where(share[..., None] > 0, start, heatmaps)
             visible = jnp.where(own[:, None] > 0, 1.0, visible)
-        return self.denoise(heatmaps, self.condition(features, y, visible), t), coarse
+        condition = self.condition(features, y, visible)
+        if unrolled is not None:
+            once = jax.lax.stop_gradient(self.denoise(heatmaps, jax.lax.stop_gradient(condition), t))
+            heatmaps = jnp.where(unrolled[:, None, None, None] > 0, once, heatmaps)
+        return self.denoise(heatmaps, condition, t), coarse
 
     def _to_heatmap_size(self, maps):
         return self.codec.resample(maps, self.codec.at_stride(FEATURE_STRIDE))

@@ -12,7 +12,7 @@ from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.training.state import TrainState, learning_rate
 
 LOSS_TERMS = ("loss_diffusion", "loss_coarse")
-INPUTS = ("image", "keypoints", "visible", "t", "noise", "own")  # of the model, in its order
+INPUTS = ("image", "keypoints", "visible", "t", "noise", "own", "unrolled")  # of the model, in its order
 
 
 def heatmap_loss(
@@ -44,18 +44,23 @@ def draw_inputs(config, step: jax.Array, batch: dict[str, jax.Array]) -> dict[st
     """The model's INPUTS of one step: from the batch, and drawn by `config.seed` and the step alone.
 
     Returns:
-      leaves of leading axis B; `own` is None where no example gets the model's own heatmaps.
+      leaves of leading axis B; `own` and `unrolled` are None where their share is 0.
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 3)
-    (low, high), share = config.diffusion.t_range, config.diffusion.own_share
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 4)
+    low, high = config.diffusion.t_range
     count = batch["visible"].shape[0]
+
+    def chosen(key, share):
+        return jax.random.bernoulli(key, share, (count,)).astype(jnp.float32) if share else None
+
     return {
         "image": batch["image"],
         "keypoints": batch["keypoints"],
         "visible": batch["visible"],
         "t": jax.random.randint(keys[0], (count,), low, high + 1),
         "noise": jax.random.normal(keys[1], batch["keypoints"].shape),
-        "own": jax.random.bernoulli(keys[2], share, (count,)).astype(jnp.float32) if share else None,
+        "own": chosen(keys[2], config.diffusion.own_share),
+        "unrolled": chosen(keys[3], config.diffusion.unroll_share),
     }
 
 
@@ -83,14 +88,15 @@ def make_train_step(
         optimizer works on the split ones.
 
     Raises:
-      ValueError: if `diffusion.t_range` or `diffusion.own_share` is out of range.
+      ValueError: if `diffusion.t_range`, `own_share` or `unroll_share` is out of range.
     """
     low, high = config.diffusion.t_range
     if not 1 <= low <= high <= schedule.timesteps:
         raise ValueError(f"diffusion.t_range={(low, high)}: must be 1 <= low <= high <= T = {schedule.timesteps}")
-    share = config.diffusion.own_share
-    if not 0 <= share <= 1:
-        raise ValueError(f"diffusion.own_share={share}: must lie in [0, 1]")
+    for name in ("own_share", "unroll_share"):
+        share = config.diffusion[name]
+        if not 0 <= share <= 1:
+            raise ValueError(f"diffusion.{name}={share}: must lie in [0, 1]")
     parts, rate = config.train.accumulate, learning_rate(config)
     gradient_of = jax.value_and_grad(_make_loss(config, model, schedule), has_aux=True)
 
