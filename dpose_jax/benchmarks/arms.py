@@ -60,6 +60,7 @@ ARMS = {
     "recipe": Arm("the recipe as it stands"),
     "recipe_unrolled": Arm("the recipe, half of it unrolled by one step", {"diffusion.unroll_share": 0.5}, DIRECT),
     "recipe_t_300": Arm("the recipe with t up to 300", {"diffusion.t_range": (1, 300)}, DIRECT),
+    "recipe_no_masks": Arm("the recipe without masks", NO_MASKS, DIRECT),
     "recipe_narrow": Arm("the recipe with C = 16", {"model.decoder_channels": 16}, DIRECT),
     "zeta_1": _written("zeta 1", {"diffusion.zeta": 1.0}),
     "zeta_5": _written("zeta 5", {"diffusion.zeta": 5.0}),
