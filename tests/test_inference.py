@@ -104,6 +104,13 @@ def test_denoising_the_plain_crop_alone(model, variables):
     np.testing.assert_allclose(found["steps_1"], final, atol=1e-4)
     both = jax.jit(inference.make_heatmaps(model, SCHEDULE, (SamplerSettings(steps=1),), flip=True, seed=0))
     assert np.abs(both(variables, images, IDS)["steps_1"] - final).max() > 0.01
+    noisy = SamplerSettings(steps=1, start="coarse_noised", mirrored=False)
+    one, three = (
+        jax.jit(inference.make_heatmaps(model, SCHEDULE, (noisy,), flip=True, seed=0, hypotheses=k)) for k in (1, 3)
+    )
+    samples = three(variables, images, IDS)["steps_1"]
+    np.testing.assert_allclose(samples[:, 0], one(variables, images, IDS)["steps_1"], atol=1e-4)
+    assert np.abs(samples[:, 0] - samples[:, 1]).max() > 0.01
     flops = [f.lower(variables, images, IDS).compile().cost_analysis()["flops"] for f in (run, both)]
     assert flops[0] < 0.9 * flops[1]
 

@@ -18,6 +18,8 @@ from dpose_jax.evaluation.run import evaluate, restore
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.training.fields import check_fields
 
+VARIANTS = (("direct", "eval.flip", True), ("unflipped", "eval.flip", False), ("unmirrored", "sampler.mirrored", False))
+
 
 def test_every_arm_is_a_valid_config(miniature):
     for name, arm in ARMS.items():
@@ -30,7 +32,7 @@ def test_every_arm_is_a_valid_config(miniature):
     assert [run.name for run in lines_of(config, ARMS["one_pass"], [1, 2], 300)["direct"]] == ["direct_1"]
 
 
-def test_readings_are_those_of_the_evaluation(trained):
+def test_readings_are_those_of_the_evaluation(trained, tmp_path):
     """By DARK; and without it the peak's own pixel decides."""
     config, workdir = trained
     source = make_source(config, "val", training=False)
@@ -39,11 +41,17 @@ def test_readings_are_those_of_the_evaluation(trained):
     lines = [f"{line}_{k}" for line in ("direct", "unmirrored", "unflipped", "ddim", "restarts") for k in (1, 2)]
     lines.append("unflipped_0")
     assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ("", " without DARK")}
-    report = evaluate(config, workdir)
-    for mine, theirs in (("coarse", "coarse"), ("direct_1", "steps_1"), ("direct_2", "steps_2")):
-        for metric, value in report["results"][theirs].items():
-            assert found[mine][metric] == pytest.approx(value, abs=1e-3), (mine, metric)
-        assert found[mine]["joints"].keys() == report["joints"][theirs].keys()
+    for line, field, value in VARIANTS:
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        report = evaluate(other, workdir, str(tmp_path / "report.json"))
+        pairs = {f"{line}_1": "steps_1", f"{line}_2": "steps_2"}
+        pairs |= {"direct": {"coarse": "coarse"}, "unflipped": {"unflipped_0": "coarse"}}.get(line, {})
+        for mine, theirs in pairs.items():
+            for metric, value in report["results"][theirs].items():
+                assert found[mine][metric] == pytest.approx(value, abs=1e-3), (mine, metric)
+            assert found[mine]["joints"].keys() == report["joints"][theirs].keys()
+    assert found["direct_1"] != found["unflipped_1"] and found["direct_1"] != found["unmirrored_1"]
     assert found["coarse"] != found["coarse without DARK"]
 
 
@@ -112,6 +120,12 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "study.json").read_text())
     weights = tmp_path / "plain" / "seed_0" / "checkpoints" / "2"
+    # As if an earlier version, which had no such reading, had finished it.
+    path = tmp_path / "recipe" / "seed_0" / "readings.json"
+    finished = json.loads(path.read_text())
+    for readings in (finished["run"]["readings"], first["runs"][1]["readings"]):
+        del readings["ddim_2"], readings["ddim_2 without DARK"]
+    path.write_text(json.dumps(finished))
     before = weights.stat().st_mtime_ns
     done = command("benchmark.py", *arguments, steps, "--seeds=0,1")
     assert done.returncode == 0, done.stderr
@@ -121,7 +135,7 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
         (arm, seed) for seed in (0, 1) for arm in ("plain", "recipe")
     ]
     assert report["runs"][:2] == first["runs"]
-    assert {row["seeds"] for row in report["rows"]} == {2}
+    assert all(row["seeds"] == (1 if row["reading"].startswith("ddim") else 2) for row in report["rows"])
     by_name = {(row["arm"], row["reading"]): row for row in report["rows"]}
     assert ("plain", "direct_1") not in by_name and ("recipe", "ddim_2 without DARK") in by_name
     assert by_name["plain", "coarse"]["gain"] == 0
