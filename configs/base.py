@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     c.diffusion.schedule = "cosine"  # cosine or linear
     c.diffusion.zeta = 2.0  # signal scale (ours; the sweep is 1, 2, 5, 10)
     c.diffusion.t_range = (1, 1000)  # t is uniform over this closed range in training
-    c.diffusion.own_share = 0.0  # share of examples fed the model's own coarse heatmaps (ours)
+    c.diffusion.own_share = 0.5  # share of examples fed the model's own coarse heatmaps (ours; the paper: 0)
     c.diffusion.unroll_share = 0.0  # share fed what the denoiser made of these, as in a second step (ours)
 
     c.masks = ConfigDict()

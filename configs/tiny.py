@@ -11,7 +11,6 @@ def get_config():
     c.augment.half_body = 0.0
     c.codec.sigma = 1.5
     c.codec.blur = 5
-    c.diffusion.own_share = 0.5
 
     c.model.backbone = "tiny"
     c.model.pretrained = "none"

@@ -20,8 +20,6 @@ def get_config():
     c.data.synthetic.train_images = 8
     c.data.synthetic.val_images = 3
 
-    c.diffusion.own_share = 0.5
-
     c.model.backbone = "miniature"
     c.model.pretrained = "none"
     c.model.head_dim = (8, 16)

@@ -8,7 +8,7 @@ import pytest
 from commands import command
 
 from dpose_jax import visualize
-from dpose_jax.benchmarks import study_plot
+from dpose_jax.benchmarks import study, study_plot
 from dpose_jax.benchmarks.arms import ARMS, arm_config, lines_of
 from dpose_jax.benchmarks.readings import predict, score
 from dpose_jax.benchmarks.study_pictures import person_oks, write_changes
@@ -18,6 +18,7 @@ from dpose_jax.evaluation.run import evaluate, restore
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.training.fields import check_fields
 
+ENDS = ("", " without DARK")
 VARIANTS = (("direct", "eval.flip", True), ("unflipped", "eval.flip", False), ("unmirrored", "sampler.mirrored", False))
 
 
@@ -40,7 +41,7 @@ def test_readings_are_those_of_the_evaluation(trained, tmp_path):
     found = score(config, source, predictions)
     lines = [f"{line}_{k}" for line in ("direct", "unmirrored", "unflipped", "ddim", "restarts") for k in (1, 2)]
     lines.append("unflipped_0")
-    assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ("", " without DARK")}
+    assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ENDS}
     for line, field, value in VARIANTS:
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
@@ -103,6 +104,29 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     (bars,) = both[2]
     np.testing.assert_allclose(np.ptp(bars.get_segments()[3][:, 0]), 2 * 0.05)
     assert both.get_label() == "a, direct_1" and one.get_label() == "b, coarse"
+
+
+def test_gains_are_paired_by_seed_and_decoding():
+    def reading(ap):
+        return dict.fromkeys(study.METRICS, 0.5) | {"AP": ap, "PCK@0.1 occluded": None}
+
+    def run(coarse, step=None):
+        found = {"coarse": coarse} | ({} if step is None else {"direct_1": step})
+        return {
+            "readings": {
+                f"{name}{end}": reading(ap - (0.1 if end else 0)) for name, ap in found.items() for end in ENDS
+            }
+        }
+
+    runs = {("plain", 0): run(0.25), ("plain", 1): run(0.5), ("one_pass", 1): run(0.5, 0.75)}
+    runs |= {("recipe", 0): run(0.25, 0.5), ("recipe", 1): run(0.5, 0.875)}
+    ms = dict.fromkeys(("coarse", "direct_1"), {"ms": 1.0, "times_plain": 1.0})
+    rows = study.summarise(runs, dict.fromkeys(("plain", "one_pass", "recipe"), ms))
+    for end in ENDS:
+        (row,) = [row for row in rows if (row["arm"], row["reading"]) == ("recipe", f"direct_1{end}")]
+        assert row["gain"] == pytest.approx((0.25 + 0.375) / 2) and row["gain se"] == pytest.approx(0.125 / 2)
+        assert row["gain on one_pass"] == pytest.approx(0.125) and row["gain on one_pass se"] is None
+        assert row["PCK@0.1 occluded"] is None and row["PCK@0.1 visible"] == 0.5
 
 
 def test_a_study_reports_every_run_and_goes_on(tmp_path):

@@ -38,8 +38,9 @@ OUT = flags.DEFINE_string("out", None, "The folder for the runs, study.json, stu
 flags.mark_flag_as_required("config")
 
 READ_FILE, PACE_FILE, LATENCY_FILE = "readings.json", "pace.json", "latency.json"
-METRICS = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1")
-CONTROL = ("plain", "coarse")  # what every reading is compared with, seed by seed
+METRICS = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1", "PCK@0.1 occluded", "PCK@0.1 visible")
+# The readings that every other is held against, seed by seed: the backbone alone, and equal compute without diffusion.
+CONTROLS = {"gain": ("plain", "coarse"), "gain on one_pass": ("one_pass", "direct_1")}
 
 Runs = dict[tuple[str, int], dict]  # by arm and seed
 Latencies = dict[str, dict[str, dict]]  # by arm and reading
@@ -148,10 +149,10 @@ def _stepper(recipe, name: str) -> Callable:
 
 
 def summarise(runs: Runs, latencies: Latencies) -> list[dict]:
-    """A row a reading of an arm: means over seeds, standard errors, AP gained on the plain HRNet, and its latency.
+    """A row a reading of an arm: means over seeds, standard errors, AP gained on each of CONTROLS, and its latency.
 
-    A gain is paired, seed by seed; without a second seed there is no standard error. A run that an earlier version
-    finished may lack a reading, whose row then has fewer `seeds`.
+    A gain is paired, seed by seed, with the control's by the same decoding; without a second seed there is no standard
+    error. A run that an earlier version finished may lack a reading, whose row then has fewer `seeds`.
     """
     rows = []
     for arm in dict.fromkeys(name for name, _ in runs):
@@ -163,24 +164,23 @@ def summarise(runs: Runs, latencies: Latencies) -> list[dict]:
                 row[metric], error = _mean([metrics[metric] for metrics in its.values()])
                 if metric == "AP":
                     row["AP se"] = error
-            paired = [
-                metrics["AP"] - runs[CONTROL[0], seed]["readings"][_like(reading)]["AP"]
-                for seed, metrics in its.items()
-                if (CONTROL[0], seed) in runs
-            ]
-            row["gain"], row["gain se"] = _mean(paired)
-            rows.append(row | latencies[arm][reading.split(" ")[0]])
+            way, *decoding = reading.split(" ", 1)
+            for gain, (control, its_way) in CONTROLS.items():
+                like = " ".join([its_way, *decoding])
+                paired = [
+                    metrics["AP"] - runs[control, seed]["readings"][like]["AP"]
+                    for seed, metrics in its.items()
+                    if (control, seed) in runs
+                ]
+                row[gain], row[f"{gain} se"] = _mean(paired)
+            rows.append(row | latencies[arm][way])
     return rows
 
 
-def _like(reading: str) -> str:
-    """The control's reading by the same decoding."""
-    return CONTROL[1] + reading.removeprefix(reading.split(" ")[0])
-
-
-def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and its standard error, None where there is none."""
-    if not values:
+def _mean(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and its standard error of the values that are not None, None where there is none."""
+    found = [value for value in values if value is not None]
+    if not found:
         return None, None
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return float(np.mean(values)), error
+    error = float(np.std(found, ddof=1) / len(found) ** 0.5) if len(found) > 1 else None
+    return float(np.mean(found)), error
