@@ -182,6 +182,11 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
         (lambda path: None, {"boxes": "b.json", "min_score": 2.0}, "min_box_score=2.0"),
         (lambda path: (path / "out").write_text("text"), {}, "is a file"),
         (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: shows images"),
+        (
+            lambda path: (path / "b.json").write_text('{"annotations": [], "images": null}'),
+            {"boxes": "b.json"},
+            "lists",
+        ),
     ],
 )
 def test_what_cannot_be_used_stops_before_any_work(predictor, folder, prepare, options, message, monkeypatch):
@@ -193,6 +198,28 @@ def test_what_cannot_be_used_stops_before_any_work(predictor, folder, prepare, o
         file = BoxFile(str(folder / boxes), *score) if boxes else None
         predict(predictor, str(source), str(folder / "out"), boxes=file, **options)
     assert not (folder / "out").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["pictures", "denoising"])
+def test_drawings_never_replace_their_images(predictor, folder, kind):
+    source = folder / kind
+    source.mkdir()
+    (folder / "1.png").rename(source / "1.png")
+    before = (source / "1.png").read_bytes()
+    link = folder / "link"
+    link.symlink_to(folder)
+    with pytest.raises(ValueError, match=rf"out: would replace the input .*{kind}/1.png"):
+        predict(predictor, str(source), str(link))
+    assert (source / "1.png").read_bytes() == before and not (folder / "results.json").exists()
+
+
+def test_a_film_never_replaces_its_video(predictor, tmp_path):
+    write_video(tmp_path / "walk.avi", 2)
+    (tmp_path / "walk.avi").rename(tmp_path / "walk.mp4")
+    before = (tmp_path / "walk.mp4").read_bytes()
+    with pytest.raises(ValueError, match="out: would replace the input .*walk.mp4"):
+        predict(predictor, str(tmp_path / "walk.mp4"), str(tmp_path))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("walk.mp4", before)]
 
 
 def test_command_line(trained, folder):
@@ -222,7 +249,13 @@ def test_box_file_of_annotations(tmp_path):
     """Ids by file name; crowds, other categories and low scores left out; images that it does not know get new ids."""
     box = {"bbox": [1, 2, 3, 4], "image_id": 5, "category_id": 9}
     content = {
-        "images": [{"id": 5, "file_name": "set/a.jpg"}, {"id": 1, "file_name": "b.jpg"}],
+        "images": [
+            {"id": 5, "file_name": "set/a.jpg"},
+            {"id": 1, "file_name": "b.jpg"},
+            {"id": "7", "file_name": "d.jpg"},
+            {"id": 8, "file_name": "set/e.jpg"},
+            {"id": 9, "file_name": "other/e.jpg"},
+        ],
         "categories": [{"id": 9, "name": "person"}],
         "annotations": [box, box | {"iscrowd": 1}, box | {"category_id": 1}, {"bbox": [1, 2]}],
     }
@@ -230,8 +263,10 @@ def test_box_file_of_annotations(tmp_path):
     path.write_text(json.dumps(content))
     file = BoxFile(str(path))
     assert file.of(5) == [[1, 2, 3, 4, 1.0]] and file.of(1) == []
-    assert len(file.problems) == 1 and "entry 3" in file.problems[0]
-    assert file.image_ids(["a.jpg", "c.jpg", "b.jpg"]) == [5, 6, 1]
+    assert [text.split(":")[1].split(" has")[0] for text in file.problems] == [" image 2", " entry 3"]
+    assert file.image_ids(["a.jpg", "c.jpg", "b.jpg"]) == [5, 10, 1]
+    with pytest.raises(ValueError, match=r"truth.json: lists 'e.jpg' under the ids \[8, 9\]"):
+        file.image_ids(["a.jpg", "e.jpg"])
 
 
 def test_boxes_are_clipped():

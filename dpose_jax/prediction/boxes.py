@@ -102,18 +102,25 @@ class BoxFile(BoxSource):
         check_min_score(min_score)
         content = read_json(path)
         self.path, self.problems = path, list[str]()
-        self._ids: dict[str, int] = {}
-        person, entries = 1, content
+        self._ids: dict[str, set[int]] = {}
+        person, entries, images = 1, content, []
         if isinstance(content, dict):
-            entries = content.get("annotations")
+            entries, images = content.get("annotations"), content.get("images", [])
             person = _person_category(content)
-            for image in content.get("images", []):
-                self._ids[os.path.basename(image["file_name"])] = image["id"]
-        if not isinstance(entries, list):
+        if not isinstance(entries, list) or not isinstance(images, list):
             raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
+        for position, image in enumerate(images):
+            self._add_image(position, image)
         self._boxes: dict[int, list[list[float]]] = {}
         for position, entry in enumerate(entries):
             self._add(position, entry, person, min_score)
+
+    def _add_image(self, position: int, image) -> None:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or not is_int(image.get("id")):
+            self.problems.append(f"{self.path}: image {position} has no id or file_name: {str(image)[:80]}")
+        else:
+            self._ids.setdefault(os.path.basename(name), set()).add(image["id"])
 
     def _add(self, position: int, entry, person: int, min_score: float) -> None:
         box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
@@ -127,11 +134,17 @@ class BoxFile(BoxSource):
         """The ids of image files: by the file's own list of images, else by `number_images`.
 
         Raises:
-          ValueError: if the file has no box for any of them.
+          ValueError: if the file has no box for any of them, or lists one of their names, its folder apart, under
+            several ids.
         """
-        numbered = number_images(names)
-        free = itertools.count(max([0, *self._ids.values(), *numbered]) + 1)
-        ids = [self._ids[name] if name in self._ids else next(free) for name in names] if self._ids else numbered
+        ids = number_images(names)
+        if self._ids:
+            free = itertools.count(max(max(ids, default=0), *(max(known) for known in self._ids.values())) + 1)
+            found = [self._ids.get(name) or {next(free)} for name in names]
+            for name, known in zip(names, found, strict=True):
+                if len(known) > 1:
+                    raise ValueError(f"{self.path}: lists {name!r} under the ids {sorted(known)}, of several folders")
+            ids = [number for (number,) in found]
         self.check(ids)
         return ids
 

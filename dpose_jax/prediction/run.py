@@ -63,7 +63,8 @@ def predict(
       strips: draw the denoising of up to eight persons an image; not for videos.
 
     Raises:
-      FileNotFoundError, ValueError: before any work, if source, boxes or `out` cannot be used.
+      FileNotFoundError, ValueError: before any work, if source, boxes or `out` cannot be used, or a picture or film
+        would replace what it is drawn from.
       PartlyDone: at the end, if an image, a frame or a box could not be used.
     """
     if not os.path.exists(source):
@@ -89,6 +90,8 @@ def _predict_images(predictor, source, out, boxes, problems, strips) -> None:
     ids = boxes.image_ids(names)
     stems = [os.path.splitext(name)[0] for name in names]
     titles = stems if len(set(stems)) == len(stems) else names
+    folders = {kind: os.path.join(out, kind) for kind in ("pictures", "denoising")}
+    _check_apart(paths, [os.path.join(folder, f"{title}.png") for folder in folders.values() for title in titles])
 
     def items() -> Iterator[Item]:
         for path, number, title in zip(paths, ids, titles, strict=True):
@@ -98,19 +101,20 @@ def _predict_images(predictor, source, out, boxes, problems, strips) -> None:
                 problems.add(str(error))
 
     def draw(item: Item, poses: Poses) -> None:
-        visualize.write_png(os.path.join(out, "pictures", f"{item.name}.png"), draw_poses(item.pixels, poses))
+        visualize.write_png(os.path.join(folders["pictures"], f"{item.name}.png"), draw_poses(item.pixels, poses))
         if strips and len(poses):
             strip = draw_strip(predictor, item.pixels, poses.boxes[:STRIP_PERSONS])
-            visualize.write_png(os.path.join(out, "denoising", f"{item.name}.png"), strip)
+            visualize.write_png(os.path.join(folders["denoising"], f"{item.name}.png"), strip)
 
     file_names = dict(zip(ids, names, strict=True))
     _predict_items(predictor, items(), len(paths), out, boxes, problems, draw, file_names)
 
 
 def _predict_video(predictor, source, out, boxes, problems) -> None:
-    stem = os.path.splitext(os.path.basename(source))[0]
+    film = os.path.join(out, f"{os.path.splitext(os.path.basename(source))[0]}.mp4")
+    _check_apart([source], [film])
     reader = VideoReader(source)
-    writer = VideoWriter(os.path.join(out, f"{stem}.mp4"), reader.fps)
+    writer = VideoWriter(film, reader.fps)
     frames = (Item(number, f"frame {number}", pixels) for number, pixels in enumerate(reader))
     if reader.count:
         boxes.check(range(reader.count))
@@ -121,6 +125,11 @@ def _predict_video(predictor, source, out, boxes, problems) -> None:
         if read < 0.99 * reader.count - 1 or not read:
             problems.add(f"{source}: ends early, {read} of {reader.count} frames could be read")
         writer.finish()
+
+
+def _check_apart(read: Iterable[str], written: Iterable[str]) -> None:
+    for path in {os.path.realpath(path) for path in read} & {os.path.realpath(path) for path in written}:
+        raise ValueError(f"out: would replace the input {path} by its drawing; choose another folder")
 
 
 def _predict_items(
