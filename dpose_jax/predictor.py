@@ -131,7 +131,7 @@ class Predictor:
     def from_workdir(cls, path: str, **options) -> "Predictor":
         """The newest checkpoint of a training run, with its config and joint set.
 
-        The parameters are their moving average where there is one, as in evaluation.
+        The parameters are those that an evaluation uses; see `read_variables`.
 
         Args:
           options: see `__init__`.

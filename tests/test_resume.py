@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from dpose_jax import files
+from dpose_jax.data.sources import make_source
 from dpose_jax.training import checkpoints as checkpoints_module
 from dpose_jax.training import loop
-from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir
-from dpose_jax.training.metrics import MetricsWriter
+from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
+from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.preemption import PREEMPTED_STATUS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,6 +104,27 @@ def tree():
     return {"w": jax.numpy.arange(20_000, dtype=np.float32)}
 
 
+def test_a_failing_evaluation_loses_no_step(tree, miniature, tmp_path):
+    """It is saved without an AP, after its metrics; on one that ran alone, whatever failed."""
+
+    def fail(error):
+        raise error
+
+    source, workdir = make_source(miniature(), "train", training=True), "gs://bucket/run"
+    with epath_bucket.over(tmp_path), Checkpoints(str(tmp_path / "run"), keep=3) as checkpoints:
+        writer = MetricsWriter(workdir, 0)
+        log = StepLog(miniature(), source, 0, writer)
+        for step, error in ((1, ValueError("too many unreadable")), (2, MemoryError("no room"))):
+            log.write(step, {"loss": 1.0})
+            with pytest.raises(type(error), match=str(error)):
+                loop._save(checkpoints, log, step, tree, Position(), lambda error=error: fail(error))
+            assert [line["step"] for line in lines(tmp_path / "bucket/run")] == list(range(1, step + 1))
+            assert (checkpoints.latest, checkpoints.best) == (step, None)
+        loop._save(checkpoints, log, 3, tree, Position(), lambda: 0.25)
+        assert lines(tmp_path / "bucket/run")[2:] == [{"step": 3, "AP": 0.25}] and checkpoints.best == 3
+        writer.close()
+
+
 def test_the_newest_and_the_best_stay(tree, tmp_path):
     """The best is the newest of the highest AP; a checkpoint without AP is never the best."""
     with Checkpoints(str(tmp_path), keep=2) as checkpoints:
@@ -156,15 +178,22 @@ def test_a_bucket_is_a_workdir(miniature, tmp_path):
     with epath_bucket.over(tmp_path):
         claim_workdir(miniature(), "gs://bucket/run")
         claim_workdir(miniature(stride=8), "gs://bucket/run")  # no checkpoint, no model yet
-        (tmp_path / "bucket/run/checkpoints/4").mkdir(parents=True)
+        checkpoint = tmp_path / "bucket/run/checkpoints/4"
+        checkpoint.mkdir(parents=True)
+        assert not holds_checkpoint("gs://bucket/run")  # cut short: nothing says yet that it is whole
+        claim_workdir(miniature(stride=8), "gs://bucket/run")
+        (checkpoint / "commit_success.txt").touch()
         with pytest.raises(ValueError, match=r"(?s)gs://bucket/run.*another model.*stride: 8 there, 4 in"):
             check_workdir(miniature(), "gs://bucket/run")
         files.write_bytes("gs://bucket/run/metrics.jsonl", b'{"step": 1}\n{"step": 2}\n{"st')
         writer = MetricsWriter("gs://bucket/run", 1)
         writer.write(2, {"loss": 3.0})
         assert lines(tmp_path / "bucket/run") == [{"step": 1}]
+        writer.flush()
+        assert lines(tmp_path / "bucket/run") == [{"step": 1}, {"step": 2, "loss": 3.0}]
+        writer.write(3, {"loss": 2.0})
         writer.close()
-    assert lines(tmp_path / "bucket/run") == [{"step": 1}, {"step": 2, "loss": 3.0}]
+    assert lines(tmp_path / "bucket/run")[2:] == [{"step": 3, "loss": 2.0}]
 
 
 def test_a_bucket_that_refuses_is_named(miniature, tmp_path):

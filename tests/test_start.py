@@ -113,6 +113,16 @@ def test_a_run_starts_from_another_run(trained, averages, miniature, capsys):
     assert f"start: {count} of {count} arrays from {trained[1]} (step 4)\n" in capsys.readouterr().out
 
 
+def test_without_evaluated_averages_there_are_the_newest_values(trained, tmp_path):
+    """As `eval.py` does with `eval.ema=False`."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[1], workdir)
+    stored = stored_config(str(workdir))
+    stored["eval"]["ema"] = False
+    write_json(str(workdir / "config.json"), stored)
+    assert_equal(read_variables(str(workdir))[0]["params"], restored(*trained).params)
+
+
 def test_a_run_starts_from_a_model_folder(trained, averages, miniature, tmp_path, capsys):
     variables, step = read_variables(trained[1])
     model_files.save(str(tmp_path), variables, stored_config(trained[1]), step=step)

@@ -133,16 +133,17 @@ def _ap(metrics: dict[str, float]) -> float:
 
 
 def holds_checkpoint(workdir: str) -> bool:
-    """Whether a run has saved into `workdir`; raises OSError about a bucket that cannot be reached, or must not be."""
+    """Whether there is a whole checkpoint; raises OSError about a bucket that cannot be reached, or must not be."""
     with files.named_errors(workdir):
         folder = epath.Path(workdir) / "checkpoints"
-        return folder.exists() and any(step.name.isdigit() for step in folder.iterdir())
+        # Of orbax, because in a bucket, where nothing is renamed, half a checkpoint has its final name already.
+        return folder.exists() and ocp.utils.any_checkpoint_step(folder) is not None
 
 
 def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
     """`params` and `batch_stats` of the newest checkpoint as numpy arrays, whatever its model, and its step.
 
-    They are the moving averages where there are any, as in evaluation.
+    They are what an evaluation uses: the moving averages where there are any, unless the run had `eval.ema=False`.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
@@ -158,7 +159,7 @@ def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
     )
     state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     averages = [part for part in state["opt_state"] if part and "updates" in part]
-    source = averages[0] if averages else state
+    source = averages[0] if averages and stored_config(workdir)["eval"].get("ema", True) else state
     return {name: source[name] for name in ("params", "batch_stats")}, step
 
 

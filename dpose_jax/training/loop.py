@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -144,13 +145,27 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
             stop = preemption.due()
             scored = evaluator is not None and (step % options.evaluate_every == 0 or step == total)
             if stop or scored or step % options.checkpoint_every == 0 or step == total:
+                evaluate = functools.partial(evaluator.best_ap, state, preemption.due) if scored and not stop else None
                 with log.pause():
-                    ap = evaluator.best_ap(state, preemption.due) if scored and not stop else None
-                    if ap is not None:
-                        log.write(step, {"AP": ap})
-                    checkpoints.save(step, state, run.data, ap)
+                    _save(checkpoints, log, step, state, run.data, evaluate)
             if preemption.told and step < total:
                 raise Preempted(step)
+
+
+def _save(checkpoints: Checkpoints, log: StepLog, step: int, state, data, evaluate: Callable | None) -> None:
+    """Saves a step with the AP that `evaluate` gives, if there is one; without it before an error of it goes on."""
+    try:
+        ap = evaluate() if evaluate is not None else None
+    except Exception as error:
+        # A ValueError comes to all processes alike; of anything else the others know nothing, and would not save.
+        if isinstance(error, ValueError) or jax.process_count() == 1:
+            log.keep()
+            checkpoints.save(step, state, data)
+        raise
+    if ap is not None:
+        log.write(step, {"AP": ap})
+    log.keep()
+    checkpoints.save(step, state, data, ap)
 
 
 def dry_run(config, workdir: str) -> None:

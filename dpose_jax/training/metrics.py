@@ -50,7 +50,7 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Puts what was written where a resumed run finds it; called before each checkpoint."""
+        """Puts what was written where a run that resumes finds it."""
         if self._file is None:
             files.write_bytes(self._path, "".join(self._lines).encode())
 
@@ -151,3 +151,8 @@ class StepLog:
         """Writes the figures of one step."""
         if self._writer is not None:
             self._writer.write(step, values)
+
+    def keep(self) -> None:
+        """Puts what was written where a run that resumes finds it; for before each checkpoint."""
+        if self._writer is not None:
+            self._writer.flush()
