@@ -42,6 +42,7 @@ def test_plan(miniature):
         ([-1], ["direct"], None, r"steps=\[-1\]"),
         ([1], ["indirect"], None, "update_rule='indirect'"),
         ([1], ["direct"], 0, "t_start=0"),
+        ([1], ["direct"], 1001, "noise_time=1001: must be at most diffusion.timesteps=1000"),
     ],
 )
 def test_bad_plans_are_named(miniature, steps, updates, noise_time, message):
@@ -80,6 +81,10 @@ def test_costs(measured):
     assert figures[unflipped]["gflops"] == pytest.approx(flops["decode"] + (flops["backbone"] + denoised) / 2, abs=2e-3)
     assert figures[unmirrored]["gflops"] == pytest.approx(around + denoised / 2, abs=2e-3)
     assert figures[restarts]["gflops"] == pytest.approx(around + 2 * (flops["condition"] + flops["step"]), abs=2e-3)
+    anew = dataclasses.replace(direct, settings=dataclasses.replace(direct.settings, refresh=True))
+    assert sampling._of_network(anew, flops, flip=True) == pytest.approx(
+        flops["backbone"] + 2 * (denoised - flops["step"])
+    )
     for figure in figures.values():
         assert figure["memory_mib"] > 0 and figure["ratio"] > 0 and 0 < figure["ms_low"] <= figure["ms_high"]
 

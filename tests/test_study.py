@@ -15,6 +15,7 @@ from dpose_jax.benchmarks.study_pictures import person_oks, write_changes
 from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.protocol import Predictions
 from dpose_jax.evaluation.run import evaluate, restore
+from dpose_jax.files import write_json
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.training.fields import check_fields
 
@@ -127,6 +128,41 @@ def test_gains_are_paired_by_seed_and_decoding():
         assert row["gain"] == pytest.approx((0.25 + 0.375) / 2) and row["gain se"] == pytest.approx(0.125 / 2)
         assert row["gain on one_pass"] == pytest.approx(0.125) and row["gain on one_pass se"] is None
         assert row["PCK@0.1 occluded"] is None and row["PCK@0.1 visible"] == 0.5
+    # Without K = 1 the control has no reading to be held against, and a kept latency may lack one.
+    runs["one_pass", 1] = run(0.5)
+    rows = study.summarise(runs, dict.fromkeys(("plain", "one_pass", "recipe"), {"coarse": ms["coarse"]}))
+    (row,) = [row for row in rows if (row["arm"], row["reading"]) == ("recipe", "direct_1")]
+    assert row["gain on one_pass"] is None and row["gain"] == pytest.approx(0.3125) and "ms" not in row
+
+
+def test_a_run_of_another_config_is_named(trained, tmp_path):
+    """Before anything is trained, finished or not."""
+    config, workdir = trained
+    wanted = {"config": json.loads(config.to_json_best_effort()), "K": [1, 2], "noise_time": 300}
+    study.check_folder(str(tmp_path / "nothing"), wanted)
+    study.check_folder(workdir, wanted)
+    other = json.loads(json.dumps(wanted))
+    other["config"]["diffusion"]["own_share"] = 0.25
+    with pytest.raises(
+        ValueError, match=rf"^{workdir}: is of another config.*: config.diffusion.own_share=0.5 there and 0.25 here;"
+    ):
+        study.check_folder(workdir, other)
+    write_json(str(tmp_path / "readings.json"), wanted | {"run": {}, "protocol": {}})
+    study.check_folder(str(tmp_path), wanted)
+    with pytest.raises(ValueError, match=r"readings.json: .*: K=\[1, 2\] there and \[4\] here;"):
+        study.check_folder(str(tmp_path), wanted | {"K": [4]})
+
+
+def test_what_was_measured_is_kept_for_its_settings(tmp_path):
+    path, measured = str(tmp_path / "latency.json"), iter([{"ms": 1.0}, {"ms": 2.0}])
+    for wanted, ms in (({"K": [1]}, 1.0), ({"K": [1]}, 1.0), ({"K": [2]}, 2.0), ({"K": [2]}, 2.0)):
+        assert study._kept(path, wanted, lambda: next(measured)) == wanted | {"ms": ms}
+
+
+def test_facts_that_differ_are_not_shared():
+    facts = {"zeta": 2.0, "codec": "unbiased", "flip": True, "seed": 0}
+    runs = {("a", 0): {"protocol": facts}, ("b", 1): {"protocol": facts | {"zeta": 5.0}}}
+    assert study.shared_facts(runs) == {"codec": "unbiased"}
 
 
 def test_a_study_reports_every_run_and_goes_on(tmp_path):
@@ -176,5 +212,7 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
 
     done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")
     assert done.returncode == 1 and "readings.json: is of another config" in done.stderr
+    done = command("benchmark.py", *arguments, steps, "--config.eval.boxes=detections")
+    assert done.returncode == 1 and "eval.boxes='detections': the study compares" in done.stderr
     done = command("benchmark.py", *arguments, steps, "--arms=plane")
     assert done.returncode == 1 and "--arms=plane: must be among plain, " in done.stderr

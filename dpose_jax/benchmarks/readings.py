@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from dpose_jax import inference
 from dpose_jax.benchmarks.arms import Arm, lines_of
@@ -14,6 +13,7 @@ from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.records import Source
 from dpose_jax.evaluation.oks import pck
 from dpose_jax.evaluation.protocol import Predictions, match_by_index, summarise
+from dpose_jax.evaluation.run import checked_batches
 from dpose_jax.evaluation.scores import PCK_THRESHOLDS
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
@@ -67,7 +67,7 @@ def predict(
     """Every reading of all persons of the source, by reading and refinement (`direct_2`, `direct_2 without DARK`)."""
     functions = {name: jax.jit(function) for name, function in make_readings(config, arm, steps, noise_time).items()}
     parts: dict[str, list] = {}
-    for batch in tqdm(eval_batches(config, source, config.eval.batch_size), unit="batch", desc="read"):
+    for batch in checked_batches(config, source, config.eval.batch_size):
         valid = batch["mask"] > 0
         for function in functions.values():
             for (name, refine), (joints, scores) in jax.device_get(

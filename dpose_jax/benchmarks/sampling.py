@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from dpose_jax import inference, uncertainty
 from dpose_jax.benchmarks import report
-from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.records import Source
 from dpose_jax.diffusion.sampler import SamplerSettings, sampler_settings
 from dpose_jax.evaluation.protocol import Predictions, summarise
+from dpose_jax.evaluation.run import checked_batches
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_schedule
 
 PARTS = ("backbone", "condition", "step", "decode")
@@ -64,6 +63,8 @@ def plan(config, steps: Sequence[int], updates: Sequence[str], restarts: int | N
             settings = dataclasses.replace(settings, early_stop=early_stop)
             runs += [Run(f"{update}, early stop", k, dataclasses.replace(settings, steps=k)) for k in some if k > 1]
     if restarts is not None:
+        if restarts > config.diffusion.timesteps:
+            raise ValueError(f"noise_time={restarts}: must be at most diffusion.timesteps={config.diffusion.timesteps}")
         fresh = dataclasses.replace(base, steps=1, update_rule="direct", start="coarse_noised", t_start=restarts)
         runs += [Run("restarts", k, fresh, k) for k in some]
     return runs
@@ -72,7 +73,7 @@ def plan(config, steps: Sequence[int], updates: Sequence[str], restarts: int | N
 def measure_accuracy(config, source: Source, programs: dict[Run, Callable], size: int, joint_set) -> dict[str, dict]:
     """The metrics of every run on all persons of the source, by the name of the run."""
     parts: dict[str, list] = {run.name: [] for run in programs}
-    for batch in tqdm(eval_batches(config, source, size), unit="batch", desc="accuracy"):
+    for batch in checked_batches(config, source, size):
         valid = batch["mask"] > 0
         for run, program in programs.items():
             found = jax.device_get(program(batch["image"], batch["annotation_id"]))
@@ -153,9 +154,9 @@ def _of_network(run: Run, part: dict[str, float], flip: bool) -> float:
     if run.settings is None:
         return encoded * part["backbone"]
     denoised = encoded if run.settings.mirrored or not flip else 0.5
-    return encoded * part["backbone"] + denoised * run.hypotheses * (
-        part["condition"] + run.settings.steps * part["step"]
-    )
+    conditions = run.settings.steps if run.settings.refresh else 1
+    sample = conditions * part["condition"] + run.settings.steps * part["step"]
+    return encoded * part["backbone"] + denoised * run.hypotheses * sample
 
 
 def _call(executable: Callable, inputs) -> Callable:

@@ -6,6 +6,7 @@ Each run lies in OUT/ARM/seed_S. The same command goes on where it was stopped; 
 """
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
 from dpose_jax import parallel
@@ -22,9 +24,11 @@ from dpose_jax.benchmarks.readings import latency, make_readings, predict, score
 from dpose_jax.benchmarks.study_pictures import write_changes
 from dpose_jax.benchmarks.study_plot import write_errors, write_plot
 from dpose_jax.data.sources import make_source
+from dpose_jax.evaluation.protocol import needs_annotated_boxes
 from dpose_jax.evaluation.run import protocol_facts, restore
 from dpose_jax.files import read_json, write_json
 from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.training.checkpoints import holds_checkpoint, stored_config
 from dpose_jax.training.fields import check_fields
 from dpose_jax.training.loop import prepare, train
 
@@ -39,6 +43,8 @@ flags.mark_flag_as_required("config")
 
 READ_FILE, PACE_FILE, LATENCY_FILE = "readings.json", "pace.json", "latency.json"
 METRICS = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1", "PCK@0.1 occluded", "PCK@0.1 visible")
+# Of the protocol: differ by run or by reading.
+VARIES = ("seed", "step", "steps", "update_rule", "start", "t_start", "flip", "flip_shift", "mirrored")
 # The readings that every other is held against, seed by seed: the backbone alone, and equal compute without diffusion.
 CONTROLS = {"gain": ("plain", "coarse"), "gain on one_pass": ("one_pass", "direct_1")}
 
@@ -50,24 +56,25 @@ def main() -> None:
     """Trains and reads what is missing, and writes the report anew after every run."""
     recipe, seeds = CONFIG.value, [int(text) for text in SEEDS.value]
     steps = sorted(int(text) for text in STEPS.value)
-    check(recipe, ARM_NAMES.value, steps)
+    check(recipe, ARM_NAMES.value, seeds, steps)
     environment, runs, latencies = report.environment(), Runs(), Latencies()
     for seed in seeds:
         for name in ARM_NAMES.value:
-            runs[name, seed], protocol = run_once(recipe, name, seed, steps)
+            runs[name, seed] = run_once(recipe, name, seed, steps)
             latencies[name] = latency_once(recipe, name, steps)
             rows = summarise(runs, latencies)
             print(f"\n{name}, seed {seed}:")
             every = [{"arm": arm, "seed": seed, **run} for (arm, seed), run in runs.items()]
             what = {name: ARMS[name].what for name in ARM_NAMES.value}
-            facts = {"environment": environment, "protocol": protocol, "arms": what, "runs": every}
+            facts = {"environment": environment, "protocol": shared_facts(runs), "arms": what, "runs": every}
             report.write(os.path.join(OUT.value, "study.json"), rows, **facts)
             write_plot(os.path.join(OUT.value, "study.png"), rows)
             write_errors(os.path.join(OUT.value, "errors.png"), runs)
 
 
-def check(recipe, names: Sequence[str], steps: Sequence[int]) -> None:
-    """Raises ValueError, naming it, for an arm or field that would only fail when its turn comes."""
+def check(recipe, names: Sequence[str], seeds: Sequence[int], steps: Sequence[int]) -> None:
+    """Raises ValueError, naming it, for an arm, field or folder that would only fail when its turn comes."""
+    needs_annotated_boxes(recipe, "the study")
     for name in names:
         if name not in ARMS:
             raise ValueError(f"--arms={name}: must be among {', '.join(ARMS)}")
@@ -76,24 +83,52 @@ def check(recipe, names: Sequence[str], steps: Sequence[int]) -> None:
         make_readings(config, ARMS[name], steps, NOISE_TIME.value)
     for split, training in (("train", True), (recipe.eval.split, False)):
         make_source(recipe, split, training=training)
+    for name, seed in itertools.product(names, seeds):
+        if not ARMS[name].same_time:  # how many steps that is has to be timed first
+            config = arm_config(recipe, ARMS[name], seed, recipe.train.steps)
+            check_folder(_folder(name, seed), asked(config, steps))
 
 
-def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> tuple[dict, dict]:
-    """One run, from its folder if it is finished: `{"steps", "epochs", "readings"}`, and its protocol.
+def asked(config, steps: Sequence[int]) -> dict:
+    """What decides the figures of a run, as JSON: its config, and the flags of what is read."""
+    return {"config": json.loads(config.to_json_best_effort()), "K": list(steps), "noise_time": NOISE_TIME.value}
+
+
+def check_folder(workdir: str, wanted: dict) -> None:
+    """Raises ValueError, naming what differs, if a run is there, finished or not, that is not as `wanted`."""
+    path = os.path.join(workdir, READ_FILE)
+    if os.path.exists(path):
+        found = {key: value for key, value in read_json(path).items() if key in wanted}
+    elif holds_checkpoint(workdir):
+        path = workdir
+        found = wanted | {"config": {k: v for k, v in stored_config(workdir).items() if k != "joint_set_facts"}}
+    else:
+        return
+    theirs, ours = (flatten_dict(one, sep=".") for one in (found, wanted))
+    different = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
+    if different:
+        said = ", ".join(f"{name}={theirs.get(name)} there and {ours.get(name)} here" for name in different)
+        raise ValueError(f"{path}: is of another config or other flags: {said}; choose another --out, or delete it")
+
+
+def _folder(name: str, seed: int) -> str:
+    return os.path.join(OUT.value, name, f"seed_{seed}")
+
+
+def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> dict:
+    """One run, from its folder if it is finished: `{"steps", "epochs", "readings", "protocol"}`.
 
     Raises:
-      ValueError: if the folder was finished with another config.
+      ValueError: if the folder holds a run of another config.
     """
-    arm, workdir = ARMS[name], os.path.join(OUT.value, name, f"seed_{seed}")
+    arm, workdir = ARMS[name], _folder(name, seed)
     count = round(recipe.train.steps * pace(recipe)) if arm.same_time else recipe.train.steps
     config = arm_config(recipe, arm, seed, count)
-    path = os.path.join(workdir, READ_FILE)
-    asked = {"config": json.loads(config.to_json_best_effort()), "K": list(steps), "noise_time": NOISE_TIME.value}
+    path, wanted = os.path.join(workdir, READ_FILE), asked(config, steps)
+    check_folder(workdir, wanted)
     if os.path.exists(path):
         done = read_json(path)
-        if {key: done.get(key) for key in asked} != asked:
-            raise ValueError(f"{path}: is of another config or other flags; choose another --out, or delete it")
-        return done["run"], done["protocol"]
+        return done["run"] | {"protocol": done["protocol"]}
     train(config, workdir)
     restored = restore(config, workdir)
     source = make_source(config, config.eval.split, training=False)
@@ -104,33 +139,50 @@ def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> tuple[dict, 
     persons = len(make_source(config, "train", training=True))
     run = {"steps": count, "epochs": count * config.train.batch_size / persons, "readings": readings}
     protocol = protocol_facts(config, build_model(config), restored) | {"persons": len(source)}
-    for varies in ("seed", "step", "steps", "update_rule", "start", "t_start"):
-        del protocol[varies]
-    write_json(path, asked | {"protocol": protocol, "run": run})
+    write_json(path, wanted | {"protocol": protocol, "run": run})
     jax.clear_caches()  # no program serves two arms
-    return run, protocol
+    return run | {"protocol": protocol}
+
+
+def shared_facts(runs: Runs) -> dict:
+    """The facts of the protocol that are the same in every run and for every reading."""
+    first, *others = (run["protocol"] for run in runs.values())
+    same = {name for name, value in first.items() if all(other.get(name) == value for other in others)}
+    return {name: value for name, value in first.items() if name in same and name not in VARIES}
 
 
 def latency_once(recipe, name: str, steps: Sequence[int]) -> dict[str, dict]:
-    """`readings.latency` of an arm, measured once and kept in its folder."""
-    path = os.path.join(OUT.value, name, LATENCY_FILE)
-    if not os.path.exists(path):
-        config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
+    """`readings.latency` of an arm, measured once for a config and kept in its folder."""
+    config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
+
+    def measure() -> dict:
         source = make_source(config, config.eval.split, training=False)
-        write_json(path, latency(config, ARMS[name], source, steps, NOISE_TIME.value, SECONDS.value))
-        jax.clear_caches()
-    return read_json(path)
+        return {"latency": latency(config, ARMS[name], source, steps, NOISE_TIME.value, SECONDS.value)}
+
+    return _kept(os.path.join(OUT.value, name, LATENCY_FILE), asked(config, steps), measure)["latency"]
 
 
 def pace(recipe) -> float:
     """How many steps of a plain HRNet fit in the time of one of the recipe, timed in turn once and kept in OUT."""
-    path = os.path.join(OUT.value, PACE_FILE)
-    if not os.path.exists(path):
+
+    def measure() -> dict:
         timings = report.measure({name: _stepper(recipe, name) for name in ("plain", "recipe")}, seconds=10)
         seconds = {name: timing.median for name, timing in timings.items()}
-        write_json(path, {"seconds": seconds, "ratio": seconds["recipe"] / seconds["plain"]})
+        return {"seconds": seconds, "ratio": seconds["recipe"] / seconds["plain"]}
+
+    config = arm_config(recipe, ARMS["recipe"], 0, recipe.train.steps)
+    wanted = {"config": json.loads(config.to_json_best_effort())}
+    return _kept(os.path.join(OUT.value, PACE_FILE), wanted, measure)["ratio"]
+
+
+def _kept(path: str, wanted: dict, measure: Callable[[], dict]) -> dict:
+    """What was measured as `wanted` and kept; measured anew where there is none, or one of other settings."""
+    kept = read_json(path) if os.path.exists(path) else {}
+    if {key: kept.get(key) for key in wanted} != wanted:
+        kept = wanted | measure()
+        write_json(path, kept)
         jax.clear_caches()
-    return read_json(path)["ratio"]
+    return kept
 
 
 def _stepper(recipe, name: str) -> Callable:
@@ -152,7 +204,7 @@ def summarise(runs: Runs, latencies: Latencies) -> list[dict]:
     """A row a reading of an arm: means over seeds, standard errors, AP gained on each of CONTROLS, and its latency.
 
     A gain is paired, seed by seed, with the control's by the same decoding; without a second seed there is no standard
-    error. A run that an earlier version finished may lack a reading, whose row then has fewer `seeds`.
+    error. What an earlier version finished may lack a reading, whose row then has fewer `seeds`, or no latency.
     """
     rows = []
     for arm in dict.fromkeys(name for name, _ in runs):
@@ -170,10 +222,10 @@ def summarise(runs: Runs, latencies: Latencies) -> list[dict]:
                 paired = [
                     metrics["AP"] - runs[control, seed]["readings"][like]["AP"]
                     for seed, metrics in its.items()
-                    if (control, seed) in runs
+                    if (control, seed) in runs and like in runs[control, seed]["readings"]
                 ]
                 row[gain], row[f"{gain} se"] = _mean(paired)
-            rows.append(row | latencies[arm][way])
+            rows.append(row | latencies[arm].get(way, {}))
     return rows
 
 

@@ -7,6 +7,7 @@ from dpose_jax import Predictor
 from dpose_jax.benchmarks import report
 from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation import reliability
+from dpose_jax.evaluation.protocol import needs_annotated_boxes
 from dpose_jax.evaluation.run import protocol_facts, restore
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The file of configs/ that was trained.", lock_config=True)
@@ -21,6 +22,7 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes 
 def main() -> None:
     """Measures, prints the table and writes the report."""
     environment, config = report.environment(), CONFIG.value
+    needs_annotated_boxes(config, "uncertainty")
     shares = [float(text) for text in SHARES.value]
     if not all(0 <= share < 1 for share in shares):
         raise ValueError(f"shares={shares}: must lie in [0, 1)")

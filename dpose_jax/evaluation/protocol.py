@@ -109,6 +109,14 @@ def to_results(
     return oks_nms(results, joint_set.sigmas, config.eval.nms, soft=config.eval.soft_nms)
 
 
+def needs_annotated_boxes(config: ConfigDict, what: str) -> None:
+    """Raises ValueError, naming `what` compares persons with predictions by `match_by_index`, if boxes are detected."""
+    if config.eval.boxes != "gt":
+        raise ValueError(
+            f"eval.boxes={config.eval.boxes!r}: {what} compares each person with its own box, which needs 'gt'"
+        )
+
+
 def match_by_index(persons: Source | Sequence[Person], predictions: Predictions) -> Matched:
     """Every annotated person of the source beside the prediction in its own box, for PCK.
 

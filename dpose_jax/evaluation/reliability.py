@@ -6,13 +6,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
-from tqdm import tqdm
 
 from dpose_jax import Predictor, inference, uncertainty
-from dpose_jax.data.pipeline import eval_batches
 from dpose_jax.data.records import Source
 from dpose_jax.evaluation.coco import evaluate_results, without_boxes
 from dpose_jax.evaluation.protocol import Predictions, to_results
+from dpose_jax.evaluation.run import checked_batches
 from dpose_jax.skeletons import JointSet
 
 
@@ -23,7 +22,7 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
     """
     run = jax.jit(predictor.pure())
     parts = []
-    for batch in tqdm(eval_batches(predictor.config, source, size), unit="batch"):
+    for batch in checked_batches(predictor.config, source, size):
         found = jax.device_get(run(predictor.variables, batch["image"], batch["annotation_id"]))
         to_image, valid = batch["to_image"], batch["mask"] > 0
         keypoints = inference.to_image_pixels(found["keypoints"], to_image)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dpose_jax import files, hosts, inference, parallel
 from dpose_jax.data.pipeline import eval_batches, eval_example
+from dpose_jax.data.records import Source
 from dpose_jax.data.sources import make_source
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation import pictures
@@ -136,6 +137,18 @@ class Evaluator:
         """AP of the best result of a training state, 0 without ground truth; None if `stop` ended it."""
         rows = self.predict(evaluated_variables(state, ema=self.config.eval.ema)[0], stop)
         return None if rows is None else self.score(rows)[0]["best"]["AP"] or 0.0
+
+
+def checked_batches(config, source: Source, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """`eval_batches` of one process, with a bar.
+
+    Raises:
+      ValueError: as soon as too many records are unreadable.
+    """
+    bad = BadRecords(source, config.data.max_bad_share)
+    for batch in tqdm(eval_batches(config, source, size), unit="batch", desc="predict"):
+        bad.add(batch["bad_index"])
+        yield batch
 
 
 def evaluate(config, workdir: str, out: str | None = None) -> dict:
