@@ -15,7 +15,7 @@ from dpose_jax.training.metrics import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run resumes from its own workdir.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, run one batch, say what the run will need, stop.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, take four steps, say what the run will need, stop.")
 hosts.define_flags()
 
 

@@ -93,10 +93,10 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
         return every | {"joints": joints}
 
     worst = {"coarse": reading(0.0, 0.0)}
-    runs = {("a", seed): {"readings": worst | {"direct_1": reading(0.5, 0.7 + seed / 10)}} for seed in (0, 1)}
+    runs = {("recipe", seed): {"readings": worst | {"direct_1": reading(0.5, 0.7 + seed / 10)}} for seed in (0, 1)}
     figures = []
     monkeypatch.setattr(study_plot, "_save", lambda figure, path: figures.append(figure))
-    study_plot.write_errors("errors.png", runs | {("b", 0): {"readings": worst}})
+    study_plot.write_errors("errors.png", runs | {("plain", 0): {"readings": worst}})
     axes = figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "occluded", "visible", "wrist", "ear"]
     both, one = axes.containers
@@ -104,7 +104,7 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     np.testing.assert_allclose(one[0].get_xdata(), [1, 1, 1, 1, np.nan])
     (bars,) = both[2]
     np.testing.assert_allclose(np.ptp(bars.get_segments()[3][:, 0]), 2 * 0.05)
-    assert both.get_label() == "a, direct_1" and one.get_label() == "b, coarse"
+    assert both.get_label() == "recipe, direct_1" and one.get_label() == "plain, coarse"
 
 
 def test_gains_are_paired_by_seed_and_decoding():

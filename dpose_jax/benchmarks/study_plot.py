@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from dpose_jax.benchmarks.arms import ARMS
 from dpose_jax.files import write_bytes
 
 DARK, PLAIN = "with DARK", "without DARK"
 LINES = {"coarse": "*", "direct": "o-", "unmirrored": "D-.", "unflipped": "v--", "ddim": "s:", "restarts": "^:"}
+COLOURS = {arm: f"C{number}" for number, arm in enumerate(ARMS)}  # the same in every plot; ten, then again
 STEPS, LATENCY = "sampling steps; 0: coarse branch", "latency, in multiples of the coarse branch's"
 
 
@@ -25,10 +27,9 @@ def write_plot(path: str, rows: list[dict]) -> None:
     panels = figure.subplots(1, 3, sharey=True)
     for axes, refine, across in zip(panels, (DARK, PLAIN, DARK), (STEPS, STEPS, LATENCY), strict=True):
         lines = _lines(rows, refine, across)
-        arms = list(dict.fromkeys(arm for arm, _ in lines))
         for (arm, line), points in lines.items():
             at, mean, error = zip(*points, strict=True)
-            style = {"color": f"C{arms.index(arm)}", "fmt": LINES[line], "markersize": 5, "capsize": 3}
+            style = {"color": COLOURS[arm], "fmt": LINES[line], "markersize": 5, "capsize": 3}
             axes.errorbar(at, mean, error, label=f"{arm}, {line}", **style)
         axes.set(xlabel=across, ylabel="AP", title=refine)
         axes.grid(alpha=0.3)
@@ -48,21 +49,22 @@ def write_errors(path: str, runs: Mapping[tuple[str, int], dict]) -> None:
     Args:
       runs: by arm and seed; of each, `readings`: by reading, its metrics and `joints` (see `readings.score`).
     """
-    groups: dict[str, list[dict]] = {}
+    groups: dict[tuple[str, str], list[dict]] = {}
     for (arm, _), run in runs.items():
         reading = next((name for name in run["readings"] if name.startswith("direct_")), "coarse")
-        groups.setdefault(f"{arm}, {reading}", []).append(run["readings"][reading])
+        groups.setdefault((arm, reading), []).append(run["readings"][reading])
     first = next(iter(groups.values()))[0]
     figure = Figure(figsize=(14, 1.5 + 0.35 * len(first["joints"])), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("PCK@0.2", "PCK@0.1"), strict=True):
         seen = all(first[f"{metric} {name}"] is not None for name in ("occluded", "visible"))
         names = ["all", *(("occluded", "visible") if seen else ()), *first["joints"]]
         places = np.arange(len(names))
-        for number, (label, readings) in enumerate(groups.items()):
+        for number, ((arm, reading), readings) in enumerate(groups.items()):
             errors = 1 - np.array([[_pck(reading, metric, name) for name in names] for reading in readings])
             bars = errors.std(axis=0, ddof=1) / len(errors) ** 0.5 if len(errors) > 1 else None
             offset = 0.6 * ((number + 0.5) / len(groups) - 0.5)
-            axes.errorbar(errors.mean(axis=0), places + offset, xerr=bars, fmt="o", markersize=4, label=label)
+            style = {"color": COLOURS[arm], "fmt": "o", "markersize": 4, "label": f"{arm}, {reading}"}
+            axes.errorbar(errors.mean(axis=0), places + offset, xerr=bars, **style)
         axes.set(xlabel=f"1 - {metric}", yticks=places, yticklabels=names)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
