@@ -35,9 +35,9 @@ class Arm:
     same_time: bool = False
 
 
-def _written(what: str, fields: Mapping[str, Any] | None = None, samplings: tuple[str, ...] = DIRECT) -> Arm:
-    """As the paper writes it, but for `fields`."""
-    return Arm(what, {"diffusion.own_share": 0.0} | dict(fields or {}), samplings)
+def _changed(what: str, fields: Mapping[str, Any]) -> Arm:
+    """The recipe but for `fields`."""
+    return Arm(f"the recipe, {what}", fields, DIRECT)
 
 
 ARMS = {
@@ -57,32 +57,30 @@ ARMS = {
         DIRECT,
     ),
     "own_all": Arm("the recipe on its own coarse heatmaps always, no noise", {"diffusion.own_share": 1.0}, DIRECT),
-    "written": _written("DiffusionPose as written", samplings=MANY),
+    "written": Arm("DiffusionPose as written", {"diffusion.own_share": 0.0}),
     "recipe": Arm("the recipe as it stands"),
-    "recipe_unrolled": Arm("the recipe, half of it unrolled by one step", {"diffusion.unroll_share": 0.5}, DIRECT),
-    "recipe_t_300": Arm("the recipe with t up to 300", {"diffusion.t_range": (1, 300)}, DIRECT),
-    "recipe_narrow": Arm("the recipe with C = 16", {"model.decoder_channels": 16}, DIRECT),
-    "recipe_no_masks": Arm("the recipe without masks", NO_MASKS, DIRECT),
-    "zeta_1": _written("zeta 1", {"diffusion.zeta": 1.0}),
-    "zeta_5": _written("zeta 5", {"diffusion.zeta": 5.0}),
-    "zeta_10": _written("zeta 10", {"diffusion.zeta": 10.0}),
-    "t_300": _written("t up to 300, start there", {"diffusion.t_range": (1, 300), "sampler.t_start": 300}),
-    "no_masks": _written("no masks", NO_MASKS),
-    "keypoint_mask": _written("keypoint mask alone", {"masks.skeleton": False}),
-    "skeleton_mask": _written("skeleton mask alone", {"masks.keypoints": False}),
-    "wide_masks": _written("masks twice as wide", {"masks.radius": 12.0, "masks.half_width": 6.0}),
-    "soft_masks": _written("soft masks", {"masks.softness": 1.0}),
-    "no_attention": _written("no SC-CA", {"model.spatial_attention": False, "model.channel_attention": False}),
-    "spatial_attention": _written("A_s alone", {"model.channel_attention": False}),
-    "channel_attention": _written("A_c alone", {"model.spatial_attention": False}),
-    "refresh": _written("masks drawn anew at every step", {"sampler.refresh": True}),
-    "time_embedding": _written("with time embedding", {"model.time_embedding": True}),
-    "residual": _written("D predicts the change", {"model.residual": True}),
-    "stride_8": _written("heatmaps at stride 8", {"stride": 8}),
-    "stride_2": _written("heatmaps at stride 2", {"stride": 2}),
-    "stride_1": _written("heatmaps at stride 1", {"stride": 1}),
-    "narrow": _written("C = 16", {"model.decoder_channels": 16}),
-    "wide": _written("C = 64", {"model.decoder_channels": 64}),
+    "recipe_unrolled": _changed("half of it unrolled by one step", {"diffusion.unroll_share": 0.5}),
+    "recipe_t_300": _changed("t up to 300", {"diffusion.t_range": (1, 300)}),
+    "recipe_narrow": _changed("C = 16", {"model.decoder_channels": 16}),
+    "recipe_wide": _changed("C = 64", {"model.decoder_channels": 64}),
+    "recipe_no_masks": _changed("no masks", NO_MASKS),
+    "recipe_keypoint_mask": _changed("keypoint mask alone", {"masks.skeleton": False}),
+    "recipe_skeleton_mask": _changed("skeleton mask alone", {"masks.keypoints": False}),
+    "recipe_wide_masks": _changed("masks twice as wide", {"masks.radius": 12.0, "masks.half_width": 6.0}),
+    "recipe_soft_masks": _changed("soft masks", {"masks.softness": 1.0}),
+    "recipe_no_attention": _changed("no SC-CA", {"model.spatial_attention": False, "model.channel_attention": False}),
+    "recipe_spatial_attention": _changed("A_s alone", {"model.channel_attention": False}),
+    "recipe_channel_attention": _changed("A_c alone", {"model.spatial_attention": False}),
+    "recipe_refresh": _changed("masks drawn anew at every step", {"sampler.refresh": True}),
+    "recipe_zeta_1": _changed("zeta 1", {"diffusion.zeta": 1.0}),
+    "recipe_zeta_5": _changed("zeta 5", {"diffusion.zeta": 5.0}),
+    "recipe_zeta_10": _changed("zeta 10", {"diffusion.zeta": 10.0}),
+    "recipe_time_embedding": _changed("with time embedding", {"model.time_embedding": True}),
+    "recipe_residual": _changed("D predicts the change", {"model.residual": True}),
+    "recipe_coarse_3": _changed("the coarse loss three times as heavy", {"loss.coarse": 3.0}),
+    "recipe_stride_8": _changed("heatmaps at stride 8", {"stride": 8}),
+    "recipe_stride_2": _changed("heatmaps at stride 2", {"stride": 2}),
+    "recipe_stride_1": _changed("heatmaps at stride 1", {"stride": 1}),
 }
 
 
