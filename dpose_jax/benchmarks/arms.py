@@ -58,9 +58,13 @@ ARMS = {
     ),
     "own_all": Arm("the recipe on its own coarse heatmaps always, no noise", {"diffusion.own_share": 1.0}, DIRECT),
     "written": Arm("DiffusionPose as written", {"diffusion.own_share": 0.0}),
+    "written_t_300": Arm(
+        "as written, t up to 300", {"diffusion.own_share": 0.0, "diffusion.t_range": (1, 300), "sampler.t_start": 300}
+    ),
     "recipe": Arm("the recipe as it stands"),
     "recipe_unrolled": _changed("half of it unrolled by one step", {"diffusion.unroll_share": 0.5}),
-    "recipe_t_300": _changed("t up to 300", {"diffusion.t_range": (1, 300)}),
+    "recipe_t_300": Arm("the recipe, t up to 300", {"diffusion.t_range": (1, 300), "sampler.t_start": 300}),
+    "recipe_t_100": Arm("the recipe, t up to 100", {"diffusion.t_range": (1, 100), "sampler.t_start": 100}),
     "recipe_narrow": _changed("C = 16", {"model.decoder_channels": 16}),
     "recipe_wide": _changed("C = 64", {"model.decoder_channels": 64}),
     "recipe_no_masks": _changed("no masks", NO_MASKS),
