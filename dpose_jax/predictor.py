@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dpose_jax import inference, model_files, uncertainty
 from dpose_jax.data import transforms
 from dpose_jax.data.pipeline import crop_spec
-from dpose_jax.diffusion.sampler import SamplerSettings, sampler_settings
+from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.protocol import score_persons
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.prediction.boxes import checked_boxes
@@ -310,9 +310,7 @@ def _settings(config, steps: int | None, hypotheses: int, noise_time: int) -> Sa
     fewest = min(runs, key=lambda one: one.steps)
     chosen = dataclasses.replace(fewest, steps=fewest.steps if steps is None else steps)
     if hypotheses > 1 and chosen.start == "coarse":
-        if not 1 <= noise_time <= config.diffusion.timesteps:
-            raise ValueError(f"noise_time={noise_time}: must lie in 1..T = {config.diffusion.timesteps}")
-        chosen = dataclasses.replace(chosen, start="coarse_noised", t_start=noise_time)
+        chosen = noised_start(chosen, noise_time, config.diffusion.timesteps)
     return chosen
 
 

@@ -41,8 +41,8 @@ def test_plan(miniature):
         ([1, 1], ["direct"], None, r"steps=\[1, 1\]"),
         ([-1], ["direct"], None, r"steps=\[-1\]"),
         ([1], ["indirect"], None, "update_rule='indirect'"),
-        ([1], ["direct"], 0, "t_start=0"),
-        ([1], ["direct"], 1001, "noise_time=1001: must be at most diffusion.timesteps=1000"),
+        ([1], ["direct"], 0, "noise_time=0: must lie in 1..T = 1000"),
+        ([1], ["direct"], 1001, "noise_time=1001: must lie in 1..T = 1000"),
     ],
 )
 def test_bad_plans_are_named(miniature, steps, updates, noise_time, message):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dpose_jax.data.records import BadRecordError
+from dpose_jax.data.sources import make_source
 from dpose_jax.data.synthetic import SyntheticSource
-from dpose_jax.evaluation.run import evaluate
+from dpose_jax.evaluation.run import checked_batches, evaluate
 from dpose_jax.skeletons import COCO
 from dpose_jax.training.loop import dry_run, train
 
@@ -244,10 +245,13 @@ def test_broken_images_are_counted_up_to_their_share(folder, miniature, tmp_path
     assert read_lines(tmp_path / "one")[-1]["bad_records"] == 1
     report = evaluate(miniature(**fields, eval__pictures=0), str(tmp_path / "one"))
     assert report["protocol"]["persons"] == PEOPLE and report["protocol"]["skipped"] == 1
+    source = make_source(miniature(**fields), "val", training=False)
+    assert sum(batch["mask"].sum() for batch in checked_batches(miniature(**fields), source, 8)) == PEOPLE - 1
     images[5].write_bytes(images[5].read_bytes()[:100])
     for run in (
         lambda: train(miniature(**fields), str(tmp_path / "two")),
         lambda: evaluate(miniature(**fields), str(tmp_path / "one")),
+        lambda: list(checked_batches(miniature(**fields), source, 8)),
     ):
         with pytest.raises(
             ValueError, match=r"of 12 records .* 2 unreadable, more than data\.max_bad_share=0\.1; .*png"

@@ -11,7 +11,7 @@ import numpy as np
 from dpose_jax import inference, uncertainty
 from dpose_jax.benchmarks import report
 from dpose_jax.data.records import Source
-from dpose_jax.diffusion.sampler import SamplerSettings, sampler_settings
+from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.protocol import Predictions, summarise
 from dpose_jax.evaluation.run import checked_batches
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_schedule
@@ -63,9 +63,8 @@ def plan(config, steps: Sequence[int], updates: Sequence[str], restarts: int | N
             settings = dataclasses.replace(settings, early_stop=early_stop)
             runs += [Run(f"{update}, early stop", k, dataclasses.replace(settings, steps=k)) for k in some if k > 1]
     if restarts is not None:
-        if restarts > config.diffusion.timesteps:
-            raise ValueError(f"noise_time={restarts}: must be at most diffusion.timesteps={config.diffusion.timesteps}")
-        fresh = dataclasses.replace(base, steps=1, update_rule="direct", start="coarse_noised", t_start=restarts)
+        once = dataclasses.replace(base, steps=1, update_rule="direct")
+        fresh = noised_start(once, restarts, config.diffusion.timesteps)
         runs += [Run("restarts", k, fresh, k) for k in some]
     return runs
 

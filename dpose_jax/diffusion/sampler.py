@@ -178,3 +178,14 @@ def sampler_settings(config) -> tuple[SamplerSettings, ...]:
     if not steps or len(set(steps)) != len(steps):
         raise ValueError(f"sampler.steps={steps}: must be one or more distinct numbers of steps")
     return tuple(SamplerSettings(steps=k, **fields) for k in steps)
+
+
+def noised_start(settings: SamplerSettings, noise_time: int, timesteps: int) -> SamplerSettings:
+    """The settings, but from coarse joints noised to t = `noise_time` of T = `timesteps` (ours).
+
+    Raises:
+      ValueError: if `noise_time` does not lie in 1..T.
+    """
+    if not 1 <= noise_time <= timesteps:
+        raise ValueError(f"noise_time={noise_time}: must lie in 1..T = {timesteps}")
+    return dataclasses.replace(settings, start="coarse_noised", t_start=noise_time)
