@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     c.diffusion.timesteps = 1000  # T
     c.diffusion.schedule = "cosine"  # cosine or linear
     c.diffusion.zeta = 2.0  # signal scale (ours; the sweep is 1, 2, 5, 10)
-    c.diffusion.t_range = (1, 1000)  # t is uniform over this closed range in training
+    c.diffusion.t_range = (1, 300)  # t is uniform over this closed range in training (ours; the paper: 1 to T)
     c.diffusion.own_share = 0.5  # share of examples fed the model's own coarse heatmaps (ours; the paper: 0)
     c.diffusion.unroll_share = 0.0  # share fed what the denoiser made of its input, as in a second step (ours)
 
@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
     c.sampler.steps = (1, 2, 4)  # K: every entry is evaluated
     c.sampler.update_rule = "direct"  # direct (the paper) or ddim (ours)
     c.sampler.start = "coarse"  # coarse (the paper), coarse_noised or random
-    c.sampler.t_start = 1000  # of the starts but coarse with direct (ours)
+    c.sampler.t_start = 300  # of ddim and the noised starts; coarse with direct has none (ours; the paper: T)
     c.sampler.eta = 0.0  # of DDIM, in [0, 1] (ours)
     c.sampler.refresh = False  # draw the masks anew at every step (ours)
     c.sampler.early_stop = 0.0  # heatmap px: a person whose joints move less in a step is done; 0: off (ours)

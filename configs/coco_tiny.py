@@ -3,8 +3,9 @@
   python train.py --config=configs/coco_tiny.py --workdir=DIR --config.data.root=COCO
   python eval.py --config=configs/coco_tiny.py --workdir=DIR --config.data.root=COCO --config.eval.split=train
 
-Reached on its own 360 training persons: AP .97 with one step (coarse branch .94); ground-truth boxes, flip test,
-seed 0. About 23 minutes on two cores. On val it is near zero, as it must be. See docs/results.md.
+With `diffusion.t_range=(1, 1000)` it reached on its own 360 training persons: AP .97 with one step (coarse branch
+.94); ground-truth boxes, flip test, seed 0. About 23 minutes on two cores. On val it is near zero, as it must be. See
+docs/results.md.
 """
 
 from configs import tiny

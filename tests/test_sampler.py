@@ -328,11 +328,11 @@ def test_settings_of_a_config():
     config.sampler.update_rule = "ddim"
     config.sampler.eta = 0.5
     config.sampler.refresh = True
-    assert sampler_settings(config) == tuple(SamplerSettings(k, "ddim", "coarse", 1000, 0.5, True) for k in (1, 3))
+    assert sampler_settings(config) == tuple(SamplerSettings(k, "ddim", "coarse", 300, 0.5, True) for k in (1, 3))
     for steps in ((), (2, 2)):
         config.sampler.steps = steps
         with pytest.raises(ValueError, match=r"sampler\.steps=.*distinct"):
             sampler_settings(config)
-    config.diffusion.timesteps = 500
-    with pytest.raises(ValueError, match=r"sampler\.t_start=1000.*T = 500"):
+    config.diffusion.timesteps = 200
+    with pytest.raises(ValueError, match=r"sampler\.t_start=300.*T = 200"):
         sampler_settings(config)

@@ -107,6 +107,32 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     assert both.get_label() == "recipe, direct_1" and one.get_label() == "plain, coarse"
 
 
+def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
+    """A panel a question; what is of an ablation, without DARK or not timed is left to the table."""
+
+    def row(arm, reading, ap, times=None):
+        return {"arm": arm, "reading": reading, "AP": ap, "AP se": 0.01, "times_plain": times}
+
+    rows = [
+        row("plain", "coarse", 0.2, 1.0),
+        row("plain", "unflipped_0", 0.1, 0.7),
+        row("recipe_residual", "direct_1", 0.9),
+    ]
+    rows += [row("recipe", name, ap, times) for name, ap, times in (("direct_1", 0.3, 1.7), ("direct_2", 0.4, None))]
+    rows += [row("recipe", "ddim_2", 0.35, 2.5), row("recipe", "direct_1 without DARK", 0.6, 1.7)]
+    figures = []
+    monkeypatch.setattr(study_plot, "_save", lambda figure, path: figures.append(figure))
+    study_plot.write_plot("study.png", rows)
+    drawn = [{line.get_label(): line[0].get_xydata().tolist() for line in axes.containers} for axes in figures[0].axes]
+    assert drawn == [
+        {"recipe, direct": [[1, 0.3], [2, 0.4]]},
+        {"recipe, ddim": [[2, 0.35]]},
+        {"plain, unflipped": [[0.7, 0.1]], "recipe, direct": [[1.7, 0.3]]},
+    ]
+    levels = [axes.lines[0].get_ydata() for axes in figures[0].axes[:2]]
+    np.testing.assert_allclose(levels, 0.2)
+
+
 def test_gains_are_paired_by_seed_and_decoding():
     def reading(ap):
         return dict.fromkeys(study.METRICS, 0.5) | {"AP": ap, "PCK@0.1 occluded": None}
@@ -210,6 +236,14 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
     assert (tmp_path / "recipe" / "seed_1" / "harms.png").exists()
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png"))
 
+    # `one_pass` is not there and stays so.
+    done = command("benchmark.py", *arguments, steps, "--seeds=0,1", "--arms=plain,recipe,one_pass", "--report_only")
+    assert done.returncode == 0, done.stderr
+    again = json.loads((tmp_path / "study.json").read_text())
+    assert again["rows"] == report["rows"] and again["runs"] == report["runs"]
+    assert not (tmp_path / "one_pass").exists()
+    done = command("benchmark.py", *arguments, steps, "--arms=one_pass", "--report_only")
+    assert done.returncode == 1 and "no run of --arms=one_pass is finished there" in done.stderr
     done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")
     assert done.returncode == 1 and "readings.json: is of another config" in done.stderr
     done = command("benchmark.py", *arguments, steps, "--config.eval.boxes=detections")

@@ -11,6 +11,7 @@ from dpose_jax.diffusion.sampler import UPDATE_RULES, SamplerSettings
 
 MAIN = ("plain", "plain_same_time", "one_pass", "written", "recipe")
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
+PAPER_TIMES = {"diffusion.t_range": (1, 1000), "sampler.t_start": 1000}
 DIRECT = ("direct", "unmirrored", "unflipped")
 MANY = (*DIRECT, "ddim", "restarts")
 
@@ -57,14 +58,14 @@ ARMS = {
         DIRECT,
     ),
     "own_all": Arm("the recipe on its own coarse heatmaps always, no noise", {"diffusion.own_share": 1.0}, DIRECT),
-    "written": Arm("DiffusionPose as written", {"diffusion.own_share": 0.0}),
-    "written_t_300": Arm(
-        "as written, t up to 300", {"diffusion.own_share": 0.0, "diffusion.t_range": (1, 300), "sampler.t_start": 300}
-    ),
+    "written": Arm("DiffusionPose as written", PAPER_TIMES | {"diffusion.own_share": 0.0}),
     "recipe": Arm("the recipe as it stands"),
-    "recipe_unrolled": _changed("half of it unrolled by one step", {"diffusion.unroll_share": 0.5}),
-    "recipe_t_300": Arm("the recipe, t up to 300", {"diffusion.t_range": (1, 300), "sampler.t_start": 300}),
+    "recipe_t_1000": Arm("the recipe, t up to 1,000", PAPER_TIMES),
+    "recipe_t_1000_unrolled": _changed("t up to 1,000, half unrolled", PAPER_TIMES | {"diffusion.unroll_share": 0.5}),
+    "recipe_t_1000_narrow": _changed("t up to 1,000, C = 16", PAPER_TIMES | {"model.decoder_channels": 16}),
     "recipe_t_100": Arm("the recipe, t up to 100", {"diffusion.t_range": (1, 100), "sampler.t_start": 100}),
+    "recipe_no_own": _changed("on noised true joints alone", {"diffusion.own_share": 0.0}),
+    "recipe_unrolled": _changed("half of it unrolled by one step", {"diffusion.unroll_share": 0.5}),
     "recipe_narrow": _changed("C = 16", {"model.decoder_channels": 16}),
     "recipe_wide": _changed("C = 64", {"model.decoder_channels": 64}),
     "recipe_no_masks": _changed("no masks", NO_MASKS),

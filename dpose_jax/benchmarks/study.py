@@ -1,6 +1,6 @@
 """Does the diffusion earn its place? Arms trained alike, from several seeds, and read in every way; resumable.
 
-python benchmark.py study --config=configs/lspet_tiny.py --out=OUT [--arms=plain,recipe] [--seeds=0,1,2]
+python benchmark.py study --config=configs/lspet_tiny.py --out=OUT [--arms=plain,recipe] [--seeds=0,1,2] [--report_only]
 
 Each run lies in OUT/ARM/seed_S. The same command goes on where it was stopped; finished runs are kept.
 """
@@ -39,6 +39,7 @@ STEPS = flags.DEFINE_list("steps", ["1", "2", "4", "8"], "Sampling steps K.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the fresh restarts, in 1..T.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "To spend on timing each way of sampling, one person at a time.")
 OUT = flags.DEFINE_string("out", None, "The folder for the runs, study.json, study.md and the plots.", required=True)
+REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Train and time nothing: report the runs that are finished.")
 flags.mark_flag_as_required("config")
 
 READ_FILE, PACE_FILE, LATENCY_FILE = "readings.json", "pace.json", "latency.json"
@@ -57,19 +58,28 @@ def main() -> None:
     recipe, seeds = CONFIG.value, [int(text) for text in SEEDS.value]
     steps = sorted(int(text) for text in STEPS.value)
     check(recipe, ARM_NAMES.value, seeds, steps)
-    environment, runs, latencies = report.environment(), Runs(), Latencies()
-    for seed in seeds:
-        for name in ARM_NAMES.value:
-            runs[name, seed] = run_once(recipe, name, seed, steps)
-            latencies[name] = latency_once(recipe, name, steps)
-            rows = summarise(runs, latencies)
+    every = [(name, seed) for seed in seeds for name in ARM_NAMES.value]
+    finished = [run for run in every if os.path.exists(os.path.join(_folder(*run), READ_FILE))]
+    reported = finished if REPORT_ONLY.value else every
+    if not reported:
+        raise ValueError(f"{OUT.value}: no run of --arms={','.join(ARM_NAMES.value)} is finished there")
+    runs, latencies = Runs(), Latencies()
+    for name, seed in reported:
+        runs[name, seed] = run_once(recipe, name, seed, steps)
+        latencies[name] = latency_once(recipe, name, steps)
+        if (name, seed) not in finished or (name, seed) == reported[-1]:
             print(f"\n{name}, seed {seed}:")
-            every = [{"arm": arm, "seed": seed, **run} for (arm, seed), run in runs.items()]
-            what = {name: ARMS[name].what for name in ARM_NAMES.value}
-            facts = {"environment": environment, "protocol": shared_facts(runs), "arms": what, "runs": every}
-            report.write(os.path.join(OUT.value, "study.json"), rows, **facts)
-            write_plot(os.path.join(OUT.value, "study.png"), rows)
-            write_errors(os.path.join(OUT.value, "errors.png"), runs)
+            write_report(runs, latencies)
+
+
+def write_report(runs: Runs, latencies: Latencies) -> None:
+    """Writes what is known so far: study.json, study.md, study.png and errors.png."""
+    rows = summarise(runs, latencies)
+    every = [{"arm": arm, "seed": seed, **run} for (arm, seed), run in runs.items()]
+    facts = {"protocol": shared_facts(runs), "arms": {name: ARMS[name].what for name, _ in runs}, "runs": every}
+    report.write(os.path.join(OUT.value, "study.json"), rows, environment=report.environment(), **facts)
+    write_plot(os.path.join(OUT.value, "study.png"), rows)
+    write_errors(os.path.join(OUT.value, "errors.png"), runs)
 
 
 def check(recipe, names: Sequence[str], seeds: Sequence[int], steps: Sequence[int]) -> None:
@@ -152,14 +162,16 @@ def shared_facts(runs: Runs) -> dict:
 
 
 def latency_once(recipe, name: str, steps: Sequence[int]) -> dict[str, dict]:
-    """`readings.latency` of an arm, measured once for a config and kept in its folder."""
+    """`readings.latency` of an arm, measured once for a config and kept in its folder; {} if --report_only has none."""
     config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
 
     def measure() -> dict:
+        if REPORT_ONLY.value:
+            return {}
         source = make_source(config, config.eval.split, training=False)
         return {"latency": latency(config, ARMS[name], source, steps, NOISE_TIME.value, SECONDS.value)}
 
-    return _kept(os.path.join(OUT.value, name, LATENCY_FILE), asked(config, steps), measure)["latency"]
+    return _kept(os.path.join(OUT.value, name, LATENCY_FILE), asked(config, steps), measure).get("latency", {})
 
 
 def pace(recipe) -> float:
@@ -176,13 +188,14 @@ def pace(recipe) -> float:
 
 
 def _kept(path: str, wanted: dict, measure: Callable[[], dict]) -> dict:
-    """What was measured as `wanted` and kept; measured anew where there is none, or one of other settings."""
+    """What was measured as `wanted` and kept; else measured, and kept if that gave anything."""
     kept = read_json(path) if os.path.exists(path) else {}
-    if {key: kept.get(key) for key in wanted} != wanted:
-        kept = wanted | measure()
-        write_json(path, kept)
+    if {key: kept.get(key) for key in wanted} == wanted:
+        return kept
+    if measured := measure():
+        write_json(path, wanted | measured)
         jax.clear_caches()
-    return kept
+    return wanted | measured
 
 
 def _stepper(recipe, name: str) -> Callable:
