@@ -38,6 +38,13 @@ def test_recipe_is_a_delta_that_adds_no_field(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_all_recipes_but_the_papers_have_what_the_study_taught(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    found = (tuple(config.diffusion.t_range), config.sampler.t_start, config.diffusion.own_share)
+    assert found == (((1, 1000), 1000, 0.0) if name == "paper_coco_w32" else ((1, 300), 300, 0.5))
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_starts_from_imagenet_where_somebody_publishes_its_backbone(name):
     model = importlib.import_module(f"configs.{name}").get_config().model
     assert model.pretrained == ("imagenet" if model.backbone in IMAGENET else "none")

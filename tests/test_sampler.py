@@ -333,6 +333,12 @@ def test_settings_of_a_config():
         config.sampler.steps = steps
         with pytest.raises(ValueError, match=r"sampler\.steps=.*distinct"):
             sampler_settings(config)
+    config.sampler.steps, config.sampler.start = (1,), "random"
+    with pytest.raises(ValueError, match=r"sampler\.t_start=300: must be T = 1000 for ddim"):
+        sampler_settings(config)
+    config.sampler.t_start = 1000
+    assert sampler_settings(config)[0].start == "random"
+    config.sampler.t_start = 300
     config.diffusion.timesteps = 200
     with pytest.raises(ValueError, match=r"sampler\.t_start=300.*T = 200"):
         sampler_settings(config)

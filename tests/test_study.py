@@ -111,7 +111,7 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     """A panel a question; what is of an ablation, without DARK or not timed is left to the table."""
 
     def row(arm, reading, ap, times=None):
-        return {"arm": arm, "reading": reading, "AP": ap, "AP se": 0.01, "times_plain": times}
+        return {"arm": arm, "reading": reading, "AP": ap, "AP se": 0.01 if times else None, "times_plain": times}
 
     rows = [
         row("plain", "coarse", 0.2, 1.0),
@@ -127,8 +127,11 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     assert drawn == [
         {"recipe, direct": [[1, 0.3], [2, 0.4]]},
         {"recipe, ddim": [[2, 0.35]]},
-        {"plain, unflipped": [[0.7, 0.1]], "recipe, direct": [[1.7, 0.3]]},
+        {"recipe, direct": [[1.7, 0.3]]},
     ]
+    # Of one seed there is no error to show.
+    (bars,) = figures[0].axes[0].containers[0][2]
+    np.testing.assert_allclose([np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)], [0.02])
     levels = [axes.lines[0].get_ydata() for axes in figures[0].axes[:2]]
     np.testing.assert_allclose(levels, 0.2)
 
@@ -236,12 +239,24 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
     assert (tmp_path / "recipe" / "seed_1" / "harms.png").exists()
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png"))
 
-    # `one_pass` is not there and stays so.
-    done = command("benchmark.py", *arguments, steps, "--seeds=0,1", "--arms=plain,recipe,one_pass", "--report_only")
+    # `one_pass` is not there and stays so, and what no longer has a latency is not timed.
+    arms = ["--seeds=0,1", "--arms=plain,plain_same_time,recipe,one_pass", "--report_only"]
+    done = command("benchmark.py", *arguments, steps, *arms)
     assert done.returncode == 0, done.stderr
     again = json.loads((tmp_path / "study.json").read_text())
     assert again["rows"] == report["rows"] and again["runs"] == report["runs"]
-    assert not (tmp_path / "one_pass").exists()
+    (tmp_path / "plain" / "latency.json").unlink()
+    # As if it had been timed that three steps fit in the time of two.
+    same_time = json.loads((tmp_path / "plain" / "seed_0" / "readings.json").read_text())
+    same_time["config"]["train"]["steps"] = same_time["run"]["steps"] = 3
+    write_json(str(tmp_path / "plain_same_time" / "seed_0" / "readings.json"), same_time)
+    done = command("benchmark.py", *arguments, steps, *arms)
+    assert done.returncode == 0 and "plain: no latency is kept" in done.stdout, done.stderr
+    rows = {(row["arm"], row["reading"]): row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
+    assert "ms" not in rows["plain", "coarse"] and "ms" in rows["recipe", "coarse"]
+    assert rows["plain_same_time", "coarse"]["AP"] == same_time["run"]["readings"]["coarse"]["AP"]
+    absent = [tmp_path / "one_pass", tmp_path / "plain" / "latency.json", tmp_path / "pace.json"]
+    assert not any(path.exists() for path in absent)
     done = command("benchmark.py", *arguments, steps, "--arms=one_pass", "--report_only")
     assert done.returncode == 1 and "no run of --arms=one_pass is finished there" in done.stderr
     done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")

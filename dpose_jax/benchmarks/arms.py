@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from dpose_jax.benchmarks.sampling import Run, plan
 from dpose_jax.diffusion.sampler import UPDATE_RULES, SamplerSettings
 
-MAIN = ("plain", "plain_same_time", "one_pass", "written", "recipe")
+MAIN = ("plain", "plain_same_time", "one_pass", "own_all", "written", "recipe_t_1000", "recipe")
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
 PAPER_TIMES = {"diffusion.t_range": (1, 1000), "sampler.t_start": 1000}
 DIRECT = ("direct", "unmirrored", "unflipped")

@@ -59,17 +59,19 @@ def main() -> None:
     steps = sorted(int(text) for text in STEPS.value)
     check(recipe, ARM_NAMES.value, seeds, steps)
     every = [(name, seed) for seed in seeds for name in ARM_NAMES.value]
-    finished = [run for run in every if os.path.exists(os.path.join(_folder(*run), READ_FILE))]
-    reported = finished if REPORT_ONLY.value else every
-    if not reported:
+    finished = [run for run in every if os.path.exists(_readings_path(*run))]
+    missing = [] if REPORT_ONLY.value else [run for run in every if run not in finished]
+    if not finished and not missing:
         raise ValueError(f"{OUT.value}: no run of --arms={','.join(ARM_NAMES.value)} is finished there")
-    runs, latencies = Runs(), Latencies()
-    for name, seed in reported:
+    runs = {run: run_once(recipe, *run, steps) for run in finished}
+    latencies = {name: latency_once(recipe, name, steps) for name in dict.fromkeys(name for name, _ in finished)}
+    if finished:
+        write_report(runs, latencies)
+    for name, seed in missing:
         runs[name, seed] = run_once(recipe, name, seed, steps)
         latencies[name] = latency_once(recipe, name, steps)
-        if (name, seed) not in finished or (name, seed) == reported[-1]:
-            print(f"\n{name}, seed {seed}:")
-            write_report(runs, latencies)
+        print(f"\n{name}, seed {seed}:")
+        write_report({run: runs[run] for run in every if run in runs}, latencies)
 
 
 def write_report(runs: Runs, latencies: Latencies) -> None:
@@ -91,12 +93,20 @@ def check(recipe, names: Sequence[str], seeds: Sequence[int], steps: Sequence[in
         config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
         check_fields(config)
         make_readings(config, ARMS[name], steps, NOISE_TIME.value)
-    for split, training in (("train", True), (recipe.eval.split, False)):
-        make_source(recipe, split, training=training)
+    if not REPORT_ONLY.value:
+        for split, training in (("train", True), (recipe.eval.split, False)):
+            make_source(recipe, split, training=training)
     for name, seed in itertools.product(names, seeds):
-        if not ARMS[name].same_time:  # how many steps that is has to be timed first
-            config = arm_config(recipe, ARMS[name], seed, recipe.train.steps)
-            check_folder(_folder(name, seed), asked(config, steps))
+        if count := known_count(recipe, name, seed):
+            check_folder(_folder(name, seed), asked(arm_config(recipe, ARMS[name], seed, count), steps))
+
+
+def known_count(recipe, name: str, seed: int) -> int | None:
+    """How many steps a run trains for; None if that has to be timed first."""
+    if not ARMS[name].same_time:
+        return recipe.train.steps
+    path = _readings_path(name, seed)
+    return read_json(path)["run"]["steps"] if os.path.exists(path) else None
 
 
 def asked(config, steps: Sequence[int]) -> dict:
@@ -125,6 +135,10 @@ def _folder(name: str, seed: int) -> str:
     return os.path.join(OUT.value, name, f"seed_{seed}")
 
 
+def _readings_path(name: str, seed: int) -> str:
+    return os.path.join(_folder(name, seed), READ_FILE)
+
+
 def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> dict:
     """One run, from its folder if it is finished: `{"steps", "epochs", "readings", "protocol"}`.
 
@@ -132,9 +146,9 @@ def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> dict:
       ValueError: if the folder holds a run of another config.
     """
     arm, workdir = ARMS[name], _folder(name, seed)
-    count = round(recipe.train.steps * pace(recipe)) if arm.same_time else recipe.train.steps
+    count = known_count(recipe, name, seed) or round(recipe.train.steps * pace(recipe))
     config = arm_config(recipe, arm, seed, count)
-    path, wanted = os.path.join(workdir, READ_FILE), asked(config, steps)
+    path, wanted = _readings_path(name, seed), asked(config, steps)
     check_folder(workdir, wanted)
     if os.path.exists(path):
         done = read_json(path)
@@ -167,9 +181,11 @@ def latency_once(recipe, name: str, steps: Sequence[int]) -> dict[str, dict]:
 
     def measure() -> dict:
         if REPORT_ONLY.value:
+            print(f"{name}: no latency is kept that was timed with these settings")
             return {}
         source = make_source(config, config.eval.split, training=False)
-        return {"latency": latency(config, ARMS[name], source, steps, NOISE_TIME.value, SECONDS.value)}
+        measured = latency(config, ARMS[name], source, steps, NOISE_TIME.value, SECONDS.value)
+        return {"environment": report.environment(), "latency": measured}
 
     return _kept(os.path.join(OUT.value, name, LATENCY_FILE), asked(config, steps), measure).get("latency", {})
 
@@ -180,7 +196,8 @@ def pace(recipe) -> float:
     def measure() -> dict:
         timings = report.measure({name: _stepper(recipe, name) for name in ("plain", "recipe")}, seconds=10)
         seconds = {name: timing.median for name, timing in timings.items()}
-        return {"seconds": seconds, "ratio": seconds["recipe"] / seconds["plain"]}
+        ratio = seconds["recipe"] / seconds["plain"]
+        return {"environment": report.environment(), "seconds": seconds, "ratio": ratio}
 
     config = arm_config(recipe, ARMS["recipe"], 0, recipe.train.steps)
     wanted = {"config": json.loads(config.to_json_best_effort())}

@@ -14,9 +14,9 @@ STEPS, LATENCY = "sampling steps", "latency, in multiples of the coarse branch's
 PANELS = {
     "direct": (("direct",), STEPS),
     "ddim and fresh restarts": (("ddim", "restarts"), STEPS),
-    "direct, with and without the mirrored crop": (("direct", "unmirrored", "unflipped"), LATENCY),
+    "direct, also without denoising the mirrored crop": (("direct", "unmirrored"), LATENCY),
 }
-MARKERS = {"direct": "o-", "unmirrored": "D-.", "unflipped": "v--", "ddim": "s:", "restarts": "^-."}
+MARKERS = {"direct": "o-", "unmirrored": "D-.", "ddim": "s:", "restarts": "^-."}
 COLOURS = {arm: f"C{number % 10}" for number, arm in enumerate((*MAIN, *(arm for arm in ARMS if arm not in MAIN)))}
 
 
@@ -105,6 +105,7 @@ def _save(figure: Figure, path: str) -> None:
 
 
 def _points(rows: list[dict], across: str) -> list[tuple[float, float, float]]:
-    """(x, AP, standard error) of each reading whose x is known."""
+    """(x, AP, its standard error or NaN) of each reading whose x is known."""
     at = [int(row["reading"].split("_")[1]) if across == STEPS else row.get("times_plain") for row in rows]
-    return [(x, row["AP"], row["AP se"] or 0) for x, row in zip(at, rows, strict=True) if x is not None]
+    points = [(x, row["AP"], row["AP se"]) for x, row in zip(at, rows, strict=True) if x is not None]
+    return [(x, ap, np.nan if error is None else error) for x, ap, error in points]

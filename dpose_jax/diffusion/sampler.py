@@ -24,8 +24,8 @@ class SamplerSettings:
       update_rule: `direct`: y~_{t-1} = D(y~_t, x^c), the paper's equation as written; `ddim` (ours): decode
         y^_0, one DDIM step on the joints, draw anew.
       start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised`: its joints sent forward to
-        t_start and drawn; `random`: joints from N(0, 1).
-      t_start: in 1..T; the paper recipe starts at T.
+        t_start and drawn; `random`: joints from N(0, 1), which is what y is at T.
+      t_start: in 1..T, the time of the start; the paper recipe starts at T.
       eta: of DDIM, in [0, 1].
       refresh: draw the masks anew at every step, else once from the start (the paper).
       early_stop: heatmap pixels; a person none of whose joints moved further in a step is done, and once a whole
@@ -168,13 +168,17 @@ def sampler_settings(config) -> tuple[SamplerSettings, ...]:
     """One SamplerSettings for each K of `config.sampler.steps`.
 
     Raises:
-      ValueError: if a field of `config.sampler` is out of range.
+      ValueError: if a field of `config.sampler` is out of range, or `ddim` would take random joints for those of t < T.
     """
-    fields = config.sampler.to_dict()
+    fields, last = config.sampler.to_dict(), config.diffusion.timesteps
     del fields["seed"]
     steps = fields.pop("steps")
-    if fields["t_start"] > config.diffusion.timesteps:
-        raise ValueError(f"sampler.t_start={fields['t_start']}: must not exceed T = {config.diffusion.timesteps}")
+    if fields["t_start"] > last:
+        raise ValueError(f"sampler.t_start={fields['t_start']}: must not exceed T = {last}")
+    if (fields["start"], fields["update_rule"]) == ("random", "ddim") and fields["t_start"] != last:
+        raise ValueError(
+            f"sampler.t_start={fields['t_start']}: must be T = {last} for ddim with sampler.start='random'"
+        )
     if not steps or len(set(steps)) != len(steps):
         raise ValueError(f"sampler.steps={steps}: must be one or more distinct numbers of steps")
     return tuple(SamplerSettings(steps=k, **fields) for k in steps)
