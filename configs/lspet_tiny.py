@@ -3,9 +3,8 @@
   python train.py --config=configs/lspet_tiny.py --workdir=DIR --config.data.root=LSPET
   python eval.py --config=configs/lspet_tiny.py --workdir=DIR --config.data.root=LSPET
 
-With `diffusion.t_range=(1, 1000)` it reached, with one step, AP .41, AP50 .83, PCK@0.2 .87 (coarse branch .35, .83,
-.84): ground-truth boxes, flip test, seed 0, the 499 validation persons; 48 minutes of training on two cores. See
-docs/results.md.
+It reaches, with one step, AP .41, AP50 .82, PCK@0.2 .86 (coarse branch .36, .81, .84): ground-truth boxes, flip test,
+seed 0, the 499 validation persons; an hour of training on one core, 48 minutes on two. See docs/results.md.
 """
 
 from configs import tiny
