@@ -3,8 +3,8 @@
 The base recipe as it stands, at global batch 128 for 210 epochs of 149,813 persons, from ImageNet weights, which
 docs/pretrained.md says where to get. Its time and result are unknown; `--dry_run` estimates the time. `data.root` is
 the official layout: annotations/, train2017/, val2017/. Half of the examples are fed the model's own coarse heatmaps
-(`diffusion.own_share`), the others joints of little noise (`diffusion.t_range`), both ours: on small data the gain of
-denoising hangs on them (docs/results.md).
+(`diffusion.own_share`), the others joints of little noise (`diffusion.t_range`), both ours: on small data the first
+raised what denoising gains, the second perhaps (docs/results.md).
 
 On more devices: with --config.train.batch_size=B the learning rate is 1e-3 x B / 128 (linear scaling,
 `optim.base_batch`); give --config.train.steps = 210 x 149,813 / B beside it.
