@@ -96,6 +96,7 @@ def get_config() -> ConfigDict:
     c.optim.warmup_steps = 500
     c.optim.clip_norm = 1.0  # of the global gradient; 0 turns it off
     c.optim.weight_decay = 0.0  # decoupled, on kernels
+    c.optim.denoiser_from = 0.0  # share of the run in which HRNet and its coarse branch learn alone at first (ours)
     c.optim.freeze_backbone_steps = 0  # first steps that leave HRNet and its statistics as they are (ours)
     c.optim.ema = 0.0  # decay of the moving averages of parameters and BatchNorm statistics; 0 turns them off
 

@@ -3,9 +3,9 @@
   python train.py --config=configs/synthetic_full.py --workdir=runs/shipped
   python eval.py --config=configs/synthetic_full.py --workdir=runs/shipped
 
-It reaches on 403 unseen persons with one step: AP .64, PCK@0.2 .96 (coarse branch .56, .95); their own boxes, flip test,
-seed 0. Photos of people: COCO val AP .01, PCK@0.2 .58; see dpose_jax/shipped/README.md. Drawings alone: weights of it
-carry no licence but ours. 39 minutes of training on one core whose other was busy too.
+It reaches on 403 unseen persons with one step: AP .64, PCK@0.2 .96 (coarse branch .56, .95); their own boxes, flip
+test, seed 0. Photos of people: COCO val AP .01, PCK@0.2 .58; see dpose_jax/shipped/README.md. Drawings alone: weights
+of it carry no licence but ours. 39 minutes of training on one core whose other was busy too.
 """
 
 from configs import tiny

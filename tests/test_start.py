@@ -15,14 +15,14 @@ from safetensors.numpy import save_file
 
 from dpose_jax import model_files, parallel
 from dpose_jax.files import write_json
-from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.diffusion_pose import DENOISER, build_model
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.skeletons import COCO
 from dpose_jax.training import loop
 from dpose_jax.training.checkpoints import Checkpoints, read_variables, stored_config
 from dpose_jax.training.loop import dry_run, prepare, train
 from dpose_jax.training.start import starting_variables
-from dpose_jax.training.state import averaged_variables, hold_backbone, make_optimizer
+from dpose_jax.training.state import averaged_variables, hold_parts, make_optimizer
 
 
 def assert_equal(one, other):
@@ -145,12 +145,12 @@ def test_other_joints_get_new_heads(trained, averages, miniature, tmp_path):
         np.testing.assert_array_equal(array, (fresh if path.startswith(heads) else averages)[path])
 
 
-def test_hold_backbone_is_a_late_start():
+def test_hold_parts_is_a_late_start():
     """Held parameters get what an optimizer gives that first sees them afterwards; the others never notice."""
     rng = np.random.default_rng(0)
     params = {name: {"kernel": jnp.asarray(rng.standard_normal((3, 2)), jnp.float32)} for name in ("hrnet", "decoder")}
     inner = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1))
-    held, late, plain = hold_backbone(inner, 3), inner, inner
+    held, late, plain = hold_parts(inner, {"hrnet": 3}), inner, inner
     state, plain_state = held.init(params), plain.init(params["decoder"])
     late_state = late.init(params["hrnet"])
     for step in range(8):
@@ -168,7 +168,8 @@ def test_hold_backbone_is_a_late_start():
 def test_the_backbone_is_held_for_the_first_steps(miniature):
     """Parameters, BatchNorm statistics and Adam's moments of HRNet, through the compiled step; all else learns."""
     run = prepare(miniature(optim__freeze_backbone_steps=2))
-    assert [run.step_at(number) for number in (1, 2, 3, 4)] == [run.frozen_step] * 2 + [run.step] * 2
+    (_, frozen), (_, step) = run.phases
+    assert [run.step_at(number) for number in (1, 2, 3)] == [frozen, frozen, step] and step is run.step
     start, state = jax.device_get(run.state), run.state
     for number in (1, 2):
         state, metrics = run.step_at(number)(state, parallel.put_batch(run.read(), run.mesh))
@@ -179,6 +180,30 @@ def test_the_backbone_is_held_for_the_first_steps(miniature):
     assert leaves_that_differ(start.params, state.params) == others
     moments = [leaf for path, leaf in adam_leaves(state) if "'hrnet'" in path]
     assert len(moments) == 2 * len(jax.tree.leaves(start.params["hrnet"])) and not any(leaf.any() for leaf in moments)
+
+
+def test_the_denoiser_learns_in_the_last_share_of_the_run(miniature):
+    """At first a run is that of a plain HRNet, to the bit; then all learns, Adam from its first step."""
+    late, plain = prepare(miniature(optim__denoiser_from=0.5)), prepare(miniature(loss__diffusion=0.0))
+    assert [last for last, _ in late.phases] == [2, 4] and [last for last, _ in plain.phases] == [4]
+    start = jax.device_get(late.state.params)
+    state, its_state = late.state, plain.state
+    for number in (1, 2):
+        state, metrics = late.step_at(number)(state, parallel.put_batch(late.read(), late.mesh))
+        its_state, its_metrics = plain.step_at(number)(its_state, parallel.put_batch(plain.read(), plain.mesh))
+        for name in ("loss", "loss_coarse", "loss_diffusion", "grad_norm"):
+            assert metrics[name] == its_metrics[name]
+    plain.data.close()
+    assert metrics["loss_diffusion"] == 0
+    for part, leaves in state.params.items():
+        assert_equal(leaves, start[part] if part in DENOISER else its_state.params[part])
+    assert set(DENOISER) < set(start)
+    held = jax.device_get(state.params)
+    state, metrics = late.step_at(3)(state, parallel.put_batch(late.read(), late.mesh))
+    late.data.close()
+    assert metrics["loss_diffusion"] > 0
+    change = np.abs(held["merge"]["kernel"] - state.params["merge"]["kernel"])
+    np.testing.assert_allclose(np.median(change), metrics["learning_rate"], rtol=0.01)  # Adam's first step is 1 or -1
 
 
 def restored(config, workdir):

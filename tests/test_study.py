@@ -1,6 +1,7 @@
 """The study, on a miniature: what its arms are, what is read from them, how it goes on after a stop."""
 
 import json
+import types
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from dpose_jax import visualize
 from dpose_jax.benchmarks import study, study_plot
 from dpose_jax.benchmarks.arms import ARMS, arm_config, lines_of
 from dpose_jax.benchmarks.readings import predict, score
+from dpose_jax.benchmarks.report import Timing
 from dpose_jax.benchmarks.study_pictures import person_oks, write_changes
 from dpose_jax.data.sources import make_source
 from dpose_jax.evaluation.protocol import Predictions
@@ -136,6 +138,24 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     np.testing.assert_allclose(levels, 0.2)
 
 
+def test_steps_in_the_same_time(miniature, tmp_path, monkeypatch):
+    """A step counts as the mean over the run's phases; what was timed is kept for the config that it was timed with."""
+    monkeypatch.setattr(study, "OUT", types.SimpleNamespace(value=str(tmp_path)))
+    monkeypatch.setattr(study, "REPORT_ONLY", types.SimpleNamespace(value=False))
+    phases = {"late_same_time": {1: None, 4: None}, "recipe": {4: None}}
+    monkeypatch.setattr(study, "_steppers", lambda recipe, name: phases[name])
+    seconds = {("late_same_time", 1): 1.0, ("late_same_time", 4): 3.0, ("recipe", 4): 5.0}
+
+    timed = {name: Timing(median, 0.0, 9.0, 5) for name, median in seconds.items()}
+    monkeypatch.setattr(study.report, "measure", lambda calls, **_: {name: timed[name] for name in calls})
+    assert study.pace(miniature(), "late_same_time") == pytest.approx(5.0 / 2.5)
+    kept = json.loads((tmp_path / "late_same_time" / "pace.json").read_text())
+    assert kept["config"]["optim"]["denoiser_from"] == 0.5 and kept["seconds"]["recipe"] == 5.0
+    timed["recipe", 4] = Timing(10.0, 0.0, 19.0, 5)
+    assert study.pace(miniature(), "late_same_time") == pytest.approx(2.0)
+    assert study.pace(miniature(stride=8), "late_same_time") == pytest.approx(4.0)
+
+
 def test_gains_are_paired_by_seed_and_decoding():
     def reading(ap):
         return dict.fromkeys(study.METRICS, 0.5) | {"AP": ap, "PCK@0.1 occluded": None}
@@ -255,7 +275,7 @@ def test_a_study_reports_every_run_and_goes_on(tmp_path):
     rows = {(row["arm"], row["reading"]): row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
     assert "ms" not in rows["plain", "coarse"] and "ms" in rows["recipe", "coarse"]
     assert rows["plain_same_time", "coarse"]["AP"] == same_time["run"]["readings"]["coarse"]["AP"]
-    absent = [tmp_path / "one_pass", tmp_path / "plain" / "latency.json", tmp_path / "pace.json"]
+    absent = [tmp_path / "one_pass", tmp_path / "plain" / "latency.json", tmp_path / "plain_same_time" / "pace.json"]
     assert not any(path.exists() for path in absent)
     done = command("benchmark.py", *arguments, steps, "--arms=one_pass", "--report_only")
     assert done.returncode == 1 and "no run of --arms=one_pass is finished there" in done.stderr

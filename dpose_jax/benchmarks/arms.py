@@ -46,6 +46,12 @@ ARMS = {
     "plain_same_time": Arm(
         "the same for as long as the recipe takes", {"loss.diffusion": 0.0}, ("unflipped",), 0, same_time=True
     ),
+    "late_same_time": Arm(
+        "the recipe, HRNet alone in the first half of its steps, for as long as the recipe takes",
+        {"optim.denoiser_from": 0.5},
+        DIRECT,
+        same_time=True,
+    ),
     "one_pass": Arm(
         "the U-Net on coarse heatmaps, no noise, no masks",
         NO_MASKS | {"diffusion.own_share": 1.0},

@@ -5,8 +5,8 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from dpose_jax import __version__
 from dpose_jax.files import write_bytes, write_json
 
+Name = TypeVar("Name", bound=Hashable)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-headless", "pycocotools")
 
 
@@ -27,7 +28,7 @@ class Timing:
     calls: int
 
 
-def measure(calls: dict[str, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[str, Timing]:
+def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
     """Times functions in turn, A B C A B C, so that a change of the machine's load meets them all alike.
 
     Each is called once unmeasured, and what it returns is waited for. Compile first, by `compiled`.
@@ -36,7 +37,7 @@ def measure(calls: dict[str, Callable[[], Any]], *, seconds: float = 3.0, least:
       calls: a function without arguments for each name.
       seconds: to spend on each, about, on average; least: calls of each, whatever they take.
     """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[Name, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     began, rounds = time.perf_counter(), 0

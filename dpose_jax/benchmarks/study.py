@@ -6,6 +6,7 @@ Each run lies in OUT/ARM/seed_S. The same command goes on where it was stopped; 
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from absl import flags
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import config_flags
 
 from dpose_jax import parallel
@@ -146,7 +147,7 @@ def run_once(recipe, name: str, seed: int, steps: Sequence[int]) -> dict:
       ValueError: if the folder holds a run of another config.
     """
     arm, workdir = ARMS[name], _folder(name, seed)
-    count = known_count(recipe, name, seed) or round(recipe.train.steps * pace(recipe))
+    count = known_count(recipe, name, seed) or round(recipe.train.steps * pace(recipe, name))
     config = arm_config(recipe, arm, seed, count)
     path, wanted = _readings_path(name, seed), asked(config, steps)
     check_folder(workdir, wanted)
@@ -190,18 +191,19 @@ def latency_once(recipe, name: str, steps: Sequence[int]) -> dict[str, dict]:
     return _kept(os.path.join(OUT.value, name, LATENCY_FILE), asked(config, steps), measure).get("latency", {})
 
 
-def pace(recipe) -> float:
-    """How many steps of a plain HRNet fit in the time of one of the recipe, timed in turn once and kept in OUT."""
+def pace(recipe, name: str) -> float:
+    """How many steps of an arm fit in the time of one of the recipe: timed in turn once, and kept in its folder."""
 
     def measure() -> dict:
-        timings = report.measure({name: _stepper(recipe, name) for name in ("plain", "recipe")}, seconds=10)
-        seconds = {name: timing.median for name, timing in timings.items()}
-        ratio = seconds["recipe"] / seconds["plain"]
+        calls = flatten_dict({arm: _steppers(recipe, arm) for arm in (name, "recipe")})
+        timings = unflatten_dict(report.measure(calls, seconds=10))
+        seconds = {arm: _mean_step(by_phase) for arm, by_phase in timings.items()}
+        ratio = seconds["recipe"] / seconds[name]
         return {"environment": report.environment(), "seconds": seconds, "ratio": ratio}
 
-    config = arm_config(recipe, ARMS["recipe"], 0, recipe.train.steps)
+    config = arm_config(recipe, ARMS[name], 0, recipe.train.steps)
     wanted = {"config": json.loads(config.to_json_best_effort())}
-    return _kept(os.path.join(OUT.value, PACE_FILE), wanted, measure)["ratio"]
+    return _kept(os.path.join(OUT.value, name, PACE_FILE), wanted, measure)["ratio"]
 
 
 def _kept(path: str, wanted: dict, measure: Callable[[], dict]) -> dict:
@@ -215,19 +217,24 @@ def _kept(path: str, wanted: dict, measure: Callable[[], dict]) -> dict:
     return wanted | measured
 
 
-def _stepper(recipe, name: str) -> Callable:
-    """A call that takes one training step of an arm, always with the same batch."""
+def _steppers(recipe, name: str) -> dict[int, Callable]:
+    """Calls that take one training step of an arm, always with the same batch: by the last step of each phase."""
     run = prepare(arm_config(recipe, ARMS[name], 0, recipe.train.steps))
     with contextlib.closing(run.data):
         batch = parallel.put_batch(run.read(), run.mesh)
     state = run.state
 
-    def call():
+    def take(step):
         nonlocal state
-        state, metrics = run.step(state, batch)
+        state, metrics = step(state, batch)
         return metrics["loss"]
 
-    return call
+    return {last: functools.partial(take, step) for last, step in run.phases}
+
+
+def _mean_step(timings: dict[int, report.Timing]) -> float:
+    """Seconds of a step, the mean over a run: from those of each phase, by its last step."""
+    return float(np.average([timing.median for timing in timings.values()], weights=np.diff([0, *timings])))
 
 
 def summarise(runs: Runs, latencies: Latencies) -> list[dict]:

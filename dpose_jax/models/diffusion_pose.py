@@ -21,6 +21,7 @@ from dpose_jax.skeletons import JointSet, get_joint_set
 IMAGE_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # ImageNet, RGB, 0..255
 IMAGE_STD = np.array([58.395, 57.12, 57.375], np.float32)
 FEATURE_STRIDE = 4
+DENOISER = ("attention", "merge", "decoder")  # the parts of the parameters that a plain HRNet lacks
 BATCH_NORMS = ("train", "frozen")
 REMATS = ("none", "blocks")
 

@@ -24,7 +24,7 @@ FORMAT = 1  # of a checkpoint: what is stored, under which names; versions that 
 STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "crop.warp", "diffusion.zeta")
 FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat", "pretrained")
 # Each is there or not, which shows in the stored state.
-OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "freeze_backbone_steps")
+OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "denoiser_from", "freeze_backbone_steps")
 
 
 class Checkpoints:

@@ -25,7 +25,7 @@ from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.start import starting_variables
-from dpose_jax.training.state import TrainState, count_parameters, initial_state, make_optimizer
+from dpose_jax.training.state import TrainState, count_parameters, denoiser_start, initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
 
 DRY_RUN_STEPS = 3
@@ -40,16 +40,20 @@ class Run:
     source: Source
     data: Any
     state: TrainState
-    step: Any
-    frozen_step: Any  # with the backbone held, for the first steps
+    phases: tuple[tuple[int, Any], ...]  # the compiled steps in order, each with the last step that it takes
 
     def read(self) -> dict[str, np.ndarray]:
         """The next host-local batch."""
         return next(self.data)
 
+    @property
+    def step(self) -> Any:
+        """The compiled step that the run ends with."""
+        return self.phases[-1][1]
+
     def step_at(self, number: int) -> Any:
         """The compiled step that is the `number`-th of the run, from 1."""
-        return self.frozen_step if number <= self.config.optim.freeze_backbone_steps else self.step
+        return next(step for last, step in self.phases if number <= last)
 
 
 def shown_report(source: Source) -> str:
@@ -71,10 +75,9 @@ def prepare(config, *, resumes: bool = False) -> Run:
     mesh = parallel.make_mesh()
     parallel.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
     model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config)
-    steps = [
-        make_train_step(config, one, schedule, optimizer, parallel.gather(mesh))
-        for one in (model, model.clone(freeze_backbone=True))
-    ]
+    make_step = functools.partial(
+        make_train_step, config, schedule=schedule, optimizer=optimizer, gather=parallel.gather(mesh)
+    )
     source = make_source(config, "train", training=True)
     shard = (jax.process_index(), jax.process_count())
     data = train_iterator(config, source, shard=shard)
@@ -82,7 +85,12 @@ def prepare(config, *, resumes: bool = False) -> Run:
     state = initial_state(variables, optimizer)
     places = parallel.state_sharding(mesh, state, fsdp=config.train.fsdp)
     state = jax.device_put(state, places)
-    return Run(config, mesh, source, data, state, *(jit_step(step, mesh, places) for step in steps))
+    held, alone, total = config.optim.freeze_backbone_steps, denoiser_start(config), config.train.steps
+    phases = [
+        (last, jit_step(make_step(model.clone(freeze_backbone=last <= held), denoises=last > alone), mesh, places))
+        for last in sorted({min(held, total), alone, total} - {0})
+    ]
+    return Run(config, mesh, source, data, state, tuple(phases))
 
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
@@ -182,24 +190,28 @@ def dry_run(config, workdir: str) -> None:
     print(f"train data:  {shown_report(run.source)}")
     print(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
     with contextlib.closing(run.data):
-        batch = parallel.put_batch(run.read(), run.mesh)
-        began = time.monotonic()
-        compiled = run.step.lower(run.state, batch).compile()
-        compile_seconds = time.monotonic() - began
-        state, seconds = run.state, []
-        for _ in range(1 + DRY_RUN_STEPS):
+        state, size, compile_seconds, run_seconds, before = run.state, 0, 0.0, 0.0, 0
+        for last, step in run.phases:
             began = time.monotonic()
-            state, metrics = jax.block_until_ready(compiled(state, batch))
             batch = parallel.put_batch(run.read(), run.mesh)
-            seconds.append(time.monotonic() - began)
-    step_seconds = float(np.median(seconds[1:]))
-    total_hours = (compile_seconds + config.train.steps * step_seconds) / 3600
-    memory = compiled.memory_analysis()
-    size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            compiled = step.lower(state, batch).compile()
+            compile_seconds += time.monotonic() - began
+            memory = compiled.memory_analysis()
+            size = max(size, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+            seconds = []
+            for _ in range(1 + DRY_RUN_STEPS):
+                began = time.monotonic()
+                state, metrics = jax.block_until_ready(compiled(state, batch))
+                batch = parallel.put_batch(run.read(), run.mesh)
+                seconds.append(time.monotonic() - began)
+            run_seconds += (last - before) * float(np.median(seconds[1:]))
+            before = last
+    step_seconds = run_seconds / config.train.steps
+    total_hours = (compile_seconds + run_seconds) / 3600
     print(f"devices:     {run.mesh.size} x {jax.devices()[0].device_kind}")
     print(f"parameters:  {count_parameters(state.params) / 1e6:.2f} M")
     print(f"memory:      {size / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step")
-    print(f"loss:        {float(metrics['loss']):.5f} after {1 + DRY_RUN_STEPS} steps")
+    print(f"loss:        {float(metrics['loss']):.5f} after {len(run.phases) * (1 + DRY_RUN_STEPS)} steps")
     print(f"compilation: {compile_seconds:.0f} s")
     print(f"speed:       {config.train.batch_size / step_seconds:.1f} examples/s, {step_seconds * 1e3:.0f} ms a step")
     print(f"whole run:   {config.train.steps} steps, {total_hours:.2f} h")

@@ -1,5 +1,6 @@
 """The train state and its optimizer, built from a config."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from dpose_jax.models.diffusion_pose import DENOISER
 
 SCHEDULES = ("step", "cosine")
 
@@ -113,8 +116,9 @@ def make_optimizer(config) -> optax.GradientTransformation:
     for field in ("clip_norm", "weight_decay", "freeze_backbone_steps"):
         if getattr(optim, field) < 0:
             raise ValueError(f"optim.{field}={getattr(optim, field)}: must not be negative")
-    if not 0 <= optim.ema < 1:
-        raise ValueError(f"optim.ema={optim.ema}: must lie in [0, 1)")
+    for field in ("ema", "denoiser_from"):
+        if not 0 <= getattr(optim, field) < 1:
+            raise ValueError(f"optim.{field}={getattr(optim, field)}: must lie in [0, 1)")
 
     def kernels(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
@@ -123,8 +127,9 @@ def make_optimizer(config) -> optax.GradientTransformation:
     direction = [optax.scale_by_adam()]
     if optim.weight_decay:
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
-    if optim.freeze_backbone_steps:
-        direction = [hold_backbone(optax.chain(*direction), optim.freeze_backbone_steps)]
+    held = {"hrnet": optim.freeze_backbone_steps} | dict.fromkeys(DENOISER, denoiser_start(config))
+    if any(held.values()):
+        direction = [hold_parts(optax.chain(*direction), {name: steps for name, steps in held.items() if steps})]
     parts += direction
     parts.append(optax.scale_by_learning_rate(learning_rate(config)))
     if optim.ema:
@@ -132,14 +137,23 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
-def hold_backbone(inner: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
-    """`inner`, which leaves HRNet and what it knows of HRNet alone for the first `steps` updates.
+def denoiser_start(config) -> int:
+    """How many steps HRNet and its coarse branch are trained alone: `optim.denoiser_from` of the run (ours)."""
+    return int(config.optim.denoiser_from * config.train.steps)
 
-    After them Adam starts for HRNet as at a first step: neither its moments nor its bias correction have seen the
+
+def hold_parts(inner: optax.GradientTransformation, steps: Mapping[str, int]) -> optax.GradientTransformation:
+    """`inner`, which leaves some parts of the parameters, and what it knows of them, alone at first.
+
+    After them Adam starts for a part as at a first step: neither its moments nor its bias correction have seen the
     updates without a gradient.
+
+    Args:
+      steps: how many updates to hold a part for, by its name at the top of the tree; other parts are not held.
     """
-    held = optax.conditionally_mask(inner, lambda update: update >= steps)
-    return optax.partition({True: held, False: inner}, lambda params: {name: name == "hrnet" for name in params})
+    free = {0: inner}
+    held = {count: optax.conditionally_mask(inner, lambda update, n=count: update >= n) for count in steps.values()}
+    return optax.partition(free | held, lambda params: {name: steps.get(name, 0) for name in params})
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:

@@ -70,6 +70,8 @@ def make_train_step(
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     gather: Callable[[Any], Any] = lambda variables: variables,
+    *,
+    denoises: bool = True,
 ) -> Callable:
     """Builds `(state, batch) -> (state, metrics)`, a pure function to be jitted with shardings.
 
@@ -77,8 +79,8 @@ def make_train_step(
     LOSS_TERMS, `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that
     every host learns of every host's.
 
-    With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is neither run nor trained,
-    and `loss_diffusion` is 0.
+    With `loss.diffusion` = 0, or without `denoises`, this is a plain HRNet with its coarse branch: the denoiser is
+    neither run nor trained, and `loss_diffusion` is 0.
 
     With `train.accumulate` = A the batch is worked off in A parts, one after the other: loss and gradient are those
     of the whole batch, but BatchNorm normalises each part by its own statistics, and averages them A times a step.
@@ -98,7 +100,7 @@ def make_train_step(
         if not 0 <= share <= 1:
             raise ValueError(f"diffusion.{name}={share}: must lie in [0, 1]")
     parts, rate = config.train.accumulate, learning_rate(config)
-    gradient_of = jax.value_and_grad(_make_loss(config, model, schedule), has_aux=True)
+    gradient_of = jax.value_and_grad(_make_loss(config, model, schedule, denoises), has_aux=True)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         rows, labelled = draw_inputs(config, state.step, batch), jnp.sum(batch["visible"])
@@ -125,9 +127,9 @@ def make_train_step(
     return train_step
 
 
-def _make_loss(config, model: DiffusionPose, schedule: Schedule) -> Callable:
+def _make_loss(config, model: DiffusionPose, schedule: Schedule, denoises: bool) -> Callable:
     """Builds `(params, batch_stats, rows, labelled) -> (loss, (terms, batch_stats))`; rows are of `draw_inputs`."""
-    weights = dict(zip(LOSS_TERMS, (config.loss.diffusion, config.loss.coarse), strict=True))
+    weights = dict(zip(LOSS_TERMS, (config.loss.diffusion * denoises, config.loss.coarse), strict=True))
 
     def outputs_of(variables, rows):
         """The outputs by LOSS_TERMS, and the new statistics; without weight the denoiser is left out, at no cost."""
