@@ -150,7 +150,7 @@ def test_hold_parts_is_a_late_start():
     rng = np.random.default_rng(0)
     params = {name: {"kernel": jnp.asarray(rng.standard_normal((3, 2)), jnp.float32)} for name in ("hrnet", "decoder")}
     inner = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1))
-    held, late, plain = hold_parts(inner, {"hrnet": 3}), inner, inner
+    held, late, plain = hold_parts(inner, {"hrnet": 3, "attention": 2}), inner, inner
     state, plain_state = held.init(params), plain.init(params["decoder"])
     late_state = late.init(params["hrnet"])
     for step in range(8):

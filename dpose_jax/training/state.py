@@ -151,9 +151,13 @@ def hold_parts(inner: optax.GradientTransformation, steps: Mapping[str, int]) ->
     Args:
       steps: how many updates to hold a part for, by its name at the top of the tree; other parts are not held.
     """
-    free = {0: inner}
-    held = {count: optax.conditionally_mask(inner, lambda update, n=count: update >= n) for count in steps.values()}
-    return optax.partition(free | held, lambda params: {name: steps.get(name, 0) for name in params})
+    # Named by part, so that a run that is resumed with other numbers of steps finds its state.
+    held = {name: optax.conditionally_mask(inner, lambda update, n=n: update >= n) for name, n in steps.items()}
+
+    def parts(params):
+        return {name: name if name in steps else "free" for name in params}
+
+    return optax.partition({"free": inner} | held, parts)
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
