@@ -218,6 +218,16 @@ def adam_leaves(state):
     return [(path, leaf) for path, leaf in named if ".mu" in path or ".nu" in path]
 
 
+def test_the_stored_state_does_not_depend_on_the_length_of_the_run(miniature):
+    """A share of a short run may be no step at all; resumed for longer, it finds what it stored."""
+    params = {name: {"kernel": np.ones((2, 2), np.float32)} for name in ("hrnet", *DENOISER)}
+    optimizers = [make_optimizer(miniature(optim__denoiser_from=0.2, train__steps=steps)) for steps in (4, 40)]
+    short, long = (jax.tree.structure(optimizer.init(params)) for optimizer in optimizers)
+    assert short == long
+
+
 def test_field_out_of_range(miniature):
+    with pytest.raises(ValueError, match=r"optim\.denoiser_from=1\.0: must lie in \[0, 1\)"):
+        make_optimizer(miniature(optim__denoiser_from=1.0))
     with pytest.raises(ValueError, match=r"optim\.freeze_backbone_steps=-1: must not be negative"):
         make_optimizer(miniature(optim__freeze_backbone_steps=-1))

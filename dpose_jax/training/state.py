@@ -127,9 +127,12 @@ def make_optimizer(config) -> optax.GradientTransformation:
     direction = [optax.scale_by_adam()]
     if optim.weight_decay:
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
-    held = {"hrnet": optim.freeze_backbone_steps} | dict.fromkeys(DENOISER, denoiser_start(config))
-    if any(held.values()):
-        direction = [hold_parts(optax.chain(*direction), {name: steps for name, steps in held.items() if steps})]
+    # By what is on, even for no steps: the stored state must not depend on the length of the run.
+    held = {"hrnet": optim.freeze_backbone_steps} if optim.freeze_backbone_steps else {}
+    if optim.denoiser_from:
+        held |= dict.fromkeys(DENOISER, denoiser_start(config))
+    if held:
+        direction = [hold_parts(optax.chain(*direction), held)]
     parts += direction
     parts.append(optax.scale_by_learning_rate(learning_rate(config)))
     if optim.ema:

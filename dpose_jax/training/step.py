@@ -70,7 +70,6 @@ def make_train_step(
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     gather: Callable[[Any], Any] = lambda variables: variables,
-    *,
     denoises: bool = True,
 ) -> Callable:
     """Builds `(state, batch) -> (state, metrics)`, a pure function to be jitted with shardings.
