@@ -11,12 +11,14 @@ from dpose_jax.evaluation.run import evaluate
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The file of configs/ that was trained.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
-OUT = flags.DEFINE_string("out", None, "The report; WORKDIR/eval.json by default.")
+OUT = flags.DEFINE_string(
+    "out", None, "The report, WORKDIR/eval.json by default; joints and pictures go to a folder of its name."
+)
 hosts.define_flags()
 
 
 def main():
-    hosts.connect_from_flags()
+    hosts.connect_from_flags(notes_sigterm=False)
     evaluate(CONFIG.value, WORKDIR.value, OUT.value)
 
 

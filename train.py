@@ -20,7 +20,7 @@ hosts.define_flags()
 
 
 def main():
-    hosts.connect_from_flags()
+    hosts.connect_from_flags(notes_sigterm=not DRY_RUN.value)
     (dry_run if DRY_RUN.value else train)(CONFIG.value, WORKDIR.value)
 
 

@@ -35,7 +35,7 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
     if unknown or not platforms:
         raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError("out: a program needs the package flatbuffers: pip install dpose_jax[export]")
+        raise ValueError('out: a program needs the package flatbuffers: pip install -e ".[export]"')
     poses = predictor.pure()
     variables = jax.device_get(predictor.variables)
 
@@ -47,6 +47,19 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
     size = predictor.model.codec.input_size
     inputs = (jax.ShapeDtypeStruct((batch, *size, 3), np.uint8), jax.ShapeDtypeStruct((batch,), np.int32))
     return bytes(jax_export.export(jax.jit(program), platforms=tuple(platforms))(*inputs).serialize())
+
+
+def facts_path(out: str, weights: str | None) -> str:
+    """Where the facts of the program `out` go: beside it, ending in .json.
+
+    Raises:
+      ValueError: if that is the program itself, or the facts of the model in the folder `weights`.
+    """
+    path = f"{os.path.splitext(out)[0]}.json"
+    taken = [out] if weights is None else [out, os.path.join(weights, model_files.FACTS_FILE)]
+    if os.path.abspath(path) in map(os.path.abspath, taken):
+        raise ValueError(f"--out={out}: its facts would go to {path}, which is written as well; choose another name")
+    return path
 
 
 def program_facts(predictor: Predictor, platforms: Sequence[str]) -> dict:
@@ -80,7 +93,7 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
         try:
             from huggingface_hub import HfApi
         except ImportError as error:
-            raise ValueError("push_to_hub: needs the package huggingface_hub: pip install dpose_jax[hub]") from error
+            raise ValueError('push_to_hub: needs the package huggingface_hub: pip install -e ".[hub]"') from error
         api = HfApi()
     address = api.create_repo(name, repo_type="model", exist_ok=True)
     names = [model_files.WEIGHTS_FILE, model_files.FACTS_FILE, "README.md"]
@@ -101,10 +114,11 @@ if __name__ == "__main__":
         if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
             raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
         if OUT.value:
+            facts = facts_path(OUT.value, WEIGHTS.value)
             predictor = Predictor.from_workdir(WORKDIR.value, steps=PROGRAM_STEPS.value, flip=PROGRAM_FLIP.value)
             data = export_program(predictor, PLATFORM.value)
             write_bytes(OUT.value, data)
-            write_json(f"{os.path.splitext(OUT.value)[0]}.json", program_facts(predictor, PLATFORM.value))
+            write_json(facts, program_facts(predictor, PLATFORM.value))
             print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
         if WEIGHTS.value:
             variables, step = read_variables(WORKDIR.value)

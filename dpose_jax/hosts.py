@@ -23,9 +23,14 @@ def define_flags() -> None:
     flags.DEFINE_integer("connect_seconds", CONNECT_SECONDS, "How long to wait for all of them.", lower_bound=1)
 
 
-def connect_from_flags() -> None:
-    """`connect` with what the command line says."""
+def connect_from_flags(*, notes_sigterm: bool) -> None:
+    """`connect` with what the command line says.
+
+    Args:
+      notes_sigterm: whether the program will ask `Preemption.due`. If not, SIGTERM ends it, of several processes too.
+    """
     values = flags.FLAGS
+    jax.config.update("jax_enable_preemption_service", notes_sigterm)
     connect(values.coordinator_address, values.num_processes, values.process_id, values.connect_seconds)
 
 

@@ -107,8 +107,6 @@ def prediction_sheet(
     visible: np.ndarray,
     joint_set: JointSet,
     captions: Sequence[str],
-    *,
-    shown: np.ndarray | None = None,
 ) -> np.ndarray:
     """A grid of persons, each with the prediction on the left and the ground truth on the right.
 
@@ -118,7 +116,6 @@ def prediction_sheet(
       truth: (N, J, 2) crop pixels.
       visible: (N, J), labelled where above 0: other joints of the truth are not drawn.
       captions: N texts (see `person_caption`).
-      shown: (N, J) joints of the prediction to draw; all by default.
 
     Returns:
       (height, width, 3) uint8, about 1600 pixels wide when full.
@@ -126,8 +123,7 @@ def prediction_sheet(
     scale, cells = _enlargement(crops), []
     for i, caption in enumerate(captions):
         big = _enlarge(crops[i], scale)
-        drawn = None if shown is None else shown[i]
-        left = draw_pose(big, _to_big(predicted[i], scale), joint_set, shown=drawn)
+        left = draw_pose(big, _to_big(predicted[i], scale), joint_set)
         right = draw_pose(big, _to_big(truth[i], scale), joint_set, shown=visible[i])
         pair = np.concatenate([left, np.full((len(big), 3, 3), PAPER, np.uint8), right], axis=1)
         cells.append(np.concatenate([pair, label(caption, pair.shape[1], INK)]))

@@ -240,9 +240,9 @@ def test_official_samples_go_through_records(data_root, tmp_path, name):
 
 def test_without_the_extra_the_error_says_what_to_install(folder, records, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
+    with pytest.raises(ValueError, match=r"pip install -e \"\.\[records\]\""):
         make_source(recipe(records[0], "full"), "val", training=False)
-    with pytest.raises(ValueError, match="pip install tensorflow-datasets"):
+    with pytest.raises(ValueError, match=r"pip install -e \"\.\[records\]\""):
         build(recipe(folder), str(tmp_path), "full")
 
 

@@ -152,7 +152,7 @@ def test_images_without_annotations_give_a_results_file(folder, trained, miniatu
     assert protocol["detections_sha256"] == hashlib.sha256((root / "boxes.json").read_bytes()).hexdigest()
     assert "steps_2" in capsys.readouterr().out
     for name in report["results"]:
-        rows = json.loads((pathlib.Path(trained[1]) / "results" / f"val_detections_{name}.json").read_text())
+        rows = json.loads((tmp_path / "report" / "results" / f"val_detections_{name}.json").read_text())
         assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
         for row in rows:
             assert list(row) == ["image_id", "category_id", "keypoints", "score"]
@@ -189,6 +189,11 @@ def test_missing_folder_on_the_command_line(tmp_path):
         ({"diffusion__zeta": 0.0}, r"diffusion\.zeta=0\.0"),
         ({"optim__schedule": "flat"}, r"optim\.schedule='flat'"),
         ({"data__source": "web"}, r"data\.source='web'"),
+        ({"optim__decay_at": (170, 200), "optim__schedule": "step"}, r"optim\.decay_at=\(170, 200\)"),
+        ({"diffusion__t_range": (1, 2, 3)}, r"diffusion\.t_range=\(1, 2, 3\): must be two numbers"),
+        ({"model__head_dim": (16,)}, r"model\.head_dim=\(16,\): must be two numbers"),
+        ({"seed": -1}, r"seed=-1: must be at least 0"),
+        ({"eval__split": "exam"}, r"eval\.split='exam'"),
     ],
 )
 def test_a_field_out_of_range_stops_before_the_first_compile(run, fields, message, miniature, trained, monkeypatch):

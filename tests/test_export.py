@@ -97,6 +97,14 @@ def test_hub_client_takes_these_arguments():
     )
 
 
+def test_facts_overwrite_neither_the_program_nor_a_model(tmp_path):
+    folder = str(tmp_path / "model")
+    assert export.facts_path(str(tmp_path / "model.bin"), folder) == str(tmp_path / "model.json")
+    for out, weights in ((f"{folder}/model.bin", folder), ("program.json", None)):
+        with pytest.raises(ValueError, match=r"--out=.*: its facts would go to .*json"):
+            export.facts_path(out, weights)
+
+
 def test_unknown_platform(trained):
     predictor = Predictor.from_workdir(trained[1])
     for platforms in (["cpu", "abacus"], []):

@@ -127,6 +127,31 @@ def test_a_signal_to_one_process_saves_the_step_of_all(tmp_path):
     assert 0 < lines(tmp_path)[-1]["step"] <= saved < 100_000
 
 
+# A program that never asks whether SIGTERM has come, such as eval.py.
+DEAF = """
+import time
+from dpose_jax import command_line, hosts
+
+hosts.define_flags()
+
+def main():
+    hosts.connect_from_flags(notes_sigterm=False)
+    print("joined", flush=True)
+    time.sleep(60)
+
+command_line.run(main)
+"""
+
+
+def test_a_signal_ends_a_program_that_does_not_ask_for_it():
+    runs = start([["-c", DEAF]] * 2, slurm_job(free_port(), 2))
+    for run in runs:
+        assert run.stdout.readline() == "joined\n", run.communicate()
+    for run in runs:
+        run.send_signal(signal.SIGTERM)
+    ended(runs, 128 + signal.SIGTERM)
+
+
 GKE = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"}
 METADATA = {"agent-worker-number": "2", "worker-network-endpoints": "a:1:127.0.0.1,b:2:10.0.0.2,c:3:10.0.0.3"}
 

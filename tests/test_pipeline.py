@@ -306,7 +306,7 @@ def test_make_source_names_the_bad_field(tmp_path, field, value, message):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
         make_source(config, "val", training=False)
-    with pytest.raises(ValueError, match="split='test': must be 'train' or 'val'"):
+    with pytest.raises(ValueError, match="split='test': must be one of"):
         make_source(settings(), "test", training=False)
 
 

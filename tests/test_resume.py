@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from dpose_jax import files
 from dpose_jax.data.sources import make_source
+from dpose_jax.evaluation.run import evaluate
 from dpose_jax.training import checkpoints as checkpoints_module
 from dpose_jax.training import loop
 from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
@@ -97,6 +99,31 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(trained, tmp
     for one, other in zip(*(jax.tree.leaves(state) for state in states), strict=True):
         np.testing.assert_array_equal(one, other)
     assert lines(straight) == lines(tmp_path)
+
+
+def test_an_evaluation_that_sigterm_broke_off_is_made_up(trained, miniature, tmp_path, monkeypatch):
+    """The last one of a run too: it ends as preempted, and the same command evaluates without training."""
+    workdir, config = str(tmp_path / "run"), miniature(train__steps=5, train__evaluate_every=5, eval__pictures=0)
+    shutil.copytree(trained[1], workdir)
+
+    def due(preemption):
+        preemption.told = True
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Preemption, "due", due)
+        for _ in range(2):  # in the step's own turn, then while it is made up
+            with pytest.raises(loop.Preempted) as stopped:
+                loop.train(config, workdir)
+            assert stopped.value.code == PREEMPTED_STATUS
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                assert (checkpoints.latest, checkpoints.best) == (5, None)
+    for _ in range(2):  # and once done, no more
+        loop.train(config, workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.best == checkpoints.latest == 5
+    scores = [line["AP"] for line in lines(workdir) if "AP" in line]
+    assert scores == [pytest.approx(evaluate(config, workdir)["best"]["AP"], abs=1e-6)]
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_ai_challengers_score_in_closed_form():
 
 
 def test_ai_challengers_submission_becomes_results():
-    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "folder/b.jpg"}]
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "folder/b.jpg"}, None]
     joints = [1, 2, 1] * 14
     content = [
         {"image_id": "b.jpg", "keypoint_annotations": {"human1": joints, "human2": joints}},

@@ -169,7 +169,7 @@ def test_the_backbone_is_held_for_the_first_steps(miniature):
     """Parameters, BatchNorm statistics and Adam's moments of HRNet, through the compiled step; all else learns."""
     run = prepare(miniature(optim__freeze_backbone_steps=2))
     (_, frozen), (_, step) = run.phases
-    assert [run.step_at(number) for number in (1, 2, 3)] == [frozen, frozen, step] and step is run.step
+    assert [run.step_at(number) for number in (1, 2, 3)] == [frozen, frozen, step]
     start, state = jax.device_get(run.state), run.state
     for number in (1, 2):
         state, metrics = run.step_at(number)(state, parallel.put_batch(run.read(), run.mesh))

@@ -218,18 +218,26 @@ def test_a_workdir_keeps_its_model(miniature, tmp_path):
     # What changes no parameter may change; the stored config follows.
     claim_workdir(miniature(train__steps=9, model__dtype="bfloat16", model__detach_coarse=True), workdir)
     assert json.loads((tmp_path / "new" / "config.json").read_text())["train"]["steps"] == 9
-    other = miniature(model__width=16, model__decoder_blocks=2, stride=2, diffusion__zeta=1.0)
+    other = miniature(
+        model__width=16, model__decoder_blocks=2, stride=2, diffusion__zeta=1.0, masks__skeleton=False, codec__sigma=3.0
+    )
     for check in (claim_workdir, check_workdir):
-        with pytest.raises(ValueError, match="holds the checkpoint of another model or optimizer") as caught:
+        with pytest.raises(ValueError, match="holds the checkpoint of another model, optimizer or seed") as caught:
             check(other, workdir)
         lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
         assert lines == [
+            "codec.sigma: 2.0 there, 3.0 in the config",
             "diffusion.zeta: 2.0 there, 1.0 in the config",
+            "masks.skeleton: True there, False in the config",
             "model.decoder_blocks: 1 there, 2 in the config",
             "model.width: 8 there, 16 in the config",
             "stride: 4 there, 2 in the config",
         ]
     assert json.loads((tmp_path / "new" / "config.json").read_text())["stride"] == 4
+    # An evaluation draws nothing from the seed, a run that goes on would draw other data.
+    check_workdir(miniature(seed=7), workdir)
+    with pytest.raises(ValueError, match="seed: 0 there, 7 in the config"):
+        claim_workdir(miniature(seed=7), workdir)
 
 
 def test_checkpoint_brings_back_state_and_data_position(trained, tmp_path):

@@ -11,7 +11,6 @@ as it is.
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -27,12 +26,11 @@ from dpose_jax.data.folder import FolderSource
 from dpose_jax.data.images import ImageFolder
 from dpose_jax.data.margins import Margin
 from dpose_jax.data.record_source import VERSION, check_installed, read_build, records_folder
-from dpose_jax.data.sources import data_root
+from dpose_jax.data.sources import SPLITS, data_root
 from dpose_jax.data.split_records import KINDS, SplitRecords
-from dpose_jax.files import write_bytes, write_json
+from dpose_jax.files import read_json, sha256, write_bytes, write_json
 from dpose_jax.skeletons import get_joint_set
 
-SPLITS = ("train", "val")
 # About 250 MB a file at COCO's sizes.
 _RECORDS_A_FILE = {"full": 1500, "crops": 5000}
 
@@ -75,8 +73,7 @@ def build(config: ConfigDict, out: str, kind: str, quality: int = 90) -> dict:
             os.makedirs(os.path.dirname(folder), exist_ok=True)
             os.replace(records_folder(staging, kind), folder)
             shutil.rmtree(staging)
-    with open(os.path.join(folder, "report.json")) as file:
-        return json.load(file)
+    return read_json(os.path.join(folder, "report.json"))
 
 
 def _write(config: ConfigDict, staging: str, kind: str, quality: int, facts: dict) -> None:
@@ -122,11 +119,9 @@ def _facts(config: ConfigDict, kind: str, quality: int) -> dict:
     if kind == "crops":
         facts |= {"margin": dataclasses.asdict(Margin.of(config, joint_set, training=True)), "quality": quality}
     for split in SPLITS:
-        with open(_annotation_file(config, split), "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         facts[split] = {
             "annotations": config.data[f"{split}_annotations"],
-            "sha256": digest,
+            "sha256": sha256(_annotation_file(config, split)),
             "images": config.data[f"{split}_images"],
         }
     return json.loads(json.dumps(facts))

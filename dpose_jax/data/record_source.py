@@ -5,7 +5,6 @@ The annotations lie beside the records, so every rule for annotations is the fol
 
 import dataclasses
 import importlib.util
-import json
 import os
 from typing import Any
 
@@ -15,6 +14,7 @@ from dpose_jax.data.folder import AnnotatedSource
 from dpose_jax.data.images import climbs_out, decode_image
 from dpose_jax.data.margins import Margin
 from dpose_jax.data.records import BadRecordError, Person
+from dpose_jax.files import read_json
 from dpose_jax.skeletons import JointSet
 
 NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
@@ -28,7 +28,7 @@ def records_folder(root: str, kind: str) -> str:
 def check_installed() -> None:
     """Raises ValueError if the extra that records need is not installed; imports nothing."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise ValueError("records need TensorFlow Datasets (without TensorFlow): pip install tensorflow-datasets")
+        raise ValueError('records need TensorFlow Datasets (without TensorFlow): pip install -e ".[records]"')
 
 
 class _Records:
@@ -37,8 +37,7 @@ class _Records:
     def __init__(self, folder: str, split: str):
         check_installed()
         self._folder, self._split = folder, split
-        with open(os.path.join(folder, f"{split}_index.json")) as file:
-            self.index: dict[str, Any] = json.load(file)
+        self.index: dict[str, Any] = read_json(os.path.join(folder, f"{split}_index.json"))
         self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
         self._opened: Any = None
 
@@ -135,5 +134,4 @@ def read_build(folder: str) -> dict:
     path = os.path.join(folder, "build.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")
-    with open(path) as file:
-        return json.load(file)
+    return read_json(path)

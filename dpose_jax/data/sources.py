@@ -11,6 +11,7 @@ from dpose_jax.data.records import Source
 from dpose_jax.data.synthetic import VAL_FIRST_INDEX, SyntheticSource
 from dpose_jax.skeletons import JointSet, get_joint_set
 
+SPLITS = ("train", "val")
 SOURCES = ("folder", "full", "crops", "synthetic")
 
 
@@ -28,8 +29,8 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
         as the recipe.
       FileNotFoundError: if a folder or file does not exist.
     """
-    if split not in ("train", "val"):
-        raise ValueError(f"split={split!r}: must be 'train' or 'val'")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: must be one of {SPLITS}")
     kind = config.data.source
     if kind not in SOURCES:
         raise ValueError(f"data.source={kind!r}: must be one of {SOURCES}")

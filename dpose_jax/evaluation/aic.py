@@ -55,7 +55,9 @@ def results_from_native(content: list, images: Sequence[dict], name: str) -> lis
     Raises:
       ValueError: if an entry is not of this form or its image unknown; names it by its place, from 0.
     """
-    ids = {_stem(image["file_name"]): image["id"] for image in images if "file_name" in image}
+    ids = {
+        _stem(image["file_name"]): image["id"] for image in images if isinstance(image, dict) and "file_name" in image
+    }
     results = []
     for place, entry in enumerate(content):
         try:

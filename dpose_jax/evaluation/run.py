@@ -154,16 +154,18 @@ def checked_batches(config, source: Source, size: int) -> Iterator[dict[str, np.
 def evaluate(config, workdir: str, out: str | None = None) -> dict:
     """Evaluates the coarse branch and each K of `config.sampler.steps` on `config.eval.split`.
 
-    Writes the report to `out` (default: WORKDIR/eval.json), a COCO results file for each result into
-    WORKDIR/results/ and pictures into WORKDIR/pictures/; prints the report as a table. Of several processes the
-    first one writes and prints.
+    Writes the report to WORKDIR/eval.json, a COCO results file for each result into WORKDIR/results/ and pictures into
+    WORKDIR/pictures/, or with `out`, FOLDER/NAME.json, all into FOLDER/NAME/ but the report; prints the report as a
+    table. Of several processes the first one writes and prints.
 
     Returns:
       The report, see `protocol.summarise`.
 
     Raises:
-      ValueError, FileNotFoundError: if config, data or workdir break a rule, or too many records are unreadable.
+      ValueError, FileNotFoundError: if config, data, workdir or `out` break a rule, or too many records are unreadable.
     """
+    if out and not out.endswith(".json"):
+        raise ValueError(f"--out={out}: must end in .json")
     evaluator = Evaluator(config, parallel.make_mesh())
     restored = restore(config, workdir)
     rows = evaluator.predict(restored.variables)
@@ -171,13 +173,14 @@ def evaluate(config, workdir: str, out: str | None = None) -> dict:
     report, results = evaluator.score(rows, protocol_facts(config, evaluator.model, restored))
     if not hosts.is_first():
         return report
+    beside = out.removesuffix(".json") if out else workdir
     for name, lines in results.items():
-        write_results(os.path.join(workdir, "results", f"{config.eval.split}_{config.eval.boxes}_{name}.json"), lines)
+        write_results(os.path.join(beside, "results", f"{config.eval.split}_{config.eval.boxes}_{name}.json"), lines)
     files.write_json(out or os.path.join(workdir, "eval.json"), report)
     print(format_table(report))
     drawn = _drawn_rows(evaluator, rows)
     if drawn:
-        folder = os.path.join(workdir, "pictures")
+        folder = os.path.join(beside, "pictures")
         draw = functools.partial(pictures.draw, folder, config, evaluator.source, evaluator.model, evaluator.schedule)
         # On the host: this process alone draws, which arrays of all processes do not allow.
         draw(jax.device_get(restored.variables), evaluator.settings, drawn, report["best"]["name"])
@@ -198,6 +201,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "crop": f"{config.crop.warp}, padding {config.crop.padding}",
         "codec": f"{model.codec.name}+{model.codec.refine}, sigma {model.codec.sigma}, blur {model.codec.blur}",
         "zeta": config.diffusion.zeta,
+        "masks": _masks_in_words(config.masks),
         "flip": config.eval.flip,
         "flip_shift": model.codec.flip_shift if config.eval.flip else 0,
         "steps": list(sampler.steps),
@@ -215,6 +219,12 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "dtype": config.model.dtype,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _masks_in_words(masks) -> str:
+    sizes = {"keypoints": masks.radius, "skeleton": masks.half_width}
+    kinds = [f"{name} {size}" for name, size in sizes.items() if masks[name]]
+    return ", ".join([*kinds, f"softness {masks.softness}"]) if kinds else "none"
 
 
 def _drawn_rows(evaluator: Evaluator, rows: Rows) -> list[dict]:

@@ -20,8 +20,8 @@ from dpose_jax.training.state import TrainState
 
 CONFIG_FILE = "config.json"
 FORMAT = 1  # of a checkpoint: what is stored, under which names; versions that stored none wrote 1
-# Fields that decide which parameters there are and what they mean; FREE_MODEL_FIELDS do not.
-STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "crop.warp", "diffusion.zeta")
+# Fields that decide which parameters there are and what they mean, as do `masks` and `model` but for FREE_MODEL_FIELDS.
+STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "codec.sigma", "crop.warp", "diffusion.zeta")
 FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat", "pretrained")
 # Each is there or not, which shows in the stored state.
 OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "denoiser_from", "freeze_backbone_steps")
@@ -66,7 +66,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """Step of the checkpoint of the highest AP, the newest of equals; None where none was evaluated."""
         step = self._manager.best_step()
-        return None if step is None or _ap(self._manager.metrics(step) or {}) < 0 else step
+        return step if step is not None and self.evaluated(step) else None
 
     def save(self, step: int, state: TrainState, data: grain.DatasetIterator, ap: float | None = None) -> None:
         """Saves state and data position as checkpoint `step`, with its AP if known; does nothing if there is one.
@@ -81,6 +81,18 @@ class Checkpoints:
         with self._writing():
             items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=position)
             self._manager.save(step, args=items, metrics={} if ap is None else {"AP": ap})
+
+    def evaluated(self, step: int) -> bool:
+        """Whether checkpoint `step` has an AP."""
+        return _ap(self._manager.metrics(step) or {}) >= 0
+
+    def add_ap(self, step: int, ap: float) -> None:
+        """Gives checkpoint `step`, whose evaluation was broken off, its AP; raises OSError as `save` does."""
+        folder = epath.Path(self.folder) / str(step) / ocp.checkpoint_manager.METRIC_ITEM_NAME
+        handler = ocp.JsonCheckpointHandler(filename=ocp.checkpoint_manager.METRIC_ITEM_NAME)
+        with self._writing(), ocp.Checkpointer(handler) as writer:
+            writer.save(folder, args=ocp.args.JsonSave({"AP": ap}), force=True)
+        self._manager.reload()
 
     def restore(
         self, abstract: TrainState, data: grain.DatasetIterator | None = None, step: int | None = None
@@ -164,13 +176,16 @@ def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
 
 
 def claim_workdir(config, workdir: str) -> None:
-    """Writes the config into `workdir`, after `check_workdir`, and raises what that does."""
-    check_workdir(config, workdir)
+    """Writes the config into `workdir`, after `check_workdir` for training, and raises what that does."""
+    check_workdir(config, workdir, training=True)
     files.write_json(os.path.join(workdir, CONFIG_FILE), _as_stored(config))
 
 
-def check_workdir(config, workdir: str) -> None:
+def check_workdir(config, workdir: str, *, training: bool = False) -> None:
     """Checks that the checkpoints in `workdir`, if there are any, are of the model and optimizer of `config`.
+
+    Args:
+      training: whether they are to be trained on, for which the seed, of the order of the data, has to be the same too.
 
     Raises:
       ValueError: if they are not; names each field that differs.
@@ -182,11 +197,12 @@ def check_workdir(config, workdir: str) -> None:
         _check_folder(workdir)
     if not holds_checkpoint(workdir):
         return
-    ours, theirs = _structure(_as_stored(config)), _structure(stored_config(workdir))
+    compared = (*STRUCTURE, "seed") if training else STRUCTURE
+    ours, theirs = (_structure(stored, compared) for stored in (_as_stored(config), stored_config(workdir)))
     different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     if different:
         lines = [f"  {name}: {theirs.get(name)} there, {ours.get(name)} in the config" for name in different]
-        head = f"workdir {workdir!r} holds the checkpoint of another model or optimizer:"
+        head = f"workdir {workdir!r} holds the checkpoint of another model, optimizer or seed:"
         raise ValueError("\n".join([head, *lines]))
 
 
@@ -218,9 +234,9 @@ def _as_stored(config) -> dict:
     return json.loads(json.dumps(json.loads(config.to_json_best_effort()) | {"joint_set_facts": facts}))
 
 
-def _structure(config: dict) -> dict:
+def _structure(config: dict, names: tuple[str, ...]) -> dict:
     fields: dict[str, Any] = {}
-    for name in STRUCTURE:
+    for name in names:
         value: Any = config
         for part in name.split("."):
             value = value.get(part)
@@ -229,5 +245,6 @@ def _structure(config: dict) -> dict:
     fields["joint_set"] = {key: value for key, value in config["joint_set_facts"].items() if key != "name"}
     model = {f"model.{name}": value for name, value in config["model"].items() if name not in FREE_MODEL_FIELDS}
     model["model.width"] = model["model.width"] or PRESETS[model["model.backbone"]].width
+    masks = {f"masks.{name}": value for name, value in config["masks"].items()}
     optimizer = {f"optim.{name}": "on" if config["optim"].get(name) else "off" for name in OPTIMIZER_PARTS}
-    return fields | model | optimizer
+    return fields | model | masks | optimizer

@@ -46,11 +46,6 @@ class Run:
         """The next host-local batch."""
         return next(self.data)
 
-    @property
-    def step(self) -> Any:
-        """The compiled step that the run ends with."""
-        return self.phases[-1][1]
-
     def step_at(self, number: int) -> Any:
         """The compiled step that is the `number`-th of the run, from 1."""
         return next(step for last, step in self.phases if number <= last)
@@ -117,7 +112,7 @@ def train(config, workdir: str) -> None:
       Preempted: after SIGTERM, and a checkpoint of the step that was being computed.
     """
     run = prepare(config, resumes=holds_checkpoint(workdir))
-    check_workdir(config, workdir)
+    check_workdir(config, workdir, training=True)
     evaluator = Evaluator(config, run.mesh) if config.train.evaluate_every else None
     hosts.say(f"data: {shown_report(run.source)}")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
@@ -139,7 +134,13 @@ def train(config, workdir: str) -> None:
 def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, trace: Trace, evaluator) -> None:
     options, total = run.config.train, run.config.train.steps
     shown = {"dynamic_ncols": True, "mininterval": 1.0, "disable": not hosts.is_first()}
+
+    def scored(step: int) -> bool:
+        return evaluator is not None and (step % options.evaluate_every == 0 or step == total)
+
     with tqdm(total=total, initial=start, unit="step", **shown) as bar, Preemption() as preemption:
+        if start and scored(start) and not checkpoints.evaluated(start):
+            _make_up(evaluator, state, start, checkpoints, log, preemption)
         for step in range(start + 1, total + 1):
             batch = parallel.put_batch(run.read(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
@@ -151,17 +152,27 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
             bar.update()
             bar.set_postfix_str(log.line, refresh=False)
             stop = preemption.due()
-            scored = evaluator is not None and (step % options.evaluate_every == 0 or step == total)
-            if stop or scored or step % options.checkpoint_every == 0 or step == total:
-                evaluate = functools.partial(evaluator.best_ap, state, preemption.due) if scored and not stop else None
+            due, ap = scored(step), None
+            if stop or due or step % options.checkpoint_every == 0 or step == total:
+                evaluate = functools.partial(evaluator.best_ap, state, preemption.due) if due and not stop else None
                 with log.pause():
-                    _save(checkpoints, log, step, state, run.data, evaluate)
-            if preemption.told and step < total:
+                    ap = _save(checkpoints, log, step, state, run.data, evaluate)
+            if preemption.told and (step < total or (due and ap is None)):
                 raise Preempted(step)
 
 
-def _save(checkpoints: Checkpoints, log: StepLog, step: int, state, data, evaluate: Callable | None) -> None:
-    """Saves a step with the AP that `evaluate` gives, if there is one; without it before an error of it goes on."""
+def _make_up(evaluator: Evaluator, state, step: int, checkpoints: Checkpoints, log: StepLog, preemption) -> None:
+    """Evaluates the checkpoint that the run goes on from, where that was broken off."""
+    ap = evaluator.best_ap(state, preemption.due)
+    if ap is None:
+        raise Preempted(step)
+    log.write(step, {"AP": ap})
+    log.keep()
+    checkpoints.add_ap(step, ap)
+
+
+def _save(checkpoints: Checkpoints, log: StepLog, step: int, state, data, evaluate: Callable | None) -> float | None:
+    """Saves a step with the AP that `evaluate` gives, and returns that; without it before an error of it goes on."""
     try:
         ap = evaluate() if evaluate is not None else None
     except Exception as error:
@@ -174,21 +185,24 @@ def _save(checkpoints: Checkpoints, log: StepLog, step: int, state, data, evalua
         log.write(step, {"AP": ap})
     log.keep()
     checkpoints.save(step, state, data, ap)
+    return ap
 
 
 def dry_run(config, workdir: str) -> None:
     """Checks config, data and workdir, runs a few batches, prints what the run will need, and stops.
 
-    Nothing is written. Prints parameters, memory of the compiled step, examples a second (reading included) and
-    total time.
+    Nothing is written. The first process prints parameters, memory of the compiled step, examples a second (reading
+    included) and the time of all steps, without evaluations.
 
     Raises:
       what `train` raises before its first step, and what `evaluate` would raise about the data.
     """
     run = prepare(config, resumes=holds_checkpoint(workdir))
-    check_workdir(config, workdir)
-    print(f"train data:  {shown_report(run.source)}")
-    print(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
+    check_workdir(config, workdir, training=True)
+    if config.train.evaluate_every:
+        Evaluator(config, run.mesh)
+    hosts.say(f"train data:  {shown_report(run.source)}")
+    hosts.say(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
     with contextlib.closing(run.data):
         state, size, compile_seconds, run_seconds, before = run.state, 0, 0.0, 0.0, 0
         for last, step in run.phases:
@@ -208,13 +222,17 @@ def dry_run(config, workdir: str) -> None:
             before = last
     step_seconds = run_seconds / config.train.steps
     total_hours = (compile_seconds + run_seconds) / 3600
-    print(f"devices:     {run.mesh.size} x {jax.devices()[0].device_kind}")
-    print(f"parameters:  {count_parameters(state.params) / 1e6:.2f} M")
-    print(f"memory:      {size / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step")
-    print(f"loss:        {float(metrics['loss']):.5f} after {len(run.phases) * (1 + DRY_RUN_STEPS)} steps")
-    print(f"compilation: {compile_seconds:.0f} s")
-    print(f"speed:       {config.train.batch_size / step_seconds:.1f} examples/s, {step_seconds * 1e3:.0f} ms a step")
-    print(f"whole run:   {config.train.steps} steps, {total_hours:.2f} h")
+    report = {
+        "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
+        "parameters": f"{count_parameters(state.params) / 1e6:.2f} M",
+        "memory": f"{size / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step",
+        "loss": f"{float(metrics['loss']):.5f} after {len(run.phases) * (1 + DRY_RUN_STEPS)} steps",
+        "compilation": f"{compile_seconds:.0f} s",
+        "speed": f"{config.train.batch_size / step_seconds:.1f} examples/s, {step_seconds * 1e3:.0f} ms a step",
+        "whole run": f"{config.train.steps} steps, {total_hours:.2f} h, evaluations not counted",
+    }
+    for name, text in report.items():
+        hosts.say(f"{name + ':':<13}{text}")
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -2,7 +2,7 @@
 
 import os
 
-from dpose_jax import hosts, model_files
+from dpose_jax import files, hosts, model_files
 from dpose_jax.models import weight_files
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
@@ -25,7 +25,7 @@ def starting_variables(config, model: DiffusionPose):
     if source in RANDOM:
         hosts.say(f"start: random weights, seed {config.seed}")
         return variables
-    if source != weight_files.CACHED and os.path.isdir(source):
+    if source != weight_files.CACHED and (files.is_remote(source) or os.path.isdir(source)):
         weights, name = _of_folder(source, config)
     else:
         name = weight_files.locate(source, config.model.backbone)

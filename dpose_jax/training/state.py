@@ -89,6 +89,8 @@ def learning_rate(config) -> optax.Schedule:
         raise ValueError(f"optim.schedule={optim.schedule!r}: must be one of {SCHEDULES}")
     if not optim.learning_rate > 0:
         raise ValueError(f"optim.learning_rate={optim.learning_rate}: must be positive")
+    if not all(0 < share < 1 for share in optim.decay_at):
+        raise ValueError(f"optim.decay_at={optim.decay_at}: must be shares of the run, each in (0, 1)")
     if optim.base_batch < 0:
         raise ValueError(f"optim.base_batch={optim.base_batch}: must be positive, or 0 for no scaling")
     if not 0 <= optim.warmup_steps < steps:
