@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     c.model.window = 8  # SC-CA window, px at stride 4 (ours)
     c.model.spatial_attention = True  # A_s
     c.model.channel_attention = True  # A_c
+    c.model.channel_scale = "width"  # of its affinity: width, d^-1/2, or positions, N^-1/2 (ours)
     c.model.decoder_channels = 64  # C
     c.model.decoder_blocks = 2  # residual blocks a level (ours)
     c.model.time_embedding = False  # D(y_t, x^c, t) instead of D(y_t, x^c) (ours)

@@ -38,6 +38,7 @@ def get_config():
     c.model.backbone = "w32"
     c.model.pretrained = "imagenet"
     c.model.spatial_attention = c.model.channel_attention = True
+    c.model.channel_scale = "width"
     c.model.decoder_channels = 64  # the paper's are 64, 128 and 256; which of them here: (ours)
     c.model.time_embedding = False  # D(y_t, x^c) as written
     c.model.residual = False

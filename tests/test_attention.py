@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.models.attention import SCCA, channel_attention, num_heads, window_attention
+from dpose_jax.models.attention import CHANNEL_SCALES, SCCA, channel_attention, num_heads, window_attention
 
 
 def draw(*shape, seed=0):
@@ -15,13 +15,13 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def slow_channel(query, key, value):
-    """[softmax(Q^T K d^-1/2) V^T]^T, one example and one group at a time, in float64."""
+def slow_channel(query, key, value, scale="width"):
+    """[softmax(Q^T K d^-1/2) V^T]^T or with N^-1/2, one example and one group at a time, in float64."""
     out = np.zeros(value.shape)
     for b in range(query.shape[0]):
         for g in range(query.shape[2]):
             q, k, v = (x[b, :, g].astype(np.float64) for x in (query, key, value))
-            out[b, :, g] = (softmax(q.T @ k * q.shape[1] ** -0.5) @ v.T).T
+            out[b, :, g] = (softmax(q.T @ k * q.shape[scale == "width"] ** -0.5) @ v.T).T
     return out
 
 
@@ -39,10 +39,11 @@ def slow_window(query, key, value, window):
     return out
 
 
+@pytest.mark.parametrize("scale", CHANNEL_SCALES)
 @pytest.mark.parametrize("shape", [(2, 12, 1, 4), (1, 35, 3, 8)])
-def test_channel_half_is_its_equation(shape):
+def test_channel_half_is_its_equation(shape, scale):
     q, k, v = (draw(*shape, seed=seed) for seed in range(3))
-    np.testing.assert_allclose(channel_attention(q, k, v), slow_channel(q, k, v), atol=2e-6)
+    np.testing.assert_allclose(channel_attention(q, k, v, scale), slow_channel(q, k, v, scale), atol=2e-6)
 
 
 def test_channel_half_is_linear_in_the_values():
@@ -116,6 +117,7 @@ def block(random_tree):
 
 def test_scca_is_the_sum_of_its_halves(block):
     kps, ske, _, apply = block
+    assert np.abs(apply(kps, ske, channel_scale="positions") - apply(kps, ske)).max() > 1e-3
     halves = apply(kps, ske, channel=False) + apply(kps, ske, spatial=False)
     np.testing.assert_allclose(apply(kps, ske), halves, atol=1e-6)
 

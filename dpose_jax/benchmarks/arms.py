@@ -82,6 +82,7 @@ ARMS = {
     "recipe_no_attention": _changed("no SC-CA", {"model.spatial_attention": False, "model.channel_attention": False}),
     "recipe_spatial_attention": _changed("A_s alone", {"model.channel_attention": False}),
     "recipe_channel_attention": _changed("A_c alone", {"model.spatial_attention": False}),
+    "recipe_channel_positions": _changed("A_c scaled by N^-1/2", {"model.channel_scale": "positions"}),
     "recipe_zeta_1": _changed("zeta 1", {"diffusion.zeta": 1.0}),
     "recipe_zeta_5": _changed("zeta 5", {"diffusion.zeta": 5.0}),
     "recipe_zeta_10": _changed("zeta 10", {"diffusion.zeta": 10.0}),

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+CHANNEL_SCALES = ("width", "positions")
+
 
 def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
     """The most heads (= channel groups) that divide `channels` into widths in the closed range `head_dim` (ours).
@@ -20,7 +22,7 @@ def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
     )
 
 
-def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: str = "width") -> jax.Array:
     """A_c: [softmax(Q^T K d^-1/2) V^T]^T in each group of d channels.
 
     The affinity is d x d, between the channels of Q and of K over all N positions, and the output is
@@ -28,12 +30,14 @@ def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
 
     Args:
       query, key, value: (B, N, G, d) float.
+      scale: `width` for d^-1/2, the paper's; `positions` for N^-1/2 (ours, as DaViT's later code): each entry of Q^T K
+        is a sum over N positions, so that the other lets the softmax saturate.
 
     Returns:
       (B, N, G, d), in the dtype of `value`; the softmax is in float32.
     """
-    scale = query.shape[-1] ** -0.5
-    affinity = jnp.einsum("bngc,bnge->bgce", query, key, preferred_element_type=jnp.float32) * scale
+    count = query.shape[-1] if scale == "width" else query.shape[1]
+    affinity = jnp.einsum("bngc,bnge->bgce", query, key, preferred_element_type=jnp.float32) * count**-0.5
     weights = jax.nn.softmax(affinity, axis=-1).astype(value.dtype)
     return jnp.einsum("bgce,bnge->bngc", weights, value)
 
@@ -79,12 +83,14 @@ class SCCA(nn.Module):
       heads: heads of A_s and channel groups of A_c; divides the channels.
       window: side of A_s's windows in pixels.
       spatial, channel: whether A_s and A_c are there (at least one).
+      channel_scale: one of CHANNEL_SCALES, see `channel_attention`.
     """
 
     heads: int
     window: int = 8
     spatial: bool = True
     channel: bool = True
+    channel_scale: str = "width"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -104,7 +110,7 @@ class SCCA(nn.Module):
 
         def over_positions(q, k, v):
             flat = (q.shape[0], -1, *q.shape[3:])
-            return channel_attention(q.reshape(flat), k.reshape(flat), v.reshape(flat))
+            return channel_attention(q.reshape(flat), k.reshape(flat), v.reshape(flat), self.channel_scale)
 
         total = jnp.zeros_like(query)
         if self.spatial:

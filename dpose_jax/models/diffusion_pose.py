@@ -13,7 +13,7 @@ from dpose_jax.codec import Codec
 from dpose_jax.diffusion.forward import q_sample, to_normalised
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
 from dpose_jax.diffusion.schedule import Schedule
-from dpose_jax.models.attention import SCCA, num_heads
+from dpose_jax.models.attention import CHANNEL_SCALES, SCCA, num_heads
 from dpose_jax.models.decoder import SGDD
 from dpose_jax.models.hrnet import PRESETS, HRNet, HRNetSpec
 from dpose_jax.skeletons import JointSet, get_joint_set
@@ -62,6 +62,7 @@ class DiffusionPose(nn.Module):
     window: int = 8
     spatial_attention: bool = True
     channel_attention: bool = True
+    channel_scale: str = "width"
     decoder_channels: int = 64
     decoder_blocks: int = 2
     time_embedding: bool = False
@@ -78,7 +79,8 @@ class DiffusionPose(nn.Module):
         self.coarse_head = nn.Dense(self.joint_set.num_joints)
         if self.spatial_attention or self.channel_attention:
             heads = num_heads(self.backbone.width, self.head_dim)
-            self.attention = SCCA(heads, self.window, self.spatial_attention, self.channel_attention, self.dtype)
+            halves = self.spatial_attention, self.channel_attention
+            self.attention = SCCA(heads, self.window, *halves, self.channel_scale, self.dtype)
         self.merge = nn.Dense(self.decoder_channels, dtype=self.dtype)
         self.decoder = SGDD(
             self.joint_set.num_joints,
@@ -272,7 +274,7 @@ def build_model(config) -> DiffusionPose:
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     if fields["dtype"] not in dtypes:
         raise ValueError(f"model.dtype={fields['dtype']!r}: must be one of {sorted(dtypes)}")
-    for name, values in (("batch_norm", BATCH_NORMS), ("remat", REMATS)):
+    for name, values in (("batch_norm", BATCH_NORMS), ("remat", REMATS), ("channel_scale", CHANNEL_SCALES)):
         if fields[name] not in values:
             raise ValueError(f"model.{name}={fields[name]!r}: must be one of {values}")
     sizes = {"width": PRESETS[preset].width if width is None else width} | fields
