@@ -21,7 +21,8 @@ def slow_channel(query, key, value, scale="width"):
     for b in range(query.shape[0]):
         for g in range(query.shape[2]):
             q, k, v = (x[b, :, g].astype(np.float64) for x in (query, key, value))
-            out[b, :, g] = (softmax(q.T @ k * q.shape[scale == "width"] ** -0.5) @ v.T).T
+            count = q.shape[1] if scale == "width" else q.shape[0]
+            out[b, :, g] = (softmax(q.T @ k * count**-0.5) @ v.T).T
     return out
 
 

@@ -86,6 +86,7 @@ def test_evaluation_has_the_schema(trained, report, miniature):
     protocol = report["protocol"]
     assert (protocol["step"], protocol["ema"], protocol["flip"], protocol["boxes"]) == (4, True, True, "gt")
     assert protocol["codec"].startswith("unbiased+dark")
+    assert protocol["masks"] == "keypoints 6.0, skeleton 3.0, softness 0.0"
     assert (protocol["data"], protocol["steps"], protocol["skipped"]) == ("synthetic", [1, 2], 0)
     assert {"eta", "update_rule", "seed", "flip_shift", "images", "persons", "soft_nms", "device"} <= set(protocol)
 
@@ -233,6 +234,8 @@ def test_workdir_of_another_model(run, trained, miniature):
 
 
 def test_evaluation_without_a_checkpoint(miniature, tmp_path):
+    with pytest.raises(ValueError, match=r"--out=report: must end in \.json"):
+        evaluate(miniature(), str(tmp_path / "none"), "report")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         evaluate(miniature(), str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()

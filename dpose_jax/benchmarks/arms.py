@@ -64,7 +64,9 @@ ARMS = {
         DIRECT,
     ),
     "own_all": Arm("the recipe on its own coarse heatmaps always, no noise", {"diffusion.own_share": 1.0}, DIRECT),
-    "written": Arm("DiffusionPose as written", PAPER_TIMES | {"diffusion.own_share": 0.0}),
+    "written": Arm(
+        "DiffusionPose as written", PAPER_TIMES | {"diffusion.own_share": 0.0, "model.channel_scale": "width"}
+    ),
     "recipe": Arm("the recipe as it stands"),
     "recipe_t_1000": Arm("the recipe, t up to 1,000", PAPER_TIMES),
     "recipe_t_1000_unrolled": _changed("t up to 1,000, half unrolled", PAPER_TIMES | {"diffusion.unroll_share": 0.5}),
