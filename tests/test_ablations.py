@@ -78,7 +78,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     model, schedule = build_model(config), build_schedule(config)
     optimizer = optax.with_extra_args_support(optax.sgd(1e-2, momentum=0.9))
     state, batch = initial_state(initial_variables(model, 0), optimizer), draw_batch(config)
-    state, metrics = jax.jit(make_train_step(config, model, schedule, optimizer))(state, batch)
+    state, metrics = jax.jit(make_train_step(config, model, schedule, optimizer))(state, batch, jax.random.key(0))
     assert all(np.isfinite(metrics[name]) and metrics[name] > 0 for name in (*LOSS_TERMS, "loss", "grad_norm"))
     gradients = jax.tree_util.tree_leaves_with_path(state.opt_state[0].trace)
     silent = {"/".join(key.key for key in path) for path, gradient in gradients if not gradient.any()}

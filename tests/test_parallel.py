@@ -35,7 +35,7 @@ for way in ("replicated", "fsdp"):
     assert run.mesh.size == 8
     batch = parallel.put_batch(dict(np.load(f"{folder}/batch.npz")), run.mesh)
     assert {s.data.shape[0] for s in batch["image"].addressable_shards} == {1}
-    state, metrics = run.step_at(1)(run.state, batch)
+    state, metrics = run.take(1, run.state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)), "donated"
     sizes = [(leaf.nbytes, leaf.addressable_shards[0].data.nbytes) for leaf in jax.tree.leaves(state)]
     whole, here = np.sum(sizes, axis=0)
@@ -74,7 +74,7 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
     batch = run.read()
     run.data.close()
     np.savez(tmp_path / "batch.npz", **batch)
-    state, metrics = run.step_at(1)(run.state, parallel.put_batch(batch, run.mesh))
+    state, metrics = run.take(1, run.state, parallel.put_batch(batch, run.mesh))
     expected = figures(state, metrics)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     out = subprocess.run(
@@ -106,7 +106,7 @@ def test_parts_of_a_batch_add_up_to_it(miniature):
     found = []
     for parts in (1, 2):
         run = loop.prepare(miniature(**frozen, train__accumulate=parts))
-        state, metrics = run.step_at(1)(run.state, parallel.put_batch(run.read(), run.mesh))
+        state, metrics = run.take(1, run.state, parallel.put_batch(run.read(), run.mesh))
         run.data.close()
         found.append(figures(state, metrics))
     whole, added = found

@@ -35,7 +35,7 @@ def trained_in_bfloat16(miniature, small_model):
         "bad_index": jnp.full(BATCH, -1, jnp.int32),
     }
     step = make_train_step(config, model, Schedule(), optimizer)
-    traced, returned = jax.make_jaxpr(step, return_shape=True)(state, batch)
+    traced, returned = jax.make_jaxpr(step, return_shape=True)(state, batch, jax.random.key(0))
     return list(equations(traced.jaxpr)), state, returned
 
 

@@ -165,6 +165,12 @@ def test_hold_parts_is_a_late_start():
             np.testing.assert_allclose(updates["hrnet"]["kernel"], expected["kernel"], rtol=1e-6)
 
 
+def test_steps_draw_by_the_seed_of_the_config(miniature):
+    run = prepare(miniature(seed=3))
+    run.data.close()
+    assert run.key == jax.random.key(3)
+
+
 def test_the_backbone_is_held_for_the_first_steps(miniature):
     """Parameters, BatchNorm statistics and Adam's moments of HRNet, through the compiled step; all else learns."""
     run = prepare(miniature(optim__freeze_backbone_steps=2))
@@ -172,7 +178,7 @@ def test_the_backbone_is_held_for_the_first_steps(miniature):
     assert [run.step_at(number) for number in (1, 2, 3)] == [frozen, frozen, step]
     start, state = jax.device_get(run.state), run.state
     for number in (1, 2):
-        state, metrics = run.step_at(number)(state, parallel.put_batch(run.read(), run.mesh))
+        state, metrics = run.take(number, state, parallel.put_batch(run.read(), run.mesh))
     run.data.close()
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert_equal(state.batch_stats, start.batch_stats)
@@ -189,8 +195,8 @@ def test_the_denoiser_learns_in_the_last_share_of_the_run(miniature):
     start = jax.device_get(late.state.params)
     state, its_state = late.state, plain.state
     for number in (1, 2):
-        state, metrics = late.step_at(number)(state, parallel.put_batch(late.read(), late.mesh))
-        its_state, its_metrics = plain.step_at(number)(its_state, parallel.put_batch(plain.read(), plain.mesh))
+        state, metrics = late.take(number, state, parallel.put_batch(late.read(), late.mesh))
+        its_state, its_metrics = plain.take(number, its_state, parallel.put_batch(plain.read(), plain.mesh))
         for name in ("loss", "loss_coarse", "loss_diffusion", "grad_norm"):
             assert metrics[name] == its_metrics[name]
     plain.data.close()
@@ -199,7 +205,7 @@ def test_the_denoiser_learns_in_the_last_share_of_the_run(miniature):
         assert_equal(leaves, start[part] if part in DENOISER else its_state.params[part])
     assert set(DENOISER) < set(start)
     held = jax.device_get(state.params)
-    state, metrics = late.step_at(3)(state, parallel.put_batch(late.read(), late.mesh))
+    state, metrics = late.take(3, state, parallel.put_batch(late.read(), late.mesh))
     late.data.close()
     assert metrics["loss_diffusion"] > 0
     change = np.abs(held["merge"]["kernel"] - state.params["merge"]["kernel"])

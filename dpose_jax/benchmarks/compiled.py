@@ -53,7 +53,8 @@ def train_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
         "bad_index": ((count,), np.int32),
     }
     rows = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
-    return Program("train step", jit_step(step, mesh, places), (state, rows), batch)
+    key = jax.eval_shape(jax.random.key, 0)
+    return Program("train step", jit_step(step, mesh, places), (state, rows, key), batch)
 
 
 def sampler_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:

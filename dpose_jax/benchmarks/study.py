@@ -18,7 +18,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import config_flags
 
-from dpose_jax import parallel
+from dpose_jax import command_line, parallel
 from dpose_jax.benchmarks import report
 from dpose_jax.benchmarks.arms import ARMS, MAIN, arm_config
 from dpose_jax.benchmarks.readings import latency, make_readings, predict, score
@@ -56,6 +56,7 @@ Latencies = dict[str, dict[str, dict]]  # by arm and reading
 
 def main() -> None:
     """Trains and reads what is missing, and writes the report anew after every run."""
+    command_line.keep_compiled_programs()  # the seeds of an arm share theirs, and no compilation is timed here
     recipe, seeds = CONFIG.value, [int(text) for text in SEEDS.value]
     steps = sorted(int(text) for text in STEPS.value)
     check(recipe, ARM_NAMES.value, seeds, steps)
@@ -226,7 +227,7 @@ def _steppers(recipe, name: str) -> dict[int, Callable]:
 
     def take(step):
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, run.key)
         return metrics["loss"]
 
     return {last: functools.partial(take, step) for last, step in run.phases}

@@ -40,6 +40,7 @@ class Run:
     source: Source
     data: Any
     state: TrainState
+    key: jax.Array  # of all that steps draw
     phases: tuple[tuple[int, Any], ...]  # the compiled steps in order, each with the last step that it takes
 
     def read(self) -> dict[str, np.ndarray]:
@@ -49,6 +50,10 @@ class Run:
     def step_at(self, number: int) -> Any:
         """The compiled step that is the `number`-th of the run, from 1."""
         return next(step for last, step in self.phases if number <= last)
+
+    def take(self, number: int, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
+        """The `number`-th step of the run, from 1: the new state, and the step's metrics; the state is donated."""
+        return self.step_at(number)(state, batch, self.key)
 
 
 def shown_report(source: Source) -> str:
@@ -85,14 +90,16 @@ def prepare(config, *, resumes: bool = False) -> Run:
         (last, jit_step(make_step(model.clone(freeze_backbone=last <= held), denoises=last > alone), mesh, places))
         for last in sorted({min(held, total), alone, total} - {0})
     ]
-    return Run(config, mesh, source, data, state, tuple(phases))
+    # By a program, since device_put takes no typed key to the devices of other hosts.
+    key = jax.jit(jax.random.key, static_argnums=0, out_shardings=parallel.replicated(mesh))(config.seed)
+    return Run(config, mesh, source, data, state, key, tuple(phases))
 
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
     """The train step as it is compiled: `places` are the state's shardings, kept from step to step; it is donated."""
     return jax.jit(
         step,
-        in_shardings=(places, parallel.batch_sharding(mesh)),
+        in_shardings=(places, parallel.batch_sharding(mesh), parallel.replicated(mesh)),
         out_shardings=(places, parallel.replicated(mesh)),
         donate_argnums=0,
     )
@@ -145,7 +152,7 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
             batch = parallel.put_batch(run.read(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
-                state, metrics = run.step_at(step)(state, batch)
+                state, metrics = run.take(step, state, batch)
                 # The step before this one is read while this one computes.
                 log.push(step, metrics)
             trace.after(step, metrics)
@@ -208,14 +215,14 @@ def dry_run(config, workdir: str) -> None:
         for last, step in run.phases:
             began = time.monotonic()
             batch = parallel.put_batch(run.read(), run.mesh)
-            compiled = step.lower(state, batch).compile()
+            compiled = step.lower(state, batch, run.key).compile()
             compile_seconds += time.monotonic() - began
             memory = compiled.memory_analysis()
             size = max(size, memory.argument_size_in_bytes + memory.temp_size_in_bytes)
             seconds = []
             for _ in range(1 + DRY_RUN_STEPS):
                 began = time.monotonic()
-                state, metrics = jax.block_until_ready(compiled(state, batch))
+                state, metrics = jax.block_until_ready(compiled(state, batch, run.key))
                 batch = parallel.put_batch(run.read(), run.mesh)
                 seconds.append(time.monotonic() - began)
             run_seconds += (last - before) * float(np.median(seconds[1:]))

@@ -40,13 +40,13 @@ def split_batch(batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
 
-def draw_inputs(config, step: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array | None]:
-    """The model's INPUTS of one step: from the batch, and drawn by `config.seed` and the step alone.
+def draw_inputs(config, step: jax.Array, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array | None]:
+    """The model's INPUTS of one step: from the batch, and drawn by the key and the step alone.
 
     Returns:
       leaves of leading axis B; `own` and `unrolled` are None where their share is 0.
     """
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), 4)
+    keys = jax.random.split(jax.random.fold_in(key, step), 4)
     low, high = config.diffusion.t_range
     count = batch["visible"].shape[0]
 
@@ -72,11 +72,12 @@ def make_train_step(
     gather: Callable[[Any], Any] = lambda variables: variables,
     denoises: bool = True,
 ) -> Callable:
-    """Builds `(state, batch) -> (state, metrics)`, a pure function to be jitted with shardings.
+    """Builds `(state, batch, key) -> (state, metrics)`, a pure function to be jitted with shardings.
 
-    Randomness comes from `config.seed` and the step alone. `metrics` holds float32 scalars: `loss`, each term of
-    LOSS_TERMS, `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that
-    every host learns of every host's.
+    Randomness comes from the key, `jax.random.key(config.seed)`, and the step alone; it is an argument so that the
+    seeds of a recipe share one compiled program. `metrics` holds float32 scalars: `loss`, each term of LOSS_TERMS,
+    `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that every host
+    learns of every host's.
 
     With `loss.diffusion` = 0, or without `denoises`, this is a plain HRNet with its coarse branch: the denoiser is
     neither run nor trained, and `loss_diffusion` is 0.
@@ -101,8 +102,10 @@ def make_train_step(
     parts, rate = config.train.accumulate, learning_rate(config)
     gradient_of = jax.value_and_grad(_make_loss(config, model, schedule, denoises), has_aux=True)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        rows, labelled = draw_inputs(config, state.step, batch), jnp.sum(batch["visible"])
+    def train_step(
+        state: TrainState, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        rows, labelled = draw_inputs(config, state.step, batch, key), jnp.sum(batch["visible"])
         params, batch_stats = gather((state.params, state.batch_stats))
 
         def add_part(carry, part):
