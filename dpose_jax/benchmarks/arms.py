@@ -11,6 +11,7 @@ from dpose_jax.diffusion.sampler import UPDATE_RULES, SamplerSettings
 
 MAIN = ("plain", "plain_same_time", "one_pass", "own_all", "written", "recipe_t_1000", "recipe")
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
+ONE_PASS = NO_MASKS | {"diffusion.own_share": 1.0}
 PAPER_TIMES = {"diffusion.t_range": (1, 1000), "sampler.t_start": 1000}
 DIRECT = ("direct", "unmirrored", "unflipped")
 MANY = (*DIRECT, "ddim", "restarts")
@@ -54,13 +55,14 @@ ARMS = {
     ),
     "one_pass": Arm(
         "the U-Net on coarse heatmaps, no noise, no masks",
-        NO_MASKS | {"diffusion.own_share": 1.0},
+        ONE_PASS,
         DIRECT,
         most_steps=1,
     ),
+    "one_pass_wide": Arm("the same, C = 64", ONE_PASS | {"model.decoder_channels": 64}, DIRECT, most_steps=1),
     "passes": Arm(
-        "the same, half of it unrolled by one step",
-        NO_MASKS | {"diffusion.own_share": 1.0, "diffusion.unroll_share": 0.5},
+        "one_pass, half of it unrolled by one step",
+        ONE_PASS | {"diffusion.unroll_share": 0.5},
         DIRECT,
     ),
     "own_all": Arm("the recipe on its own coarse heatmaps always, no noise", {"diffusion.own_share": 1.0}, DIRECT),
