@@ -53,18 +53,9 @@ ARMS = {
         DIRECT,
         same_time=True,
     ),
-    "one_pass": Arm(
-        "the U-Net on coarse heatmaps, no noise, no masks",
-        ONE_PASS,
-        DIRECT,
-        most_steps=1,
-    ),
-    "one_pass_wide": Arm("the same, C = 64", ONE_PASS | {"model.decoder_channels": 64}, DIRECT, most_steps=1),
-    "passes": Arm(
-        "one_pass, half of it unrolled by one step",
-        ONE_PASS | {"diffusion.unroll_share": 0.5},
-        DIRECT,
-    ),
+    "one_pass": Arm("the U-Net on coarse heatmaps, no noise, no masks", ONE_PASS, DIRECT, most_steps=1),
+    "one_pass_wide": Arm("one_pass, C = 64", ONE_PASS | {"model.decoder_channels": 64}, DIRECT, most_steps=1),
+    "passes": Arm("one_pass, half of it unrolled by one step", ONE_PASS | {"diffusion.unroll_share": 0.5}, DIRECT),
     "own_all": Arm("the recipe on its own coarse heatmaps always, no noise", {"diffusion.own_share": 1.0}, DIRECT),
     "written": Arm(
         "DiffusionPose as written", PAPER_TIMES | {"diffusion.own_share": 0.0, "model.channel_scale": "width"}
