@@ -9,7 +9,8 @@ import sys
 
 from absl import flags
 
-from dpose_jax import benchmarks, command_line
+import benchmarks
+from dpose_jax.runtime import app
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
     module = benchmarks.load(name)
     flags.adopt_module_key_flags(module)  # --help shows the flags of the main module alone
     del sys.argv[1]
-    command_line.run(module.main, keep_programs=False)  # a compilation that is timed has to be one
+    app.run(module.main, keep_programs=False)  # a compilation that is timed has to be one
 
 
 if __name__ == "__main__":

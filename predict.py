@@ -8,10 +8,11 @@ Without --workdir or --model the small model that comes with the package predict
 
 from absl import flags
 
-from dpose_jax import Predictor, command_line
-from dpose_jax.prediction.boxes import BoxFile, BoxSource
-from dpose_jax.prediction.detector import MODELS, Detector
-from dpose_jax.prediction.run import PartlyDone, predict
+from dpose_jax import Predictor
+from dpose_jax.inference.boxes import BoxFile, BoxSource
+from dpose_jax.inference.detector import MODELS, Detector
+from dpose_jax.inference.predict_files import PartlyDone, predict
+from dpose_jax.runtime import app
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that was trained into.")
 MODEL = flags.DEFINE_string("model", None, "Instead of --workdir, a model folder (model.safetensors and model.json).")
@@ -47,4 +48,4 @@ def main():
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["input", "out"])
-    command_line.run(main, errors=(PartlyDone,))
+    app.run(main, errors=(PartlyDone,))

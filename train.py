@@ -9,21 +9,21 @@ Several hosts run the same command, on Cloud TPU, GKE and SLURM as it is, elsewh
 from absl import flags
 from ml_collections import config_flags
 
-from dpose_jax import command_line, hosts
+from dpose_jax.runtime import app, multihost
 from dpose_jax.training.loop import dry_run, train
 from dpose_jax.training.metrics import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run resumes from its own workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, take four steps, say what the run will need, stop.")
-hosts.define_flags()
+multihost.define_flags()
 
 
 def main():
-    hosts.connect_from_flags(notes_sigterm=not DRY_RUN.value)
+    multihost.connect_from_flags(notes_sigterm=not DRY_RUN.value)
     (dry_run if DRY_RUN.value else train)(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    command_line.run(main, errors=(DivergedError,))
+    app.run(main, errors=(DivergedError,))

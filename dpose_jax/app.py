@@ -18,9 +18,11 @@ import gradio as gr
 import numpy as np
 from absl import flags
 
-from dpose_jax import Predictor, command_line, visualize
-from dpose_jax.prediction.boxes import checked_boxes
-from dpose_jax.prediction.run import draw_poses
+from dpose_jax import Predictor
+from dpose_jax.inference.boxes import checked_boxes
+from dpose_jax.inference.predict_files import draw_poses
+from dpose_jax.runtime import app
+from dpose_jax.visualization import draw
 
 MAX_STEPS, MAX_PERSONS = 16, 4
 PAUSE = 0.6  # seconds a step is shown
@@ -108,7 +110,7 @@ def _side_by_side(predictor, crops, maps, joints, title) -> np.ndarray:
     rows = (slice(i, i + 1) for i in range(len(crops)))
     about = {"joint_set": predictor.joint_set, "titles": [title], "warp": predictor.model.codec.name}
     return np.concatenate(
-        [visualize.denoising_strip(crops[row], maps[None, row], joints[None, row], **about) for row in rows], axis=1
+        [draw.denoising_strip(crops[row], maps[None, row], joints[None, row], **about) for row in rows], axis=1
     )
 
 
@@ -165,4 +167,4 @@ if __name__ == "__main__":
         page = build(lambda steps: Predictor.load(WORKDIR.value, MODEL.value, steps=steps, batch_sizes=sizes))
         page.queue().launch(server_name="127.0.0.1", server_port=PORT.value, share=False)
 
-    command_line.run(main)
+    app.run(main)

@@ -13,9 +13,11 @@ import numpy as np
 from absl import flags
 from jax import export as jax_export
 
-from dpose_jax import Predictor, command_line, model_files
-from dpose_jax.files import write_bytes, write_json
-from dpose_jax.training.checkpoints import read_variables, stored_config
+from dpose_jax import Predictor
+from dpose_jax.runtime import app
+from dpose_jax.workdir import model_folder
+from dpose_jax.workdir.checkpoints import read_variables, stored_config
+from dpose_jax.workdir.files import write_bytes, write_json
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 OUTPUTS = ("keypoints", "scores", "covariances")
@@ -56,7 +58,7 @@ def facts_path(out: str, weights: str | None) -> str:
       ValueError: if that is the program itself, or the facts of the model in the folder `weights`.
     """
     path = f"{os.path.splitext(out)[0]}.json"
-    taken = [out] if weights is None else [out, os.path.join(weights, model_files.FACTS_FILE)]
+    taken = [out] if weights is None else [out, os.path.join(weights, model_folder.FACTS_FILE)]
     if os.path.abspath(path) in map(os.path.abspath, taken):
         raise ValueError(f"--out={out}: its facts would go to {path}, which is written as well; choose another name")
     return path
@@ -88,7 +90,7 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
       ValueError: without the package huggingface_hub.
       FileNotFoundError, ValueError: if the folder holds no model.
     """
-    model_files.load(folder)
+    model_folder.load(folder)
     if api is None:
         try:
             from huggingface_hub import HfApi
@@ -96,7 +98,7 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
             raise ValueError('push_to_hub: needs the package huggingface_hub: pip install -e ".[hub]"') from error
         api = HfApi()
     address = api.create_repo(name, repo_type="model", exist_ok=True)
-    names = [model_files.WEIGHTS_FILE, model_files.FACTS_FILE, "README.md"]
+    names = [model_folder.WEIGHTS_FILE, model_folder.FACTS_FILE, "README.md"]
     api.upload_folder(folder_path=folder, repo_id=name, repo_type="model", allow_patterns=names)
     return str(address)
 
@@ -122,10 +124,10 @@ if __name__ == "__main__":
             print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
         if WEIGHTS.value:
             variables, step = read_variables(WORKDIR.value)
-            model_files.save(WEIGHTS.value, variables, stored_config(WORKDIR.value), step=step)
+            model_folder.save(WEIGHTS.value, variables, stored_config(WORKDIR.value), step=step)
             print(f"{WEIGHTS.value}: parameters of step {step}")
         if HUB.value:
             print(push_to_hub(WEIGHTS.value, HUB.value))
 
     flags.mark_flag_as_required("workdir")
-    command_line.run(main)
+    app.run(main)

@@ -5,8 +5,8 @@ import json
 import cv2
 import numpy as np
 
-from dpose_jax.data.folder import FolderSource
-from dpose_jax.skeletons import JointSet
+from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.pose.joint_sets import JointSet
 
 TINY = JointSet("tiny", ("nose", "left_hand", "right_hand"), ((0, 1), (0, 2)), ((1, 2),), (0.05,) * 3, ())
 HEIGHT, WIDTH = 30, 40

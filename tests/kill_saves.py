@@ -26,9 +26,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import miniature  # noqa: E402
 
-from dpose_jax.command_line import fuse_on_the_cpu  # noqa: E402
+from dpose_jax.runtime.app import fuse_on_the_cpu  # noqa: E402
 from dpose_jax.training import loop  # noqa: E402
-from dpose_jax.training.checkpoints import Checkpoints  # noqa: E402
+from dpose_jax.workdir.checkpoints import Checkpoints  # noqa: E402
 
 STEPS = 80
 FIELDS = {"train.steps": STEPS, "train.checkpoint_every": 1, "train.log_every": 1}

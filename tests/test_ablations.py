@@ -6,9 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dpose_jax import inference
 from dpose_jax.diffusion.sampler import SamplerSettings, sample, sampler_settings
-from dpose_jax.models import decoder
+from dpose_jax.models import pose_sampler, sgdd
 from dpose_jax.models.diffusion_pose import build_codec, build_model, build_schedule
 from dpose_jax.models.hrnet import PRESETS, HRNetSpec
 from dpose_jax.models.initialise import abstract_variables, initial_variables
@@ -73,7 +72,7 @@ def ablation(miniature):
 @pytest.mark.parametrize("name", CASES)
 def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     if name != "everything":
-        monkeypatch.setattr(decoder, "LEVELS", (1, 2))  # half the depth of D, which is most of the time to compile
+        monkeypatch.setattr(sgdd, "LEVELS", (1, 2))  # half the depth of D, which is most of the time to compile
     config = ablation(**CASES[name], sampler__steps=(2,))
     model, schedule = build_model(config), build_schedule(config)
     optimizer = optax.with_extra_args_support(optax.sgd(1e-2, momentum=0.9))
@@ -88,7 +87,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     }
     assert silent - lower <= {"attention/spatial_key/bias"}
 
-    predict = jax.jit(inference.make_predict(model, schedule, sampler_settings(config), flip=False, seed=0))
+    predict = jax.jit(pose_sampler.make_predict(model, schedule, sampler_settings(config), flip=False, seed=0))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     joints = predict(variables, batch["image"], np.arange(BATCH))
     assert set(joints) == {"coarse", "steps_2"}

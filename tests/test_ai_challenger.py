@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from dpose_jax.data.ai_challenger import to_coco
-from dpose_jax.data.folder import FolderSource
-from dpose_jax.skeletons import AIC
+from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.pose.joint_sets import AIC
 
 SIZES = {"054d9c": (60, 40), "fa436c": (30, 50)}
 

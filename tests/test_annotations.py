@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from coco_folder import content, ids, person, read, write
 
-from dpose_jax.data.annotations import LEFT_OUT, MALFORMED, NOTED, check_joint_names
-from dpose_jax.data.folder import FolderSource
-from dpose_jax.data.images import IMAGE_NOTES
-from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
+from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.coco_format import LEFT_OUT, MALFORMED, NOTED, check_joint_names
+from dpose_jax.data.image_files import IMAGE_NOTES
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
 
 
 def test_every_counter_is_documented():

@@ -22,8 +22,8 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from dpose_jax import Predictor, app  # noqa: E402
-from dpose_jax.data.synthetic import SyntheticSource  # noqa: E402
-from dpose_jax.skeletons import COCO  # noqa: E402
+from dpose_jax.data.synthetic.dataset import SyntheticSource  # noqa: E402
+from dpose_jax.pose.joint_sets import COCO  # noqa: E402
 
 PICTURE = """
 const image = document.querySelector(arguments[0] + " img");

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.models.attention import CHANNEL_SCALES, SCCA, channel_attention, num_heads, window_attention
+from dpose_jax.models.scca import CHANNEL_SCALES, SCCA, channel_attention, num_heads, window_attention
 
 
 def draw(*shape, seed=0):

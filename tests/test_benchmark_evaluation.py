@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from evaluation_cases import ground_truth
 
-from dpose_jax.benchmarks import evaluation, roundtrip
-from dpose_jax.data import transforms
-from dpose_jax.skeletons import COCO, CROWDPOSE
+from benchmarks import codec_bound, evaluation
+from dpose_jax.data import crop
+from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def rows():
     for annotation in truth["annotations"]:
         annotation["iscrowd"] = 0
     truth["annotations"][1]["bbox"] = [300.0, 300.0, 60.0, 80.0]
-    found = roundtrip.measure(truth, COCO, ["256x192/4", "256x192/8"], use_area=True)
+    found = codec_bound.measure(truth, COCO, ["256x192/4", "256x192/8"], use_area=True)
     return {(row["codec"], row["stride"]): row for row in found}
 
 
@@ -61,16 +61,16 @@ def test_persons_are_all_but_crowds_and_joints_off_the_crop_are_not_visible():
     truth = ground_truth(COCO, images=1, per_image=2)
     entry = truth["annotations"][0]
     entry["keypoints"][:3] = -900.0, -900.0, 2
-    crops = roundtrip.crop_persons(truth, transforms.CropSpec((64, 48), 1.25, "unbiased"), COCO)
+    crops = codec_bound.crop_persons(truth, crop.CropSpec((64, 48), 1.25, "unbiased"), COCO)
     assert [person["id"] for person in crops.persons] == [0, 1] and crops.visible[0, 0] == 0
     entry["iscrowd"] = 1
-    assert len(roundtrip.crop_persons(truth, transforms.CropSpec((64, 48), 1.25, "unbiased"), COCO).persons) == 1
+    assert len(codec_bound.crop_persons(truth, crop.CropSpec((64, 48), 1.25, "unbiased"), COCO).persons) == 1
 
 
 @pytest.mark.parametrize("case", ["256x192", "256/4", "axb/4", "256x192x3/4"])
 def test_case_of_another_form(case):
     with pytest.raises(ValueError, match=f"--cases='{case}': must be HEIGHTxWIDTH/STRIDE"):
-        roundtrip.measure(ground_truth(COCO), COCO, [case], use_area=True)
+        codec_bound.measure(ground_truth(COCO), COCO, [case], use_area=True)
 
 
 def test_noisy_detections_hold_every_person_and_the_false_ones():

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import sampling
+from benchmarks.sampling import PARTS, Run, measure_accuracy, measure_costs, plan
 from dpose_jax import Predictor
-from dpose_jax.benchmarks import sampling
-from dpose_jax.benchmarks.sampling import PARTS, Run, measure_accuracy, measure_costs, plan
-from dpose_jax.data.pipeline import eval_batches
-from dpose_jax.data.sources import make_source
-from dpose_jax.evaluation.run import evaluate
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches
+from dpose_jax.evaluation.evaluator import evaluate
 
 
 def test_plan(miniature):
@@ -123,7 +123,7 @@ def test_plot(tmp_path):
     pytest.importorskip("matplotlib", reason="the optional extra `benchmark`")
     import cv2
 
-    from dpose_jax.benchmarks.steps_plot import write_plot
+    from benchmarks.steps_plot import write_plot
 
     rows = [{"update": "coarse", "steps": 0, "ms": 10.0, "AP": 0.5, "PCK@0.2": None}]
     rows += [{"update": "direct", "steps": k, "ms": 10.0 + k, "AP": 0.5 + k / 100, "PCK@0.2": None} for k in (1, 2)]

@@ -9,12 +9,12 @@ import sys
 import jax
 import pytest
 
-from dpose_jax import parallel
-from dpose_jax.benchmarks import compiled
-from dpose_jax.benchmarks.chips import CHIPS, parse_topology
-from dpose_jax.benchmarks.compiled import DoesNotFitError, collectives, largest_batch, shape_bytes
+from benchmarks import xla_cost
+from benchmarks.chips import CHIPS, parse_topology
+from benchmarks.xla_cost import DoesNotFitError, collectives, largest_batch, shape_bytes
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.runtime import sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEYS = {"devices", "batch_per_device", "hbm_bytes_per_device", "hbm_limit_bytes", "flops_per_device"}
@@ -79,7 +79,7 @@ def test_largest_batch_is_the_largest(limit, need, parts):
             raise DoesNotFitError("too much")
         return {"hbm_bytes_per_device": need(batch / parts), "batch_per_device": batch}
 
-    fitting = [batch for batch in map(compiled.candidate, range(1, 50)) if need(batch) <= limit]
+    fitting = [batch for batch in map(xla_cost.candidate, range(1, 50)) if need(batch) <= limit]
     if not fitting:
         with pytest.raises(DoesNotFitError):
             largest_batch(train, limit, parts)
@@ -89,7 +89,7 @@ def test_largest_batch_is_the_largest(limit, need, parts):
 
 
 def test_candidates_are_multiples_of_8_then_of_128():
-    assert [compiled.candidate(index) for index in (1, 2, 15, 16, 17, 18)] == [8, 16, 120, 128, 256, 384]
+    assert [xla_cost.candidate(index) for index in (1, 2, 15, 16, 17, 18)] == [8, 16, 120, 128, 256, 384]
 
 
 def test_bad_arguments_come_before_the_compiler(tmp_path):
@@ -117,8 +117,8 @@ def test_a_slice_compiles_without_chips(miniature, tmp_path):
     assert not found["sampler"]["collectives"]
 
 
-@pytest.mark.parametrize("program", [compiled.train_program, compiled.sampler_program])
+@pytest.mark.parametrize("program", [xla_cost.train_program, xla_cost.sampler_program])
 def test_programs_lower_for_cuda_without_a_gpu(program, miniature):
-    one = program(miniature(), parallel.make_mesh(), 2)
+    one = program(miniature(), sharding.make_mesh(), 2)
     exported = jax.export.export(one.jitted, platforms=["cuda"])(*one.arguments)
     assert exported.platforms == ("cuda",) and "stablehlo.convolution" in exported.mlir_module()

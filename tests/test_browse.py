@@ -10,11 +10,11 @@ from image_files import exif_turned
 from configs import base
 from dpose_jax.data import browse as browse_module
 from dpose_jax.data.browse import browse, joints_sheet
-from dpose_jax.data.pipeline import train_iterator
-from dpose_jax.data.sources import make_source
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.statistics import format_statistics, statistics
-from dpose_jax.data.synthetic import write_coco_folder
-from dpose_jax.skeletons import COCO
+from dpose_jax.data.synthetic.dataset import write_coco_folder
+from dpose_jax.pose.joint_sets import COCO
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,14 @@ from image_files import CMYK_JPEG, exif_turned
 
 from configs import base
 from dpose_jax.data import build as build_module
-from dpose_jax.data import pipeline, split_records
+from dpose_jax.data import loader
+from dpose_jax.data.array_record import writer
+from dpose_jax.data.array_record.reader import records_folder
 from dpose_jax.data.build import build, shown
-from dpose_jax.data.images import decode_image
-from dpose_jax.data.record_source import records_folder
-from dpose_jax.data.records import BadRecordError
-from dpose_jax.data.sources import make_source
-from dpose_jax.data.synthetic import write_coco_folder
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.image_files import decode_image
+from dpose_jax.data.sample import BadRecordError
+from dpose_jax.data.synthetic.dataset import write_coco_folder
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra [records] is not installed")
 
@@ -77,7 +78,7 @@ def folder(tmp_path_factory):
 def records(folder):
     """Both kinds, built by this process."""
     out = folder.parent / "records"
-    reports = {kind: build(recipe(folder), str(out), kind) for kind in split_records.KINDS}
+    reports = {kind: build(recipe(folder), str(out), kind) for kind in writer.KINDS}
     return out, reports
 
 
@@ -85,11 +86,11 @@ def batches(root, kind, count=8, workers=0):
     config = recipe(root, kind)
     config.data.workers = workers
     source = make_source(config, "train", training=True)
-    stream = pipeline.train_iterator(config, source)
+    stream = loader.train_iterator(config, source)
     taken = [next(stream) for _ in range(count)]
     stream.close()
     config.data.workers = 0
-    taken += pipeline.eval_batches(config, make_source(config, "val", training=False), 4)
+    taken += loader.eval_batches(config, make_source(config, "val", training=False), 4)
     return taken, source
 
 
@@ -123,7 +124,7 @@ def test_crops_are_cut_where_they_should_be(folder, tmp_path, monkeypatch):
     def lossless(image, quality):
         return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
-    monkeypatch.setattr(split_records, "encode_jpeg", lossless)
+    monkeypatch.setattr(writer, "encode_jpeg", lossless)
     build(recipe(folder), str(tmp_path), "crops")
     expected, _ = batches(folder, "folder")
     given, source = batches(tmp_path, "crops")
@@ -208,7 +209,7 @@ def test_other_readers_of_tfds_find_all_about_a_person(folder, records):
         np.testing.assert_array_equal(record["keypoints"], persons[record["id"]].keypoints)
 
 
-@pytest.mark.parametrize("kind", split_records.KINDS)
+@pytest.mark.parametrize("kind", writer.KINDS)
 def test_a_source_that_was_read_can_be_sent_to_a_worker(records, kind):
     source = make_source(recipe(records[0], kind), "train", training=True)
     index = next(i for i in range(len(source)) if source[i].file.endswith("cmyk.jpg"))
@@ -225,12 +226,12 @@ def test_official_samples_go_through_records(data_root, tmp_path, name):
     config.input_size, config.joint_set = (256, 192), name
     for split in ("train", "val"):
         config.data[f"{split}_annotations"], config.data[f"{split}_images"] = f"test_{name}.json", ""
-    expected = next(iter(pipeline.eval_batches(config, make_source(config, "train", training=True), 20)))
-    for kind in split_records.KINDS:
+    expected = next(iter(loader.eval_batches(config, make_source(config, "train", training=True), 20)))
+    for kind in writer.KINDS:
         build(config, str(tmp_path), kind)
         stored = config.copy_and_resolve_references()
         stored.data.root, stored.data.source = str(tmp_path), kind
-        given = next(iter(pipeline.eval_batches(stored, make_source(stored, "train", training=True), 20)))
+        given = next(iter(loader.eval_batches(stored, make_source(stored, "train", training=True), 20)))
         noise = np.abs(given["image"].astype(int) - expected["image"])[expected["mask"] > 0]
         assert expected["mask"].sum() > 0 and noise.mean() < (3 if kind == "crops" else 1e-9)
         assert np.quantile(noise, 0.99) < 24
@@ -276,7 +277,7 @@ def test_a_build_that_was_stopped_is_done_anew_and_a_finished_one_is_kept(folder
         (pathlib.Path(self.data_dir) / "coco_keypoints-train.array_record-00000").write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    from dpose_jax.data.tfds_builder import CocoKeypoints
+    from dpose_jax.data.array_record.tfds_builder import CocoKeypoints
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(CocoKeypoints, "write", killed)
@@ -325,10 +326,10 @@ def test_no_tensorflow_and_no_tfds_before_it_is_needed(records):
     """In a process of its own: what other tests import does not count."""
     code = f"""
 import sys
-import dpose_jax, dpose_jax.data.sources
+import dpose_jax, dpose_jax.data.datasets
 assert "tensorflow_datasets" not in sys.modules
-from dpose_jax.data.record_source import RecordSource
-from dpose_jax.skeletons import COCO
+from dpose_jax.data.array_record.reader import RecordSource
+from dpose_jax.pose.joint_sets import COCO
 source = RecordSource({records_folder(str(records[0]), "full")!r}, "val", COCO, training=False)
 source.read_image(0)
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules

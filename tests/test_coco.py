@@ -10,8 +10,8 @@ import pytest
 from evaluation_cases import ground_truth, jittered, perfect, plain_ap, pycocotools_run
 
 from dpose_jax.evaluation.coco import ENGINES, METRICS, coco_metrics, evaluate_results, joint_ap
-from dpose_jax.evaluation.inputs import check_inputs
-from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
+from dpose_jax.evaluation.results_check import check_inputs
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
 
 
 @pytest.mark.parametrize("joint_set", [COCO, CROWDPOSE, AIC], ids=lambda s: s.name)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.codec import Codec
-from dpose_jax.inference import unflip
+from dpose_jax.models.pose_sampler import unflip
+from dpose_jax.pose.codec import Codec
 
 # (input_size, stride, sigma, blur)
 SIZES = (

@@ -8,11 +8,11 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
-from dpose_jax.data.pipeline import eval_batches, train_iterator
-from dpose_jax.data.sources import make_source
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches, train_iterator
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.weight_files import IMAGENET
+from dpose_jax.models.weights.hub import IMAGENET
 from dpose_jax.training.state import make_optimizer
 from dpose_jax.training.step import make_train_step
 

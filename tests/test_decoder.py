@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.models.decoder import SGDD, time_features
+from dpose_jax.models.sgdd import SGDD, time_features
 
 JOINTS, CHANNELS = 3, 8
 T = np.array([3, 700])

@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch", reason="the optional extra `detector`")
 models = pytest.importorskip("torchvision", reason="the optional extra `detector`").models
 
 from dpose_jax import Predictor  # noqa: E402
-from dpose_jax.models.weight_files import read as read_weights  # noqa: E402
-from dpose_jax.prediction.detector import MAX_SIDE, MODELS, Detector  # noqa: E402
-from dpose_jax.prediction.run import predict  # noqa: E402
-from dpose_jax.prediction.video import VideoReader  # noqa: E402
+from dpose_jax.inference.detector import MAX_SIDE, MODELS, Detector  # noqa: E402
+from dpose_jax.inference.predict_files import predict  # noqa: E402
+from dpose_jax.inference.video import VideoReader  # noqa: E402
+from dpose_jax.models.weights.hub import read as read_weights  # noqa: E402
 
 RNG = np.random.default_rng(0)
 SMALL = "ssdlite320_mobilenet_v3_large"

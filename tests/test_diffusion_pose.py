@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.diffusion.schedule import Schedule
 from dpose_jax.models.diffusion_pose import MaskSettings, build_model, encode_images, sample_heatmaps
 from dpose_jax.models.initialise import abstract_variables, initial_variables
 from dpose_jax.training.step import heatmap_loss

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.codec import Codec
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
-from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.pose.codec import Codec
 
 CODEC = Codec((48, 40), 2, sigma=1.5, blur=5)
 STEPS = 6

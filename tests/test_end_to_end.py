@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax.data.records import BadRecordError
-from dpose_jax.data.sources import make_source
-from dpose_jax.data.synthetic import SyntheticSource
-from dpose_jax.evaluation.run import checked_batches, evaluate
-from dpose_jax.skeletons import COCO
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.sample import BadRecordError
+from dpose_jax.data.synthetic.dataset import SyntheticSource
+from dpose_jax.evaluation.evaluator import checked_batches, evaluate
+from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.training.loop import dry_run, train
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,11 +10,11 @@ import pytest
 from evaluation_cases import ground_truth
 from ml_collections import ConfigDict
 
-from dpose_jax.data.records import Person
+from dpose_jax.data.sample import Person
 from dpose_jax.evaluation.coco import METRICS, evaluate_results, write_results
-from dpose_jax.evaluation.protocol import Predictions, format_table, summarise, to_results
-from dpose_jax.files import write_json
-from dpose_jax.skeletons import COCO, CROWDPOSE
+from dpose_jax.evaluation.report import Predictions, format_table, summarise, to_results
+from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
+from dpose_jax.workdir.files import write_json
 
 CONFIG = ConfigDict(
     {

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from commands import command
 
-from dpose_jax import Predictor, export, model_files
-from dpose_jax.training.checkpoints import stored_config
+from dpose_jax import Predictor, export
+from dpose_jax.workdir import model_folder
+from dpose_jax.workdir.checkpoints import stored_config
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +62,7 @@ def test_program_takes_any_batch_and_runs_everywhere(exported):
 
 
 def test_weights_are_the_workdirs(trained, exported):
-    config, variables, facts = model_files.load(str(exported / "model"))
+    config, variables, facts = model_folder.load(str(exported / "model"))
     assert facts["trained"] == {"step": 4}
     assert facts["config"] == stored_config(trained[1])
     average = Predictor.from_workdir(trained[1]).variables

@@ -9,10 +9,10 @@ from coco_folder import HEIGHT, WIDTH, content, ids, person, read, write
 from pycocotools.coco import COCO as CocoApi
 from pycocotools.cocoeval import COCOeval
 
-from dpose_jax.data.annotations import LEFT_OUT, MALFORMED, NOTED
-from dpose_jax.data.folder import FolderSource
-from dpose_jax.data.records import BadRecordError
-from dpose_jax.skeletons import COCO, CROWDPOSE
+from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.coco_format import LEFT_OUT, MALFORMED, NOTED
+from dpose_jax.data.sample import BadRecordError
+from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 
 
 def test_good_folder(tmp_path):

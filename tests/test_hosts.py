@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax import hosts
-from dpose_jax.evaluation.run import evaluate
+from dpose_jax.evaluation.evaluator import evaluate
+from dpose_jax.runtime import multihost
 from dpose_jax.training.loop import train
 from dpose_jax.training.preemption import PREEMPTED_STATUS
 
@@ -130,16 +130,17 @@ def test_a_signal_to_one_process_saves_the_step_of_all(tmp_path):
 # A program that never asks whether SIGTERM has come, such as eval.py.
 DEAF = """
 import time
-from dpose_jax import command_line, hosts
+from dpose_jax.runtime import app
+from dpose_jax.runtime import multihost
 
-hosts.define_flags()
+multihost.define_flags()
 
 def main():
-    hosts.connect_from_flags(notes_sigterm=False)
+    multihost.connect_from_flags(notes_sigterm=False)
     print("joined", flush=True)
     time.sleep(60)
 
-command_line.run(main)
+app.run(main)
 """
 
 
@@ -174,7 +175,7 @@ def joined(monkeypatch):
 
     def connect(**given):
         with contextlib.suppress(Reached):
-            hosts.connect(**given, seconds=20)
+            multihost.connect(**given, seconds=20)
         return found
 
     return connect
@@ -196,9 +197,9 @@ def test_cloud_tpu_and_gke_say_where_a_process_belongs(joined, monkeypatch):
 
 def test_a_process_of_no_cluster_is_alone(joined):
     assert joined() == [] and joined(num_processes=1) == []
-    assert jax.process_count() == 1 and hosts.is_first()
+    assert jax.process_count() == 1 and multihost.is_first()
     rows = {"a": np.arange(3)}
-    assert hosts.gather(rows) is rows
+    assert multihost.gather(rows) is rows
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax import inference
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.models import pose_sampler
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.skeletons import COCO
+from dpose_jax.pose.joint_sets import COCO
 
 SCHEDULE = Schedule()
 RECIPE = (SamplerSettings(steps=1), SamplerSettings(steps=2, update_rule="ddim", start="coarse_noised", eta=1.0))
@@ -30,7 +30,7 @@ def variables(model, random_tree):
 @pytest.fixture(scope="module")
 def predict(model, variables):
     """(images, ids) -> joints of the coarse branch, of one `direct` step and of two noisy `ddim` steps."""
-    jitted = jax.jit(inference.make_predict(model, SCHEDULE, RECIPE, flip=True, seed=0))
+    jitted = jax.jit(pose_sampler.make_predict(model, SCHEDULE, RECIPE, flip=True, seed=0))
     return lambda images, ids: jax.device_get(jitted(variables, images, ids))
 
 
@@ -87,7 +87,7 @@ def test_a_mirrored_person_has_mirrored_joints(predict):
 def test_denoising_the_plain_crop_alone(model, variables):
     """Not `mirrored`: one denoising of the crop as it is, from the average of both crops' coarse heatmaps."""
     images, once = draw_images(), SamplerSettings(steps=1, mirrored=False)
-    run = jax.jit(inference.make_heatmaps(model, SCHEDULE, (once,), flip=True, seed=0))
+    run = jax.jit(pose_sampler.make_heatmaps(model, SCHEDULE, (once,), flip=True, seed=0))
     found = run(variables, images, IDS)
 
     @jax.jit
@@ -102,11 +102,11 @@ def test_denoising_the_plain_crop_alone(model, variables):
     start, final = by_hand(variables, images)
     np.testing.assert_allclose(found["coarse"], start, atol=1e-5)
     np.testing.assert_allclose(found["steps_1"], final, atol=1e-4)
-    both = jax.jit(inference.make_heatmaps(model, SCHEDULE, (SamplerSettings(steps=1),), flip=True, seed=0))
+    both = jax.jit(pose_sampler.make_heatmaps(model, SCHEDULE, (SamplerSettings(steps=1),), flip=True, seed=0))
     assert np.abs(both(variables, images, IDS)["steps_1"] - final).max() > 0.01
     noisy = SamplerSettings(steps=1, start="coarse_noised", mirrored=False)
     one, three = (
-        jax.jit(inference.make_heatmaps(model, SCHEDULE, (noisy,), flip=True, seed=0, hypotheses=k)) for k in (1, 3)
+        jax.jit(pose_sampler.make_heatmaps(model, SCHEDULE, (noisy,), flip=True, seed=0, hypotheses=k)) for k in (1, 3)
     )
     samples = three(variables, images, IDS)["steps_1"]
     np.testing.assert_allclose(samples[:, 0], one(variables, images, IDS)["steps_1"], atol=1e-4)
@@ -117,7 +117,7 @@ def test_denoising_the_plain_crop_alone(model, variables):
 
 def test_noise_of_hypotheses():
     """The first is the prediction's own; more of them change none; none is another's, mirrored or not."""
-    key_data = lambda **options: np.asarray(jax.random.key_data(inference.person_keys(0, IDS, **options)))  # noqa: E731
+    key_data = lambda **options: np.asarray(jax.random.key_data(pose_sampler.person_keys(0, IDS, **options)))  # noqa: E731
     plain, three, five = key_data(), key_data(hypotheses=3), key_data(hypotheses=5)
     np.testing.assert_array_equal(three.reshape(4, 3, -1)[:, 0], plain)
     np.testing.assert_array_equal(five.reshape(4, 5, -1)[:, :3], three.reshape(4, 3, -1))
@@ -134,7 +134,7 @@ def test_unflip(shift):
             # A column that nothing moves into keeps what is there before the shift.
             source = 4 - (x - shift) if x >= shift else 4 - x
             expected[:, :, x, j] = heatmaps[:, :, source, COCO.flip_order[j]]
-    np.testing.assert_array_equal(inference.unflip(heatmaps, COCO.flip_order, shift), expected)
+    np.testing.assert_array_equal(pose_sampler.unflip(heatmaps, COCO.flip_order, shift), expected)
 
 
 def test_unflip_brings_the_rounded_codec_within_a_pixel(small_model):
@@ -144,14 +144,14 @@ def test_unflip_brings_the_rounded_codec_within_a_pixel(small_model):
     visible = np.ones((1, 17), np.float32)
     there = codec.encode(keypoints, visible)
     mirrored = codec.encode(np.float32([31, 0]) + keypoints * np.float32([-1, 1]), visible)
-    back = inference.unflip(mirrored, COCO.flip_order, codec.flip_shift)
+    back = pose_sampler.unflip(mirrored, COCO.flip_order, codec.flip_shift)
     np.testing.assert_array_equal(back[:, :, 1:], there[:, :, 1:])
 
 
 def test_to_image_pixels():
     rng = np.random.default_rng(0)
     keypoints, maps = rng.random((3, 5, 2)), rng.random((3, 2, 3)).astype(np.float32)
-    out = inference.to_image_pixels(keypoints, maps)
+    out = pose_sampler.to_image_pixels(keypoints, maps)
     for b in range(3):
         for j in range(5):
             x, y = keypoints[b, j]
@@ -164,7 +164,7 @@ def lowered(model):
     abstract = abstract_variables(model)
 
     def lower(*settings):
-        run = inference.make_heatmaps(model, SCHEDULE, settings, flip=False, seed=0)
+        run = pose_sampler.make_heatmaps(model, SCHEDULE, settings, flip=False, seed=0)
         return jax.jit(run).lower(abstract, draw_images(), IDS)
 
     return lower

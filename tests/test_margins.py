@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from dpose_jax.data import transforms
-from dpose_jax.data.margins import Margin
-from dpose_jax.data.pipeline import crop_spec
-from dpose_jax.data.records import Person
-from dpose_jax.skeletons import COCO, JointSet
+from dpose_jax.data import crop
+from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.loader import crop_spec
+from dpose_jax.data.sample import Person
+from dpose_jax.pose.joint_sets import COCO, JointSet
 
 HUGE = (10_000, 10_000)
 
@@ -31,7 +31,7 @@ def corners(view, spec):
     """Of all pixels that the crop samples, in image pixels."""
     height, width = spec.input_size
     edges = np.array([[x, y] for x in (0, width - 1) for y in (0, height - 1)], np.float64)
-    return transforms.map_points(transforms.invert(transforms.view_matrix(view, spec)), edges)
+    return crop.map_points(crop.invert(crop.view_matrix(view, spec)), edges)
 
 
 @pytest.mark.parametrize("warp", ["unbiased", "rounded"])
@@ -39,14 +39,14 @@ def corners(view, spec):
 def test_no_view_leaves_the_window_and_some_reach_its_sides(warp, augment):
     config = recipe(**augment)
     config.crop.warp = warp
-    spec, settings = crop_spec(config), transforms.Augment(**config.augment)
+    spec, settings = crop_spec(config), crop.Augment(**config.augment)
     margin = Margin.of(config, COCO, training=True)
     slack = []
     for seed in range(12):
         somebody = person(seed)
         left, top, right, bottom = margin.window(somebody, HUGE, COCO)
         rng = np.random.default_rng(seed)
-        views = [transforms.draw_view(rng, somebody, spec, settings, COCO) for _ in range(120)]
+        views = [crop.draw_view(rng, somebody, spec, settings, COCO) for _ in range(120)]
         reached = np.concatenate([corners(view, spec) for view in views])
         low, high = reached.min(axis=0) - (left, top), (right, bottom) - reached.max(axis=0)
         # Bilinear sampling reads the pixel after the one it falls on.
@@ -60,7 +60,7 @@ def test_without_training_the_window_is_the_plain_crop():
     config, somebody = recipe(), person(0)
     margin = Margin.of(config, COCO, training=False)
     left, top, right, bottom = margin.window(somebody, HUGE, COCO)
-    reached = corners(transforms.padded_view(somebody.bbox, crop_spec(config)), crop_spec(config))
+    reached = corners(crop.padded_view(somebody.bbox, crop_spec(config)), crop_spec(config))
     np.testing.assert_allclose(reached.min(axis=0), (left, top), atol=4)
     np.testing.assert_allclose(reached.max(axis=0), (right, bottom), atol=4)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dpose_jax.evaluation.oks import oks, oks_nms, pck
-from dpose_jax.evaluation.protocol import crop_area, score_persons
-from dpose_jax.files import write_json
-from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
+from dpose_jax.evaluation.report import crop_area, score_persons
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
+from dpose_jax.workdir.files import write_json
 
 
 def slow_oks(predicted, person, area, box, sigmas):

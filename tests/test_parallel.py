@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax import parallel
+from dpose_jax.runtime import sharding
 from dpose_jax.training import loop
-from dpose_jax.training.checkpoints import Checkpoints
+from dpose_jax.workdir.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,19 +21,19 @@ import sys
 import jax
 import numpy as np
 import optax
-from dpose_jax import parallel
+from dpose_jax.runtime import sharding
 from dpose_jax.training import loop
-from dpose_jax.training.checkpoints import Checkpoints
+from dpose_jax.workdir.checkpoints import Checkpoints
 from tests import miniature, test_parallel
 
 folder = sys.argv[1]
-parallel.MIN_SPLIT = 64
+sharding.MIN_SPLIT = 64
 for way in ("replicated", "fsdp"):
     config = miniature.get_config()
     config.model.backbone, config.train.fsdp = "speck", way == "fsdp"
     run = loop.prepare(config)
     assert run.mesh.size == 8
-    batch = parallel.put_batch(dict(np.load(f"{folder}/batch.npz")), run.mesh)
+    batch = sharding.put_batch(dict(np.load(f"{folder}/batch.npz")), run.mesh)
     assert {s.data.shape[0] for s in batch["image"].addressable_shards} == {1}
     state, metrics = run.take(1, run.state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)), "donated"
@@ -44,8 +44,8 @@ for way in ("replicated", "fsdp"):
 
 with Checkpoints(f"{folder}/eight") as checkpoints:
     checkpoints.save(1, state, run.data)
-mesh = parallel.make_mesh(jax.devices()[:2])
-places = parallel.state_sharding(mesh, state, fsdp=True)
+mesh = sharding.make_mesh(jax.devices()[:2])
+places = sharding.state_sharding(mesh, state, fsdp=True)
 abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
 with Checkpoints(f"{folder}/eight") as checkpoints:
     two = checkpoints.restore(abstract)
@@ -74,7 +74,7 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
     batch = run.read()
     run.data.close()
     np.savez(tmp_path / "batch.npz", **batch)
-    state, metrics = run.take(1, run.state, parallel.put_batch(batch, run.mesh))
+    state, metrics = run.take(1, run.state, sharding.put_batch(batch, run.mesh))
     expected = figures(state, metrics)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     out = subprocess.run(
@@ -106,7 +106,7 @@ def test_parts_of_a_batch_add_up_to_it(miniature):
     found = []
     for parts in (1, 2):
         run = loop.prepare(miniature(**frozen, train__accumulate=parts))
-        state, metrics = run.take(1, run.state, parallel.put_batch(run.read(), run.mesh))
+        state, metrics = run.take(1, run.state, sharding.put_batch(run.read(), run.mesh))
         run.data.close()
         found.append(figures(state, metrics))
     whole, added = found
@@ -116,21 +116,21 @@ def test_parts_of_a_batch_add_up_to_it(miniature):
 
 
 def test_fsdp_splits_the_longest_axis_that_the_devices_divide(monkeypatch):
-    mesh = jax.sharding.AbstractMesh((4,), (parallel.DATA_AXIS,))
+    mesh = jax.sharding.AbstractMesh((4,), (sharding.DATA_AXIS,))
     shapes = {"kernel": (3, 3, 64, 128), "odd": (3, 3, 65, 127), "short": (64,), "long": (8192,), "wide": (5000, 64)}
     tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
-    split = {name: tuple(place.spec) for name, place in parallel.state_sharding(mesh, tree, fsdp=True).items()}
-    axis = parallel.DATA_AXIS
+    split = {name: tuple(place.spec) for name, place in sharding.state_sharding(mesh, tree, fsdp=True).items()}
+    axis = sharding.DATA_AXIS
     assert split == {"kernel": (None, None, None, axis), "odd": (), "short": (), "long": (axis,), "wide": (axis,)}
-    assert all(tuple(place.spec) == () for place in parallel.state_sharding(mesh, tree, fsdp=False).values())
+    assert all(tuple(place.spec) == () for place in sharding.state_sharding(mesh, tree, fsdp=False).values())
 
 
 def test_batch_that_the_devices_do_not_divide():
     mesh = types.SimpleNamespace(size=8)
-    parallel.check_batch_size("train.batch_size", 16, mesh)
+    sharding.check_batch_size("train.batch_size", 16, mesh)
     for size in (0, 12, -8):
         with pytest.raises(ValueError, match=rf"train\.batch_size={size}: .*8"):
-            parallel.check_batch_size("train.batch_size", size, mesh)
-    parallel.check_batch_size("train.batch_size", 48, mesh, 3)
+            sharding.check_batch_size("train.batch_size", size, mesh)
+    sharding.check_batch_size("train.batch_size", 48, mesh, 3)
     with pytest.raises(ValueError, match=r"train\.batch_size=16: .*8 x train\.accumulate, 3"):
-        parallel.check_batch_size("train.batch_size", 16, mesh, 3)
+        sharding.check_batch_size("train.batch_size", 16, mesh, 3)

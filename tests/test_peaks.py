@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax import peaks
-from dpose_jax.codec import Codec
+from dpose_jax.pose import heatmaps
+from dpose_jax.pose.codec import Codec
 
 RNG = np.random.default_rng(0)
 CODEC = Codec((64, 48), 2, sigma=2.0, blur=5)
@@ -22,7 +22,7 @@ def test_highest_is_numpys_column_by_column(levels):
     """Also of equal values, of which there are many with few levels, and of constant maps."""
     maps = RNG.integers(levels, size=(3, 2, 9, 7, 4)).astype(np.float32)
     maps[0, 0] = 0
-    x, y, value = peaks.highest(maps)
+    x, y, value = heatmaps.highest(maps)
     index = np.swapaxes(maps, -3, -2).reshape(3, 2, -1, 4).argmax(axis=-2)
     np.testing.assert_array_equal(x, index // 9)
     np.testing.assert_array_equal(y, index % 9)
@@ -33,7 +33,7 @@ def test_highest_is_numpys_column_by_column(levels):
 def test_patches_repeat_the_border(radius):
     maps = RNG.random((2, 3, 6, 5, 4), np.float32)
     x, y = RNG.integers(5, size=(2, 3, 4)), RNG.integers(6, size=(2, 3, 4))
-    found = peaks.patches(maps, x, y, radius)
+    found = heatmaps.patches(maps, x, y, radius)
     width = [(0, 0)] * 2 + [(radius, radius)] * 2 + [(0, 0)]
     padded = np.pad(maps, width, mode="edge")
     for i, k, j in np.ndindex(2, 3, 4):
@@ -46,7 +46,7 @@ def test_products_give_what_the_gather_does():
     maps = RNG.normal(size=(5, 12, 9, 4)).astype(np.float32)
     rows, columns = RNG.integers(12, size=(5, 4, 3)), RNG.integers(9, size=(5, 4, 2))
     np.testing.assert_array_equal(
-        peaks.by_products(maps, rows, columns), peaks.by_gather(jnp.asarray(maps), rows, columns)
+        heatmaps.by_products(maps, rows, columns), heatmaps.by_gather(jnp.asarray(maps), rows, columns)
     )
 
 

@@ -9,10 +9,10 @@ import pytest
 from ml_collections import config_dict
 
 from configs import base
-from dpose_jax.data import pipeline, transforms
-from dpose_jax.data.records import BadRecordError, Person
-from dpose_jax.data.sources import make_source
-from dpose_jax.skeletons import COCO
+from dpose_jax.data import crop, loader
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.sample import BadRecordError, Person
+from dpose_jax.pose.joint_sets import COCO
 
 KEYS = {"image", "keypoints", "visible", "annotation_id", "index", "mask", "bad_index", "to_image"}
 
@@ -52,7 +52,7 @@ def still(batch_size=4):
 
 
 def take(config, source, count, shard=(0, 1)):
-    batches = pipeline.train_iterator(config, source, shard=shard)
+    batches = loader.train_iterator(config, source, shard=shard)
     taken = list(itertools.islice(batches, count))
     batches.close()
     return taken
@@ -92,7 +92,7 @@ def test_to_image_brings_the_joints_back():
     for batch in take(settings(), source, 4):
         for row in range(4):
             joints = source[batch["index"][row]].keypoints
-            back = transforms.map_points(batch["to_image"][row], batch["keypoints"][row])
+            back = crop.map_points(batch["to_image"][row], batch["keypoints"][row])
             # Of a mirrored crop, whose matrix turns the orientation round, left and right have changed places.
             mirrored = np.linalg.det(batch["to_image"][row][:, :2]) < 0
             order = list(COCO.flip_order) if mirrored else slice(None)
@@ -136,7 +136,7 @@ def test_a_row_depends_on_seed_epoch_and_index_only():
     assert not any(np.array_equal(first[0, i], first[1, i]) for i in range(8))
     # The same rows without any shuffle, so at other places of the stream.
     config = settings()
-    example = pipeline._TrainExample(Memory(8), pipeline.crop_spec(config), transforms.Augment(**config.augment), COCO)
+    example = loader._TrainExample(Memory(8), loader.crop_spec(config), crop.Augment(**config.augment), COCO)
     unshuffled = grain.MapDataset.range(8).seed(config.seed).random_map(example).repeat()
     for (epoch, i), image in first.items():
         np.testing.assert_array_equal(image, unshuffled[8 * epoch + i]["image"])
@@ -145,11 +145,11 @@ def test_a_row_depends_on_seed_epoch_and_index_only():
 def test_workers_change_nothing_and_a_state_resumes_under_any_number():
     source = Memory(11, bad={3})
     expected = take(settings(), source, 10)
-    one = pipeline.train_iterator(settings(workers=1), source)
+    one = loader.train_iterator(settings(workers=1), source)
     first = list(itertools.islice(one, 5))
     state = json.loads(json.dumps(one.get_state()))
     one.close()
-    two = pipeline.train_iterator(settings(workers=2), source)
+    two = loader.train_iterator(settings(workers=2), source)
     two.set_state(state)
     assert_equal(first + list(itertools.islice(two, 5)), expected)
     two.close()
@@ -157,7 +157,7 @@ def test_workers_change_nothing_and_a_state_resumes_under_any_number():
 
 def test_a_running_iterator_can_be_moved_and_closed():
     source = Memory(11)
-    batches = pipeline.train_iterator(settings(), source)
+    batches = loader.train_iterator(settings(), source)
     first = list(itertools.islice(batches, 4))
     batches.set_state({"examples": 4})
     assert_equal(list(itertools.islice(batches, 3)), first[1:])
@@ -169,10 +169,10 @@ def test_a_running_iterator_can_be_moved_and_closed():
 def test_a_state_resumes_under_another_batch_size_and_more_hosts():
     source = Memory(11)
     rows = indices(take(settings(), source, 9))
-    begun = pipeline.train_iterator(settings(), source)
+    begun = loader.train_iterator(settings(), source)
     for _ in range(3):
         next(begun)
-    hosts = [pipeline.train_iterator(settings(batch_size=6), source, shard=(host, 2)) for host in range(2)]
+    hosts = [loader.train_iterator(settings(batch_size=6), source, shard=(host, 2)) for host in range(2)]
     for host in hosts:
         host.set_state(begun.get_state())
     parts = [indices(itertools.islice(host, 4)).reshape(4, 3) for host in hosts]
@@ -205,7 +205,7 @@ def test_a_source_without_readable_records_stops():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_evaluation_reads_in_order_and_pads(workers):
     source = Memory(10, bad={4})
-    batches = pipeline.eval_batches(settings(workers=workers), source, 4)
+    batches = loader.eval_batches(settings(workers=workers), source, 4)
     read = list(batches)
     assert len(batches) == len(read) == 3
     np.testing.assert_array_equal(indices(read), [*range(10), -1, -1])
@@ -222,19 +222,17 @@ def test_evaluation_reads_in_order_and_pads(workers):
 
 def test_evaluation_does_not_augment():
     config = settings(flip=1.0, scale=0.9)
-    spec = pipeline.crop_spec(config)
+    spec = loader.crop_spec(config)
     source = Memory(3)
-    (batch,) = pipeline.eval_batches(config, source, 3)
+    (batch,) = loader.eval_batches(config, source, 3)
     for index in range(3):
-        view = transforms.padded_view(source[index].bbox, spec)
-        np.testing.assert_array_equal(
-            batch["image"][index], transforms.warp_image(source.read_image(index), view, spec)
-        )
+        view = crop.padded_view(source[index].bbox, spec)
+        np.testing.assert_array_equal(batch["image"][index], crop.warp_image(source.read_image(index), view, spec))
 
 
 @pytest.mark.parametrize("persons", [1, 7, 8])
 def test_evaluation_over_hosts_counts_each_person_once(persons):
-    hosts = [list(pipeline.eval_batches(settings(), Memory(persons), 4, shard=(host, 2))) for host in range(2)]
+    hosts = [list(loader.eval_batches(settings(), Memory(persons), 4, shard=(host, 2))) for host in range(2)]
     assert len(hosts[0]) == len(hosts[1]) == -(-persons // 4)
     used = [i for batch in hosts[0] + hosts[1] for i, m in zip(batch["index"], batch["mask"], strict=True) if m]
     assert sorted(used) == list(range(persons))
@@ -245,14 +243,14 @@ def test_evaluation_over_hosts_counts_each_person_once(persons):
 @pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
 def test_a_wrong_shard_is_named(shard):
     with pytest.raises(ValueError, match="shard="):
-        pipeline.train_iterator(settings(), Memory(3), shard=shard)
+        loader.train_iterator(settings(), Memory(3), shard=shard)
 
 
 def test_a_batch_size_that_does_not_divide_is_named():
     with pytest.raises(ValueError, match="train.batch_size=4: must be a positive multiple .* 3"):
-        pipeline.train_iterator(settings(), Memory(3), shard=(0, 3))
+        loader.train_iterator(settings(), Memory(3), shard=(0, 3))
     with pytest.raises(ValueError, match="batch_size=0"):
-        pipeline.eval_batches(settings(), Memory(3), 0)
+        loader.eval_batches(settings(), Memory(3), 0)
 
 
 def folder(path: pathlib.Path) -> config_dict.ConfigDict:
@@ -311,7 +309,7 @@ def test_make_source_names_the_bad_field(tmp_path, field, value, message):
 
 
 def test_synthetic_splits_share_no_image():
-    pytest.importorskip("dpose_jax.data.synthetic")
+    pytest.importorskip("dpose_jax.data.synthetic.dataset")
     config = settings()
     config.data.source = "synthetic"
     config.data.synthetic.train_images, config.data.synthetic.val_images = 6, 4
@@ -327,7 +325,7 @@ def test_real_people_are_inside_their_crops(data_root):
     config.data.root = str(data_root / "lspet")
     config.data.update({"val_annotations": "annotations/lspet_val_crowdpose.json", "val_images": "images"})
     source = make_source(config, "val", training=False)
-    for batch in itertools.islice(pipeline.eval_batches(config, source, 32), 4):
+    for batch in itertools.islice(loader.eval_batches(config, source, 32), 4):
         labelled = np.stack([source[i].keypoints[:, 2] > 0 for i in batch["index"]])
         np.testing.assert_array_equal(batch["visible"], labelled)
         assert batch["image"].std(axis=(1, 2, 3)).min() > 5

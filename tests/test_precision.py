@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax import inference
-from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.evaluation import precision
-from dpose_jax.models import decoder
+from dpose_jax.models import pose_sampler, sgdd
 from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.summary import equations
@@ -100,9 +99,9 @@ def test_recomputed_blocks_have_the_same_gradients(differentiate, monkeypatch, p
         inputs, static = [rng.standard_normal((2, 32, 32, 3)).astype(np.float32)], {"train": True}
         modules = [HRNet(spec, remat=remat) for remat in (False, True)]
     else:
-        monkeypatch.setattr(decoder, "LEVELS", (1, 2))  # half the depth, which is most of the time to compile
+        monkeypatch.setattr(sgdd, "LEVELS", (1, 2))  # half the depth, which is most of the time to compile
         inputs, static = [rng.standard_normal((1, 5, 4, n)).astype(np.float32) for n in (3, 4)] + [np.array([7])], {}
-        modules = [decoder.SGDD(3, 4, 1, time_embedding=True, remat=remat) for remat in (False, True)]
+        modules = [sgdd.SGDD(3, 4, 1, time_embedding=True, remat=remat) for remat in (False, True)]
     plain, remat = (differentiate(module, inputs, **static) for module in modules)
     for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(one).max())
@@ -135,12 +134,12 @@ def test_joints_of_the_two_dtypes_are_compared_person_by_person(miniature, monke
         def predict(variables, images, ids):
             joints = jnp.broadcast_to(ids[:, None, None] % 7 * 1.0, (len(ids), JOINTS, 2))
             scores = jnp.ones((len(ids), JOINTS))
-            names = inference.result_names(settings)
+            names = pose_sampler.result_names(settings)
             return {name: (joints + away / (5 if name == "coarse" else 1), scores) for name in names}
 
         return predict
 
-    monkeypatch.setattr(inference, "make_predict", make_predict)
+    monkeypatch.setattr(pose_sampler, "make_predict", make_predict)
     monkeypatch.setattr(precision, "restore", lambda config, workdir: types.SimpleNamespace(variables={}))
     found = precision.joint_distances(config, "nowhere")
     assert {name: distances.shape[1] for name, distances in found.items()} == dict.fromkeys(

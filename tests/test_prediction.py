@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from commands import command
 
-from dpose_jax import Predictor, inference
-from dpose_jax.data.sources import make_source
+from dpose_jax import Predictor
+from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.oks import oks_nms
-from dpose_jax.prediction.boxes import BoxFile, checked_boxes, number_images
-from dpose_jax.prediction.images import load_image
-from dpose_jax.prediction.run import PartlyDone, predict
-from dpose_jax.prediction.video import VideoReader
+from dpose_jax.inference.boxes import BoxFile, checked_boxes, number_images
+from dpose_jax.inference.images import load_image
+from dpose_jax.inference.predict_files import PartlyDone, predict
+from dpose_jax.inference.video import VideoReader
+from dpose_jax.models import pose_sampler
 
 RNG = np.random.default_rng(0)
 
@@ -162,7 +163,7 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return image
 
-    monkeypatch.setattr("dpose_jax.visualize.draw_pose", stop)
+    monkeypatch.setattr("dpose_jax.visualization.draw.draw_pose", stop)
     with pytest.raises(KeyboardInterrupt):
         predict(predictor, str(tmp_path / "walk.avi"), str(tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
@@ -304,7 +305,7 @@ def test_trace_is_the_prediction_without_flip(predictor, folder):
     _, trajectory, joints = predictor.trace(image)
     plain = Predictor(predictor.config, predictor.variables, flip=False, batch_sizes=(2,))(image)
     to_image = predictor._views(image, None)[3]
-    np.testing.assert_allclose(inference.to_image_pixels(joints[-1], to_image), plain.keypoints, atol=5e-3)
+    np.testing.assert_allclose(pose_sampler.to_image_pixels(joints[-1], to_image), plain.keypoints, atol=5e-3)
     np.testing.assert_allclose(trajectory[-1].max(axis=(1, 2)), plain.keypoint_scores, atol=1e-5)
 
 

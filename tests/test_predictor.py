@@ -6,13 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax import Predictor, inference, model_files, uncertainty
-from dpose_jax.data.pipeline import eval_batches
-from dpose_jax.data.sources import make_source
-from dpose_jax.evaluation.run import restore
-from dpose_jax.predictor import BATCH_SIZES, split_batches
-from dpose_jax.skeletons import COCO
-from dpose_jax.training.checkpoints import stored_config
+from dpose_jax import Predictor
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches
+from dpose_jax.evaluation.evaluator import restore
+from dpose_jax.inference.predictor import BATCH_SIZES, split_batches
+from dpose_jax.models import pose_sampler
+from dpose_jax.pose import uncertainty
+from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.workdir import model_folder
+from dpose_jax.workdir.checkpoints import stored_config
 
 SIZES = (2, 32)
 
@@ -51,10 +54,10 @@ def test_gives_what_the_evaluation_gives(trained, predictor, people):
     source = make_source(config, "val", training=False)
     model, schedule, settings = predictor.model, predictor.schedule, (predictor.settings,)
     assert predictor.settings.steps == 1
-    predict = jax.jit(inference.make_predict(model, schedule, settings, flip=True, seed=config.sampler.seed))
+    predict = jax.jit(pose_sampler.make_predict(model, schedule, settings, flip=True, seed=config.sampler.seed))
     variables, batch = restore(config, workdir).variables, next(iter(eval_batches(config, source, 4)))
     keypoints, scores = predict(variables, batch["image"], batch["annotation_id"])["steps_1"]
-    expected = inference.to_image_pixels(np.asarray(keypoints), batch["to_image"])
+    expected = pose_sampler.to_image_pixels(np.asarray(keypoints), batch["to_image"])
     found = predictor([image for image, _ in people], [boxes for _, boxes in people])
     ours = np.concatenate([poses.keypoints for poses in found])[:4]
     np.testing.assert_allclose(ours, expected[: len(ours)], atol=5e-3)
@@ -199,7 +202,7 @@ def test_import_alone_loads_nothing():
 
 @pytest.fixture
 def folder(trained, predictor, tmp_path):
-    model_files.save(str(tmp_path / "model"), predictor.variables, stored_config(trained[1]), step=4)
+    model_folder.save(str(tmp_path / "model"), predictor.variables, stored_config(trained[1]), step=4)
     return tmp_path / "model"
 
 

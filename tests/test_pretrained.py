@@ -12,7 +12,7 @@ from configs import base
 from dpose_jax.models import hrnet
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.models.pretrained import fill, from_own, from_published
+from dpose_jax.models.weights.hrnet_keys import fill, from_own, from_published
 
 TOLERANCE = 1e-5  # of the largest value; a tenth of what is promised
 ALL = [(preset, size) for preset in PRESETS for size in SIZES]

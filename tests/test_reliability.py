@@ -3,10 +3,10 @@ import types
 import numpy as np
 import pytest
 
-from dpose_jax.data.synthetic import SyntheticSource
+from dpose_jax.data.synthetic.dataset import SyntheticSource
 from dpose_jax.evaluation import reliability
-from dpose_jax.evaluation.protocol import Predictions
-from dpose_jax.skeletons import COCO
+from dpose_jax.evaluation.report import Predictions
+from dpose_jax.pose.joint_sets import COCO
 
 SETTINGS = types.SimpleNamespace(min_joint_score=0.2, nms=1.0, soft_nms=False)
 CONFIG = types.SimpleNamespace(

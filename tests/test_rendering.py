@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.rendering import gaussians, joint_mask, limb_mask
+from dpose_jax.pose.heatmaps import gaussians
+from dpose_jax.pose.masks import joint_mask, limb_mask
 
 SIZE = (24, 18)
 SCALE = SIZE[0] / 64

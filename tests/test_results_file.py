@@ -10,7 +10,7 @@ from evaluation_cases import ground_truth, jittered, plain_aic
 
 from dpose_jax.evaluation.coco import METRICS, evaluate_results
 from dpose_jax.evaluation.results_file import score_files
-from dpose_jax.skeletons import AIC, COCO, CROWDPOSE, get_joint_set
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE, get_joint_set
 
 ROOT = pathlib.Path(__file__).parents[1]
 

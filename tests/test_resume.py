@@ -12,21 +12,21 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax import files
-from dpose_jax.data.sources import make_source
-from dpose_jax.evaluation.run import evaluate
-from dpose_jax.training import checkpoints as checkpoints_module
+from dpose_jax.data.datasets import make_source
+from dpose_jax.evaluation.evaluator import evaluate
 from dpose_jax.training import loop
-from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.preemption import PREEMPTED_STATUS
+from dpose_jax.workdir import checkpoints as checkpoints_module
+from dpose_jax.workdir import files
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 # The run of the config, which sends itself a signal while it handles the figures of a step.
 STRUCK = """
 import os, sys
-from dpose_jax import command_line
+from dpose_jax.runtime import app
 from dpose_jax.training import loop
 from dpose_jax.training.metrics import StepLog
 from tests import miniature
@@ -41,7 +41,7 @@ def strike(self, step, metrics):
 
 StepLog.push = strike
 sys.argv[1:] = []
-command_line.run(lambda: loop.train(miniature.get_config(), workdir))
+app.run(lambda: loop.train(miniature.get_config(), workdir))
 """
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from dpose_jax.codec import Codec
+from dpose_jax.diffusion.process import Schedule, gamma_table
 from dpose_jax.diffusion.sampler import STARTS, UPDATE_RULES, SamplerSettings, sample, sampler_settings
-from dpose_jax.diffusion.schedule import Schedule, gamma_table
+from dpose_jax.pose.codec import Codec
 
 BATCH, JOINTS = 2, 3
 

@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.diffusion.forward import q_sample, to_normalised
-from dpose_jax.diffusion.schedule import SCHEDULES, Schedule, ddim_step, gamma_table
+from dpose_jax.diffusion.process import SCHEDULES, Schedule, ddim_step, gamma_table, q_sample, to_normalised
 
 PAIRS = ((1000, 999), (1000, 0), (1000, 500), (750, 500), (500, 499), (250, 0), (20, 10), (2, 1), (1, 0))
 

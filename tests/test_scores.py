@@ -9,9 +9,9 @@ from evaluation_cases import ground_truth, jittered, perfect, plain_aic, plain_a
 from dpose_jax.evaluation.aic import official_score, results_from_native
 from dpose_jax.evaluation.coco import METRICS
 from dpose_jax.evaluation.crowdpose import crowd_slices
-from dpose_jax.evaluation.inputs import check_inputs
-from dpose_jax.evaluation.scores import best_assignment, score
-from dpose_jax.skeletons import AIC, COCO, CROWDPOSE
+from dpose_jax.evaluation.metrics import best_assignment, score
+from dpose_jax.evaluation.results_check import check_inputs
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
 
 
 def crowded(indices):

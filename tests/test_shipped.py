@@ -4,18 +4,19 @@ import os
 
 import numpy as np
 
-from dpose_jax import Predictor, model_files
-from dpose_jax.data.synthetic import VAL_FIRST_INDEX, SyntheticSource
+from dpose_jax import Predictor
+from dpose_jax.data.synthetic.dataset import VAL_FIRST_INDEX, SyntheticSource
 from dpose_jax.evaluation.oks import pck
-from dpose_jax.skeletons import COCO
+from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.workdir import model_folder
 
 PERSONS = 16
 
 
 def test_the_package_brings_a_model_that_finds_joints():
-    files = os.listdir(model_files.SHIPPED)
+    files = os.listdir(model_folder.SHIPPED)
     assert sorted(files) == ["README.md", "model.json", "model.safetensors"]
-    assert sum(os.path.getsize(os.path.join(model_files.SHIPPED, name)) for name in files) < 8e6
+    assert sum(os.path.getsize(os.path.join(model_folder.SHIPPED, name)) for name in files) < 8e6
     predictor = Predictor.load(batch_sizes=(PERSONS,))
     assert predictor.joint_set.joints == COCO.joints and predictor.settings.steps == 1
     source = SyntheticSource(PERSONS, COCO, difficulty=0.1, seed=1, first_index=VAL_FIRST_INDEX)

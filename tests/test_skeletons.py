@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools.cocoeval import Params
 
-from dpose_jax import skeletons
-from dpose_jax.skeletons import JointSet, get_joint_set
+from dpose_jax.pose import joint_sets
+from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 
 NAMES = ("coco", "crowdpose", "aic")
 TINY = {
@@ -64,13 +64,13 @@ def test_limbs_of_a_mirrored_person_are_the_same(name):
 
 def test_sigmas_of_paired_joints_agree():
     # AI Challenger's were measured joint by joint, so its sides differ.
-    for joint_set in (skeletons.COCO, skeletons.CROWDPOSE):
+    for joint_set in (joint_sets.COCO, joint_sets.CROWDPOSE):
         for left, right in joint_set.flip_pairs:
             assert joint_set.sigmas[left] == joint_set.sigmas[right]
 
 
 def test_coco_sigmas_are_those_of_pycocotools():
-    np.testing.assert_allclose(skeletons.COCO.sigmas, Params("keypoints").kpt_oks_sigmas, rtol=1e-12)
+    np.testing.assert_allclose(joint_sets.COCO.sigmas, Params("keypoints").kpt_oks_sigmas, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,16 +13,17 @@ from flax.traverse_util import flatten_dict
 from hrnet_weights import stored_weights
 from safetensors.numpy import save_file
 
-from dpose_jax import model_files, parallel
-from dpose_jax.files import write_json
 from dpose_jax.models.diffusion_pose import DENOISER, build_model
 from dpose_jax.models.initialise import initial_variables
-from dpose_jax.skeletons import COCO
+from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.runtime import sharding
 from dpose_jax.training import loop
-from dpose_jax.training.checkpoints import Checkpoints, read_variables, stored_config
+from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.loop import dry_run, prepare, train
-from dpose_jax.training.start import starting_variables
 from dpose_jax.training.state import averaged_variables, hold_parts, make_optimizer
+from dpose_jax.workdir import model_folder
+from dpose_jax.workdir.checkpoints import Checkpoints, read_variables, stored_config
+from dpose_jax.workdir.files import write_json
 
 
 def assert_equal(one, other):
@@ -125,7 +126,7 @@ def test_without_evaluated_averages_there_are_the_newest_values(trained, tmp_pat
 
 def test_a_run_starts_from_a_model_folder(trained, averages, miniature, tmp_path, capsys):
     variables, step = read_variables(trained[1])
-    model_files.save(str(tmp_path), variables, stored_config(trained[1]), step=step)
+    model_folder.save(str(tmp_path), variables, stored_config(trained[1]), step=step)
     config = miniature(model__pretrained=str(tmp_path))
     assert_equal(flatten_dict(starting_variables(config, build_model(config)), sep="/"), averages)
     assert f"arrays from {tmp_path} (step 4)\n" in capsys.readouterr().out
@@ -178,7 +179,7 @@ def test_the_backbone_is_held_for_the_first_steps(miniature):
     assert [run.step_at(number) for number in (1, 2, 3)] == [frozen, frozen, step]
     start, state = jax.device_get(run.state), run.state
     for number in (1, 2):
-        state, metrics = run.take(number, state, parallel.put_batch(run.read(), run.mesh))
+        state, metrics = run.take(number, state, sharding.put_batch(run.read(), run.mesh))
     run.data.close()
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert_equal(state.batch_stats, start.batch_stats)
@@ -195,8 +196,8 @@ def test_the_denoiser_learns_in_the_last_share_of_the_run(miniature):
     start = jax.device_get(late.state.params)
     state, its_state = late.state, plain.state
     for number in (1, 2):
-        state, metrics = late.take(number, state, parallel.put_batch(late.read(), late.mesh))
-        its_state, its_metrics = plain.take(number, its_state, parallel.put_batch(plain.read(), plain.mesh))
+        state, metrics = late.take(number, state, sharding.put_batch(late.read(), late.mesh))
+        its_state, its_metrics = plain.take(number, its_state, sharding.put_batch(plain.read(), plain.mesh))
         for name in ("loss", "loss_coarse", "loss_diffusion", "grad_norm"):
             assert metrics[name] == its_metrics[name]
     plain.data.close()
@@ -205,7 +206,7 @@ def test_the_denoiser_learns_in_the_last_share_of_the_run(miniature):
         assert_equal(leaves, start[part] if part in DENOISER else its_state.params[part])
     assert set(DENOISER) < set(start)
     held = jax.device_get(state.params)
-    state, metrics = late.take(3, state, parallel.put_batch(late.read(), late.mesh))
+    state, metrics = late.take(3, state, sharding.put_batch(late.read(), late.mesh))
     late.data.close()
     assert metrics["loss_diffusion"] > 0
     change = np.abs(held["merge"]["kernel"] - state.params["merge"]["kernel"])

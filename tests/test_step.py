@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.training.state import TrainState
 from dpose_jax.training.step import heatmap_loss, make_train_step
 

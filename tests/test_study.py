@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from commands import command
 
-from dpose_jax import visualize
-from dpose_jax.benchmarks import study, study_plot
-from dpose_jax.benchmarks.arms import ARMS, arm_config, lines_of
-from dpose_jax.benchmarks.readings import predict, score
-from dpose_jax.benchmarks.report import Timing
-from dpose_jax.benchmarks.study_pictures import person_oks, write_changes
-from dpose_jax.data.sources import make_source
-from dpose_jax.evaluation.protocol import Predictions
-from dpose_jax.evaluation.run import evaluate, restore
-from dpose_jax.files import write_json
+from benchmarks import study
+from benchmarks.report import Timing
+from benchmarks.study import plot
+from benchmarks.study.pictures import person_oks, write_changes
+from benchmarks.study.readings import predict, score
+from benchmarks.study.variants import ARMS, arm_config, lines_of
+from dpose_jax.data.datasets import make_source
+from dpose_jax.evaluation.evaluator import evaluate, restore
+from dpose_jax.evaluation.report import Predictions
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.training.fields import check_fields
+from dpose_jax.visualization import draw
+from dpose_jax.workdir.files import write_json
 
 ENDS = ("", " without DARK")
 VARIANTS = (("direct", "eval.flip", True), ("unflipped", "eval.flip", False), ("unmirrored", "sampler.mirrored", False))
@@ -73,8 +74,10 @@ def test_pages_show_the_largest_changes(miniature, tmp_path, monkeypatch):
     np.testing.assert_allclose(np.delete(similarity, [1, 2]), 1.0)
     assert similarity[1] < similarity[2] < 0.95
 
-    shown, draw = [], visualize.comparison_sheet
-    monkeypatch.setattr(visualize, "comparison_sheet", lambda *args, **kw: shown.append(args) or draw(*args, **kw))
+    shown, comparison_sheet = [], draw.comparison_sheet
+    monkeypatch.setattr(
+        draw, "comparison_sheet", lambda *args, **kw: shown.append(args) or comparison_sheet(*args, **kw)
+    )
     write_changes(str(tmp_path), config, source, found, "a", "b")
     (_, helped, _, captions), (_, harmed, _, _) = shown
     assert captions[:2] == [f"OKS {similarity[i]:.2f} -> 1.00" for i in (1, 2)]
@@ -97,8 +100,8 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     worst = {"coarse": reading(0.0, 0.0)}
     runs = {("recipe", seed): {"readings": worst | {"direct_1": reading(0.5, 0.7 + seed / 10)}} for seed in (0, 1)}
     figures = []
-    monkeypatch.setattr(study_plot, "_save", lambda figure, path: figures.append(figure))
-    study_plot.write_errors("errors.png", runs | {("plain", 0): {"readings": worst}})
+    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    plot.write_errors("errors.png", runs | {("plain", 0): {"readings": worst}})
     axes = figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "occluded", "visible", "wrist", "ear"]
     both, one = axes.containers
@@ -123,8 +126,8 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     rows += [row("recipe", name, ap, times) for name, ap, times in (("direct_1", 0.3, 1.7), ("direct_2", 0.4, None))]
     rows += [row("recipe", "ddim_2", 0.35, 2.5), row("recipe", "direct_1 without DARK", 0.6, 1.7)]
     figures = []
-    monkeypatch.setattr(study_plot, "_save", lambda figure, path: figures.append(figure))
-    study_plot.write_plot("study.png", rows)
+    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    plot.write_plot("study.png", rows)
     drawn = [{line.get_label(): line[0].get_xydata().tolist() for line in axes.containers} for axes in figures[0].axes]
     assert drawn == [
         {"recipe, direct": [[1, 0.3], [2, 0.4]]},

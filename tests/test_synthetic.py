@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax.data import scenes
-from dpose_jax.data.poses import NAMES, NUM_DRAWS, body_points, cosine, sine
-from dpose_jax.data.synthetic import VAL_FIRST_INDEX, SyntheticSource, paint, write_coco_folder
-from dpose_jax.skeletons import COCO, CROWDPOSE
+from dpose_jax.data.synthetic.dataset import VAL_FIRST_INDEX, SyntheticSource, paint_scene, write_coco_folder
+from dpose_jax.data.synthetic.skeleton import NAMES, NUM_DRAWS, body_points, cosine, sine
+from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 
 
 def _source(count=24, difficulty=0.5, seed=1, **kwargs):
@@ -24,13 +23,13 @@ def _silhouettes(scene):
     full, seen = [], []
     for layer in scene.layers:
         mask = np.zeros(scene.size, np.uint8)
-        if not isinstance(layer, scenes.Body):
+        if not isinstance(layer, scene.Body):
             cv2.fillConvexPoly(mask, layer, 1, cv2.LINE_8, 4)
         else:
             for piece in layer.pieces:
                 cv2.fillPoly(mask, [piece.outer], 1, cv2.LINE_8, 4)
         seen = [before & (mask == 0) for before in seen]
-        if isinstance(layer, scenes.Body):
+        if isinstance(layer, scene.Body):
             full.append(mask > 0)
             seen.append(mask > 0)
     return full, seen
@@ -153,7 +152,7 @@ def test_an_object_in_front_hides_exactly_the_joints_behind_it():
     box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     scene.layers.append(np.rint(box * 16).astype(np.int32))
     bbox, area = scene.bodies[0].bbox, scene.bodies[0].area
-    scenes.label(scene)
+    scene.label(scene)
     after = scene.bodies[0]
     covered = ((before[:, :2] > [left, top]) & (before[:, :2] < [right, bottom])).all(-1)
     assert covered[[13, 14]].all()
@@ -165,7 +164,7 @@ def test_a_person_in_front_hides_the_one_behind():
     scene = _source(1, 0.0).scene(0)
     alone = scene.bodies[0].keypoints[:, 2].copy()
     scene.layers.append(copy.deepcopy(scene.layers[0]))
-    scenes.label(scene)
+    scene.label(scene)
     back, front = scene.bodies
     assert (back.keypoints[:, 2] == 1).all() and not back.annotated
     np.testing.assert_array_equal(front.keypoints[:, 2], alone)
@@ -228,10 +227,10 @@ def test_the_drawing_shows_the_person_on_plain_ground():
     for image in range(8):
         scene = source.scene(image)
         (silhouette,), _ = _silhouettes(scene)
-        drawn = paint(scene, source.seed, image, 0.0).astype(int)
+        drawn = paint_scene(scene, source.seed, image, 0.0).astype(int)
         empty = copy.copy(scene)
         empty.layers = []
-        ground = paint(empty, source.seed, image, 0.0).astype(int)
+        ground = paint_scene(empty, source.seed, image, 0.0).astype(int)
         changed = np.abs(drawn - ground).max(-1) > 0
         # Clothes may be nearly as bright as the ground, and a shadow lies beside the feet.
         assert changed[silhouette].mean() > 0.97

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dpose_jax.models.torch_file import STREAM_MAGIC, read_torch_file
+from dpose_jax.models.weights.torch_pickle import STREAM_MAGIC, read_torch_file
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -154,7 +154,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(write, depth, bare, tmp_
         (Global("torch._utils", "_rebuild_tensor_v2.__globals__"), "torch._utils._rebuild_tensor_v2.__globals__"),
         (Global("collections", "OrderedDict.__init__.__globals__"), "collections.OrderedDict.__init__"),
         (Global("numpy", "load"), "numpy.load"),
-        (Global("dpose_jax.files", "write_bytes"), "dpose_jax.files.write_bytes"),
+        (Global("dpose_jax.workdir.files", "write_bytes"), "dpose_jax.workdir.files.write_bytes"),
     ],
 )
 @pytest.mark.parametrize("write", WRITERS)

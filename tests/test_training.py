@@ -11,11 +11,10 @@ import optax
 import pytest
 from absl import logging
 
-from dpose_jax.data.annotations import MALFORMED
-from dpose_jax.data.records import Person
+from dpose_jax.data.coco_format import MALFORMED
+from dpose_jax.data.sample import Person
 from dpose_jax.models.initialise import initial_variables
-from dpose_jax.training import loop, start
-from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir
+from dpose_jax.training import initial_weights, loop
 from dpose_jax.training.metrics import BadRecords, DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.state import (
     TrainState,
@@ -25,6 +24,7 @@ from dpose_jax.training.state import (
     learning_rate,
     make_optimizer,
 )
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir
 
 
 def read_metrics(workdir):
@@ -177,7 +177,7 @@ def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):
         variables["params"]["decoder"]["head"]["bias"][3] = np.nan
         return variables
 
-    monkeypatch.setattr(start, "initial_variables", poisoned)
+    monkeypatch.setattr(initial_weights, "initial_variables", poisoned)
     with pytest.raises(DivergedError, match=r"step 1: loss_diffusion is nan; annotation ids \[\d+(, \d+){7}\]"):
         loop.train(miniature(), str(tmp_path))
     checkpoints = Checkpoints(str(tmp_path))

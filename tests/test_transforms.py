@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax.data.records import Person
-from dpose_jax.data.transforms import (
+from dpose_jax.data.crop import (
     Augment,
     CropSpec,
     View,
@@ -17,7 +16,8 @@ from dpose_jax.data.transforms import (
     warp_image,
     warp_joints,
 )
-from dpose_jax.skeletons import COCO, JointSet
+from dpose_jax.data.sample import Person
+from dpose_jax.pose.joint_sets import COCO, JointSet
 
 WARPS = ("unbiased", "rounded")
 NONE = Augment(0, 0, 0, 0, 0, 8, 0.7, 0, 0)

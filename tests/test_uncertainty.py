@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dpose_jax import rendering, uncertainty
+from dpose_jax.pose import heatmaps, uncertainty
 
 SIZE = (24, 18)
 
@@ -24,7 +24,7 @@ def test_a_gaussian_of_sigma_has_its_covariance(sigma):
     rng = np.random.default_rng(0)
     centres = rng.uniform([0, 0], [SIZE[1] - 1, SIZE[0] - 1], (4, 8, 2)).astype(np.float32)
     centres[0, :4] = [[0, 0], [17, 23], [0.4, 11.3], [8.5, 22.8]]
-    maps = rendering.gaussians(centres, np.ones((4, 8)), size=SIZE, sigma=np.float32(sigma))
+    maps = heatmaps.gaussians(centres, np.ones((4, 8)), size=SIZE, sigma=np.float32(sigma))
     found = np.asarray(uncertainty.peak_covariance(maps))
     assert found.shape == (4, 8, 2, 2)
     np.testing.assert_allclose(found, np.broadcast_to(sigma**2 * np.eye(2), found.shape), atol=2e-3 * sigma**2)

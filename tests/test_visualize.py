@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax import sheets, visualize
-from dpose_jax.skeletons import AIC, COCO, CROWDPOSE, JointSet
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE, JointSet
+from dpose_jax.visualization import draw, grid
 
 
 def stick_figure(height, width, joint_set=COCO, seed=0):
@@ -25,13 +25,13 @@ def batch(count, height, width, joint_set):
 
 @pytest.mark.parametrize("joint_set", [COCO, CROWDPOSE, AIC], ids=lambda s: s.name)
 def test_sides_follow_the_names(joint_set):
-    for name, side in zip(joint_set.joints, visualize.joint_sides(joint_set), strict=True):
+    for name, side in zip(joint_set.joints, draw.joint_sides(joint_set), strict=True):
         assert side == ("left" if "left" in name else "right" if "right" in name else "centre")
 
 
 def test_sides_of_nameless_joints_follow_the_flip_pairs():
     joint_set = JointSet("own", ("a", "b", "c"), ((0, 1),), ((2, 0),), (0.1, 0.1, 0.1), ())
-    assert visualize.joint_sides(joint_set) == ("right", "centre", "left")
+    assert draw.joint_sides(joint_set) == ("right", "centre", "left")
 
 
 def test_limbs_and_joints_have_the_colour_of_their_side():
@@ -41,9 +41,9 @@ def test_limbs_and_joints_have_the_colour_of_their_side():
     shown = np.zeros(17)
     shown[5:9] = 2
     image = np.full((200, 200, 3), 90, np.uint8)
-    drawn = visualize.draw_pose(image, keypoints, COCO, shown=shown, thickness=5)
+    drawn = draw.draw_pose(image, keypoints, COCO, shown=shown, thickness=5)
     for (x, y), side in (((40, 80), "left"), ((120, 80), "right"), ((80, 30), "centre"), ((40, 30), "left")):
-        assert drawn[y, x].tolist() == list(visualize.SIDE_COLORS[side])
+        assert drawn[y, x].tolist() == list(draw.SIDE_COLORS[side])
     assert drawn[80, 44].sum() < 150  # the outline
     assert (drawn[150:] == 90).all() and (drawn[:, 140:] == 90).all()
     assert (image == 90).all()
@@ -54,7 +54,7 @@ def test_a_joint_is_drawn_round_about_its_centre(thickness):
     keypoints = np.zeros((17, 2))
     keypoints[0] = 30, 40
     image = np.zeros((80, 60, 3), np.uint8)
-    drawn = visualize.draw_pose(image, keypoints, COCO, shown=np.arange(17) == 0, thickness=thickness).astype(float)
+    drawn = draw.draw_pose(image, keypoints, COCO, shown=np.arange(17) == 0, thickness=thickness).astype(float)
     weight = drawn.sum(axis=-1)
     ys, xs = np.mgrid[:80, :60]
     assert (weight * xs).sum() / weight.sum() == pytest.approx(30, abs=0.15)
@@ -66,12 +66,12 @@ def test_a_joint_is_drawn_round_about_its_centre(thickness):
 def test_joints_that_are_hidden_or_not_finite_are_left_out():
     image = np.full((100, 100, 3), 77, np.uint8)
     keypoints = np.full((17, 2), np.nan)
-    assert (visualize.draw_pose(image, keypoints, COCO) == image).all()
+    assert (draw.draw_pose(image, keypoints, COCO) == image).all()
     keypoints[5] = 50, 50
-    assert (visualize.draw_pose(image, keypoints, COCO) != image).any()
-    assert (visualize.draw_pose(image, keypoints, COCO, shown=np.zeros(17)) == image).all()
+    assert (draw.draw_pose(image, keypoints, COCO) != image).any()
+    assert (draw.draw_pose(image, keypoints, COCO, shown=np.zeros(17)) == image).all()
     keypoints[:] = 1e30
-    assert visualize.draw_pose(image, keypoints, COCO).shape == image.shape
+    assert draw.draw_pose(image, keypoints, COCO).shape == image.shape
 
 
 def test_lines_are_thinner_on_small_persons_and_thicker_on_large_images():
@@ -79,16 +79,16 @@ def test_lines_are_thinner_on_small_persons_and_thicker_on_large_images():
         keypoints = np.zeros((17, 2))
         keypoints[[5, 7]] = (20, 20), (20, 20 + extent)
         shown = np.isin(np.arange(17), (5, 7))
-        drawn = visualize.draw_pose(np.zeros((image_size, image_size, 3), np.uint8), keypoints, COCO, shown=shown)
-        return (drawn[20 + extent // 2] == visualize.SIDE_COLORS["left"]).all(axis=-1).sum()
+        drawn = draw.draw_pose(np.zeros((image_size, image_size, 3), np.uint8), keypoints, COCO, shown=shown)
+        return (drawn[20 + extent // 2] == draw.SIDE_COLORS["left"]).all(axis=-1).sum()
 
     assert coloured(1000, 40) < coloured(1000, 900)
     assert coloured(250, 200) < coloured(1000, 900)
 
 
 def test_caption():
-    assert visualize.person_caption(12, 0.876, 1.0) == "#12  OKS 0.88  PCK 1.00"
-    assert visualize.person_caption(12) == "#12"
+    assert draw.person_caption(12, 0.876, 1.0) == "#12  OKS 0.88  PCK 1.00"
+    assert draw.person_caption(12) == "#12"
 
 
 @pytest.mark.parametrize(("size", "scale"), [((128, 96), 2), ((256, 192), 1), ((96, 96), 3)])
@@ -96,19 +96,19 @@ def test_prediction_sheet_shows_both_poses_at_the_scale(size, scale):
     crops, joints, visible, _ = batch(7, *size, CROWDPOSE)
     predicted = joints + 3
     copies = [a.copy() for a in (crops, predicted, joints, visible)]
-    captions = [visualize.person_caption(i, 0.5, 0.25) for i in range(7)]
-    sheet = visualize.prediction_sheet(crops, predicted, joints, visible, CROWDPOSE, captions)
-    assert sheet.dtype == np.uint8 and sheet.shape[1] <= visualize.SHEET_WIDTH + sheets.GAP
+    captions = [draw.person_caption(i, 0.5, 0.25) for i in range(7)]
+    sheet = draw.prediction_sheet(crops, predicted, joints, visible, CROWDPOSE, captions)
+    assert sheet.dtype == np.uint8 and sheet.shape[1] <= draw.SHEET_WIDTH + grid.GAP
     height, width = size[0] * scale, size[1] * scale
-    top, left = 34 + sheets.GAP, sheets.GAP
+    top, left = 34 + grid.GAP, grid.GAP
     big = cv2.resize(crops[0], None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     at = (np.stack([predicted[0], joints[0]]) + 0.5) * scale - 0.5
     shown = (np.ones(14), visible[0])
     for start, keypoints, which in zip((left, left + width + 3), at, shown, strict=True):
-        want = visualize.draw_pose(big, keypoints, CROWDPOSE, shown=which)
+        want = draw.draw_pose(big, keypoints, CROWDPOSE, shown=which)
         np.testing.assert_array_equal(sheet[top : top + height, start : start + width], want)
     caption = sheet[top + height : top + height + 26, left : left + 2 * width]
-    assert caption.min() < 80 and (caption == sheets.PAPER[0]).mean() > 0.7
+    assert caption.min() < 80 and (caption == grid.PAPER[0]).mean() > 0.7
     for before, after in zip(copies, (crops, predicted, joints, visible), strict=True):
         np.testing.assert_array_equal(before, after)
 
@@ -123,7 +123,7 @@ def test_heatmaps_lie_on_their_joint(warp, scale):
     maps = np.zeros((height, width, 14), np.float32)
     maps[..., 3] = np.exp(-((xs - centre[0]) ** 2 + (ys - centre[1]) ** 2) / 8)
     black = np.zeros((128, 96, 3), np.uint8)
-    drawn = visualize.overlay_heatmaps(black, maps, CROWDPOSE, scale=scale, warp=warp).sum(axis=-1).astype(float)
+    drawn = draw.overlay_heatmaps(black, maps, CROWDPOSE, scale=scale, warp=warp).sum(axis=-1).astype(float)
     ys, xs = np.mgrid[: 128 * scale, : 96 * scale]
     got = np.array([(drawn * xs).sum(), (drawn * ys).sum()]) / drawn.sum()
     np.testing.assert_allclose((got + 0.5) / scale - 0.5, joint, atol=0.02)
@@ -132,11 +132,11 @@ def test_heatmaps_lie_on_their_joint(warp, scale):
 def test_a_heatmap_has_its_joints_colour_and_values_are_clipped():
     crop = np.zeros((128, 96, 3), np.uint8)
     maps = np.full((32, 24, 14), -5, np.float32)
-    assert (visualize.overlay_heatmaps(crop, maps, CROWDPOSE) == 0).all()
+    assert (draw.overlay_heatmaps(crop, maps, CROWDPOSE) == 0).all()
     maps[..., 6] = 40
-    want = np.round(0.9 * visualize.joint_colors(CROWDPOSE)[6].astype(float))
-    assert (visualize.overlay_heatmaps(crop, maps, CROWDPOSE) == want).all()
-    assert len(np.unique(visualize.joint_colors(COCO), axis=0)) == 17
+    want = np.round(0.9 * draw.joint_colors(CROWDPOSE)[6].astype(float))
+    assert (draw.overlay_heatmaps(crop, maps, CROWDPOSE) == want).all()
+    assert len(np.unique(draw.joint_colors(COCO), axis=0)) == 17
 
 
 def test_heatmap_sheet_tints_inside_the_masks_and_dims_outside():
@@ -145,8 +145,8 @@ def test_heatmap_sheet_tints_inside_the_masks_and_dims_outside():
     mask = np.zeros((2, 32, 24, 1), np.float32)
     mask[:, :16] = 1
     inputs = crops.copy(), maps.copy(), mask.copy()
-    sheet = visualize.heatmap_sheet(crops, maps, mask, 1 - mask, CROWDPOSE, captions=["one", "two"])
-    gap = sheets.GAP
+    sheet = draw.heatmap_sheet(crops, maps, mask, 1 - mask, CROWDPOSE, captions=["one", "two"])
+    gap = grid.GAP
     assert sheet.shape == (32 + gap + 2 * (256 + 22 + gap), gap + 4 * (192 + gap), 3)
     top = 32 + gap
     columns = [sheet[top : top + 256, gap + k * (192 + gap) :][:, :192] for k in range(4)]
@@ -155,7 +155,7 @@ def test_heatmap_sheet_tints_inside_the_masks_and_dims_outside():
         columns[2:],
         (slice(0, 100), slice(160, 256)),
         (slice(160, 256), slice(0, 100)),
-        visualize.MASK_COLORS,
+        draw.MASK_COLORS,
         strict=True,
     ):
         np.testing.assert_allclose(
@@ -170,28 +170,28 @@ def test_denoising_strip_has_a_column_a_step():
     crops, joints, visible, maps = batch(3, 128, 96, CROWDPOSE)
     trajectory, keypoints = np.stack([maps * 0, maps]), np.stack([joints, joints + 5])
     titles = ["coarse", "step 1"]
-    strip = visualize.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles)
-    wider = visualize.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles, truth=joints, visible=visible)
-    gap = sheets.GAP
+    strip = draw.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles)
+    wider = draw.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles, truth=joints, visible=visible)
+    gap = grid.GAP
     assert strip.shape == (32 + gap + 3 * (256 + gap), gap + 2 * (192 + gap), 3)
     assert wider.shape == (strip.shape[0], strip.shape[1] + 192 + gap, 3)
     np.testing.assert_array_equal(wider[:, : strip.shape[1]], strip)
     second = strip[32 + gap :, gap + 192 + gap :][:256, :192]
-    base = visualize.overlay_heatmaps(crops[0], maps[0], CROWDPOSE, scale=2)
-    want = visualize.draw_pose(base, (joints[0] + 5.5) * 2 - 0.5, CROWDPOSE, thickness=2)
+    base = draw.overlay_heatmaps(crops[0], maps[0], CROWDPOSE, scale=2)
+    want = draw.draw_pose(base, (joints[0] + 5.5) * 2 - 0.5, CROWDPOSE, thickness=2)
     np.testing.assert_array_equal(second, want)
     with pytest.raises(ValueError, match="titles: must be 2"):
-        visualize.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, ["coarse"])
+        draw.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, ["coarse"])
     with pytest.raises(ValueError, match="warp='nearest'"):
-        visualize.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles, warp="nearest")
+        draw.denoising_strip(crops, trajectory, keypoints, CROWDPOSE, titles, warp="nearest")
 
 
 def test_png_keeps_every_pixel_and_leaves_nothing_beside(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     path = tmp_path / "new" / "a.png"
-    visualize.write_png(str(path), image)
+    draw.write_png(str(path), image)
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)
     assert os.listdir(tmp_path / "new") == ["a.png"]
     with pytest.raises(ValueError, match=r"a\.png: image must be"):
-        visualize.write_png(str(path), image.astype(np.float32))
+        draw.write_png(str(path), image.astype(np.float32))
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)

@@ -11,7 +11,7 @@ import pytest
 from hrnet_weights import stored_weights
 from safetensors.numpy import save, save_file
 
-from dpose_jax.models.weight_files import locate, read
+from dpose_jax.models.weights.hub import locate, read
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 COMMIT = "0123456789" * 4
@@ -100,7 +100,7 @@ def hub(tmp_path):
 
     def run(*sources, **environment):
         code = (
-            "import sys, json; from dpose_jax.models.weight_files import locate\n"
+            "import sys, json; from dpose_jax.models.weights.hub import locate\n"
             "for source in sys.argv[1:]:\n"
             "    try: print(json.dumps(locate(source, 'w18_small')))\n"
             "    except Exception as error: print(json.dumps([type(error).__name__, str(error)]))\n"

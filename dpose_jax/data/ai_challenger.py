@@ -7,7 +7,7 @@ It counts visibility the other way round (1 visible, 2 occluded, 3 not labelled)
 
 from collections.abc import Callable
 
-from dpose_jax.skeletons import AIC
+from dpose_jax.pose.joint_sets import AIC
 
 # To COCO's 0 not labelled, 1 occluded, 2 visible.
 _VISIBILITY = {1: 2, 2: 1, 3: 0}

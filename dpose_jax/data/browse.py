@@ -16,14 +16,15 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dpose_jax import command_line, sheets, visualize
-from dpose_jax.data.pipeline import eval_batches, train_iterator
-from dpose_jax.data.sources import make_source
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches, train_iterator
 from dpose_jax.data.statistics import format_statistics, statistics
-from dpose_jax.diffusion.forward import q_sample, to_normalised
-from dpose_jax.files import write_json
+from dpose_jax.diffusion.process import q_sample, to_normalised
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.skeletons import JointSet
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.runtime import app
+from dpose_jax.visualization import draw, grid
+from dpose_jax.workdir.files import write_json
 
 CROP_HEIGHT = 512  # crops are enlarged to at least this, so that names find place
 COLUMNS = 3
@@ -50,7 +51,7 @@ def browse(config: ConfigDict, out: str, persons: int = 12) -> dict:
     val = _first(iter(eval_batches(config, sources["val"], min(persons, len(sources["val"])))), persons)
     for split, batch in (("train", train), ("val", val)):
         sheet = joints_sheet(batch, sources[split], model.joint_set)
-        visualize.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
+        draw.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
     _write_heatmaps(config, model, train, out)
     facts = {split: statistics(source, model.joint_set) for split, source in sources.items()}
     write_json(os.path.join(out, "statistics.json"), facts)
@@ -82,8 +83,8 @@ def _write_heatmaps(config: ConfigDict, model, batch: dict[str, np.ndarray], out
         heatmaps = codec.render(codec.denormalise(y), visible)
         masks = model.apply({}, y, visible, method="draw_masks")
         drawn = jax.device_get((heatmaps, *masks))
-        sheet = visualize.heatmap_sheet(crops, *drawn, model.joint_set, warp=codec.name, captions=captions)
-        visualize.write_png(os.path.join(out, f"train_{name}.png"), sheet)
+        sheet = draw.heatmap_sheet(crops, *drawn, model.joint_set, warp=codec.name, captions=captions)
+        draw.write_png(os.path.join(out, f"train_{name}.png"), sheet)
 
 
 def joints_sheet(batch: dict[str, np.ndarray], source, joint_set: JointSet) -> np.ndarray:
@@ -97,8 +98,8 @@ def joints_sheet(batch: dict[str, np.ndarray], source, joint_set: JointSet) -> n
         occluded = person.keypoints[order, 2] == 1
         cell = _named(batch["image"][row], batch["keypoints"][row], batch["visible"][row], occluded, joint_set, scale)
         notes = [f"#{person.annotation_id}", os.path.basename(person.file), *(["mirrored"] if mirrored else [])]
-        cells.append(np.concatenate([cell, sheets.label("  ".join(notes), cell.shape[1], sheets.INK)]))
-    return sheets.grid(cells, min(COLUMNS, len(cells)))
+        cells.append(np.concatenate([cell, grid.label("  ".join(notes), cell.shape[1], grid.INK)]))
+    return grid.grid(cells, min(COLUMNS, len(cells)))
 
 
 def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) -> np.ndarray:
@@ -106,7 +107,7 @@ def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) 
     big = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     points = (keypoints.astype(np.float64) + 0.5) * scale - 0.5  # pixel centres are at integers
     height, width = big.shape[:2]
-    panel = np.full((height, width + 2 * _GUTTER, 3), sheets.PAPER, np.uint8)
+    panel = np.full((height, width + 2 * _GUTTER, 3), grid.PAPER, np.uint8)
     panel[:, _GUTTER:-_GUTTER] = big
     labelled = np.flatnonzero(visible > 0)
     by_x = labelled[np.argsort(points[labelled, 0], kind="stable")]
@@ -116,12 +117,12 @@ def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) 
             name = joint_set.joints[joint].replace("_", " ")
             (text, _), _ = cv2.getTextSize(name, _FONT, _SIZE, 1)
             place = (_GUTTER - 10 - text if left else width + _GUTTER + 10, y + 4)
-            color = sheets.FAINT if occluded[joint] else sheets.INK
+            color = grid.FAINT if occluded[joint] else grid.INK
             cv2.putText(panel, name, place, _FONT, _SIZE, color, 1, cv2.LINE_AA)
             edge = (_GUTTER - 6 if left else width + _GUTTER + 6, y)
             cv2.line(panel, edge, (round(points[joint, 0]) + _GUTTER, round(points[joint, 1])), TIE, 1, cv2.LINE_AA)
     inside = panel[:, _GUTTER:-_GUTTER]
-    inside[:] = visualize.draw_pose(inside, points, joint_set, shown=visible, thickness=3)
+    inside[:] = draw.draw_pose(inside, points, joint_set, shown=visible, thickness=3)
     return panel
 
 
@@ -147,4 +148,4 @@ if __name__ == "__main__":
             print(format_statistics(split, facts))
         print(f"pictures: {OUT.value}")
 
-    command_line.run(main)
+    app.run(main)

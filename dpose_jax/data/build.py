@@ -20,16 +20,16 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from dpose_jax import command_line
-from dpose_jax.data.annotations import read_coco
-from dpose_jax.data.folder import FolderSource
-from dpose_jax.data.images import ImageFolder
-from dpose_jax.data.margins import Margin
-from dpose_jax.data.record_source import VERSION, check_installed, read_build, records_folder
-from dpose_jax.data.sources import SPLITS, data_root
-from dpose_jax.data.split_records import KINDS, SplitRecords
-from dpose_jax.files import read_json, sha256, write_bytes, write_json
-from dpose_jax.skeletons import get_joint_set
+from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.array_record.reader import VERSION, check_installed, read_build, records_folder
+from dpose_jax.data.array_record.writer import KINDS, SplitRecords
+from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.coco_format import read_coco
+from dpose_jax.data.datasets import SPLITS, data_root
+from dpose_jax.data.image_files import ImageFolder
+from dpose_jax.pose.joint_sets import get_joint_set
+from dpose_jax.runtime import app
+from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 
 # About 250 MB a file at COCO's sizes.
 _RECORDS_A_FILE = {"full": 1500, "crops": 5000}
@@ -77,7 +77,7 @@ def build(config: ConfigDict, out: str, kind: str, quality: int = 90) -> dict:
 
 
 def _write(config: ConfigDict, staging: str, kind: str, quality: int, facts: dict) -> None:
-    from dpose_jax.data.tfds_builder import CocoKeypoints
+    from dpose_jax.data.array_record.tfds_builder import CocoKeypoints
 
     joint_set = get_joint_set(config.joint_set)
     cut = (Margin.of(config, joint_set, training=True), joint_set, quality) if kind == "crops" else None
@@ -163,4 +163,4 @@ if __name__ == "__main__":
     KIND = flags.DEFINE_enum("kind", "full", KINDS, "Whole images, or a cut around each person.")
     QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs of crops, 1 to 100.")
     flags.mark_flags_as_required(["config", "out"])
-    command_line.run(lambda: print(shown(build(CONFIG.value, OUT.value, KIND.value, QUALITY.value))))
+    app.run(lambda: print(shown(build(CONFIG.value, OUT.value, KIND.value, QUALITY.value))))

@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 
-from dpose_jax.data.folder import FolderSource
-from dpose_jax.data.records import Source
-from dpose_jax.skeletons import JointSet
+from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.sample import Source
+from dpose_jax.pose.joint_sets import JointSet
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 

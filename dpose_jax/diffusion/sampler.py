@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpose_jax.codec import Codec
-from dpose_jax.diffusion.forward import q_sample, to_normalised
-from dpose_jax.diffusion.schedule import Schedule, ddim_step
+from dpose_jax.diffusion.process import Schedule, ddim_step, q_sample, to_normalised
+from dpose_jax.pose.codec import Codec
 
 UPDATE_RULES = ("direct", "ddim")
 STARTS = ("coarse", "coarse_noised", "random")

@@ -5,12 +5,12 @@ python -m dpose_jax.evaluation --dataset=coco --annotations=GT.json --results=PR
 
 from absl import flags
 
-from dpose_jax import command_line
 from dpose_jax.evaluation.coco import ENGINES
-from dpose_jax.evaluation.protocol import format_table
+from dpose_jax.evaluation.report import format_table
 from dpose_jax.evaluation.results_file import DATASETS, score_files
-from dpose_jax.files import write_json
-from dpose_jax.skeletons import get_joint_set
+from dpose_jax.pose.joint_sets import get_joint_set
+from dpose_jax.runtime import app
+from dpose_jax.workdir.files import write_json
 
 DATASET = flags.DEFINE_enum("dataset", None, list(DATASETS), "Whose joints and protocol.")
 JOINT_SET = flags.DEFINE_string("joint_set", None, "A JSON file of one's own joints, instead of the data set's.")
@@ -35,4 +35,4 @@ def main():
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["annotations", "results", "out"])
-    command_line.run(main)
+    app.run(main)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpose_jax.evaluation.inputs import Inputs
+from dpose_jax.evaluation.results_check import Inputs
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 

@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dpose_jax.evaluation.inputs import Inputs, check_inputs
-from dpose_jax.files import write_json
-from dpose_jax.skeletons import JointSet
+from dpose_jax.evaluation.results_check import Inputs, check_inputs
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.workdir.files import write_json
 
 ENGINES = ("pycocotools", "hotcoco")
 METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")

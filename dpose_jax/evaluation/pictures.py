@@ -5,13 +5,13 @@ import os
 import jax
 import numpy as np
 
-from dpose_jax import visualize
-from dpose_jax.data.records import Source
+from dpose_jax.data.sample import Source
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.diffusion.schedule import Schedule
 from dpose_jax.evaluation.oks import oks, pck
-from dpose_jax.inference import make_trace
 from dpose_jax.models.diffusion_pose import DiffusionPose
+from dpose_jax.models.pose_sampler import make_trace
+from dpose_jax.visualization import draw
 
 STRIP_PERSONS = 4
 
@@ -21,7 +21,7 @@ def choose(persons: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, persons - 1, min(count, persons)).round().astype(int))
 
 
-def draw(
+def draw_pictures(
     folder: str,
     config,
     source: Source,
@@ -43,8 +43,8 @@ def draw(
     areas = {entry["id"]: entry["area"] for entry in source.ground_truth()["annotations"]}
     captions = [_caption(source, model, areas, row, row["joints"][best]) for row in rows]
     predicted = np.stack([row["joints"][best] for row in rows])
-    sheet = visualize.prediction_sheet(crops, predicted, truth, visible, model.joint_set, captions)
-    visualize.write_png(os.path.join(folder, "predictions.png"), sheet)
+    sheet = draw.prediction_sheet(crops, predicted, truth, visible, model.joint_set, captions)
+    draw.write_png(os.path.join(folder, "predictions.png"), sheet)
 
     few = slice(0, STRIP_PERSONS)
     ids = np.stack([row["annotation_id"] for row in rows[few]])
@@ -53,22 +53,22 @@ def draw(
     trajectory, joints, masks = jax.device_get(trace(variables, crops[few], ids))
     warp = model.codec.name
     titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
-    strip = visualize.denoising_strip(
+    strip = draw.denoising_strip(
         crops[few], trajectory, joints, model.joint_set, titles, truth=truth[few], visible=visible[few], warp=warp
     )
-    visualize.write_png(os.path.join(folder, "denoising.png"), strip)
-    sheet = visualize.heatmap_sheet(crops[few], trajectory[-1], *masks, model.joint_set, warp=warp)
-    visualize.write_png(os.path.join(folder, "heatmaps.png"), sheet)
+    draw.write_png(os.path.join(folder, "denoising.png"), strip)
+    sheet = draw.heatmap_sheet(crops[few], trajectory[-1], *masks, model.joint_set, warp=warp)
+    draw.write_png(os.path.join(folder, "heatmaps.png"), sheet)
 
 
 def _caption(source: Source, model: DiffusionPose, areas: dict, row: dict, keypoints: np.ndarray) -> str:
     person = source[int(row["index"])]
     labelled = person.keypoints[:, 2] > 0
     if not labelled.any():
-        return visualize.person_caption(person.annotation_id)
+        return draw.person_caption(person.annotation_id)
     truth = person.keypoints[None]
     moved = keypoints @ row["to_image"][:, :2].T + row["to_image"][:, 2]
     area = np.array([areas[person.annotation_id]])
     similarity = oks(moved[None], truth, area, person.bbox[None], model.joint_set.sigmas)[0, 0]
     right, _ = pck(moved[None], truth[..., :2], truth[..., 2], np.array([max(person.bbox[2:])]), 0.2)
-    return visualize.person_caption(person.annotation_id, float(similarity), right)
+    return draw.person_caption(person.annotation_id, float(similarity), right)

@@ -9,19 +9,20 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from dpose_jax import command_line, inference
-from dpose_jax.data.pipeline import eval_batches
-from dpose_jax.data.sources import make_source
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches
 from dpose_jax.diffusion.sampler import sampler_settings
-from dpose_jax.evaluation.run import restore
+from dpose_jax.evaluation.evaluator import restore
+from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.runtime import app
 
 
 def joint_distances(config, workdir: str) -> dict[str, np.ndarray]:
     """Distance of every joint between the two dtypes, over `config.eval.split` with `config.eval.flip`.
 
     Returns:
-      For each result of `inference.result_names` an array (persons, J) of crop pixels.
+      For each result of `pose_sampler.result_names` an array (persons, J) of crop pixels.
 
     Raises:
       what `evaluation.run.restore` and `make_source` raise.
@@ -33,9 +34,9 @@ def joint_distances(config, workdir: str) -> dict[str, np.ndarray]:
     for dtype in ("float32", "bfloat16"):
         config = config.copy_and_resolve_references()
         config.model.dtype = dtype
-        predict = inference.make_predict(build_model(config), build_schedule(config), settings, **options)
+        predict = pose_sampler.make_predict(build_model(config), build_schedule(config), settings, **options)
         predictors.append(jax.jit(predict))
-    found: dict[str, list[np.ndarray]] = {name: [] for name in inference.result_names(settings)}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in pose_sampler.result_names(settings)}
     for batch in tqdm(eval_batches(config, source, config.eval.batch_size), unit="batch", desc="compare"):
         wide, narrow = (predict(variables, batch["image"], batch["annotation_id"]) for predict in predictors)
         for name, distances in found.items():
@@ -57,4 +58,4 @@ if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "The file of configs/ that was trained.", lock_config=True)
     WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
     flags.mark_flags_as_required(["config", "workdir"])
-    command_line.run(lambda: print(format_distances(joint_distances(CONFIG.value, WORKDIR.value))))
+    app.run(lambda: print(format_distances(joint_distances(CONFIG.value, WORKDIR.value))))

@@ -7,12 +7,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
 
-from dpose_jax import Predictor, inference, uncertainty
-from dpose_jax.data.records import Source
+from dpose_jax import Predictor
+from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.coco import evaluate_results, without_boxes
-from dpose_jax.evaluation.protocol import Predictions, to_results
-from dpose_jax.evaluation.run import checked_batches
-from dpose_jax.skeletons import JointSet
+from dpose_jax.evaluation.evaluator import checked_batches
+from dpose_jax.evaluation.report import Predictions, to_results
+from dpose_jax.models import pose_sampler
+from dpose_jax.pose import uncertainty
+from dpose_jax.pose.joint_sets import JointSet
 
 
 def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
@@ -25,9 +27,9 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
     for batch in checked_batches(predictor.config, source, size):
         found = jax.device_get(run(predictor.variables, batch["image"], batch["annotation_id"]))
         to_image, valid = batch["to_image"], batch["mask"] > 0
-        keypoints = inference.to_image_pixels(found["keypoints"], to_image)
+        keypoints = pose_sampler.to_image_pixels(found["keypoints"], to_image)
         covariances = uncertainty.transform_covariance(found["covariances"], to_image[:, :, :2])
-        flat = inference.to_image_pixels(found["hypotheses"].reshape(len(valid), -1, 2), to_image)
+        flat = pose_sampler.to_image_pixels(found["hypotheses"].reshape(len(valid), -1, 2), to_image)
         spread = uncertainty.spread(flat.reshape(found["hypotheses"].shape))
         curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
         row = (batch["index"], keypoints, found["scores"], spread, curvature)

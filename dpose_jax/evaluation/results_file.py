@@ -3,12 +3,12 @@
 from typing import Any
 
 from dpose_jax.data import ai_challenger
-from dpose_jax.data.annotations import check_joint_names
+from dpose_jax.data.coco_format import check_joint_names
 from dpose_jax.evaluation.aic import results_from_native
-from dpose_jax.evaluation.inputs import BOX_AREA, check_inputs
-from dpose_jax.evaluation.scores import score
-from dpose_jax.files import read_json, sha256
-from dpose_jax.skeletons import JointSet
+from dpose_jax.evaluation.metrics import score
+from dpose_jax.evaluation.results_check import BOX_AREA, check_inputs
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.workdir.files import read_json, sha256
 
 # Data sets, and whether the scale of OKS is the annotated area; CrowdPose and AI Challenger annotate none.
 DATASETS = {"coco": True, "crowdpose": False, "aic": False}

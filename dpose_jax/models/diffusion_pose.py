@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpose_jax import rendering
-from dpose_jax.codec import Codec
-from dpose_jax.diffusion.forward import q_sample, to_normalised
+from dpose_jax.diffusion.process import Schedule, q_sample, to_normalised
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
-from dpose_jax.diffusion.schedule import Schedule
-from dpose_jax.models.attention import CHANNEL_SCALES, SCCA, num_heads
-from dpose_jax.models.decoder import SGDD
 from dpose_jax.models.hrnet import PRESETS, HRNet, HRNetSpec
-from dpose_jax.skeletons import JointSet, get_joint_set
+from dpose_jax.models.scca import CHANNEL_SCALES, SCCA, num_heads
+from dpose_jax.models.sgdd import SGDD
+from dpose_jax.pose import masks
+from dpose_jax.pose.codec import Codec
+from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 
 IMAGE_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # ImageNet, RGB, 0..255
 IMAGE_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -121,9 +120,9 @@ class DiffusionPose(nn.Module):
         ones = jnp.ones((y.shape[0], *size, 1), jnp.float32)
         kps, ske, soft = ones, ones, self.masks.softness
         if self.masks.keypoints:
-            kps = rendering.joint_mask(keypoints, visible, size=size, radius=self.masks.radius, softness=soft)
+            kps = masks.joint_mask(keypoints, visible, size=size, radius=self.masks.radius, softness=soft)
         if self.masks.skeleton:
-            ske = rendering.limb_mask(
+            ske = masks.limb_mask(
                 keypoints,
                 visible,
                 limbs=self.joint_set.limbs,

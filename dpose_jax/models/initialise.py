@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
 
 HEAD_STD = 0.001  # of the last convolution of every heatmap head

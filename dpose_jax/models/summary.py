@@ -16,10 +16,10 @@ from absl import flags
 from jax.extend.core import Literal
 from ml_collections import config_flags
 
-from dpose_jax import command_line
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
 from dpose_jax.models.hrnet import PRESETS, HRNet
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.runtime import app
 
 # A part owns the parameters whose path, and the operations whose name scope, its expression finds; the first counts.
 PARTS = {
@@ -176,4 +176,4 @@ if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
     BACKBONES = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead of the config's model.")
     flags.mark_flags_as_required(["config"])
-    command_line.run(lambda: main(CONFIG.value, backbones=BACKBONES.value))
+    app.run(lambda: main(CONFIG.value, backbones=BACKBONES.value))

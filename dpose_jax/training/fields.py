@@ -1,6 +1,6 @@
 """Checks of fields that come before the first compile, whichever entry point runs."""
 
-from dpose_jax.data.sources import SPLITS
+from dpose_jax.data.datasets import SPLITS
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation.coco import ENGINES
 from dpose_jax.training.state import make_optimizer

@@ -12,21 +12,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dpose_jax import hosts, parallel
-from dpose_jax.data.pipeline import train_iterator
-from dpose_jax.data.records import Source
-from dpose_jax.data.sources import make_source
-from dpose_jax.evaluation.run import Evaluator
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import train_iterator
+from dpose_jax.data.sample import Source
+from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
-from dpose_jax.training.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
+from dpose_jax.runtime import multihost, sharding
 from dpose_jax.training.fields import check_fields
+from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
-from dpose_jax.training.start import starting_variables
 from dpose_jax.training.state import TrainState, count_parameters, denoiser_start, initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 
 DRY_RUN_STEPS = 3
 
@@ -72,18 +72,18 @@ def prepare(config, *, resumes: bool = False) -> Run:
         file.
     """
     check_fields(config)
-    mesh = parallel.make_mesh()
-    parallel.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
+    mesh = sharding.make_mesh()
+    sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
     model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config)
     make_step = functools.partial(
-        make_train_step, config, schedule=schedule, optimizer=optimizer, gather=parallel.gather(mesh)
+        make_train_step, config, schedule=schedule, optimizer=optimizer, gather=sharding.gather(mesh)
     )
     source = make_source(config, "train", training=True)
     shard = (jax.process_index(), jax.process_count())
     data = train_iterator(config, source, shard=shard)
     variables = initial_variables(model, config.seed) if resumes else starting_variables(config, model)
     state = initial_state(variables, optimizer)
-    places = parallel.state_sharding(mesh, state, fsdp=config.train.fsdp)
+    places = sharding.state_sharding(mesh, state, fsdp=config.train.fsdp)
     state = jax.device_put(state, places)
     held, alone, total = config.optim.freeze_backbone_steps, denoiser_start(config), config.train.steps
     phases = [
@@ -91,7 +91,7 @@ def prepare(config, *, resumes: bool = False) -> Run:
         for last in sorted({min(held, total), alone, total} - {0})
     ]
     # By a program, since device_put takes no typed key to the devices of other hosts.
-    key = jax.jit(jax.random.key, static_argnums=0, out_shardings=parallel.replicated(mesh))(config.seed)
+    key = jax.jit(jax.random.key, static_argnums=0, out_shardings=sharding.replicated(mesh))(config.seed)
     return Run(config, mesh, source, data, state, key, tuple(phases))
 
 
@@ -99,8 +99,8 @@ def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
     """The train step as it is compiled: `places` are the state's shardings, kept from step to step; it is donated."""
     return jax.jit(
         step,
-        in_shardings=(places, parallel.batch_sharding(mesh), parallel.replicated(mesh)),
-        out_shardings=(places, parallel.replicated(mesh)),
+        in_shardings=(places, sharding.batch_sharding(mesh), sharding.replicated(mesh)),
+        out_shardings=(places, sharding.replicated(mesh)),
         donate_argnums=0,
     )
 
@@ -121,18 +121,20 @@ def train(config, workdir: str) -> None:
     run = prepare(config, resumes=holds_checkpoint(workdir))
     check_workdir(config, workdir, training=True)
     evaluator = Evaluator(config, run.mesh) if config.train.evaluate_every else None
-    hosts.say(f"data: {shown_report(run.source)}")
+    multihost.say(f"data: {shown_report(run.source)}")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     state, start = run.state, checkpoints.latest or 0
-    if hosts.is_first() and start < config.train.steps:
+    if multihost.is_first() and start < config.train.steps:
         claim_workdir(config, workdir)
     if start:
         state = checkpoints.restore(jax.tree.map(_abstract, state), run.data)
-        hosts.say(f"resuming at step {start} of {config.train.steps}")
+        multihost.say(f"resuming at step {start} of {config.train.steps}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(contextlib.closing(run.data))
-        writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, start))) if hosts.is_first() else None
+        writer = (
+            stack.enter_context(contextlib.closing(MetricsWriter(workdir, start))) if multihost.is_first() else None
+        )
         log = StepLog(config, run.source, start, writer)
         trace = stack.enter_context(Trace(config.profile_steps, start, os.path.join(workdir, "profile")))
         _steps(run, state, start, checkpoints, log, trace, evaluator)
@@ -140,7 +142,7 @@ def train(config, workdir: str) -> None:
 
 def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, trace: Trace, evaluator) -> None:
     options, total = run.config.train, run.config.train.steps
-    shown = {"dynamic_ncols": True, "mininterval": 1.0, "disable": not hosts.is_first()}
+    shown = {"dynamic_ncols": True, "mininterval": 1.0, "disable": not multihost.is_first()}
 
     def scored(step: int) -> bool:
         return evaluator is not None and (step % options.evaluate_every == 0 or step == total)
@@ -149,7 +151,7 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
         if start and scored(start) and not checkpoints.evaluated(start):
             _make_up(evaluator, state, start, checkpoints, log, preemption)
         for step in range(start + 1, total + 1):
-            batch = parallel.put_batch(run.read(), run.mesh)
+            batch = sharding.put_batch(run.read(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
                 state, metrics = run.take(step, state, batch)
@@ -208,13 +210,13 @@ def dry_run(config, workdir: str) -> None:
     check_workdir(config, workdir, training=True)
     if config.train.evaluate_every:
         Evaluator(config, run.mesh)
-    hosts.say(f"train data:  {shown_report(run.source)}")
-    hosts.say(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
+    multihost.say(f"train data:  {shown_report(run.source)}")
+    multihost.say(f"val data:    {shown_report(make_source(config, 'val', training=False))}")
     with contextlib.closing(run.data):
         state, size, compile_seconds, run_seconds, before = run.state, 0, 0.0, 0.0, 0
         for last, step in run.phases:
             began = time.monotonic()
-            batch = parallel.put_batch(run.read(), run.mesh)
+            batch = sharding.put_batch(run.read(), run.mesh)
             compiled = step.lower(state, batch, run.key).compile()
             compile_seconds += time.monotonic() - began
             memory = compiled.memory_analysis()
@@ -223,7 +225,7 @@ def dry_run(config, workdir: str) -> None:
             for _ in range(1 + DRY_RUN_STEPS):
                 began = time.monotonic()
                 state, metrics = jax.block_until_ready(compiled(state, batch, run.key))
-                batch = parallel.put_batch(run.read(), run.mesh)
+                batch = sharding.put_batch(run.read(), run.mesh)
                 seconds.append(time.monotonic() - began)
             run_seconds += (last - before) * float(np.median(seconds[1:]))
             before = last
@@ -239,7 +241,7 @@ def dry_run(config, workdir: str) -> None:
         "whole run": f"{config.train.steps} steps, {total_hours:.2f} h, evaluations not counted",
     }
     for name, text in report.items():
-        hosts.say(f"{name + ':':<13}{text}")
+        multihost.say(f"{name + ':':<13}{text}")
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

@@ -11,10 +11,10 @@ import numpy as np
 import tensorboardX
 from absl import logging
 
-from dpose_jax import files
-from dpose_jax.data.annotations import MALFORMED
-from dpose_jax.data.records import Source
+from dpose_jax.data.coco_format import MALFORMED
+from dpose_jax.data.sample import Source
 from dpose_jax.training.step import LOSS_TERMS
+from dpose_jax.workdir import files
 
 METRICS_FILE = "metrics.jsonl"
 

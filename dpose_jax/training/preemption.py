@@ -7,7 +7,7 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-from dpose_jax import hosts
+from dpose_jax.runtime import multihost
 
 # EX_TEMPFAIL of sysexits.h: "the same again, later". Schedulers can be told to restart on it.
 PREEMPTED_STATUS = 75
@@ -18,7 +18,7 @@ class Preempted(SystemExit):
 
     def __init__(self, step: int):
         super().__init__(PREEMPTED_STATUS)
-        if hosts.is_first():
+        if multihost.is_first():
             print(f"SIGTERM: step {step} is saved, the same command goes on from there", file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dpose_jax.diffusion.schedule import Schedule
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.training.state import TrainState, learning_rate
 

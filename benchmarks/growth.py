@@ -1,0 +1,127 @@
+"""How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers.
+
+python benchmark.py growth --out=OUT [--config=configs/synthetic.py]
+
+The network has random weights, which cost what trained ones do; the data is synthetic.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from ml_collections import config_flags
+
+from benchmarks import report
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import train_iterator
+from dpose_jax.diffusion.sampler import SamplerSettings
+from dpose_jax.models import pose_sampler
+from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.initialise import initial_variables
+from dpose_jax.pose.codec import Codec
+from dpose_jax.workdir.files import write_bytes
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/synthetic.py", "A file of configs/.")
+BATCHES = flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32", "64"], "Persons in a batch.")
+STRIDES = flags.DEFINE_list("strides", ["8", "4", "2", "1"], "Heatmap strides s.")
+JOINTS = flags.DEFINE_list("joints", ["5", "17", "68", "133"], "Joints of a person, rendered and decoded.")
+STEPS = flags.DEFINE_list("steps", ["0", "1", "2", "4", "8"], "Sampling steps; 0 is the coarse branch.")
+WORKERS = flags.DEFINE_list("workers", ["0", "1", "2", "4"], "Processes that make training examples.")
+SECONDS = flags.DEFINE_float("seconds", 2.0, "To spend on timing each point.")
+OUT = flags.DEFINE_string("out", None, "The folder for growth.json, growth.md and growth.png.", required=True)
+
+BATCH = 16  # where it is not the batch that varies
+TAKEN = 16  # batches in a call of the loader, which holds two ready for each worker
+
+
+def main() -> None:
+    """Measures, prints the table, writes the report and draws the plots."""
+    config, environment = CONFIG.value, report.environment()
+    rows = measure(config)
+    protocol = {"backbone": config.model.backbone, "input_size": list(config.input_size), "batch": BATCH, "flip": False}
+    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
+    write_plot(os.path.join(OUT.value, "growth.png"), rows)
+
+
+def measure(config) -> list[dict]:
+    """A row for each point: `over`, `at`, and persons a second as `value`, `low`, `high` of the quartiles."""
+    series = {
+        "batch": (BATCHES.value, lambda size, stack: prediction(config, size, config.stride, 1)),
+        "stride": (STRIDES.value, lambda stride, stack: prediction(config, BATCH, stride, 1)),
+        "joints": (JOINTS.value, lambda number, stack: joints(number)),
+        "steps": (STEPS.value, lambda steps, stack: prediction(config, BATCH, config.stride, steps)),
+        "workers": (WORKERS.value, lambda workers, stack: loader(config, workers, stack)),
+    }
+    rows = []
+    for name, (values, make) in series.items():
+        for value in map(int, values):
+            # What a point has started would otherwise work beside the next one.
+            with contextlib.ExitStack() as stack:
+                call, persons = make(value, stack)
+                taken = report.measure({name: call}, seconds=SECONDS.value)[name]
+            rates = {"value": taken.median, "low": taken.high, "high": taken.low}
+            rows.append({"over": name, "at": value} | {key: persons / seconds for key, seconds in rates.items()})
+    return rows
+
+
+def prediction(config, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
+    """A call that predicts a batch of crops with K `direct` steps, and its persons."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.stride = stride
+    model = build_model(config)
+    settings = SamplerSettings(steps=steps) if steps else None
+    poses = pose_sampler.make_poses(model, build_schedule(config), settings, flip=False, seed=0)
+    crops = np.random.default_rng(0).integers(256, size=(batch, *config.input_size, 3), dtype=np.uint8)
+    inputs = jax.device_put((initial_variables(model, 0), crops, np.arange(batch, dtype=np.int32)))
+    program, _ = report.compiled(poses, *inputs)
+    return lambda: program(*inputs), batch
+
+
+def joints(number: int) -> tuple[Callable, int]:
+    """A call that renders and decodes persons of so many joints, and its persons."""
+    codec, rng = Codec((256, 192)), np.random.default_rng(0)
+    keypoints = jnp.asarray(rng.random((BATCH, number, 2)) * [191, 255], jnp.float32)
+    program, _ = report.compiled(lambda k: codec.decode(codec.encode(k, jnp.ones(k.shape[:2]))), keypoints)
+    return lambda: program(keypoints), BATCH
+
+
+def loader(config, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
+    """A call that takes the next training batches, more than are held ready, and their persons; `stack` ends it."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.workers = workers
+    iterator = train_iterator(config, make_source(config, "train", training=True))
+    batches = stack.enter_context(contextlib.closing(iterator))
+    return lambda: [next(batches)["image"].sum() for _ in range(TAKEN)], TAKEN * config.train.batch_size
+
+
+def write_plot(path: str, rows: list[dict]) -> None:
+    """Draws a panel for each quantity: persons a second over it, both logarithmic, the quartiles as a band."""
+    names = list(dict.fromkeys(row["over"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
+        line = [row for row in rows if row["over"] == name]
+        at, value, low, high = (np.array([row[key] for row in line]) for key in ("at", "value", "low", "high"))
+        axes.plot(at, value, "o-", markersize=4)
+        axes.fill_between(at, low, high, alpha=0.2)
+        axes.set(xlabel=name, ylabel="persons a second", yscale="log")
+        if at.min() > 0:
+            axes.set_xscale("log", base=2)
+        else:
+            axes.set_xscale("symlog", base=2, linthresh=1)  # which spends an octave on what lies below 1
+        axes.set_xticks(at, [str(number) for number in at])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    write_bytes(path, data.getvalue())

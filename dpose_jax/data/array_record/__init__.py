@@ -1,0 +1,1 @@
+"""ArrayRecord data sets: builder, writer, reader."""

@@ -1,0 +1,137 @@
+"""Persons from ArrayRecord files that `python -m dpose_jax.data.build` wrote.
+
+The annotations lie beside the records, so every rule for annotations is the folder's.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from typing import Any
+
+import numpy as np
+
+from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.coco_dataset import AnnotatedSource
+from dpose_jax.data.image_files import climbs_out, decode_image
+from dpose_jax.data.sample import BadRecordError, Person
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.workdir.files import read_json
+
+NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
+
+
+def records_folder(root: str, kind: str) -> str:
+    """Where TFDS puts the records of a kind (`full` or `crops`) under its data folder."""
+    return os.path.join(root, NAME, kind, VERSION)
+
+
+def check_installed() -> None:
+    """Raises ValueError if the extra that records need is not installed; imports nothing."""
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise ValueError('records need TensorFlow Datasets (without TensorFlow): pip install -e ".[records]"')
+
+
+class _Records:
+    """The stored images of a split, opened by each process when first read; an `ImageStore` for `full`."""
+
+    def __init__(self, folder: str, split: str):
+        check_installed()
+        self._folder, self._split = folder, split
+        self.index: dict[str, Any] = read_json(os.path.join(folder, f"{split}_index.json"))
+        self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
+        self._opened: Any = None
+
+    def __getstate__(self):
+        return self.__dict__ | {"_opened": None}
+
+    def place(self, name: str) -> str:
+        return os.path.join(self._folder, self._split, name)
+
+    def problem(self, name: str) -> str | None:
+        if name in self._rows or name in self.index["unreadable"]:
+            return None
+        return "image_outside_folder" if climbs_out(name) else "image_missing"
+
+    def size(self, name: str) -> None:
+        """Not needed: stored annotations say it."""
+
+    def read(self, name: str) -> bytes:
+        if name in self.index["unreadable"]:
+            raise ValueError(f"unreadable when the records were built: {self.index['unreadable'][name]}")
+        return self.at(self._rows[name])
+
+    def at(self, row: int) -> bytes:
+        """The encoded image of a record."""
+        # TFDS takes a second to import, and only records need it. Its own decoding of a whole record would take longer
+        # than the JPEG of a crop.
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        if self._opened is None:
+            raw = tfds.decode.DeserializeMethod.RAW_BYTES
+            self._opened = tfds.builder_from_directory(self._folder).as_data_source(self._split, deserialize_method=raw)
+        record = tf_example_pb2.Example.FromString(self._opened[row])
+        return record.features.feature["image"].bytes_list.value[0]
+
+
+class RecordSource(AnnotatedSource):
+    """A split of `full` records; the same persons and pixels as the folder that they were built from."""
+
+    def __init__(self, folder: str, split: str, joint_set: JointSet, **options):
+        """Args: the records' folder; `train` or `val`; see AnnotatedSource."""
+        read_build(folder)
+        self._records = _Records(folder, split)
+        super().__init__(os.path.join(folder, f"{split}_annotations.json"), self._records, joint_set, **options)
+
+
+class CropSource(RecordSource):
+    """A split of `crops` records: the same persons, with the part of the image around each."""
+
+    def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, **options):
+        """Args: see RecordSource; and what the recipe needs around a person.
+
+        Raises:
+          ValueError: also if the crops were built for less than `margin`, or for annotated persons only and boxes
+            of a detector are asked for.
+        """
+        if options.get("box_file") is not None:
+            raise ValueError("eval.boxes='detections': stored crops are of annotated persons; use data.source='full'")
+        build = read_build(folder)
+        Margin(**build["margin"] | {"upper_body": tuple(build["margin"]["upper_body"])}).check_covers(margin, folder)
+        super().__init__(folder, split, joint_set, **options)
+        index = self._records.index
+        rows = {person: row for row, person in enumerate(index.pop("persons"))}
+        # -1 for the persons of unreadable images.
+        self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
+        self._origins = np.array(index.pop("origins"), np.int32).reshape(-1, 2)
+
+    def __getitem__(self, index: int) -> Person:
+        person = super().__getitem__(index)
+        row = self._rows[index]
+        return person if row < 0 else dataclasses.replace(person, origin=tuple(self._origins[row].tolist()))
+
+    def read_image(self, index: int) -> np.ndarray:
+        """The stored part of the image, (h, w, 3) uint8 RGB; see Person.origin.
+
+        Raises:
+          BadRecordError: if the image was unreadable when the records were built, or the record is damaged.
+        """
+        if self._rows[index] < 0:
+            return super().read_image(index)
+        try:
+            return decode_image(self._records.at(int(self._rows[index])))
+        except ValueError as error:
+            person = self[index]
+            raise BadRecordError(f"{person.file} (id {person.annotation_id}): {error}") from error
+
+
+def read_build(folder: str) -> dict:
+    """What the records in a folder were built from.
+
+    Raises:
+      FileNotFoundError: if there are none, or only unfinished ones.
+    """
+    path = os.path.join(folder, "build.json")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")
+    return read_json(path)

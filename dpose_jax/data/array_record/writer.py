@@ -1,0 +1,125 @@
+"""A split as records to be stored: whole images with their persons, or a cut around each person."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+
+from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.coco_dataset import AnnotatedSource, ListedImage
+from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, decode_image, read_header
+from dpose_jax.data.loader import read_ahead
+from dpose_jax.pose.joint_sets import JointSet
+
+KINDS = ("full", "crops")
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageRecords:
+    """Image -> its records, or why there are none; runs in worker processes."""
+
+    source: AnnotatedSource
+    images: ImageFolder
+    items: list[ListedImage]
+    cut: tuple[Margin, JointSet, int] | None
+
+    def __call__(self, item: int) -> Example:
+        name, image_id, size, persons = self.items[item]
+        try:
+            data = self.images.read(name)
+            image = decode_image(data)
+        except (OSError, ValueError) as error:
+            return {"problem": str(error), "notes": (), "examples": []}
+        header = read_header(data)
+        found: Example = {"problem": "", "notes": header.notes() if header else (), "examples": []}
+        if image.shape[:2] != size:
+            stored = f"{image.shape[1]} x {image.shape[0]}"
+            return found | {"problem": f"the image is {stored} px, its annotation says {size[1]} x {size[0]}"}
+        facts = {"file_name": name, "image_id": image_id}
+        people = [self.source[index] for index in persons]
+        described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
+        if self.cut is None:
+            return found | {"examples": [facts | {"image": data, "persons": described}]}
+        margin, joint_set, quality = self.cut
+        for person, description in zip(people, described, strict=True):
+            left, top, right, bottom = margin.window(person, size, joint_set)
+            pixels = encode_jpeg(image[top:bottom, left:right], quality)
+            found["examples"].append(facts | description | {"image": pixels, "origin": np.int32([left, top])})
+        return found
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """(h, w, 3) uint8 RGB as a JPEG of `quality` 1 to 100, chroma at half resolution."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
+
+
+class SplitRecords:
+    """The records of a split, once: iterating yields them and fills `index` and `counts`.
+
+    Attributes:
+      index: `images`: file names; `unreadable`: {file name: why}; for crops `persons`: annotation ids, and `origins`:
+        x, y of each cut in its image. Images, or persons of crops, in the order of the records.
+      counts: by rule: the source's report, IMAGE_NOTES and `image_unreadable`.
+    """
+
+    def __init__(
+        self,
+        source: AnnotatedSource,
+        images: ImageFolder,
+        *,
+        whole: bool,
+        cut: tuple[Margin, JointSet, int] | None,
+        workers: int,
+        max_bad_share: float,
+    ):
+        """Args:
+        source: the annotated persons over `images`.
+        images: the folder.
+        whole: also images without persons, in which detected boxes may lie; for `full`.
+        cut: None for `full`; margin, joint set and JPEG quality for `crops`.
+        workers: processes that read, check and cut; 0 works in this one.
+        max_bad_share: share of the images that may be unreadable.
+        """
+        self._work = _ImageRecords(source, images, source.images(whole=whole), cut)
+        self._workers, self._max_bad_share = workers, max_bad_share
+        self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
+        self.index: dict[str, Any] = {"images": [], "unreadable": {}}
+        if cut is not None:
+            self.index |= {"persons": [], "origins": []}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._work.items)
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        """Yields the records of an image, in the order of the source.
+
+        Raises:
+          ValueError: once more images than `max_bad_share` have turned out to be unreadable.
+        """
+        dataset = grain.MapDataset.range(len(self)).map(self._work)
+        for (name, *_), found in zip(self._work.items, read_ahead(dataset, self._workers, elements=64), strict=True):
+            for note in found["notes"]:
+                self.counts[note] += 1
+            if found["problem"]:
+                self._unreadable(name, found["problem"])
+                continue
+            self.index["images"].append(name)
+            if "persons" in self.index:
+                self.index["persons"] += [example["id"] for example in found["examples"]]
+                self.index["origins"] += [example["origin"].tolist() for example in found["examples"]]
+            yield found["examples"]
+
+    def _unreadable(self, name: str, problem: str) -> None:
+        self.counts["image_unreadable"] += 1
+        self.index["unreadable"][name] = problem
+        if self.counts["image_unreadable"] > self._max_bad_share * len(self):
+            raise ValueError(
+                f"{self.counts['image_unreadable']} of {len(self)} images are unreadable, more than "
+                f"data.max_bad_share={self._max_bad_share}; the last: {self._work.images.place(name)}: {problem}"
+            )

@@ -1,0 +1,240 @@
+"""From a person and an image to a crop: geometry, augmentation, pixels. numpy and OpenCV only.
+
+One 2 x 3 matrix describes the whole way from image to crop, mirroring included; pixels and joints both
+follow it, so they cannot part.
+"""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+
+from dpose_jax.data.sample import Person
+from dpose_jax.pose.joint_sets import JointSet
+
+# Of the joints' extent, for half bodies (HRNet's code).
+_HALF_BODY_PADDING = 1.5
+# A half body needs this many joints (HRNet's code).
+_HALF_BODY_JOINTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class CropSpec:
+    """How a box becomes a crop.
+
+    Attributes:
+      input_size: (height, width) of the crop, pixels.
+      padding: factor on the box around its centre, after it is widened to the crop's aspect.
+      warp: `unbiased` (UDP, arXiv 1911.07524): the padded box [x, x + w] maps so that the centres of the
+        crop's first and last pixel span it, scale (width - 1) / w; `rounded` (HRNet's code): scale
+        width / w, the box's centre goes to (width / 2, height / 2).
+
+    Raises:
+      ValueError: if a field is out of range.
+    """
+
+    input_size: tuple[int, int]
+    padding: float
+    warp: str
+
+    def __post_init__(self):
+        if len(self.input_size) != 2 or min(self.input_size) < 2:
+            raise ValueError(f"input_size={self.input_size}: must be (height, width), each at least 2")
+        if not self.padding > 0:
+            raise ValueError(f"crop.padding={self.padding}: must be positive")
+        if self.warp not in ("unbiased", "rounded"):
+            raise ValueError(f"crop.warp={self.warp!r}: must be 'unbiased' or 'rounded'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """The random part of a crop, HRNet's recipe; the fields are those of `config.augment`.
+
+    Attributes:
+      flip: probability of mirroring.
+      scale: the crop's size is multiplied by clip(1 + scale N(0, 1), 1 - scale, 1 + scale).
+      rotation: degrees; the angle is clip(rotation N(0, 1), -2 rotation, 2 rotation).
+      rotation_prob: probability of rotating at all.
+      half_body: probability of cropping to one half of the body, where more than `half_body_min_joints`
+        joints are labelled. The upper half is meant with probability `half_body_upper`; a half of fewer
+        than three labelled joints gives way to the other one.
+      shift: the centre moves by a uniform share in [-shift, shift] of the box's sides.
+      color: brightness, contrast and saturation are each multiplied by a factor uniform in
+        [1 - color, 1 + color].
+
+    Raises:
+      ValueError: if a field is out of range.
+    """
+
+    flip: float
+    scale: float
+    rotation: float
+    rotation_prob: float
+    half_body: float
+    half_body_min_joints: int
+    half_body_upper: float
+    shift: float
+    color: float
+
+    def __post_init__(self):
+        for name in ("flip", "rotation_prob", "half_body", "half_body_upper"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name}={getattr(self, name)}: must be in [0, 1]")
+        for name in ("scale", "color"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"augment.{name}={getattr(self, name)}: must be in [0, 1)")
+        for name in ("rotation", "shift", "half_body_min_joints"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"augment.{name}={getattr(self, name)}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One crop of an image.
+
+    Attributes:
+      center: (2,) x, y in image pixels.
+      size: (2,) width, height in image pixels, of the crop's aspect.
+      rotation: degrees; positive turns the picture clockwise.
+      flip: whether the crop is mirrored.
+      color: factors of brightness, contrast and saturation; 1 changes nothing.
+    """
+
+    center: np.ndarray
+    size: np.ndarray
+    rotation: float = 0.0
+    flip: bool = False
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+def padded_view(bbox: np.ndarray, spec: CropSpec, padding: float | None = None) -> View:
+    """The plain view of a box [x, y, w, h]: widened to the crop's aspect, times the padding, around its centre."""
+    x, y, w, h = np.asarray(bbox, np.float64)
+    aspect = spec.input_size[1] / spec.input_size[0]
+    width = max(w, h * aspect)
+    size = np.array([width, width / aspect]) * (spec.padding if padding is None else padding)
+    return View(np.array([x + w / 2, y + h / 2]), size)
+
+
+def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment: Augment, joint_set: JointSet) -> View:
+    """A random view of a person. Takes the same count of random numbers whatever happens."""
+    flip, rotate, half, upper, *others = rng.random(9)
+    shift, color = np.array(others[:2]), others[2:]
+    noise = rng.standard_normal(2)
+    view = padded_view(person.bbox, spec)
+    if half < augment.half_body and (person.keypoints[:, 2] > 0).sum() > augment.half_body_min_joints:
+        view = half_body_view(person.keypoints, upper < augment.half_body_upper, spec, joint_set) or view
+    center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
+    size = view.size * min(max(1 + augment.scale * noise[0], 1 - augment.scale), 1 + augment.scale)
+    rotation = min(max(augment.rotation * noise[1], -2 * augment.rotation), 2 * augment.rotation)
+    return View(
+        center,
+        size,
+        rotation=float(rotation) if rotate < augment.rotation_prob else 0.0,
+        flip=bool(flip < augment.flip),
+        color=tuple(1 + augment.color * (2 * u - 1) for u in color),
+    )
+
+
+def half_body_view(keypoints: np.ndarray, upper: bool, spec: CropSpec, joint_set: JointSet) -> View | None:
+    """The view around the labelled joints of one half, centred on their mean; None where there is none (HRNet's code).
+
+    The half asked for gives way to the other one where fewer than three of its joints are labelled.
+    """
+    labelled = keypoints[:, 2] > 0
+    is_upper = np.zeros(len(keypoints), bool)
+    is_upper[list(joint_set.upper_body)] = True
+    if not is_upper.any():
+        return None
+    halves = [keypoints[labelled & side, :2].astype(np.float64) for side in (is_upper, ~is_upper)]
+    halves = [half for half in (halves if upper else halves[::-1]) if len(half) >= _HALF_BODY_JOINTS]
+    if not halves:
+        return None
+    low, high = halves[0].min(axis=0), halves[0].max(axis=0)
+    if (high - low).max() < 1:
+        return None
+    size = padded_view(np.concatenate([low, high - low]), spec, _HALF_BODY_PADDING).size
+    return View(halves[0].mean(axis=0), size)
+
+
+def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
+    """The affine map of a view, (2, 3) float64: image pixels -> crop pixels, pixel centres at integers.
+
+    A mirrored view is the plain one followed by x -> width - 1 - x, for both warps.
+    """
+    height, width = spec.input_size
+    edge = 1 if spec.warp == "unbiased" else 0
+    across, down = width - edge, height - edge
+    angle = math.radians(view.rotation)
+    cos, sin = math.cos(angle), math.sin(angle)
+    (x, y), (w, h) = view.center, view.size
+    a, b = across / w * cos, across / w * -sin
+    c, d = down / h * sin, down / h * cos
+    left, top = across / 2 - (a * x + b * y), down / 2 - (c * x + d * y)
+    if view.flip:
+        a, b, left = -a, -b, width - 1 - left
+    return np.array([[a, b, left], [c, d, top]], np.float64)
+
+
+def invert(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of a (2, 3) affine map, float64: crop pixels -> image pixels for a view's matrix."""
+    linear = np.linalg.inv(np.asarray(matrix, np.float64)[:, :2])
+    return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
+
+
+def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Maps points (..., 2) by a (2, 3) affine map; same units as the matrix gives, float64."""
+    return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside the image, colours as the view says.
+
+    `origin` is the place of the array's first pixel in the image, if the array is a part of it.
+    """
+    height, width = spec.input_size
+    # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
+    matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
+    matrix[:, 2] += matrix[:, :2] @ np.asarray(origin, np.float64)
+    crop = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+    if view.flip:
+        crop = cv2.flip(crop, 1)
+    return crop if view.color == (1.0, 1.0, 1.0) else _recolor(crop, view.color)
+
+
+def _recolor(image: np.ndarray, factors: tuple[float, float, float]) -> np.ndarray:
+    brightness, contrast, saturation = factors
+    pixels = image.astype(np.float32) * brightness
+    weights = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
+    mean = (pixels @ weights).mean()
+    pixels = mean + contrast * (pixels - mean)
+    grey = (pixels @ weights)[..., None]
+    pixels = grey + saturation * (pixels - grey)
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def warp_joints(
+    keypoints: np.ndarray, view: View, spec: CropSpec, joint_set: JointSet
+) -> tuple[np.ndarray, np.ndarray]:
+    """The joints of a view.
+
+    Args:
+      keypoints: (J, 3) x, y in image pixels and visibility 0, 1 or 2.
+      view: the crop; if it is mirrored, left and right joints change places.
+      spec: of the crop.
+      joint_set: of J joints.
+
+    Returns:
+      Joints (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and on
+      the crop, [-.5, width - .5] x [-.5, height - .5], else 0.
+    """
+    height, width = spec.input_size
+    labelled = keypoints[:, 2] > 0
+    points = np.where(labelled[:, None], map_points(view_matrix(view, spec), keypoints[:, :2]), 0.0)
+    inside = ((points >= -0.5) & (points <= np.array([width, height]) - 0.5)).all(axis=1)
+    visible = labelled & inside
+    if view.flip:
+        order = list(joint_set.flip_order)
+        points, visible = points[order], visible[order]
+    return points.astype(np.float32), visible.astype(np.float32)

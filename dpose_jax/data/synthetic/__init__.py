@@ -1,0 +1,1 @@
+"""Synthetic people, drawn on the fly."""

@@ -1,0 +1,101 @@
+"""The diffusion process: gamma_t, q_sample and the DDIM step. Noise moves joints, never heatmap pixels."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SCHEDULES = ("cosine", "linear")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The noise schedule gamma_0 = 1 .. gamma_T.
+
+    Attributes:
+      name: `cosine` (offset 0.008) or `linear` (beta from 1e-4 to 0.02 at T = 1000, rescaled to keep
+        the same total noise at other T).
+      timesteps: T, at least 1.
+      zeta: signal scale, positive (ours).
+    """
+
+    name: str = "cosine"
+    timesteps: int = 1000
+    zeta: float = 2.0
+
+    def __post_init__(self):
+        if self.name not in SCHEDULES:
+            raise ValueError(f"diffusion.schedule={self.name!r}: must be one of {SCHEDULES}")
+        if self.timesteps < 1:
+            raise ValueError(f"diffusion.timesteps={self.timesteps}: must be at least 1")
+        if not self.zeta > 0:
+            raise ValueError(f"diffusion.zeta={self.zeta}: must be positive")
+
+    def gamma(self, t: jax.Array) -> jax.Array:
+        """gamma_t = prod_{s <= t} (1 - beta_s), float32 in (0, 1], for integer t in 0..T of any shape."""
+        return jnp.asarray(gamma_table(self.name, self.timesteps))[t]
+
+
+def gamma_table(name: str, timesteps: int) -> np.ndarray:
+    """(T + 1,) float32 gamma_0 .. gamma_T, computed in float64.
+
+    The cosine's betas are clipped at 0.999, so it leaves its closed form only at t = T.
+    """
+    if name == "cosine":
+        angle = (np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2
+        closed = np.cos(angle) ** 2
+        betas = np.minimum(1 - closed[1:] / closed[:-1], 0.999)
+    else:
+        betas = np.minimum(np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps, 0.999)
+    return np.concatenate([[1.0], np.cumprod(1 - betas)]).astype(np.float32)
+
+
+def q_sample(schedule: Schedule, y_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """y_t = sqrt(gamma_t) (zeta y_0) + sqrt(1 - gamma_t) epsilon (the paper's forward process).
+
+    Args:
+      schedule: gamma_t and zeta.
+      y_0: (..., J, 2) joints normalised to [-1, 1] over the map.
+      t: integer in 0..T, broadcastable to y_0 without its last two axes.
+      noise: (..., J, 2) standard normal epsilon.
+
+    Returns:
+      (..., J, 2) float32, unclamped, in units of zeta.
+    """
+    gamma = schedule.gamma(t)[..., None, None]
+    return jnp.sqrt(gamma) * schedule.zeta * y_0 + jnp.sqrt(1 - gamma) * noise
+
+
+def to_normalised(schedule: Schedule, y_t: jax.Array) -> jax.Array:
+    """Clamps y_t to [-zeta, zeta] and divides by zeta: where noised joints are drawn, in [-1, 1].
+
+    Only on the way to pixels: the diffusion state itself stays unclamped (ours).
+    """
+    return jnp.clip(y_t, -schedule.zeta, schedule.zeta) / schedule.zeta
+
+
+def ddim_step(
+    schedule: Schedule, y_t: jax.Array, y_0: jax.Array, t: jax.Array, t_next: jax.Array, eta: float, noise: jax.Array
+) -> jax.Array:
+    """One DDIM step from t to t_next given an estimate of y_0 (Song et al., ICLR 2021, eq. 12).
+
+    Args:
+      schedule: gamma_t and zeta.
+      y_t: (..., J, 2) diffusion state, unclamped, in units of zeta.
+      y_0: (..., J, 2) estimate of the clean joints, normalised to [-1, 1] (not yet scaled by zeta).
+      t: integer, 1..T; t_next: integer, 0..t-1. Scalars or broadcastable to y_t.
+      eta: 0 is deterministic, 1 has the variance of the ancestral sampler.
+      noise: (..., J, 2) standard normal.
+
+    Returns:
+      y at t_next, (..., J, 2).
+    """
+    gamma, gamma_next = schedule.gamma(t), schedule.gamma(t_next)
+    signal = schedule.zeta * y_0
+    epsilon = (y_t - jnp.sqrt(gamma) * signal) / jnp.sqrt(1 - gamma)
+    sigma = eta * jnp.sqrt((1 - gamma_next) / (1 - gamma) * (1 - gamma / gamma_next))
+    # 1 - gamma_next - sigma^2, without the difference of near numbers that it is at eta = 1.
+    kept = gamma / gamma_next * (1 - gamma_next) / (1 - gamma)
+    direction = jnp.sqrt((1 - gamma_next) * (1 - eta**2 + eta**2 * kept))
+    return jnp.sqrt(gamma_next) * signal + direction * epsilon + sigma * noise

@@ -1,0 +1,241 @@
+"""Evaluates a workdir: restore, predict every person of a split, score, write the report and pictures."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches, eval_example
+from dpose_jax.data.sample import Source
+from dpose_jax.diffusion.sampler import sampler_settings
+from dpose_jax.evaluation import pictures
+from dpose_jax.evaluation.coco import write_results
+from dpose_jax.evaluation.report import Predictions, format_table, summarise
+from dpose_jax.models import pose_sampler
+from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.runtime import multihost, sharding
+from dpose_jax.training.fields import check_fields
+from dpose_jax.training.metrics import BadRecords
+from dpose_jax.training.state import TrainState, evaluated_variables, initial_state, make_optimizer
+from dpose_jax.workdir import files
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, stored_config
+
+CHECKPOINTS = ("last", "best")  # values of eval.checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained model: `params` and `batch_stats`, and where they come from."""
+
+    variables: dict
+    step: int
+    ema: bool
+    seed: int
+
+
+def restore(config, workdir: str) -> Restored:
+    """The checkpoint of `workdir` that `config.eval` names; with `eval.ema`, its moving averages where there are any.
+
+    Raises:
+      ValueError: if the workdir holds another model, or `eval.checkpoint` is not one of its values.
+      FileNotFoundError: if it holds no such checkpoint.
+    """
+    check_workdir(config, workdir)
+    wanted = config.eval.checkpoint
+    if wanted not in CHECKPOINTS:
+        raise ValueError(f"eval.checkpoint={wanted!r}: must be one of {CHECKPOINTS}")
+    if not files.exists(workdir):
+        raise FileNotFoundError(f"workdir {workdir!r}: no such folder")
+    model, optimizer = build_model(config), make_optimizer(config)
+    everywhere = sharding.replicated(sharding.make_mesh())
+    abstract = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        if wanted == "best" and checkpoints.best is None:
+            raise FileNotFoundError(
+                f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
+            )
+        state = checkpoints.restore(abstract, step=checkpoints.best if wanted == "best" else None)
+    variables, averaged = evaluated_variables(state, ema=config.eval.ema)
+    return Restored(variables, int(state.step), averaged, stored_config(workdir)["seed"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What a split was predicted as: N persons in source order, the unreadable left out.
+
+    Attributes:
+      index: (N,) int, into the source; to_image: (N, 2, 3) affine maps from crop to image.
+      joints: by result name, keypoints (N, J, 2) in crop pixels and scores (N, J).
+    """
+
+    index: np.ndarray
+    to_image: np.ndarray
+    joints: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Evaluator:
+    """Predicts and scores `config.eval.split`, as often as asked; reads the source and builds the program once.
+
+    All processes of a run call it together; each predicts its share, and each gets the scores of the whole.
+
+    Raises:
+      ValueError, FileNotFoundError: if config or data break a rule.
+    """
+
+    def __init__(self, config, mesh: jax.sharding.Mesh):
+        check_fields(config)
+        sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+        self.config, self.settings, self.schedule = config, sampler_settings(config), build_schedule(config)
+        self.model = build_model(config)
+        self.source = make_source(config, config.eval.split, training=False)
+        self._mesh = mesh
+        predict = pose_sampler.make_predict(
+            self.model, self.schedule, self.settings, flip=config.eval.flip, seed=config.sampler.seed
+        )
+        everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        self._predict = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
+
+    def predict(self, variables, stop: Callable[[], bool] = lambda: False) -> Rows | None:
+        """Predicts every person; `stop` is asked after every batch, and None comes back once it says so.
+
+        Raises:
+          ValueError: if too many records are unreadable.
+        """
+        config, parts = self.config, []
+        variables = jax.device_put(variables, sharding.replicated(self._mesh))
+        shard = (jax.process_index(), jax.process_count())
+        batches = eval_batches(config, self.source, config.eval.batch_size, shard=shard)
+        for batch in tqdm(batches, unit="batch", desc="predict", disable=not multihost.is_first()):
+            inputs = sharding.put_batch({key: batch[key] for key in ("image", "annotation_id")}, self._mesh)
+            joints = self._predict(variables, inputs["image"], inputs["annotation_id"])
+            facts = {key: batch[key] for key in ("index", "mask", "bad_index", "to_image")}
+            parts.append(facts | {"joints": jax.tree.map(sharding.local_rows, joints)})
+            if stop():
+                return None
+        rows: Any = multihost.gather(jax.tree.map(lambda *columns: np.concatenate(columns), *parts))
+        BadRecords(self.source, config.data.max_bad_share).add(rows["bad_index"])
+        order = np.argsort(rows["index"], kind="stable")
+        rows = jax.tree.map(lambda column: column[order[rows["mask"][order] > 0]], rows)
+        return Rows(rows["index"], rows["to_image"], rows["joints"])
+
+    def score(self, rows: Rows, facts: dict | None = None) -> tuple[dict, dict]:
+        """The report, with `facts` in its protocol, and the COCO results by name; see `protocol.summarise`."""
+        predictions = {
+            name: Predictions(rows.index, pose_sampler.to_image_pixels(keypoints, rows.to_image), scores)
+            for name, (keypoints, scores) in rows.joints.items()
+        }
+        return summarise(self.source, predictions, self.model.joint_set, self.config, facts)
+
+    def best_ap(self, state: TrainState, stop: Callable[[], bool]) -> float | None:
+        """AP of the best result of a training state, 0 without ground truth; None if `stop` ended it."""
+        rows = self.predict(evaluated_variables(state, ema=self.config.eval.ema)[0], stop)
+        return None if rows is None else self.score(rows)[0]["best"]["AP"] or 0.0
+
+
+def checked_batches(config, source: Source, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """`eval_batches` of one process, with a bar.
+
+    Raises:
+      ValueError: as soon as too many records are unreadable.
+    """
+    bad = BadRecords(source, config.data.max_bad_share)
+    for batch in tqdm(eval_batches(config, source, size), unit="batch", desc="predict"):
+        bad.add(batch["bad_index"])
+        yield batch
+
+
+def evaluate(config, workdir: str, out: str | None = None) -> dict:
+    """Evaluates the coarse branch and each K of `config.sampler.steps` on `config.eval.split`.
+
+    Writes the report to WORKDIR/eval.json, a COCO results file for each result into WORKDIR/results/ and pictures into
+    WORKDIR/pictures/, or with `out`, FOLDER/NAME.json, all into FOLDER/NAME/ but the report; prints the report as a
+    table. Of several processes the first one writes and prints.
+
+    Returns:
+      The report, see `protocol.summarise`.
+
+    Raises:
+      ValueError, FileNotFoundError: if config, data, workdir or `out` break a rule, or too many records are unreadable.
+    """
+    if out and not out.endswith(".json"):
+        raise ValueError(f"--out={out}: must end in .json")
+    evaluator = Evaluator(config, sharding.make_mesh())
+    restored = restore(config, workdir)
+    rows = evaluator.predict(restored.variables)
+    assert rows is not None
+    report, results = evaluator.score(rows, protocol_facts(config, evaluator.model, restored))
+    if not multihost.is_first():
+        return report
+    beside = out.removesuffix(".json") if out else workdir
+    for name, lines in results.items():
+        write_results(os.path.join(beside, "results", f"{config.eval.split}_{config.eval.boxes}_{name}.json"), lines)
+    files.write_json(out or os.path.join(workdir, "eval.json"), report)
+    print(format_table(report))
+    drawn = _drawn_rows(evaluator, rows)
+    if drawn:
+        folder = os.path.join(beside, "pictures")
+        draw = functools.partial(
+            pictures.draw_pictures, folder, config, evaluator.source, evaluator.model, evaluator.schedule
+        )
+        # On the host: this process alone draws, which arrays of all processes do not allow.
+        draw(jax.device_get(restored.variables), evaluator.settings, drawn, report["best"]["name"])
+        print(f"pictures: {folder}")
+    return report
+
+
+def protocol_facts(config, model, restored: Restored) -> dict:
+    """What a reader needs to know beside the data and the boxes to place a figure; JSON values."""
+    sampler = config.sampler
+    drawn = config.data.source == "synthetic"
+    return {
+        "source": config.data.source,
+        "data": "synthetic" if drawn else config.data[f"{config.eval.split}_annotations"],
+        "split": config.eval.split,
+        "input_size": list(config.input_size),
+        "stride": config.stride,
+        "crop": f"{config.crop.warp}, padding {config.crop.padding}",
+        "codec": f"{model.codec.name}+{model.codec.refine}, sigma {model.codec.sigma}, blur {model.codec.blur}",
+        "zeta": config.diffusion.zeta,
+        "masks": _masks_in_words(config.masks),
+        "flip": config.eval.flip,
+        "flip_shift": model.codec.flip_shift if config.eval.flip else 0,
+        "steps": list(sampler.steps),
+        "update_rule": sampler.update_rule,
+        "start": sampler.start,
+        "t_start": sampler.t_start,
+        "eta": sampler.eta,
+        "refresh": sampler.refresh,
+        "early_stop": sampler.early_stop,
+        "mirrored": sampler.mirrored,
+        "sampler_seed": sampler.seed,
+        "seed": restored.seed,
+        "ema": restored.ema,
+        "step": restored.step,
+        "dtype": config.model.dtype,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _masks_in_words(masks) -> str:
+    sizes = {"keypoints": masks.radius, "skeleton": masks.half_width}
+    kinds = [f"{name} {size}" for name, size in sizes.items() if masks[name]]
+    return ", ".join([*kinds, f"softness {masks.softness}"]) if kinds else "none"
+
+
+def _drawn_rows(evaluator: Evaluator, rows: Rows) -> list[dict]:
+    """The persons to be drawn, each as its row of a batch with `joints` beside."""
+    chosen = pictures.choose(len(evaluator.source), evaluator.config.eval.pictures)
+    read = eval_example(evaluator.config, evaluator.source)
+    return [
+        read(int(rows.index[row])) | {"joints": {name: keypoints[row] for name, (keypoints, _) in rows.joints.items()}}
+        for row in np.flatnonzero(np.isin(rows.index, chosen))
+    ]

@@ -1,0 +1,1 @@
+"""Prediction: from images, folders and videos to poses."""

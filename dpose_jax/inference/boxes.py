@@ -1,0 +1,178 @@
+"""Boxes of persons: where they come from, checked, clipped to their image."""
+
+import abc
+import itertools
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dpose_jax.data.coco_format import is_int, is_number, numbers
+from dpose_jax.workdir.files import read_json
+
+
+def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """Clips boxes to their image and says what is wrong with those that cannot be used.
+
+    Args:
+      boxes: (N, 4) x, y, width, height in image pixels, or (N, 5) with a score in [0, 1]; N may be 0.
+      size: (height, width) of the image.
+
+    Returns:
+      (N, 5) float64 clipped boxes and scores (1 where none are given), and N texts, empty for a usable box.
+
+    Raises:
+      ValueError: if the shape or type is another one.
+    """
+    try:
+        given = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"boxes: must be numbers, (N, 4) or (N, 5): {error}") from error
+    if given.size == 0:
+        given = given.reshape(0, 5)
+    if given.ndim != 2 or given.shape[1] not in (4, 5):
+        raise ValueError(f"boxes: must be (N, 4) x, y, width, height, or (N, 5) with a score, got {given.shape}")
+    if given.shape[1] == 4:
+        given = np.concatenate([given, np.ones((len(given), 1))], axis=1)
+    extent = np.array([size[1], size[0]], np.float64)
+    low = np.maximum(given[:, :2], 0)
+    high = np.minimum(given[:, :2] + given[:, 2:4], extent)
+    rules = (
+        (~np.isfinite(given[:, :4]).all(axis=1), "not finite"),
+        (~(given[:, 2:4] > 0).all(axis=1), "width and height must be positive"),
+        (~(high > low).all(axis=1), f"lies outside of the image, {size[1]} x {size[0]}"),
+        (~((given[:, 4] >= 0) & (given[:, 4] <= 1)), "the score must lie in [0, 1]"),
+    )
+    problems = [""] * len(given)
+    for broken, text in reversed(rules):
+        for i in np.flatnonzero(broken):
+            problems[i] = f"box {i} {np.round(given[i, :4], 2).tolist()}: {text}"
+    return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
+
+
+class BoxSource(abc.ABC):
+    """Where the boxes of an image's persons come from.
+
+    Attributes:
+      problems: what is wrong with the source, though the rest of it can be used; one text each.
+    """
+
+    problems: Sequence[str] = ()
+
+    def image_ids(self, names: Sequence[str]) -> list[int]:
+        """The ids of image files; ValueError if the source cannot have a box for any of them."""
+        return number_images(names)
+
+    def check(self, ids: Sequence[int]) -> None:  # noqa: B027 - what looks at the pixels may find a box in any image
+        """Raises ValueError if the source cannot have a box for any of these images."""
+
+    @abc.abstractmethod
+    def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray | None:
+        """The boxes of an image, unchecked.
+
+        Args:
+          pixels: of the image, (height, width, 3) uint8 RGB.
+
+        Returns:
+          (N, 5) x, y, width, height in image pixels and score; None takes the whole image for one person.
+        """
+
+
+class WholeImages(BoxSource):
+    """Takes every image for one person."""
+
+    def of(self, image_id: int, pixels: np.ndarray) -> None:
+        """None, whatever the image."""
+        return None
+
+
+class BoxFile(BoxSource):
+    """Boxes of persons by image, from any COCO-format file; its entries that cannot be read are `problems`."""
+
+    def __init__(self, path: str, min_score: float = 0.0):
+        """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
+
+        Entries of another category than the persons' (1, or the one that the file calls "person") and detections
+        below `min_score` are left out; crowds too.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if it is of neither form, or `min_score` does not lie in [0, 1].
+        """
+        check_min_score(min_score)
+        content = read_json(path)
+        self.path, self.problems = path, list[str]()
+        self._ids: dict[str, set[int]] = {}
+        person, entries, images = 1, content, []
+        if isinstance(content, dict):
+            entries, images = content.get("annotations"), content.get("images", [])
+            person = _person_category(content)
+        if not isinstance(entries, list) or not isinstance(images, list):
+            raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
+        for position, image in enumerate(images):
+            self._add_image(position, image)
+        self._boxes: dict[int, list[list[float]]] = {}
+        for position, entry in enumerate(entries):
+            self._add(position, entry, person, min_score)
+
+    def _add_image(self, position: int, image) -> None:
+        name = image.get("file_name") if isinstance(image, dict) else None
+        if not isinstance(name, str) or not is_int(image.get("id")):
+            self.problems.append(f"{self.path}: image {position} has no id or file_name: {str(image)[:80]}")
+        else:
+            self._ids.setdefault(os.path.basename(name), set()).add(image["id"])
+
+    def _add(self, position: int, entry, person: int, min_score: float) -> None:
+        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
+        score = entry.get("score", 1.0) if isinstance(entry, dict) else None
+        if box is None or not is_int(entry.get("image_id")) or not is_number(score):
+            self.problems.append(f"{self.path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
+        elif entry.get("category_id", person) == person and score >= min_score and not entry.get("iscrowd"):
+            self._boxes.setdefault(entry["image_id"], []).append([*box.tolist(), score])
+
+    def image_ids(self, names: Sequence[str]) -> list[int]:
+        """The ids of image files: by the file's own list of images, else by `number_images`.
+
+        Raises:
+          ValueError: if the file has no box for any of them, or lists one of their names, its folder apart, under
+            several ids.
+        """
+        ids = number_images(names)
+        if self._ids:
+            free = itertools.count(max(max(ids, default=0), *(max(known) for known in self._ids.values())) + 1)
+            found = [self._ids.get(name) or {next(free)} for name in names]
+            for name, known in zip(names, found, strict=True):
+                if len(known) > 1:
+                    raise ValueError(f"{self.path}: lists {name!r} under the ids {sorted(known)}, of several folders")
+            ids = [number for (number,) in found]
+        self.check(ids)
+        return ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises ValueError if none of these images has a box."""
+        if not set(ids) & set(self._boxes):
+            some = ", ".join(str(i) for i in ids[:3])
+            raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
+
+    def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
+        """The boxes that the file has for this id; the pixels are not looked at."""
+        return self._boxes.get(image_id, [])
+
+
+def check_min_score(min_score: float) -> None:
+    """Raises ValueError if it does not lie in [0, 1]."""
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
+
+
+def number_images(names: Sequence[str]) -> list[int]:
+    """Ids of image files: the numbers that they are called by, as COCO's are, else 1, 2, 3, ... in their order."""
+    stems = [os.path.splitext(name)[0] for name in names]
+    if all(stem.isascii() and stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(stems) + 1))
+
+
+def _person_category(content: dict) -> int:
+    named = [c.get("id") for c in content.get("categories", []) if isinstance(c, dict) and c.get("name") == "person"]
+    return named[0] if named else 1

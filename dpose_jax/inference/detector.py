@@ -1,0 +1,95 @@
+"""Boxes of persons by a detector of torchvision, the extra `detector`; its weights are the user's to fetch."""
+
+import os
+
+import numpy as np
+
+from dpose_jax.inference.boxes import BoxSource, check_min_score
+from dpose_jax.inference.images import shrink
+from dpose_jax.models.weights import hub
+
+# The most accurate first. fasterrcnn_resnet50_fpn and retinanet_resnet50_fpn are not among them: torchvision's weights
+# of these need an epsilon of BatchNorm that a model built without them does not have.
+MODELS = (
+    "fasterrcnn_resnet50_fpn_v2",
+    "retinanet_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "ssd300_vgg16",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "ssdlite320_mobilenet_v3_large",
+)
+PERSON = 1  # of COCO's 91 categories, in which 0 is the background
+# The models scale every image to 1,333 pixels or fewer themselves, but as floats; a side below 16 pixels could vanish.
+MAX_SIDE, MIN_SIDE = 2048, 16
+
+
+class Detector(BoxSource):
+    """The persons that a detector finds; on the GPU where PyTorch has one."""
+
+    def __init__(self, path: str, model: str = MODELS[0], min_score: float = 0.5):
+        """Builds the model and reads its weights; nothing is downloaded.
+
+        Args:
+          path: the state dict, for COCO's 91 categories, as a PyTorch file, of which nothing is executed, or as
+            safetensors.
+          model: one of MODELS, torchvision's names.
+          min_score: what is found with a score below it is left out, in [0, 1].
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if the model is unknown, the file does not hold its weights, `min_score` does not lie in [0, 1],
+            or torchvision is not installed.
+        """
+        check_min_score(min_score)
+        if model not in MODELS:
+            raise ValueError(f"detector_model={model!r}: must be one of {', '.join(MODELS)}")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"detector={path!r}: no such file")
+        try:
+            import torch
+            from torchvision.models import get_model
+        except ImportError:
+            raise ValueError(f'detector={path!r}: needs the detector extra: pip install -e ".[detector]"') from None
+        self._torch, self._min_score = torch, min_score
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = get_model(model, weights=None, weights_backbone=None).eval()
+        weights = _matched(path, model, hub.read(path), self._model.state_dict())
+        self._model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        self._model.to(self._device)
+
+    def of(self, image_id: int, pixels: np.ndarray) -> np.ndarray:
+        """(N, 5) float64, x, y, width, height in image pixels and score in [0, 1], the highest score first; N may be 0.
+
+        An image of which a side is below 16 pixels, after its longer one is shrunk to 2,048, is taken to hold nobody.
+        """
+        small = shrink(pixels, MAX_SIDE)
+        if min(small.shape[:2]) < MIN_SIDE:
+            return np.zeros((0, 5))
+        image = self._torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))).to(self._device)
+        with self._torch.inference_mode():
+            found = self._model([image / 255])[0]
+        labels, scores, corners = (found[key].cpu().numpy() for key in ("labels", "scores", "boxes"))
+        corners = corners.astype(np.float64) * np.tile(np.divide(pixels.shape[1::-1], small.shape[1::-1]), 2)
+        sizes = corners[:, 2:] - corners[:, :2]
+        # Clipped to the image, a box may have lost its area.
+        kept = (labels == PERSON) & (scores >= self._min_score) & (sizes > 0).all(axis=1)
+        rows = np.concatenate([corners[:, :2], sizes, scores[:, None]], axis=1)[kept]
+        return rows[np.argsort(-rows[:, 4], kind="stable")]
+
+
+def _matched(path: str, model: str, given: dict[str, np.ndarray], wanted: dict) -> dict[str, np.ndarray]:
+    """The file's arrays as the model's tensors have them; ValueError if one is missing, more, or of another shape."""
+    # Frozen BatchNorm has no counter of training steps, and nothing here needs it.
+    shapes = [
+        {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+        for tensors in (given, wanted)
+    ]
+    differing = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
+    if differing:
+        here, there = (one.get(differing[0], "absent") for one in shapes)
+        raise ValueError(
+            f"detector={path!r}: not the weights of detector_model={model!r} with COCO's 91 categories: "
+            f"{differing[0]} is {here} in the file and {there} in the model"
+        )
+    return {name: np.array(given[name], wanted[name].numpy().dtype) for name in shapes[1]}

@@ -1,0 +1,96 @@
+"""Where published weights lie: a file, or the Hugging Face Hub and its cache. Nothing is downloaded unasked."""
+
+import os
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from dpose_jax.models.weights.torch_pickle import read_torch_file
+
+HUB = "hf:"
+CACHED = "imagenet"
+HUB_FILE = "model.safetensors"
+# timm's conversions of the official ImageNet weights.
+IMAGENET = {
+    "w18_small": "timm/hrnet_w18_small.ms_in1k",
+    "w32": "timm/hrnet_w32.ms_in1k",
+    "w48": "timm/hrnet_w48.ms_in1k",
+}
+
+
+def locate(source: str, backbone: str) -> str:
+    """The file that a source means.
+
+    Args:
+      source: a path; `hf:OWNER/REPO` or `hf:OWNER/REPO/FILE`, downloaded once into Hugging Face's cache; or `imagenet`,
+        the hub's ImageNet weights of `backbone` if the cache holds them.
+
+    Raises:
+      FileNotFoundError: if there is no such file; says where to get it.
+      ValueError: if the source breaks a rule.
+      ConnectionError: if the hub does not give it.
+    """
+    field = f"model.pretrained={source!r}"
+    if source == CACHED:
+        return _cached_imagenet(backbone)
+    if source.startswith(HUB):
+        owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), ""]
+        if not owner or not name:
+            raise ValueError(f"{field}: must be hf:OWNER/REPO or hf:OWNER/REPO/FILE")
+        return _from_hub(field, f"{owner}/{name}", rest[0] or HUB_FILE)
+    if not os.path.exists(source):
+        raise FileNotFoundError(f"{field}: no such file. {_ways(backbone)}")
+    return source
+
+
+def read(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors or PyTorch file by name; nothing in it is executed, see `torch_file`.
+
+    Raises:
+      ValueError: if it is neither, is broken, or is refused; names the file.
+    """
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:9] != b"{":
+        return read_torch_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: broken or cut short: {error}") from error
+
+
+def _from_hub(field: str, repo: str, name: str) -> str:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise ValueError(f'{field}: needs the hub extra: pip install -e ".[hub]"') from None
+    try:
+        return hf_hub_download(repo, name)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(f"{field}: {repo} gives no {name}: {error}") from error
+
+
+def _cached_imagenet(backbone: str) -> str:
+    if backbone not in IMAGENET:
+        raise ValueError(
+            f"model.pretrained={CACHED!r}: nobody publishes weights of model.backbone={backbone!r}, only of "
+            f"{sorted(IMAGENET)}; random weights: --config.model.pretrained=none"
+        )
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return hf_hub_download(IMAGENET[backbone], HUB_FILE, local_files_only=True)
+    except (ImportError, OSError):
+        raise FileNotFoundError(f"model.pretrained={CACHED!r}: none in the cache. {_ways(backbone)}") from None
+
+
+def _ways(backbone: str) -> str:
+    flag = "--config.model.pretrained="
+    hub = (
+        f'{flag}hf:{IMAGENET[backbone]} downloads them once (pip install -e ".[hub]"); ' if backbone in IMAGENET else ""
+    )
+    return (
+        f"ImageNet weights: {hub}{flag}FILE reads a file of official HRNet, timm or mmpose; {flag}none starts from "
+        "random weights. See docs/pretrained.md"
+    )

@@ -1,0 +1,201 @@
+"""Coordinates to heatmaps and back, in one object, so that an encoder never meets another's decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpose_jax.pose.heatmaps import gaussians, highest, patches
+
+CODECS = ("unbiased", "rounded")
+REFINEMENTS = ("dark", "quarter", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """How joints become heatmaps of one size, and heatmaps joints.
+
+    Attributes:
+      input_size: (Hx, Wx) of the crop in pixels.
+      stride: s; heatmaps are (H, W) = (Hx / s, Wx / s).
+      name: `unbiased`: corner pixel centres coincide (UDP) and Gaussians sit at sub-pixel centres;
+        `rounded`: crop / s, Gaussians at the nearest pixel (HRNet).
+      refine: of the decoded peak: `dark` (Taylor expansion of the log map), `quarter` (a quarter
+        pixel toward the higher neighbour, HRNet) or `none`.
+      sigma: of the Gaussians, heatmap pixels.
+      blur: side of DARK's smoothing kernel in heatmap pixels, odd; 1 turns it off.
+    """
+
+    input_size: tuple[int, int]
+    stride: int = 4
+    name: str = "unbiased"
+    refine: str = "dark"
+    sigma: float = 2.0
+    blur: int = 11
+
+    def __post_init__(self):
+        height, width = self.input_size
+        if self.stride not in (1, 2, 4, 8):
+            raise ValueError(f"stride={self.stride}: must be 1, 2, 4 or 8")
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"input_size={self.input_size}: both sides must be multiples of stride={self.stride}")
+        if self.name not in CODECS:
+            raise ValueError(f"codec.name={self.name!r}: must be one of {CODECS}")
+        if self.refine not in REFINEMENTS:
+            raise ValueError(f"codec.refine={self.refine!r}: must be one of {REFINEMENTS}")
+        if not self.sigma > 0:
+            raise ValueError(f"codec.sigma={self.sigma}: must be positive")
+        if self.blur < 1 or self.blur % 2 == 0:
+            raise ValueError(f"codec.blur={self.blur}: must be odd and at least 1")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the heatmaps."""
+        return self.input_size[0] // self.stride, self.input_size[1] // self.stride
+
+    @property
+    def flip_shift(self) -> int:
+        """Pixels by which a mirrored heatmap must move right to fall on the plain one.
+
+        Mirroring the crop mirrors an unbiased map exactly; a rounded map is then 1 - 1/s pixels off,
+        for which HRNet, at s = 4, moves it by one. At s = 1 nothing is off; at s = 2 one is half a pixel too far.
+        """
+        return 1 if self.name == "rounded" and self.stride > 1 else 0
+
+    def to_heatmap(self, keypoints: jax.Array) -> jax.Array:
+        """Crop pixels to heatmap pixels, (..., 2) float x and y, for a map of any resolution."""
+        return keypoints / self._pitch()
+
+    def to_crop(self, keypoints: jax.Array) -> jax.Array:
+        """Heatmap pixels to crop pixels, (..., 2) float x and y; the inverse of `to_heatmap`."""
+        return keypoints * self._pitch()
+
+    def normalise(self, keypoints: jax.Array) -> jax.Array:
+        """Heatmap pixels to [-1, 1] over the map on each axis, (..., 2) (ours)."""
+        return 2.0 * keypoints / self._extent() - 1.0
+
+    def denormalise(self, y: jax.Array) -> jax.Array:
+        """[-1, 1] to heatmap pixels, (..., 2); the inverse of `normalise`."""
+        return (y + 1.0) / 2.0 * self._extent()
+
+    def at_stride(self, stride: int) -> "Codec":
+        """The same codec for maps of another stride."""
+        return dataclasses.replace(self, stride=stride)
+
+    def resample(self, maps: jax.Array, source: "Codec") -> jax.Array:
+        """Maps laid out as `source`'s heatmaps, brought to this codec's size: bilinear, each joint at its place.
+
+        jax.image.resize would not do: it takes pixels for areas, where an unbiased map has its corner centres on
+        the crop's corner centres, and a rounded map its pixel k on crop pixel s k.
+
+        Args:
+          maps: (B, H', W', C) of `source.size`.
+          source: a codec of the same crop and name.
+
+        Returns:
+          (B, H, W, C) in the dtype of `maps`.
+        """
+        if source.size == self.size:
+            return maps
+        ratio = self._pitch() / source._pitch()
+        rows = _interpolation(self.size[0], source.size[0], ratio[1])
+        columns = _interpolation(self.size[1], source.size[1], ratio[0])
+        return jnp.einsum("yv,bvuc,xu->byxc", rows.astype(maps.dtype), maps, columns.astype(maps.dtype))
+
+    def render(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
+        """phi with this codec's centres: heatmap pixels (..., J, 2), flags (..., J) -> (..., H, W, J)."""
+        if self.name == "rounded":
+            keypoints = jnp.floor(keypoints + 0.5)
+        return gaussians(keypoints, visible, size=self.size, sigma=self.sigma)
+
+    def encode(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
+        """y_0^hm: the target heatmaps of joints in crop pixels.
+
+        Args:
+          keypoints: (..., J, 2) float, x and y in crop pixels.
+          visible: (..., J) float; 0 leaves a channel empty.
+
+        Returns:
+          (..., H, W, J) float32 in [0, 1].
+        """
+        return self.render(self.to_heatmap(keypoints), visible)
+
+    def decode(self, heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Heatmaps (..., H, W, J) -> joints (..., J, 2) in crop pixels and peak values (..., J), float32."""
+        peaks, scores = self.peaks(heatmaps, self.refine)
+        return self.to_crop(peaks), scores
+
+    def peaks(self, heatmaps: jax.Array, refine: str) -> tuple[jax.Array, jax.Array]:
+        """Sub-pixel peaks in heatmap pixels, (..., J, 2), and their values, (..., J).
+
+        `dark` is differentiable in the heatmaps: the sampler's DDIM update decodes by it. It is the
+        published method (smooth, then expand the log map around the peak), but with first-neighbour
+        differences and, where the smoothing kernel would leave the map, no smoothing, so that a
+        clean Gaussian decodes exactly everywhere, also beside the border (ours).
+        """
+        heatmaps = heatmaps.astype(jnp.float32)
+        x, y, scores = highest(heatmaps)
+        if refine == "dark":
+            return self._dark(heatmaps, x, y), scores
+        pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
+        return (pixel + self._quarter(heatmaps, x, y) if refine == "quarter" else pixel), scores
+
+    def _quarter(self, heatmaps, x, y):
+        height, width = self.size
+        around = patches(heatmaps, x, y, 1)
+        step = jnp.stack([around[..., 1, 2] - around[..., 1, 0], around[..., 2, 1] - around[..., 0, 1]], axis=-1)
+        # Peaks on the border stay, on both axes; HRNet's code leaves those at 1 alone as well, which we do not.
+        inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+        return jnp.where(inside[..., None], 0.25 * jnp.sign(step), 0.0)
+
+    def _dark(self, heatmaps, x, y):
+        height, width = self.size
+        x, y = jnp.clip(x, 1, width - 2), jnp.clip(y, 1, height - 2)
+        reach = self.blur // 2 + 1
+        around = patches(heatmaps, x, y, reach)
+        values = around[..., reach - 1 : reach + 2, reach - 1 : reach + 2]
+        if self.blur > 1:
+            # The map smoothed in the 3 x 3 places that are needed, as one product: separably it is 8 times slower.
+            flat = around.reshape(*x.shape, -1)
+            smooth = jnp.matmul(flat, _smoothing(self.blur), precision="highest").reshape(values.shape)
+            whole = (x >= reach) & (x < width - reach) & (y >= reach) & (y < height - reach)
+            values = jnp.where(whole[..., None, None], smooth, values)
+        logs = jnp.log(jnp.maximum(values, 1e-10))
+        row, column = logs[..., 1, :], logs[..., :, 1]
+        gx, gy = 0.5 * (row[..., 2] - row[..., 0]), 0.5 * (column[..., 2] - column[..., 0])
+        xx, yy = (line[..., 2] - 2 * line[..., 1] + line[..., 0] for line in (row, column))
+        xy = 0.25 * (logs[..., 2, 2] - logs[..., 2, 0] - logs[..., 0, 2] + logs[..., 0, 0])
+        determinant = xx * yy - xy**2
+        peaked = (xx < 0) & (yy < 0) & (determinant > 1e-9)
+        safe = jnp.where(peaked, determinant, 1.0)
+        offset = -jnp.stack([yy * gx - xy * gy, xx * gy - xy * gx], axis=-1) / safe[..., None]
+        # 1.5 px: the true peak lies within half a pixel of the argmax, plus one at the border.
+        offset = jnp.where(peaked[..., None], jnp.clip(offset, -1.5, 1.5), 0.0)
+        return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset
+
+    def _pitch(self) -> np.ndarray:
+        """(2,) crop pixels a heatmap pixel, x and y."""
+        if self.name == "rounded":
+            return np.array([self.stride, self.stride], np.float32)
+        return np.array([self.input_size[1] - 1, self.input_size[0] - 1], np.float32) / self._extent()
+
+    def _extent(self) -> np.ndarray:
+        height, width = self.size
+        return np.array([width - 1, height - 1], np.float32)
+
+
+def _interpolation(length: int, source: int, pitch: float) -> np.ndarray:
+    """(length, source) weights: row i is linear between the source pixels around i * pitch."""
+    position = np.clip(np.arange(length) * pitch, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source))).astype(np.float32)
+
+
+def _smoothing(kernel: int) -> np.ndarray:
+    """((kernel + 2)^2, 9) weights: a patch to its smoothed 3 x 3 middle; OpenCV's sigma for a kernel of that side."""
+    sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+    taps = np.exp(-(np.arange(-(kernel // 2), kernel // 2 + 1) ** 2) / (2 * sigma**2))
+    line = np.zeros((3, kernel + 2))
+    for i in range(3):
+        line[i, i : i + kernel] = taps / taps.sum()
+    return np.einsum("iy,jx->yxij", line, line).reshape(-1, 9).astype(np.float32)

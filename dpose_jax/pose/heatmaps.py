@@ -1,0 +1,83 @@
+"""Heatmaps of joints: the Gaussians that are drawn, and where a map is highest."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The highest pixel of every map: column x, row y, (..., J) int32, and the value, (..., J).
+
+    Of equal ones the first column's, and in it the first row's. Column by column, since XLA reduces the rows of
+    (..., H, W, J) as whole vectors, where an argmax over all pixels of a joint goes one by one.
+
+    Args:
+      heatmaps: (..., H, W, J) float.
+    """
+    x = jnp.argmax(jnp.max(heatmaps, axis=-3), axis=-2)
+    column = jnp.take_along_axis(heatmaps, x[..., None, None, :], axis=-2)[..., 0, :]
+    return x, jnp.argmax(column, axis=-2), jnp.max(column, axis=-2)
+
+
+def patches(heatmaps: jax.Array, x: jax.Array, y: jax.Array, radius: int) -> jax.Array:
+    """The (2 radius + 1)^2 pixels around a place of every map.
+
+    Args:
+      heatmaps: (..., H, W, J).
+      x, y: (..., J) int, a column and a row.
+      radius: in pixels; what lies off the map repeats its border.
+
+    Returns:
+      (..., J, 2 radius + 1, 2 radius + 1), rows first, in the dtype of `heatmaps`.
+    """
+    *leading, height, width, joints = heatmaps.shape
+    maps = jnp.asarray(heatmaps).reshape(-1, height, width, joints)
+    offsets = jnp.arange(-radius, radius + 1)
+    rows = jnp.clip(jnp.reshape(y, (-1, joints, 1)) + offsets, 0, height - 1)
+    columns = jnp.clip(jnp.reshape(x, (-1, joints, 1)) + offsets, 0, width - 1)
+    found = jax.lax.platform_dependent(maps, rows, columns, tpu=by_products, default=by_gather)
+    return found.reshape(*leading, joints, len(offsets), len(offsets))
+
+
+def by_gather(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The pixels where rows (B, J, n) and columns (B, J, m) of each map of (B, H, W, J) cross: (B, J, n, m)."""
+    person = jnp.arange(maps.shape[0])[:, None, None, None]
+    joint = jnp.arange(maps.shape[-1])[:, None, None]
+    return maps.at[person, rows[..., None], columns[..., None, :], joint].get(mode="promise_in_bounds")
+
+
+def by_products(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """`by_gather` to the bit, as products with ones and zeros: a TPU gathers a tile of memory for every pixel."""
+    height, width = maps.shape[1:3]
+    pick_rows = jax.nn.one_hot(rows, height, dtype=maps.dtype)
+    pick_columns = jax.nn.one_hot(columns, width, dtype=maps.dtype)
+    found = jnp.einsum("bjnh,bhwj->bjnw", pick_rows, maps, precision="highest")
+    return jnp.einsum("bjnw,bjmw->bjnm", found, pick_columns, precision="highest")
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def gaussians(keypoints: jax.Array, visible: jax.Array, *, size: tuple[int, int], sigma: float) -> jax.Array:
+    """phi(y, sigma): one clean 2-D Gaussian a joint, of peak 1 at the joint's exact position.
+
+    A Gaussian is separable, so each joint costs two short vectors and one outer product.
+
+    Args:
+      keypoints: (..., J, 2) float, x and y in heatmap pixels.
+      visible: (..., J) float in [0, 1]; 0 leaves the joint's channel empty.
+      size: (H, W) of the map.
+      sigma: standard deviation in heatmap pixels, positive.
+
+    Returns:
+      (..., H, W, J) float32 in [0, 1]. Source: equation of phi in the paper; not truncated (ours).
+    """
+    height, width = size
+    keypoints = keypoints.astype(jnp.float32)
+
+    def profile(centre, length):
+        offset = jnp.arange(length, dtype=jnp.float32)[:, None] - centre[..., None, :]
+        return jnp.exp(-(offset**2) / (2 * sigma**2))
+
+    rows = profile(keypoints[..., 1], height) * visible[..., None, :]
+    columns = profile(keypoints[..., 0], width)
+    return rows[..., :, None, :] * columns[..., None, :, :]

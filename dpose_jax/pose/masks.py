@@ -1,0 +1,174 @@
+"""phi and the mask operator: Gaussians, discs and limbs drawn on the device, for any batch shape.
+
+Everything here is a pure, jit-compiled function of joint positions in heatmap pixels (pixel centres
+at integers), vectorised over leading axes and joints, and differentiable where it is smooth.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+REFERENCE_HEIGHT = 64  # mask widths are given in pixels of a 64 x 48 map
+WORD = 32  # pixels of a row that `_fill` draws at once, one bit each
+
+Spans = tuple[jax.Array, jax.Array]  # of N shapes on every row: first and last x, (..., N, H) each; none: first > last
+
+
+@functools.partial(jax.jit, static_argnames=("size", "softness"))
+def joint_mask(
+    keypoints: jax.Array, visible: jax.Array, *, size: tuple[int, int], radius: float, softness: float = 0.0
+) -> jax.Array:
+    """M^kps: the union of discs of radius delta_kps around the joints.
+
+    Args:
+      keypoints: (..., J, 2) float, x and y in pixels of the map.
+      visible: (..., J) float; a joint at 0 has no disc, and a soft disc is weighed by it.
+      size: (H, W) of the map.
+      radius: delta_kps in pixels at 64 x 48; it scales with the map's height (ours).
+      softness: 0 for a binary mask, else the width of its sigmoid edge in the same unit (ours).
+
+    Returns:
+      (..., H, W, 1) float32 in [0, 1].
+    """
+    scale = size[0] / REFERENCE_HEIGHT
+    keypoints, radius = keypoints.astype(jnp.float32), radius * scale
+    if not softness:
+        return _fill(_disc_spans(keypoints, size, radius), visible, size)
+    x, y = _offsets(keypoints, size)
+    squared = [_outer_sum(y[..., j, :] ** 2, x[..., j, :] ** 2) for j in range(keypoints.shape[-2])]
+    return _soft_union(squared, visible, size, radius, softness * scale)
+
+
+@functools.partial(jax.jit, static_argnames=("size", "limbs", "softness"))
+def limb_mask(
+    keypoints: jax.Array,
+    visible: jax.Array,
+    *,
+    limbs: tuple[tuple[int, int], ...],
+    size: tuple[int, int],
+    half_width: float,
+    softness: float = 0.0,
+) -> jax.Array:
+    """M^ske: the union of the limbs, each a segment thickened by delta_ske.
+
+    Args:
+      keypoints: (..., J, 2) float, x and y in pixels of the map.
+      visible: (..., J) float; a limb with an end at 0 is left out, and a soft limb is weighed by both.
+      limbs: pairs of joint indices; without any the mask is empty.
+      size: (H, W) of the map.
+      half_width: delta_ske in pixels at 64 x 48; it scales with the map's height (ours).
+      softness: 0 for a binary mask, else the width of its sigmoid edge in the same unit (ours).
+
+    Returns:
+      (..., H, W, 1) float32 in [0, 1].
+    """
+    scale = size[0] / REFERENCE_HEIGHT
+    keypoints, half_width = keypoints.astype(jnp.float32), half_width * scale
+    first, second = np.asarray(limbs, np.int32).reshape(-1, 2).T
+    start, end = keypoints[..., first, :], keypoints[..., second, :]
+    visible = visible[..., first] * visible[..., second]
+    if not softness:
+        return _fill(_limb_spans(start, end, size, half_width), visible, size)
+    cos, sin, length = _frame(start, end)
+    x, y = _offsets(start, size)
+    forward, sideways = (x * cos, y * sin), (-x * sin, y * cos)
+    squared = []
+    for k in range(len(limbs)):
+        u, v = (_outer_sum(rows[..., k, :], columns[..., k, :]) for columns, rows in (forward, sideways))
+        beyond = jnp.maximum(jnp.maximum(-u, u - length[..., k, :, None]), 0.0)
+        squared.append(beyond**2 + v**2)
+    return _soft_union(squared, visible, size, half_width, softness * scale)
+
+
+def _frame(start: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(..., N, 2) twice -> cosine and sine of the limb's own axis, and its length, (..., N, 1) each.
+
+    A limb of no length may have any axis; its length comes out as 1e-6.
+    """
+    along = end - start
+    squared = jnp.sum(along**2, axis=-1, keepdims=True)
+    length = jnp.sqrt(jnp.maximum(squared, 1e-12))
+    axis = jnp.where(squared > 1e-12, along / length, jnp.array([1.0, 0.0]))
+    return axis[..., :1], axis[..., 1:], length
+
+
+def _offsets(points: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """(..., N, 2) -> from each point to the columns, (..., N, W), and to the rows, (..., N, H), of a map."""
+    height, width = size
+    return jnp.arange(width) - points[..., :1], jnp.arange(height) - points[..., 1:]
+
+
+def _outer_sum(rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """(..., H) and (..., W) -> (..., H, W)."""
+    return rows[..., :, None] + columns[..., None, :]
+
+
+def _disc_spans(centres: jax.Array, size: tuple[int, int], radius: float) -> Spans:
+    """Discs around (..., N, 2)."""
+    _, y = _offsets(centres, size)
+    squared = radius**2 - y**2
+    half = jnp.where(squared >= 0, jnp.sqrt(jnp.maximum(squared, 0.0)), -jnp.inf)
+    return centres[..., :1] - half, centres[..., :1] + half
+
+
+def _limb_spans(start: jax.Array, end: jax.Array, size: tuple[int, int], half_width: float) -> Spans:
+    """Segments from and to (..., N, 2), thickened: a disc at either end and the rectangle between, together convex.
+
+    The rectangle's part of a row is where both its pairs of sides meet it.
+    """
+    cos, sin, length = _frame(start, end)
+    # So that the sides of an upright limb, and those of a level one, meet a row far away instead of nowhere.
+    cos, sin = (jnp.where(jnp.abs(side) < 1e-6, 1e-6, side) for side in (cos, sin))
+    _, y = _offsets(start, size)
+    ends = -y * sin / cos, (length - y * sin) / cos
+    sides = (y * cos - half_width) / sin, (y * cos + half_width) / sin
+    low = jnp.maximum(jnp.minimum(*ends), jnp.minimum(*sides))
+    high = jnp.minimum(jnp.maximum(*ends), jnp.maximum(*sides))
+    met = low <= high
+    low = start[..., :1] + jnp.where(met, low, jnp.inf)
+    high = start[..., :1] + jnp.where(met, high, -jnp.inf)
+    for first, last in (_disc_spans(start, size, half_width), _disc_spans(end, size, half_width)):
+        low, high = jnp.minimum(low, first), jnp.maximum(high, last)
+    return low, high
+
+
+def _fill(spans: Spans, visible: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The union of N shapes of which the (..., N) flag is not 0 -> (..., H, W, 1) mask, of zeros and ones.
+
+    A shape's part of a row is a run of bits, which two shifts make. So the work is a shape a row, where distances are a
+    shape a pixel.
+    """
+    width = size[1]
+    first = jnp.clip(jnp.ceil(spans[0]), 0, width).astype(jnp.int32)
+    after = jnp.clip(jnp.floor(spans[1]) + 1, 0, width).astype(jnp.int32)
+    after = jnp.where(visible[..., None] != 0, jnp.maximum(after, first), first)
+
+    def bit(x, word):
+        # A shift by the whole word or more gives 0: then the run goes on to the word's end.
+        return jnp.uint32(1) << jnp.maximum(x - word, 0).astype(jnp.uint32)
+
+    words = [
+        jax.lax.reduce(bit(after, word) - bit(first, word), np.uint32(0), jax.lax.bitwise_or, (first.ndim - 2,))
+        for word in range(0, width, WORD)
+    ]
+    pixels = jnp.stack(words, axis=-1)[..., None] >> jnp.arange(WORD, dtype=jnp.uint32) & 1
+    return pixels.reshape(*pixels.shape[:-2], -1)[..., :width, None].astype(jnp.float32)
+
+
+def _soft_union(
+    squared: Sequence[jax.Array], visible: jax.Array, size: tuple[int, int], radius: float, softness: float
+) -> jax.Array:
+    """N squared distances (..., H, W), one a shape, and their (..., N) flags -> (..., H, W, 1) mask.
+
+    The shapes are a Python loop and not one more axis: so XLA:CPU makes one vectorised pass over the map of them, where
+    a reduction over an axis of shapes takes two to five times as long.
+    """
+    union = jnp.zeros((*visible.shape[:-1], *size), jnp.float32)
+    for k, one in enumerate(squared):
+        # Its gradient at distance zero is zero instead of NaN.
+        inside = jax.nn.sigmoid((radius - jnp.sqrt(jnp.maximum(one, 1e-12))) / softness)
+        union = jnp.maximum(union, inside * visible[..., k, None, None])
+    return union[..., None]

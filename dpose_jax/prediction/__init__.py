@@ -1,1 +1,0 @@
-"""Predictions on a user's own pictures: images, boxes, and runs over folders and videos."""

@@ -1,0 +1,1 @@
+"""What entry points share: flags, hosts, devices."""

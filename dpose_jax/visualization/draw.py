@@ -1,0 +1,308 @@
+"""Pictures of poses, heatmaps, masks and the denoising, drawn with OpenCV.
+
+Images are (height, width, 3) uint8 RGB; joints are (x, y) in the pixels of the image or crop they are drawn on, with
+pixel centres at integers. Arguments are never written to. Crops that are small are enlarged by whole numbers.
+"""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, grid, label, legend, rows_sheet
+from dpose_jax.workdir.files import write_bytes
+
+# From Okabe and Ito's palette, told apart in all common kinds of colour blindness; the centre is white.
+SIDE_COLORS = {"left": (230, 159, 0), "right": (60, 165, 245), "centre": (245, 245, 245)}
+MASK_COLORS = ((86, 180, 233), (240, 228, 66))  # joints, limbs
+CELL_HEIGHT = 256  # crops lower than this are enlarged to at least it
+SHEET_WIDTH = 1600
+_SHIFT = 4
+
+
+def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
+    """J of "left", "right", "centre": by the joint's name, else by its place in a flip pair (left first)."""
+    sides = ["centre"] * joint_set.num_joints
+    for pair in joint_set.flip_pairs:
+        names = [joint_set.joints[i].lower() for i in pair]
+        swapped = "right" in names[0] or "left" in names[1]
+        sides[pair[0]], sides[pair[1]] = ("right", "left") if swapped else ("left", "right")
+    return tuple(sides)
+
+
+def joint_colors(joint_set: JointSet) -> np.ndarray:
+    """(J, 3) uint8 RGB, one colour a joint for heatmaps: hues apart by the golden ratio, neighbours differ most."""
+    hues = [(0.08 + 0.618034 * j) % 1 for j in range(joint_set.num_joints)]
+    return np.array([[round(255 * v) for v in colorsys.hsv_to_rgb(h, 0.85, 1)] for h in hues], np.uint8)
+
+
+def draw_pose(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    joint_set: JointSet,
+    *,
+    shown: np.ndarray | None = None,
+    thickness: int | None = None,
+) -> np.ndarray:
+    """Draws one person: limbs and joints coloured by side, with a dark outline.
+
+    Args:
+      image: (h, w, 3) uint8 RGB.
+      keypoints: (J, 2) image pixels; a joint that is not finite is left out.
+      joint_set: gives limbs and sides. A limb between sides, or between two centre joints, has the centre's colour.
+      shown: (J,) joints to draw, where true or above 0 (visibility, or score above a threshold); all by default.
+      thickness: of limbs, pixels; by default 1/110 of the image's longer side, thinner on a person that is small in
+        it (1/40 of the extent of its joints).
+
+    Returns:
+      a new image of the same size.
+    """
+    image = np.ascontiguousarray(image).copy()
+    points = np.asarray(keypoints, np.float64)
+    drawn = np.isfinite(points).all(axis=1) & (True if shown is None else np.asarray(shown) > 0)
+    fixed = np.round(np.clip(np.where(drawn[:, None], points, 0), -1e4, 1e4) * 2**_SHIFT).astype(int)
+    thickness = thickness or _limb_thickness(image, points[drawn])
+    border = max(1, thickness // 2) + thickness % 2
+    sides = joint_sides(joint_set)
+    for a, b in joint_set.limbs:
+        if drawn[a] and drawn[b]:
+            ends = fixed[a].tolist(), fixed[b].tolist()
+            cv2.line(image, *ends, OUTLINE, thickness + border, cv2.LINE_AA, _SHIFT)
+            cv2.line(image, *ends, SIDE_COLORS[_limb_side(sides[a], sides[b])], thickness, cv2.LINE_AA, _SHIFT)
+    for j in np.flatnonzero(drawn):
+        _dot(image, fixed[j], thickness + border / 2, OUTLINE)
+        _dot(image, fixed[j], thickness, SIDE_COLORS[sides[j]])
+    return image
+
+
+def _limb_thickness(image: np.ndarray, points: np.ndarray) -> int:
+    extent = np.ptp(points, axis=0).max() if len(points) > 1 else 0
+    return max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))
+
+
+def _dot(image: np.ndarray, fixed: np.ndarray, radius: float, color: tuple[int, int, int]) -> None:
+    """A disc about a fixed-point centre, as a polygon: cv2.circle turns small anti-aliased discs into diamonds."""
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    rim = fixed + radius * 2**_SHIFT * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    cv2.fillConvexPoly(image, np.round(rim).astype(np.int32), color, cv2.LINE_AA, _SHIFT)
+
+
+def _limb_side(first: str, second: str) -> str:
+    sides = {first, second} - {"centre"}
+    return sides.pop() if len(sides) == 1 else "centre"
+
+
+def person_caption(annotation_id: int, oks: float | None = None, pck: float | None = None) -> str:
+    """The text under a person, e.g. `#1268  OKS .87  PCK .93`; numbers are fractions, None leaves one out."""
+    parts = [f"{name} {value:.2f}" for name, value in (("OKS", oks), ("PCK", pck)) if value is not None]
+    return "  ".join([f"#{annotation_id}", *parts])
+
+
+def prediction_sheet(
+    crops: np.ndarray,
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    visible: np.ndarray,
+    joint_set: JointSet,
+    captions: Sequence[str],
+) -> np.ndarray:
+    """A grid of persons, each with the prediction on the left and the ground truth on the right.
+
+    Args:
+      crops: (N, h, w, 3) uint8 RGB, N at least 1.
+      predicted: (N, J, 2) crop pixels.
+      truth: (N, J, 2) crop pixels.
+      visible: (N, J), labelled where above 0: other joints of the truth are not drawn.
+      captions: N texts (see `person_caption`).
+
+    Returns:
+      (height, width, 3) uint8, about 1600 pixels wide when full.
+    """
+    scale, cells = _enlargement(crops), []
+    for i, caption in enumerate(captions):
+        big = _enlarge(crops[i], scale)
+        left = draw_pose(big, _to_big(predicted[i], scale), joint_set)
+        right = draw_pose(big, _to_big(truth[i], scale), joint_set, shown=visible[i])
+        pair = np.concatenate([left, np.full((len(big), 3, 3), PAPER, np.uint8), right], axis=1)
+        cells.append(np.concatenate([pair, label(caption, pair.shape[1], INK)]))
+    columns = max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP)))
+    sheet = grid(cells, columns)
+    return np.concatenate([legend("prediction | ground truth", sheet.shape[1], tuple(SIDE_COLORS.values())), sheet])
+
+
+def comparison_sheet(
+    crops: np.ndarray,
+    poses: Mapping[str, np.ndarray],
+    joint_set: JointSet,
+    captions: Sequence[str],
+    *,
+    shown: np.ndarray | None = None,
+) -> np.ndarray:
+    """One row a person, one column a pose.
+
+    Args:
+      crops: (N, h, w, 3) uint8 RGB.
+      poses: by column title, (N, J, 2) crop pixels.
+      captions: N texts under the first column.
+      shown: (N, J) joints to draw, in all columns; all by default.
+
+    Returns:
+      (height, width, 3) uint8.
+    """
+    scale, rows = _enlargement(crops), []
+    for i, crop in enumerate(crops):
+        big, drawn = _enlarge(crop, scale), None if shown is None else shown[i]
+        rows.append([draw_pose(big, _to_big(joints[i], scale), joint_set, shown=drawn) for joints in poses.values()])
+    return rows_sheet(rows, tuple(poses), captions)
+
+
+def heatmap_sheet(
+    crops: np.ndarray,
+    heatmaps: np.ndarray,
+    keypoint_masks: np.ndarray,
+    limb_masks: np.ndarray,
+    joint_set: JointSet,
+    *,
+    warp: str = "unbiased",
+    captions: Sequence[str] | None = None,
+) -> np.ndarray:
+    """One row a person: the crop, its heatmaps coloured by joint, the joint mask and the limb mask over the crop.
+
+    Args:
+      crops: (N, Hx, Wx, 3) uint8 RGB.
+      heatmaps: (N, H, W, J) float; clipped to [0, 1] for drawing.
+      keypoint_masks: (N, H, W, 1) in [0, 1], M^kps.
+      limb_masks: (N, H, W, 1) in [0, 1], M^ske.
+      warp: "unbiased" or "rounded": how heatmap pixels lie on the crop.
+      captions: N texts under the crops, optional.
+
+    Returns:
+      (height, width, 3) uint8.
+    """
+    scale, rows = _enlargement(crops), []
+    for i, crop in enumerate(crops):
+        big = _enlarge(crop, scale)
+        panels = [big, overlay_heatmaps(crop, heatmaps[i], joint_set, scale=scale, warp=warp)]
+        for mask, color in zip((keypoint_masks[i], limb_masks[i]), MASK_COLORS, strict=True):
+            spread = _spread(mask, big.shape[:2], scale, warp, cv2.INTER_NEAREST)
+            tinted = _blend(big, np.array(color, np.float32), np.full_like(spread, 0.35))
+            panels.append(_blend(_dimmed(big), tinted, np.clip(spread, 0, 1)))
+        rows.append(panels)
+    return rows_sheet(rows, ("crop", "heatmaps", "joint mask", "limb mask"), captions)
+
+
+def denoising_strip(
+    crops: np.ndarray,
+    trajectory: np.ndarray,
+    keypoints: np.ndarray,
+    joint_set: JointSet,
+    titles: Sequence[str],
+    *,
+    truth: np.ndarray | None = None,
+    visible: np.ndarray | None = None,
+    warp: str = "unbiased",
+    captions: Sequence[str] | None = None,
+) -> np.ndarray:
+    """One column a step, one row a person: the step's heatmaps and decoded joints over the crop.
+
+    Args:
+      crops: (N, Hx, Wx, 3) uint8 RGB.
+      trajectory: (S, N, H, W, J) float heatmaps of S steps; clipped to [0, 1] for drawing.
+      keypoints: (S, N, J, 2) decoded joints, crop pixels; one that is NaN is not drawn.
+      titles: S column titles, such as "coarse", "step 1".
+      truth: (N, J, 2) crop pixels: a last column with the ground truth, optional.
+      visible: (N, J), labelled where above 0; needed with `truth`.
+      warp: "unbiased" or "rounded".
+      captions: N texts under the first column, optional.
+
+    Returns:
+      (height, width, 3) uint8.
+    """
+    scale, rows = _enlargement(crops), []
+    titles = [*titles, *(["ground truth"] if truth is not None else [])]
+    for i, crop in enumerate(crops):
+        panels = []
+        for maps, joints in zip(trajectory[:, i], keypoints[:, i], strict=True):
+            base = overlay_heatmaps(crop, maps, joint_set, scale=scale, warp=warp)
+            panels.append(draw_pose(base, _to_big(joints, scale), joint_set, thickness=2))
+        if truth is not None:
+            shown = None if visible is None else visible[i]
+            panels.append(draw_pose(_enlarge(crop, scale), _to_big(truth[i], scale), joint_set, shown=shown))
+        rows.append(panels)
+    return rows_sheet(rows, titles, captions)
+
+
+def overlay_heatmaps(
+    crop: np.ndarray, heatmaps: np.ndarray, joint_set: JointSet, *, scale: int = 1, warp: str = "unbiased"
+) -> np.ndarray:
+    """The crop in dark grey with every joint's heatmap in its own colour.
+
+    Args:
+      crop: (Hx, Wx, 3) uint8 RGB.
+      heatmaps: (H, W, J) float; clipped to [0, 1]. Where joints overlap, colours mix by strength.
+      scale: enlargement of the result.
+      warp: "unbiased" or "rounded".
+
+    Returns:
+      (scale Hx, scale Wx, 3) uint8.
+    """
+    big = _enlarge(crop, scale)
+    strength = np.clip(np.asarray(heatmaps, np.float32), 0, 1)
+    color = strength @ joint_colors(joint_set).astype(np.float32)
+    color /= np.maximum(strength.sum(axis=-1, keepdims=True), 1e-6)
+    alpha = _spread(strength.max(axis=-1, keepdims=True), big.shape[:2], scale, warp)
+    premultiplied = _spread(strength.max(axis=-1, keepdims=True) * color, big.shape[:2], scale, warp)
+    mixed = premultiplied / np.maximum(alpha, 1e-6)
+    return _blend(_dimmed(big), mixed, 0.9 * alpha)
+
+
+def write_png(path: str, image: np.ndarray) -> None:
+    """Writes (h, w, 3) uint8 RGB as a PNG beside `path` and renames it; the folder is made if absent.
+
+    Raises:
+      ValueError: if the image is of another shape or dtype; names the file.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{path}: image must be (h, w, 3) uint8, got {image.shape} {image.dtype}")
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_bytes(path, encoded.tobytes())
+
+
+def _enlargement(crops: np.ndarray) -> int:
+    return -(-CELL_HEIGHT // crops.shape[1])
+
+
+def _enlarge(crop: np.ndarray, scale: int) -> np.ndarray:
+    return cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+
+
+def _to_big(joints: np.ndarray, scale: int) -> np.ndarray:
+    """Pixel centres are at integers, so pixel 0 covers -.5 .. .5 before and after."""
+    return (np.asarray(joints, np.float64) + 0.5) * scale - 0.5
+
+
+def _dimmed(image: np.ndarray) -> np.ndarray:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, axis=2)
+    return (grey * 0.55).astype(np.uint8)
+
+
+def _spread(
+    maps: np.ndarray, size: tuple[int, int], scale: int, warp: str, interpolation: int = cv2.INTER_LINEAR
+) -> np.ndarray:
+    """Heatmap-sized (H, W, C) onto the enlarged crop (height, width, C), pixel centres where the warp puts them."""
+    if warp not in ("unbiased", "rounded"):
+        raise ValueError(f"warp={warp!r}: must be 'unbiased' or 'rounded'")
+    maps = np.asarray(maps, np.float32)
+    steps = []
+    for small, large in zip(maps.shape[1::-1], size[::-1], strict=True):
+        crop = large // scale
+        steps.append((crop - 1) / max(small - 1, 1) if warp == "unbiased" else crop / small)
+    to_big = np.array([[steps[0] * scale, 0, (scale - 1) / 2], [0, steps[1] * scale, (scale - 1) / 2]])
+    spread = cv2.warpAffine(maps, to_big, size[::-1], flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
+    return spread.reshape(*size, maps.shape[2])
+
+
+def _blend(image: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(image * (1 - alpha) + color * alpha), 0, 255).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""A trained model as a folder of two files: weights in safetensors, everything else in JSON."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.pose import joint_sets
+from dpose_jax.workdir.files import read_json, write_bytes, write_json
+
+WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
+FORMAT = 1
+# The model that comes with the package, trained on drawn people alone.
+SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
+
+
+def config_of(stored: Mapping) -> ConfigDict:
+    """The config that a workdir or model file stores, with its joint set as written there, not looked up anew.
+
+    Args:
+      stored: what `checkpoints.stored_config` reads.
+
+    Raises:
+      ValueError: if it holds no joint set.
+    """
+    facts = stored.get("joint_set_facts")
+    if not isinstance(facts, Mapping):
+        raise ValueError("config: holds no joint_set_facts, so it is not a stored config")
+    fields = {key: _with_tuples(value) for key, value in stored.items() if key != "joint_set_facts"}
+    return ConfigDict(fields | {"joint_set": joint_sets.from_facts(facts)})
+
+
+def _with_tuples(value):
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(part) for key, part in value.items()}
+    return tuple(_with_tuples(part) for part in value) if isinstance(value, list) else value
+
+
+def save(folder: str, variables: Mapping, stored: Mapping, **trained) -> None:
+    """Writes model.safetensors and model.json into `folder`, each whole or absent.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      stored: the config as `checkpoints.stored_config` reads it.
+      trained: further facts, with JSON values (the step).
+    """
+    flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
+    data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})
+    facts = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "trained": trained, "config": dict(stored)}
+    write_bytes(os.path.join(folder, WEIGHTS_FILE), data)
+    # Last, so that a folder with both belongs together: the checksum tells a pair that does not.
+    write_json(os.path.join(folder, FACTS_FILE), facts)
+
+
+def load(path: str) -> tuple[ConfigDict, dict, dict]:
+    """Reads a folder that `save` wrote; `path` is the folder or its model.safetensors.
+
+    Returns:
+      config, variables (numpy) and the facts of model.json.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if one is damaged, they do not belong together, or the weights are not those of the config's
+        model; names the file and the tensors.
+    """
+    folder = os.path.dirname(path) or "." if os.path.basename(path) == WEIGHTS_FILE else path
+    weights_path, facts_path = (os.path.join(folder, name) for name in (WEIGHTS_FILE, FACTS_FILE))
+    for needed in (facts_path, weights_path):
+        if not os.path.isfile(needed):
+            raise FileNotFoundError(f"{needed}: missing; a model is a folder with {WEIGHTS_FILE} and {FACTS_FILE}")
+    facts = _read_facts(facts_path)
+    with open(weights_path, "rb") as file:
+        data = file.read()
+    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+        raise ValueError(f"{weights_path}: damaged, or not the weights of {facts_path}: the checksum differs")
+    try:
+        flat = safetensors.numpy.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{weights_path}: no safetensors file: {error}") from error
+    try:
+        config = config_of(facts["config"])
+        model = build_model(config)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{facts_path}: {error}") from error
+    expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
+    check_tensors(weights_path, flat, expected)
+    return config, traverse_util.unflatten_dict(flat, sep="/"), facts
+
+
+def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
+    """Raises ValueError, naming the file and the first tensors that are missing, unknown or of another shape."""
+    wrong = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
+    wrong += [f"{name}: unknown" for name in sorted(found.keys() - expected.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if found[name].shape != expected[name].shape:
+            wrong.append(f"{name}: {found[name].shape} there, the model has {expected[name].shape}")
+    if wrong:
+        more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(f"{file}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
+
+
+def _read_facts(path: str) -> dict:
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not {"format", "sha256", "config"} <= set(facts):
+        raise ValueError(f"{path}: describes no model of dpose_jax")
+    if facts["format"] != FORMAT:
+        raise ValueError(f"{path}: format {facts['format']}, this version reads format {FORMAT}")
+    return facts
