@@ -7,13 +7,14 @@ Several hosts run the same command, on Cloud TPU, GKE and SLURM as it is, elsewh
 """
 
 from absl import flags
-from ml_collections import config_flags
 
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app, multihost
 from dpose_jax.training.loop import dry_run, train
 from dpose_jax.training.metrics import DivergedError
+from dpose_jax.workdir import recipe_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+CONFIG = recipe_flags.define("A file of configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints and metrics go; a run resumes from its own workdir.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, take four steps, say what the run will need, stop.")
 multihost.define_flags()
@@ -21,7 +22,7 @@ multihost.define_flags()
 
 def main():
     multihost.connect_from_flags(notes_sigterm=not DRY_RUN.value)
-    (dry_run if DRY_RUN.value else train)(CONFIG.value, WORKDIR.value)
+    (dry_run if DRY_RUN.value else train)(Recipe.from_config(CONFIG.value), WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], 
 def _example_maker(config, source: Source) -> Callable[[int], object]:
     """Index -> its training example."""
     spec, rng = loader.crop_spec(config), np.random.default_rng(1)
-    augment, joint_set = crop.Augment(**config.augment), get_joint_set(config.joint_set)
+    augment, joint_set = config.augment, get_joint_set(config.joint_set)
 
     def make(index):
         person = source[index]

@@ -41,7 +41,6 @@ def get_config():
     c.model.channel_scale = "width"
     c.model.decoder_channels = 64  # the paper's are 64, 128 and 256; which of them here: (ours)
     c.model.time_embedding = False  # D(y_t, x^c) as written
-    c.model.residual = False
     c.loss.diffusion = c.loss.coarse = 1.0
 
     # HRNet's optimizer (ours): Adam, no warm-up, no clipping, no weight decay, 210 epochs of 128.

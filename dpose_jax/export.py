@@ -16,7 +16,8 @@ from jax import export as jax_export
 from dpose_jax import Predictor
 from dpose_jax.runtime import app
 from dpose_jax.workdir import model_folder
-from dpose_jax.workdir.checkpoints import read_variables, stored_config
+from dpose_jax.workdir.checkpoints import read_variables
+from dpose_jax.workdir.compatibility import stored_recipe
 from dpose_jax.workdir.files import write_bytes, write_json
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -123,9 +124,9 @@ if __name__ == "__main__":
             write_json(facts, program_facts(predictor, PLATFORM.value))
             print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
         if WEIGHTS.value:
-            variables, step = read_variables(WORKDIR.value)
-            model_folder.save(WEIGHTS.value, variables, stored_config(WORKDIR.value), step=step)
-            print(f"{WEIGHTS.value}: parameters of step {step}")
+            restored = read_variables(WORKDIR.value)
+            model_folder.save(WEIGHTS.value, restored.variables, stored_recipe(WORKDIR.value), step=restored.step)
+            print(f"{WEIGHTS.value}: parameters of step {restored.step}")
         if HUB.value:
             print(push_to_hub(WEIGHTS.value, HUB.value))
 

@@ -35,13 +35,14 @@ def data_root() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def miniature():
-    """A function from overrides, field__name=value, to the locked config of tests/miniature.py."""
+    """A function from overrides, field__name=value, to the recipe of tests/miniature.py."""
     from miniature import get_config
 
+    from dpose_jax.recipe import Recipe
+
     def build(**overrides):
-        config = get_config()
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
-        return config.lock()
+        recipe = Recipe.from_config(get_config())
+        return recipe.override({name.replace("__", "."): value for name, value in overrides.items()})
 
     return build
 
@@ -70,7 +71,7 @@ def random_tree():
 
 @pytest.fixture(scope="session")
 def small_model(miniature):
-    """A function from overrides to the model of a miniature config, with 64 x 32 input and two attention heads."""
+    """A function from overrides to the model of a miniature recipe, with 64 x 32 input and two attention heads."""
     from dpose_jax.models.diffusion_pose import build_model
 
     def build(**overrides):
@@ -81,7 +82,7 @@ def small_model(miniature):
 
 @pytest.fixture(scope="session")
 def trained(miniature, tmp_path_factory):
-    """The config and the workdir of a miniature run of four steps, with checkpoints of steps 2 and 4."""
+    """The recipe and the workdir of a miniature run of four steps, with checkpoints of steps 2 and 4."""
     from dpose_jax.training.loop import train
 
     workdir = str(tmp_path_factory.mktemp("trained"))

@@ -14,7 +14,7 @@ import cv2
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches, train_iterator
@@ -22,6 +22,7 @@ from dpose_jax.data.statistics import format_statistics, statistics
 from dpose_jax.diffusion.process import q_sample, to_normalised
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.visualization import draw, grid
 from dpose_jax.workdir.files import write_json
@@ -32,7 +33,7 @@ TIE = (165, 165, 165)  # from a name to its joint: seen on paper and on dark pic
 _GUTTER, _LINE, _FONT, _SIZE = 118, 17, cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
-def browse(config: ConfigDict, out: str, persons: int = 12) -> dict:
+def browse(config: Recipe, out: str, persons: int = 12) -> dict:
     """Draws the first `persons` of both splits and counts what the sets hold; see the module.
 
     Returns:
@@ -67,7 +68,7 @@ def _first(batches, count: int) -> dict[str, np.ndarray]:
     return {key: np.concatenate([batch[key] for batch in taken])[:count] for key in taken[0]}
 
 
-def _write_heatmaps(config: ConfigDict, model, batch: dict[str, np.ndarray], out: str) -> None:
+def _write_heatmaps(config: Recipe, model, batch: dict[str, np.ndarray], out: str) -> None:
     """The targets, and the inputs at t spread over `diffusion.t_range`."""
     codec, schedule = model.codec, build_schedule(config)
     crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
 from dpose_jax.data.array_record.crop_margin import Margin
@@ -28,6 +28,7 @@ from dpose_jax.data.coco_format import read_coco
 from dpose_jax.data.datasets import SPLITS, data_root
 from dpose_jax.data.image_files import ImageFolder
 from dpose_jax.pose.joint_sets import get_joint_set
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 
@@ -35,7 +36,7 @@ from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 _RECORDS_A_FILE = {"full": 1500, "crops": 5000}
 
 
-def build(config: ConfigDict, out: str, kind: str, quality: int = 90) -> dict:
+def build(config: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     """Stores both splits of the folder that `config.data` describes; shows a progress bar.
 
     Args:
@@ -76,14 +77,14 @@ def build(config: ConfigDict, out: str, kind: str, quality: int = 90) -> dict:
     return read_json(os.path.join(folder, "report.json"))
 
 
-def _write(config: ConfigDict, staging: str, kind: str, quality: int, facts: dict) -> None:
+def _write(config: Recipe, staging: str, kind: str, quality: int, facts: dict) -> None:
     from dpose_jax.data.array_record.tfds_builder import CocoKeypoints
 
     joint_set = get_joint_set(config.joint_set)
     cut = (Margin.of(config, joint_set, training=True), joint_set, quality) if kind == "crops" else None
     splits, folders = {}, {}
     for name in SPLITS:
-        annotations, images = config.data[f"{name}_annotations"], config.data[f"{name}_images"]
+        annotations, images = config.data.annotations(name), config.data.images(name)
         share = config.data.max_bad_share
         source = FolderSource(
             data_root(config), annotations, images, joint_set, max_bad_share=share, training=name == "train"
@@ -108,11 +109,11 @@ def _write(config: ConfigDict, staging: str, kind: str, quality: int, facts: dic
     write_json(os.path.join(target, "build.json"), facts)
 
 
-def _annotation_file(config: ConfigDict, split: str) -> str:
-    return os.path.join(data_root(config), config.data[f"{split}_annotations"])
+def _annotation_file(config: Recipe, split: str) -> str:
+    return os.path.join(data_root(config), config.data.annotations(split))
 
 
-def _facts(config: ConfigDict, kind: str, quality: int) -> dict:
+def _facts(config: Recipe, kind: str, quality: int) -> dict:
     """What decides the content of the records, JSON values."""
     joint_set = get_joint_set(config.joint_set)
     facts: dict = {"kind": kind, "version": VERSION, "joints": list(joint_set.joints)}
@@ -120,9 +121,9 @@ def _facts(config: ConfigDict, kind: str, quality: int) -> dict:
         facts |= {"margin": dataclasses.asdict(Margin.of(config, joint_set, training=True)), "quality": quality}
     for split in SPLITS:
         facts[split] = {
-            "annotations": config.data[f"{split}_annotations"],
+            "annotations": config.data.annotations(split),
             "sha256": sha256(_annotation_file(config, split)),
-            "images": config.data[f"{split}_images"],
+            "images": config.data.images(split),
         }
     return json.loads(json.dumps(facts))
 

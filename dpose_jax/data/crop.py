@@ -12,6 +12,7 @@ import numpy as np
 
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Augment
 
 # Of the joints' extent, for half bodies (HRNet's code).
 _HALF_BODY_PADDING = 1.5
@@ -29,64 +30,11 @@ class CropSpec:
       warp: `unbiased` (UDP, arXiv 1911.07524): the padded box [x, x + w] maps so that the centres of the
         crop's first and last pixel span it, scale (width - 1) / w; `rounded` (HRNet's code): scale
         width / w, the box's centre goes to (width / 2, height / 2).
-
-    Raises:
-      ValueError: if a field is out of range.
     """
 
     input_size: tuple[int, int]
     padding: float
     warp: str
-
-    def __post_init__(self):
-        if len(self.input_size) != 2 or min(self.input_size) < 2:
-            raise ValueError(f"input_size={self.input_size}: must be (height, width), each at least 2")
-        if not self.padding > 0:
-            raise ValueError(f"crop.padding={self.padding}: must be positive")
-        if self.warp not in ("unbiased", "rounded"):
-            raise ValueError(f"crop.warp={self.warp!r}: must be 'unbiased' or 'rounded'")
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """The random part of a crop, HRNet's recipe; the fields are those of `config.augment`.
-
-    Attributes:
-      flip: probability of mirroring.
-      scale: the crop's size is multiplied by clip(1 + scale N(0, 1), 1 - scale, 1 + scale).
-      rotation: degrees; the angle is clip(rotation N(0, 1), -2 rotation, 2 rotation).
-      rotation_prob: probability of rotating at all.
-      half_body: probability of cropping to one half of the body, where more than `half_body_min_joints`
-        joints are labelled. The upper half is meant with probability `half_body_upper`; a half of fewer
-        than three labelled joints gives way to the other one.
-      shift: the centre moves by a uniform share in [-shift, shift] of the box's sides.
-      color: brightness, contrast and saturation are each multiplied by a factor uniform in
-        [1 - color, 1 + color].
-
-    Raises:
-      ValueError: if a field is out of range.
-    """
-
-    flip: float
-    scale: float
-    rotation: float
-    rotation_prob: float
-    half_body: float
-    half_body_min_joints: int
-    half_body_upper: float
-    shift: float
-    color: float
-
-    def __post_init__(self):
-        for name in ("flip", "rotation_prob", "half_body", "half_body_upper"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: must be in [0, 1]")
-        for name in ("scale", "color"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: must be in [0, 1)")
-        for name in ("rotation", "shift", "half_body_min_joints"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,20 +2,18 @@
 
 import os
 
-from ml_collections import ConfigDict
-
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import CropSource, RecordSource, records_folder
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.sample import Source
 from dpose_jax.data.synthetic.dataset import VAL_FIRST_INDEX, SyntheticSource
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
+from dpose_jax.recipe import Recipe
 
 SPLITS = ("train", "val")
-SOURCES = ("folder", "full", "crops", "synthetic")
 
 
-def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
+def make_source(config: Recipe, split: str, *, training: bool) -> Source:
     """The source that `config.data` describes.
 
     Args:
@@ -32,8 +30,6 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {SPLITS}")
     kind = config.data.source
-    if kind not in SOURCES:
-        raise ValueError(f"data.source={kind!r}: must be one of {SOURCES}")
     joint_set = get_joint_set(config.joint_set)
     detections = None if training else _detections(config, split)
     if kind == "synthetic":
@@ -46,7 +42,7 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
         "training": training,
     }
     if kind == "folder":
-        annotations, images = config.data[f"{split}_annotations"], config.data[f"{split}_images"]
+        annotations, images = config.data.annotations(split), config.data.images(split)
         return FolderSource(root, annotations, images, joint_set, detections=detections, **options)
     options["box_file"] = None if detections is None else os.path.join(root, detections)
     folder = records_folder(root, kind)
@@ -55,13 +51,13 @@ def make_source(config: ConfigDict, split: str, *, training: bool) -> Source:
     return CropSource(folder, split, joint_set, margin=Margin.of(config, joint_set, training=training), **options)
 
 
-def _synthetic_source(config: ConfigDict, split: str, joint_set: JointSet) -> Source:
+def _synthetic_source(config: Recipe, split: str, joint_set: JointSet) -> Source:
     facts = config.data.synthetic
     first, count = (0, facts.train_images) if split == "train" else (VAL_FIRST_INDEX, facts.val_images)
     return SyntheticSource(count, joint_set, difficulty=facts.difficulty, seed=facts.seed, first_index=first)
 
 
-def data_root(config: ConfigDict) -> str:
+def data_root(config: Recipe) -> str:
     """`data.root`, or `$DPOSE_DATA/<data.set>`; raises ValueError or FileNotFoundError if there is none."""
     root = config.data.root
     if not root:
@@ -73,11 +69,9 @@ def data_root(config: ConfigDict) -> str:
     return root
 
 
-def _detections(config: ConfigDict, split: str) -> str | None:
+def _detections(config: Recipe, split: str) -> str | None:
     if config.eval.boxes == "gt":
         return None
-    if config.eval.boxes != "detections":
-        raise ValueError(f"eval.boxes={config.eval.boxes!r}: must be 'gt' or 'detections'")
     if config.data.source not in ("folder", "full") or split != "val" or not config.data.val_detections:
         raise ValueError(
             "eval.boxes='detections' needs data.source 'folder' or 'full', eval.split 'val' and data.val_detections, "

@@ -8,11 +8,11 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from dpose_jax.data import crop
 from dpose_jax.data.sample import BadRecordError, Person, Source
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
+from dpose_jax.recipe import Augment, Recipe
 
 # Unreadable records in a row after which the data is taken to be broken.
 _MAX_REPLACEMENTS = 100
@@ -23,9 +23,9 @@ _MIN_SHARED = 1 << 16
 Batch = dict[str, np.ndarray]
 
 
-def crop_spec(config: ConfigDict) -> crop.CropSpec:
+def crop_spec(config: Recipe) -> crop.CropSpec:
     """The crop of `config.input_size` and `config.crop`; raises ValueError if a field is out of range."""
-    return crop.CropSpec(tuple(config.input_size), config.crop.padding, config.crop.warp)
+    return crop.CropSpec(config.input_size, config.crop.padding, config.crop.warp)
 
 
 def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.CropSpec, joint_set: JointSet) -> Batch:
@@ -46,7 +46,7 @@ class _TrainExample:
 
     source: Source
     spec: crop.CropSpec
-    augment: crop.Augment
+    augment: Augment
     joint_set: JointSet
 
     def __call__(self, index: int, rng: np.random.Generator) -> Batch:
@@ -147,7 +147,7 @@ class TrainIterator(grain.DatasetIterator):
         super().close()
 
 
-def train_iterator(config: ConfigDict, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
+def train_iterator(config: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
     """Endless augmented batches, host-local, of the format in docs/data.md.
 
     All hosts together read one endless stream, epoch after epoch of a fresh permutation, so each person comes
@@ -168,7 +168,7 @@ def train_iterator(config: ConfigDict, source: Source, *, shard: tuple[int, int]
     size = config.train.batch_size
     _check_shard("train.batch_size", size, shard)
     joint_set = get_joint_set(config.joint_set)
-    example = _TrainExample(source, crop_spec(config), crop.Augment(**config.augment), joint_set)
+    example = _TrainExample(source, crop_spec(config), config.augment, joint_set)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(config.seed).random_map(example).shuffle().repeat()
     return TrainIterator(stream, size, shard, config.data.workers)
@@ -192,14 +192,12 @@ class _EvalBatches:
             batches.close()
 
 
-def eval_example(config: ConfigDict, source: Source) -> Callable[[int], Batch]:
+def eval_example(config: Recipe, source: Source) -> Callable[[int], Batch]:
     """The function from an index into the source to its row of an evaluation batch; see `eval_batches`."""
     return _EvalExample(source, crop_spec(config), get_joint_set(config.joint_set))
 
 
-def eval_batches(
-    config: ConfigDict, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)
-) -> _EvalBatches:
+def eval_batches(config: Recipe, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> _EvalBatches:
     """Every person once in source order, without augmentation; has a length and can be read more than once.
 
     Host i of n gets the i-th part of every global batch, so all hosts run the same number of steps. Padding

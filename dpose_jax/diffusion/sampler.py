@@ -9,9 +9,9 @@ import numpy as np
 
 from dpose_jax.diffusion.process import Schedule, ddim_step, q_sample, to_normalised
 from dpose_jax.pose.codec import Codec
+from dpose_jax.recipe import Sampler
 
 UPDATE_RULES = ("direct", "ddim")
-STARTS = ("coarse", "coarse_noised", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,6 @@ class SamplerSettings:
       t_start: in 1..T, the time of the start; the paper recipe starts at T.
       eta: of DDIM, in [0, 1].
       refresh: draw the masks anew at every step, else once from the start (the paper).
-      early_stop: heatmap pixels; a person none of whose joints moved further in a step is done, and once a whole
-        batch is done the steps that are left cost nothing. 0 takes all steps (ours).
       mirrored: with the flip test, denoise the mirrored crop too and average the results; else only its coarse
         heatmaps are averaged, into the start, and the denoiser sees half as many crops (ours).
     """
@@ -39,25 +37,7 @@ class SamplerSettings:
     t_start: int = 1000
     eta: float = 0.0
     refresh: bool = False
-    early_stop: float = 0.0
     mirrored: bool = True
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"sampler.steps={self.steps}: must be at least 1 (the coarse branch is always reported)")
-        if self.update_rule not in UPDATE_RULES:
-            raise ValueError(f"sampler.update_rule={self.update_rule!r}: must be one of {UPDATE_RULES}")
-        if self.start not in STARTS:
-            raise ValueError(f"sampler.start={self.start!r}: must be one of {STARTS}")
-        if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"sampler.eta={self.eta}: must lie in [0, 1]")
-        if not self.early_stop >= 0:
-            raise ValueError(f"sampler.early_stop={self.early_stop}: must not be negative")
-        if self.t_start < 1:
-            raise ValueError(f"sampler.t_start={self.t_start}: must be at least 1")
-        # Two times that round to 0 would make the DDIM step divide by 1 - gamma_0 = 0.
-        if self.steps > self.t_start:
-            raise ValueError(f"sampler.steps={self.steps}: must not exceed sampler.t_start={self.t_start}")
 
     @property
     def times(self) -> np.ndarray:
@@ -87,7 +67,7 @@ def sample(
 
     Returns:
       The final y^_0^hm, (B, H, W, J) float32, and the trajectory (K + 1, B, H, W, J): the
-      heatmaps that entered each step (the final ones, where early stop left it out), then the final ones.
+      heatmaps that entered each step, then the final ones.
     """
     batch, joints = coarse.shape[0], coarse.shape[-1]
     seen = jnp.ones((batch, joints), jnp.float32)
@@ -134,53 +114,25 @@ def sample(
         return (estimate, y), entered
 
     inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
-    if settings.early_stop:
-        step_until_still = _until_still(advance, codec, settings.early_stop)
-        (_, final, _), entered = jax.lax.scan(step_until_still, (jnp.ones((batch,), bool), start, y), inputs)
-    else:
-        (final, _), entered = jax.lax.scan(step, (start, y), inputs)
+    (final, _), entered = jax.lax.scan(step, (start, y), inputs)
     # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
     return final, jnp.concatenate([entered, final[None]])
 
 
-def _until_still(advance: Callable, codec: Codec, bound: float) -> Callable:
-    """A step of a scan over (moving (B,), estimate, y), which leaves the persons that no longer move as they are."""
-
-    def step(carry, inputs):
-        moving, *before = carry
-        kept = (*before, before[0])
-        after = jax.lax.cond(jnp.any(moving), lambda: advance(*before, *inputs), lambda: kept)
-        # Each person stops alone, so that nobody's result depends on who else is in the batch.
-        estimate, y, entered = (jnp.where(_like(moving, new), new, old) for new, old in zip(after, kept, strict=True))
-        distance = jnp.linalg.norm(codec.peaks(estimate, "dark")[0] - codec.peaks(before[0], "dark")[0], axis=-1)
-        return (moving & jnp.any(distance > bound, axis=-1), estimate, y), entered
-
-    return step
-
-
-def _like(flags: jax.Array, array: jax.Array) -> jax.Array:
-    """(B,) flags to broadcast against (B, ...)."""
-    return flags.reshape(-1, *[1] * (array.ndim - 1))
-
-
-def sampler_settings(config) -> tuple[SamplerSettings, ...]:
-    """One SamplerSettings for each K of `config.sampler.steps`.
-
-    Raises:
-      ValueError: if a field of `config.sampler` is out of range, or `ddim` would take random joints for those of t < T.
-    """
-    fields, last = config.sampler.to_dict(), config.diffusion.timesteps
-    del fields["seed"]
-    steps = fields.pop("steps")
-    if fields["t_start"] > last:
-        raise ValueError(f"sampler.t_start={fields['t_start']}: must not exceed T = {last}")
-    if (fields["start"], fields["update_rule"]) == ("random", "ddim") and fields["t_start"] != last:
-        raise ValueError(
-            f"sampler.t_start={fields['t_start']}: must be T = {last} for ddim with sampler.start='random'"
+def sampler_settings(sampler: Sampler) -> tuple[SamplerSettings, ...]:
+    """One SamplerSettings for each K of `sampler.steps`."""
+    return tuple(
+        SamplerSettings(
+            steps=steps,
+            update_rule=sampler.update_rule,
+            start=sampler.start,
+            t_start=sampler.t_start,
+            eta=sampler.eta,
+            refresh=sampler.refresh,
+            mirrored=sampler.mirrored,
         )
-    if not steps or len(set(steps)) != len(steps):
-        raise ValueError(f"sampler.steps={steps}: must be one or more distinct numbers of steps")
-    return tuple(SamplerSettings(steps=k, **fields) for k in steps)
+        for steps in sampler.steps
+    )
 
 
 def noised_start(settings: SamplerSettings, noise_time: int, timesteps: int) -> SamplerSettings:

@@ -1,6 +1,5 @@
 """Evaluates a workdir: restore, predict every person of a split, score, write the report and pictures."""
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -20,52 +19,25 @@ from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.report import Predictions, format_table, summarise
 from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.fields import check_fields
 from dpose_jax.training.metrics import BadRecords
-from dpose_jax.training.state import TrainState, evaluated_variables, initial_state, make_optimizer
+from dpose_jax.training.state import TrainState, evaluated_variables
 from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, stored_config
-
-CHECKPOINTS = ("last", "best")  # values of eval.checkpoint
+from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variables
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """A trained model: `params` and `batch_stats`, and where they come from."""
-
-    variables: dict
-    step: int
-    ema: bool
-    seed: int
-
-
-def restore(config, workdir: str) -> Restored:
-    """The checkpoint of `workdir` that `config.eval` names; with `eval.ema`, its moving averages where there are any.
+def restore(recipe: Recipe, workdir: str) -> Restored:
+    """The checkpoint of `workdir` that `recipe.eval` names; with `eval.ema`, its moving averages where there are any.
 
     Raises:
-      ValueError: if the workdir holds another model, or `eval.checkpoint` is not one of its values.
+      ValueError: if the workdir holds another model.
       FileNotFoundError: if it holds no such checkpoint.
     """
-    check_workdir(config, workdir)
-    wanted = config.eval.checkpoint
-    if wanted not in CHECKPOINTS:
-        raise ValueError(f"eval.checkpoint={wanted!r}: must be one of {CHECKPOINTS}")
     if not files.exists(workdir):
         raise FileNotFoundError(f"workdir {workdir!r}: no such folder")
-    model, optimizer = build_model(config), make_optimizer(config)
-    everywhere = sharding.replicated(sharding.make_mesh())
-    abstract = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), abstract)
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        if wanted == "best" and checkpoints.best is None:
-            raise FileNotFoundError(
-                f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
-            )
-        state = checkpoints.restore(abstract, step=checkpoints.best if wanted == "best" else None)
-    variables, averaged = evaluated_variables(state, ema=config.eval.ema)
-    return Restored(variables, int(state.step), averaged, stored_config(workdir)["seed"])
+    check_workdir(recipe, workdir)
+    return read_variables(workdir, which=recipe.eval.checkpoint, ema=recipe.eval.ema)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +63,9 @@ class Evaluator:
       ValueError, FileNotFoundError: if config or data break a rule.
     """
 
-    def __init__(self, config, mesh: jax.sharding.Mesh):
-        check_fields(config)
+    def __init__(self, config: Recipe, mesh: jax.sharding.Mesh):
         sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
-        self.config, self.settings, self.schedule = config, sampler_settings(config), build_schedule(config)
+        self.config, self.settings, self.schedule = config, sampler_settings(config.sampler), build_schedule(config)
         self.model = build_model(config)
         self.source = make_source(config, config.eval.split, training=False)
         self._mesh = mesh
@@ -141,7 +112,7 @@ class Evaluator:
         return None if rows is None else self.score(rows)[0]["best"]["AP"] or 0.0
 
 
-def checked_batches(config, source: Source, size: int) -> Iterator[dict[str, np.ndarray]]:
+def checked_batches(config: Recipe, source: Source, size: int) -> Iterator[dict[str, np.ndarray]]:
     """`eval_batches` of one process, with a bar.
 
     Raises:
@@ -153,7 +124,7 @@ def checked_batches(config, source: Source, size: int) -> Iterator[dict[str, np.
         yield batch
 
 
-def evaluate(config, workdir: str, out: str | None = None) -> dict:
+def evaluate(config: Recipe, workdir: str, out: str | None = None) -> dict:
     """Evaluates the coarse branch and each K of `config.sampler.steps` on `config.eval.split`.
 
     Writes the report to WORKDIR/eval.json, a COCO results file for each result into WORKDIR/results/ and pictures into
@@ -192,13 +163,13 @@ def evaluate(config, workdir: str, out: str | None = None) -> dict:
     return report
 
 
-def protocol_facts(config, model, restored: Restored) -> dict:
+def protocol_facts(config: Recipe, model, restored: Restored) -> dict:
     """What a reader needs to know beside the data and the boxes to place a figure; JSON values."""
     sampler = config.sampler
     drawn = config.data.source == "synthetic"
     return {
         "source": config.data.source,
-        "data": "synthetic" if drawn else config.data[f"{config.eval.split}_annotations"],
+        "data": "synthetic" if drawn else config.data.annotations(config.eval.split),
         "split": config.eval.split,
         "input_size": list(config.input_size),
         "stride": config.stride,
@@ -214,11 +185,10 @@ def protocol_facts(config, model, restored: Restored) -> dict:
         "t_start": sampler.t_start,
         "eta": sampler.eta,
         "refresh": sampler.refresh,
-        "early_stop": sampler.early_stop,
         "mirrored": sampler.mirrored,
         "sampler_seed": sampler.seed,
         "seed": restored.seed,
-        "ema": restored.ema,
+        "ema": restored.averaged,
         "step": restored.step,
         "dtype": config.model.dtype,
         "device": jax.devices()[0].device_kind,
@@ -227,7 +197,7 @@ def protocol_facts(config, model, restored: Restored) -> dict:
 
 def _masks_in_words(masks) -> str:
     sizes = {"keypoints": masks.radius, "skeleton": masks.half_width}
-    kinds = [f"{name} {size}" for name, size in sizes.items() if masks[name]]
+    kinds = [f"{name} {size}" for name, size in sizes.items() if getattr(masks, name)]
     return ", ".join([*kinds, f"softness {masks.softness}"]) if kinds else "none"
 
 

@@ -27,7 +27,7 @@ def joint_distances(config, workdir: str) -> dict[str, np.ndarray]:
     Raises:
       what `evaluation.run.restore` and `make_source` raise.
     """
-    source, settings = make_source(config, config.eval.split, training=False), sampler_settings(config)
+    source, settings = make_source(config, config.eval.split, training=False), sampler_settings(config.sampler)
     variables = restore(config, workdir).variables
     options = {"flip": config.eval.flip, "seed": config.sampler.seed}
     predictors = []

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from scipy import stats
 
 from dpose_jax import Predictor
@@ -15,6 +14,7 @@ from dpose_jax.evaluation.report import Predictions, to_results
 from dpose_jax.models import pose_sampler
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Recipe
 
 
 def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
@@ -71,7 +71,7 @@ def accuracy_without_worst(
     doubt: np.ndarray,
     shares: Sequence[float],
     joint_set: JointSet,
-    config: ConfigDict,
+    config: Recipe,
 ) -> dict[float, float | None]:
     """AP on the persons that are left when the share with the most doubt is dropped, prediction and truth alike.
 

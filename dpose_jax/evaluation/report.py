@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from dpose_jax.data.sample import Person, Source
 from dpose_jax.evaluation.coco import without_boxes
@@ -12,6 +11,7 @@ from dpose_jax.evaluation.metrics import Matched, score
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.results_check import BOX_AREA, check_inputs
 from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.files import sha256
 
 
@@ -75,7 +75,7 @@ def crop_area(box: Sequence[float], padding: float, input_size: tuple[int, int])
 
 
 def to_results(
-    persons: Source | Sequence[Person], predictions: Predictions, joint_set: JointSet, config: ConfigDict
+    persons: Source | Sequence[Person], predictions: Predictions, joint_set: JointSet, config: Recipe
 ) -> list[dict]:
     """COCO results of all predicted persons: scored anew, duplicates within an image suppressed.
 
@@ -109,7 +109,7 @@ def to_results(
     return oks_nms(results, joint_set.sigmas, config.eval.nms, soft=config.eval.soft_nms)
 
 
-def needs_annotated_boxes(config: ConfigDict, what: str) -> None:
+def needs_annotated_boxes(config: Recipe, what: str) -> None:
     """Raises ValueError, naming `what` compares persons with predictions by `match_by_index`, if boxes are detected."""
     if config.eval.boxes != "gt":
         raise ValueError(
@@ -134,7 +134,7 @@ def summarise(
     source: Source,
     predictions: Mapping[str, Predictions],
     joint_set: JointSet,
-    config: ConfigDict,
+    config: Recipe,
     protocol: Mapping | None = None,
 ) -> tuple[dict, dict[str, list[dict]]]:
     """Evaluates every set of predictions and assembles the report that `eval.json` holds.
@@ -198,7 +198,7 @@ def summarise(
     return report, results
 
 
-def _detector_facts(source, config: ConfigDict) -> dict:
+def _detector_facts(source, config: Recipe) -> dict:
     return {
         "detections": config.data.val_detections,
         "detections_sha256": sha256(source.box_file),

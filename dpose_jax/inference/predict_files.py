@@ -100,14 +100,14 @@ def _predict_images(predictor, source, out, boxes, problems, strips) -> None:
             except (OSError, ValueError) as error:
                 problems.add(str(error))
 
-    def draw(item: Item, poses: Poses) -> None:
+    def draw_item(item: Item, poses: Poses) -> None:
         draw.write_png(os.path.join(folders["pictures"], f"{item.name}.png"), draw_poses(item.pixels, poses))
         if strips and len(poses):
             strip = draw_strip(predictor, item.pixels, poses.boxes[:STRIP_PERSONS])
             draw.write_png(os.path.join(folders["denoising"], f"{item.name}.png"), strip)
 
     file_names = dict(zip(ids, names, strict=True))
-    _predict_items(predictor, items(), len(paths), out, boxes, problems, draw, file_names)
+    _predict_items(predictor, items(), len(paths), out, boxes, problems, draw_item, file_names)
 
 
 def _predict_video(predictor, source, out, boxes, problems) -> None:
@@ -119,8 +119,8 @@ def _predict_video(predictor, source, out, boxes, problems) -> None:
     if reader.count:
         boxes.check(range(reader.count))
     with contextlib.closing(reader), contextlib.closing(writer):
-        draw = lambda item, poses: writer.add(draw_poses(item.pixels, poses, side=None))  # noqa: E731
-        read = _predict_items(predictor, frames, reader.count, out, boxes, problems, draw, {})
+        draw_item = lambda item, poses: writer.add(draw_poses(item.pixels, poses, side=None))  # noqa: E731
+        read = _predict_items(predictor, frames, reader.count, out, boxes, problems, draw_item, {})
         # A hundredth is forgiven, because some containers only estimate their number of frames.
         if read < 0.99 * reader.count - 1 or not read:
             problems.add(f"{source}: ends early, {read} of {reader.count} frames could be read")
@@ -139,7 +139,7 @@ def _predict_items(
     out: str,
     boxes: BoxSource,
     problems: Problems,
-    draw: Callable[[Item, Poses], None],
+    draw_item: Callable[[Item, Poses], None],
     file_names: dict[int, str],
 ) -> int:
     """Predicts, draws and lists every item, then writes results.json and images.json; the number of items."""
@@ -149,7 +149,7 @@ def _predict_items(
             chosen = [_usable_boxes(item, boxes, problems) for item in group]
             for item, poses in zip(group, predictor([item.pixels for item in group], chosen), strict=True):
                 kept = without_duplicates(predictor, poses)
-                draw(item, kept)
+                draw_item(item, kept)
                 results += to_results(item.id, kept)
                 height, width = item.pixels.shape[:2]
                 name = file_names.get(item.id, item.name)

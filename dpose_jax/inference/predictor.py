@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from dpose_jax.data import crop
 from dpose_jax.data.loader import crop_spec
@@ -20,7 +19,9 @@ from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import JointSet, Pair
+from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import model_folder
+from dpose_jax.workdir.compatibility import stored_recipe
 
 BATCH_SIZES = (1, 4, 16, 64)
 
@@ -94,7 +95,7 @@ class Predictor:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Recipe,
         variables,
         *,
         steps: int | None = None,
@@ -142,11 +143,9 @@ class Predictor:
           FileNotFoundError, ValueError: if there is no checkpoint, or an option is out of range.
         """
         # Here, because a model file needs no orbax.
-        from dpose_jax.workdir.checkpoints import read_variables, stored_config
+        from dpose_jax.workdir.checkpoints import read_variables
 
-        config = model_folder.config_of(stored_config(path))
-        variables, _ = read_variables(path)
-        return cls(config, variables, **options)
+        return cls(stored_recipe(path), read_variables(path).variables, **options)
 
     @classmethod
     def from_file(cls, path: str = model_folder.SHIPPED, **options) -> "Predictor":
@@ -305,14 +304,13 @@ class Predictor:
         )
 
 
-def _settings(config, steps: int | None, hypotheses: int, noise_time: int) -> SamplerSettings | None:
-    runs = sampler_settings(config)
+def _settings(recipe: Recipe, steps: int | None, hypotheses: int, noise_time: int) -> SamplerSettings | None:
     if steps == 0:
         return None
-    fewest = min(runs, key=lambda one: one.steps)
-    chosen = dataclasses.replace(fewest, steps=fewest.steps if steps is None else steps)
+    fewest = min(recipe.sampler.steps) if steps is None else steps
+    (chosen,) = sampler_settings(recipe.override({"sampler.steps": (fewest,)}).sampler)
     if hypotheses > 1 and chosen.start == "coarse":
-        chosen = noised_start(chosen, noise_time, config.diffusion.timesteps)
+        chosen = noised_start(chosen, noise_time, recipe.diffusion.timesteps)
     return chosen
 
 

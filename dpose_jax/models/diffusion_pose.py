@@ -11,36 +11,17 @@ import numpy as np
 from dpose_jax.diffusion.process import Schedule, q_sample, to_normalised
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
 from dpose_jax.models.hrnet import PRESETS, HRNet, HRNetSpec
-from dpose_jax.models.scca import CHANNEL_SCALES, SCCA, num_heads
+from dpose_jax.models.scca import SCCA, num_heads
 from dpose_jax.models.sgdd import SGDD
-from dpose_jax.pose import masks
 from dpose_jax.pose.codec import Codec
-from dpose_jax.pose.joint_sets import JointSet, get_joint_set
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.pose.masks import joint_mask, limb_mask
+from dpose_jax.recipe import Masks, Recipe
 
 IMAGE_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # ImageNet, RGB, 0..255
 IMAGE_STD = np.array([58.395, 57.12, 57.375], np.float32)
 FEATURE_STRIDE = 4
 DENOISER = ("attention", "merge", "decoder")  # the parts of the parameters that a plain HRNet lacks
-BATCH_NORMS = ("train", "frozen")
-REMATS = ("none", "blocks")
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskSettings:
-    """Which masks are drawn and how wide; units are pixels at 64 x 48 (see `rendering`)."""
-
-    keypoints: bool = True
-    skeleton: bool = True
-    radius: float = 6.0
-    half_width: float = 3.0
-    softness: float = 0.0
-
-    def __post_init__(self):
-        for field in ("radius", "half_width"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"masks.{field}={getattr(self, field)}: must be positive")
-        if self.softness < 0:
-            raise ValueError(f"masks.softness={self.softness}: must not be negative")
 
 
 class DiffusionPose(nn.Module):
@@ -55,7 +36,7 @@ class DiffusionPose(nn.Module):
 
     joint_set: JointSet
     codec: Codec
-    masks: MaskSettings
+    masks: Masks
     backbone: HRNetSpec
     head_dim: tuple[int, int] = (16, 32)
     window: int = 8
@@ -65,7 +46,6 @@ class DiffusionPose(nn.Module):
     decoder_channels: int = 64
     decoder_blocks: int = 2
     time_embedding: bool = False
-    residual: bool = False
     detach_coarse: bool = False
     batch_norm: str = "train"
     remat: str = "none"
@@ -86,7 +66,6 @@ class DiffusionPose(nn.Module):
             self.decoder_channels,
             self.decoder_blocks,
             self.time_embedding,
-            self.residual,
             self.dtype,
             remat,
         )
@@ -120,9 +99,9 @@ class DiffusionPose(nn.Module):
         ones = jnp.ones((y.shape[0], *size, 1), jnp.float32)
         kps, ske, soft = ones, ones, self.masks.softness
         if self.masks.keypoints:
-            kps = masks.joint_mask(keypoints, visible, size=size, radius=self.masks.radius, softness=soft)
+            kps = joint_mask(keypoints, visible, size=size, radius=self.masks.radius, softness=soft)
         if self.masks.skeleton:
-            ske = masks.limb_mask(
+            ske = limb_mask(
                 keypoints,
                 visible,
                 limbs=self.joint_set.limbs,
@@ -161,7 +140,6 @@ class DiffusionPose(nn.Module):
         t: jax.Array,
         noise: jax.Array,
         own: jax.Array | None,
-        unrolled: jax.Array | None = None,
         *,
         schedule: Schedule,
         train: bool,
@@ -173,8 +151,6 @@ class DiffusionPose(nn.Module):
           t: (B,) integer in 0..T; noise: (B, J, 2) standard normal.
           own: (B,) 1 where the decoder is fed the model's own coarse heatmaps and masks, as in sampling,
             instead of the noised joints; None for nowhere (ours).
-          unrolled: (B,) 1 where the decoder is fed, in place of those heatmaps, what it makes of them, without
-            gradient and with the same condition and t; None for nowhere (ours, after arXiv 2112.06749).
 
         Returns:
           y^_0^hm and the coarse heatmaps, both (B, H, W, J) float32.
@@ -191,9 +167,6 @@ class DiffusionPose(nn.Module):
             heatmaps = jnp.where(share[..., None] > 0, start, heatmaps)
             visible = jnp.where(own[:, None] > 0, 1.0, visible)
         condition = self.condition(features, y, visible)
-        if unrolled is not None:
-            once = jax.lax.stop_gradient(self.denoise(heatmaps, jax.lax.stop_gradient(condition), t))
-            heatmaps = jnp.where(unrolled[:, None, None, None] > 0, once, heatmaps)
         return self.denoise(heatmaps, condition, t), coarse
 
     def _to_heatmap_size(self, maps):
@@ -246,50 +219,46 @@ def sample_heatmaps(
     )
 
 
-def build_codec(config) -> Codec:
-    """The codec of a config: `input_size`, `stride` and `codec`."""
-    return Codec(tuple(config.input_size), config.stride, **config.codec.to_dict())
+def build_codec(recipe: Recipe) -> Codec:
+    """The codec of a recipe: `input_size`, `stride` and `codec`."""
+    codec = recipe.codec
+    return Codec(recipe.input_size, recipe.stride, codec.name, codec.refine, codec.sigma, codec.blur)
 
 
-def build_schedule(config) -> Schedule:
-    """The noise schedule of a config's `diffusion`."""
-    return Schedule(config.diffusion.schedule, config.diffusion.timesteps, config.diffusion.zeta)
+def build_schedule(recipe: Recipe) -> Schedule:
+    """The noise schedule of a recipe's `diffusion`."""
+    return Schedule(recipe.diffusion.schedule, recipe.diffusion.timesteps, recipe.diffusion.zeta)
 
 
-def build_model(config) -> DiffusionPose:
-    """The network of a config.
+def build_model(recipe: Recipe) -> DiffusionPose:
+    """The network of a recipe.
 
     Raises:
-      ValueError: if a field of `joint_set`, `input_size`, `codec`, `masks` or `model` is out of range; names it.
+      ValueError: if `model.backbone` is unknown, or no `model.head_dim` divides its width; names the field.
     """
-    fields = config.model.to_dict()
-    preset, width = fields.pop("backbone"), fields.pop("width")
-    del fields["pretrained"]  # where a run starts, not what the model is
-    if preset not in PRESETS:
-        raise ValueError(f"model.backbone={preset!r}: must be one of {sorted(PRESETS)}")
-    size = tuple(config.input_size)
-    if len(size) != 2 or any(side < 1 or side % 32 for side in size):
-        raise ValueError(f"input_size={size}: must be (height, width), for HRNet positive multiples of 32")
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if fields["dtype"] not in dtypes:
-        raise ValueError(f"model.dtype={fields['dtype']!r}: must be one of {sorted(dtypes)}")
-    for name, values in (("batch_norm", BATCH_NORMS), ("remat", REMATS), ("channel_scale", CHANNEL_SCALES)):
-        if fields[name] not in values:
-            raise ValueError(f"model.{name}={fields[name]!r}: must be one of {values}")
-    sizes = {"width": PRESETS[preset].width if width is None else width} | fields
-    for name in ("width", "window", "decoder_channels", "decoder_blocks"):
-        if sizes[name] < 1:
-            raise ValueError(f"model.{name}={sizes[name]}: must be at least 1")
-    if fields["time_embedding"] and fields["decoder_channels"] % 2:
-        raise ValueError(f"model.decoder_channels={fields['decoder_channels']}: must be even with model.time_embedding")
-    spec = PRESETS[preset] if width is None else dataclasses.replace(PRESETS[preset], width=width)
-    fields |= {"dtype": dtypes[fields["dtype"]], "head_dim": tuple(fields["head_dim"])}
-    if fields["spatial_attention"] or fields["channel_attention"]:
-        num_heads(spec.width, fields["head_dim"])
+    model = recipe.model
+    if model.backbone not in PRESETS:
+        raise ValueError(f"model.backbone={model.backbone!r}: must be one of {sorted(PRESETS)}")
+    spec = PRESETS[model.backbone]
+    if model.width is not None:
+        spec = dataclasses.replace(spec, width=model.width)
+    if model.spatial_attention or model.channel_attention:
+        num_heads(spec.width, model.head_dim)
     return DiffusionPose(
-        joint_set=get_joint_set(config.joint_set),
-        codec=build_codec(config),
-        masks=MaskSettings(**config.masks.to_dict()),
+        joint_set=recipe.joints,
+        codec=build_codec(recipe),
+        masks=recipe.masks,
         backbone=spec,
-        **fields,
+        head_dim=model.head_dim,
+        window=model.window,
+        spatial_attention=model.spatial_attention,
+        channel_attention=model.channel_attention,
+        channel_scale=model.channel_scale,
+        decoder_channels=model.decoder_channels,
+        decoder_blocks=model.decoder_blocks,
+        time_embedding=model.time_embedding,
+        detach_coarse=model.detach_coarse,
+        batch_norm=model.batch_norm,
+        remat=model.remat,
+        dtype={"float32": jnp.float32, "bfloat16": jnp.bfloat16}[model.dtype],
     )

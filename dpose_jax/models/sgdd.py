@@ -52,7 +52,6 @@ class SGDD(nn.Module):
       channels: C.
       blocks: residual blocks a level, on the way down and on the way up.
       time_embedding: whether D sees t (the paper writes D without it).
-      residual: whether D predicts the change of y_t^hm instead of y_0^hm itself (ours).
       remat: whether the backward pass computes the inside of each residual block again instead of keeping it.
     """
 
@@ -60,7 +59,6 @@ class SGDD(nn.Module):
     channels: int = 64
     blocks: int = 2
     time_embedding: bool = False
-    residual: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -97,4 +95,4 @@ class SGDD(nn.Module):
             x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
         x = _norm_silu(x, self.dtype, "norm")
         out = nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
-        return heatmaps + out if self.residual else out
+        return out

@@ -34,21 +34,6 @@ class Codec:
     sigma: float = 2.0
     blur: int = 11
 
-    def __post_init__(self):
-        height, width = self.input_size
-        if self.stride not in (1, 2, 4, 8):
-            raise ValueError(f"stride={self.stride}: must be 1, 2, 4 or 8")
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"input_size={self.input_size}: both sides must be multiples of stride={self.stride}")
-        if self.name not in CODECS:
-            raise ValueError(f"codec.name={self.name!r}: must be one of {CODECS}")
-        if self.refine not in REFINEMENTS:
-            raise ValueError(f"codec.refine={self.refine!r}: must be one of {REFINEMENTS}")
-        if not self.sigma > 0:
-            raise ValueError(f"codec.sigma={self.sigma}: must be positive")
-        if self.blur < 1 or self.blur % 2 == 0:
-            raise ValueError(f"codec.blur={self.blur}: must be odd and at least 1")
-
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the heatmaps."""

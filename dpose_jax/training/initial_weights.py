@@ -9,7 +9,8 @@ from dpose_jax.models.weights.hrnet_keys import fill, from_own, from_published
 from dpose_jax.pose.joint_sets import get_joint_set
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import files, model_folder
-from dpose_jax.workdir.checkpoints import read_variables, stored_config
+from dpose_jax.workdir.checkpoints import read_variables
+from dpose_jax.workdir.compatibility import stored_recipe
 
 RANDOM = ("none", "")
 
@@ -45,7 +46,7 @@ def _of_folder(folder: str, config):
         stored, variables, facts = model_folder.load(folder)
         joints, step = get_joint_set(stored.joint_set).joints, facts["trained"].get("step")
     else:
-        joints = tuple(stored_config(folder)["joint_set_facts"]["joints"])
-        variables, step = read_variables(folder)
+        joints, restored = stored_recipe(folder).joints.joints, read_variables(folder)
+        variables, step = restored.variables, restored.step
     same = joints == get_joint_set(config.joint_set).joints
     return from_own(variables, same_joints=same), f"{folder} (step {step})"

@@ -18,13 +18,13 @@ from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.fields import check_fields
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
-from dpose_jax.training.state import TrainState, count_parameters, denoiser_start, initial_state, make_optimizer
+from dpose_jax.training.state import TrainState, count_parameters, initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 
@@ -35,7 +35,7 @@ DRY_RUN_STEPS = 3
 class Run:
     """What a run is made of, checked before anything is compiled."""
 
-    config: Any
+    config: Recipe
     mesh: jax.sharding.Mesh
     source: Source
     data: Any
@@ -61,7 +61,7 @@ def shown_report(source: Source) -> str:
     return ", ".join(f"{name} {count}" for name, count in source.report().items() if count)
 
 
-def prepare(config, *, resumes: bool = False) -> Run:
+def prepare(config: Recipe, *, resumes: bool = False) -> Run:
     """Builds a run at step 0 from a config.
 
     Args:
@@ -71,10 +71,9 @@ def prepare(config, *, resumes: bool = False) -> Run:
       ValueError, FileNotFoundError: if the config, the data or the pretrained weights break a rule; names the field or
         file.
     """
-    check_fields(config)
     mesh = sharding.make_mesh()
     sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
-    model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config)
+    model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config.optim, config.train)
     make_step = functools.partial(
         make_train_step, config, schedule=schedule, optimizer=optimizer, gather=sharding.gather(mesh)
     )
@@ -85,10 +84,10 @@ def prepare(config, *, resumes: bool = False) -> Run:
     state = initial_state(variables, optimizer)
     places = sharding.state_sharding(mesh, state, fsdp=config.train.fsdp)
     state = jax.device_put(state, places)
-    held, alone, total = config.optim.freeze_backbone_steps, denoiser_start(config), config.train.steps
+    held, total = config.optim.freeze_backbone_steps, config.train.steps
     phases = [
-        (last, jit_step(make_step(model.clone(freeze_backbone=last <= held), denoises=last > alone), mesh, places))
-        for last in sorted({min(held, total), alone, total} - {0})
+        (last, jit_step(make_step(model.clone(freeze_backbone=last <= held)), mesh, places))
+        for last in sorted({min(held, total), total} - {0})
     ]
     # By a program, since device_put takes no typed key to the devices of other hosts.
     key = jax.jit(jax.random.key, static_argnums=0, out_shardings=sharding.replicated(mesh))(config.seed)
@@ -105,7 +104,7 @@ def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
     )
 
 
-def train(config, workdir: str) -> None:
+def train(config: Recipe, workdir: str) -> None:
     """Trains to `config.train.steps`, from the newest checkpoint of `workdir` if there is one.
 
     Writes checkpoints/, config.json, metrics.jsonl and tensorboard/ into `workdir`; of several processes the first
@@ -197,7 +196,7 @@ def _save(checkpoints: Checkpoints, log: StepLog, step: int, state, data, evalua
     return ap
 
 
-def dry_run(config, workdir: str) -> None:
+def dry_run(config: Recipe, workdir: str) -> None:
     """Checks config, data and workdir, runs a few batches, prints what the run will need, and stops.
 
     Nothing is written. The first process prints parameters, memory of the compiled step, examples a second (reading

@@ -1,6 +1,5 @@
 """The train state and its optimizer, built from a config."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -9,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dpose_jax.models.diffusion_pose import DENOISER
-
-SCHEDULES = ("step", "cosine")
+from dpose_jax.recipe import Optim, Train
 
 
 @flax.struct.dataclass
@@ -76,93 +73,56 @@ def evaluated_variables(state: TrainState, *, ema: bool) -> tuple[dict, bool]:
     return average or {"params": state.params, "batch_stats": state.batch_stats}, average is not None
 
 
-def learning_rate(config) -> optax.Schedule:
+def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
     """Warm-up from 0, then `step` (x 0.1 at each share of `decay_at`) or `cosine` to 0.
 
     With `optim.base_batch` the rate is linear in the batch: `learning_rate` x `train.batch_size` / `base_batch`.
-
-    Raises:
-      ValueError: if a field of `config.optim` is out of range.
     """
-    optim, steps = config.optim, config.train.steps
-    if optim.schedule not in SCHEDULES:
-        raise ValueError(f"optim.schedule={optim.schedule!r}: must be one of {SCHEDULES}")
-    if not optim.learning_rate > 0:
-        raise ValueError(f"optim.learning_rate={optim.learning_rate}: must be positive")
-    if not all(0 < share < 1 for share in optim.decay_at):
-        raise ValueError(f"optim.decay_at={optim.decay_at}: must be shares of the run, each in (0, 1)")
-    if optim.base_batch < 0:
-        raise ValueError(f"optim.base_batch={optim.base_batch}: must be positive, or 0 for no scaling")
-    if not 0 <= optim.warmup_steps < steps:
-        raise ValueError(f"optim.warmup_steps={optim.warmup_steps}: must lie in [0, train.steps={steps})")
-    after = steps - optim.warmup_steps
-    peak = optim.learning_rate * (config.train.batch_size / optim.base_batch if optim.base_batch else 1)
+    after = train.steps - optim.warmup_steps
+    peak = optim.learning_rate * (train.batch_size / optim.base_batch if optim.base_batch else 1)
     if optim.schedule == "cosine":
         main = optax.cosine_decay_schedule(peak, after)
     else:
-        drops = {round(share * steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
+        drops = {round(share * train.steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
         main = optax.piecewise_constant_schedule(peak, drops)
     warmup = optax.linear_schedule(0.0, peak, max(optim.warmup_steps, 1))
     return optax.join_schedules([warmup, main], [optim.warmup_steps]) if optim.warmup_steps else main
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(optim: Optim, train: Train) -> optax.GradientTransformation:
     """Clipping, Adam, decoupled weight decay on kernels, the learning rate, the moving averages.
 
     Its `update` takes `batch_stats` beside the parameters.
-
-    Raises:
-      ValueError: if a field of `config.optim` is out of range.
     """
-    optim = config.optim
-    for field in ("clip_norm", "weight_decay", "freeze_backbone_steps"):
-        if getattr(optim, field) < 0:
-            raise ValueError(f"optim.{field}={getattr(optim, field)}: must not be negative")
-    for field in ("ema", "denoiser_from"):
-        if not 0 <= getattr(optim, field) < 1:
-            raise ValueError(f"optim.{field}={getattr(optim, field)}: must lie in [0, 1)")
 
     def kernels(params):
         return jax.tree.map(lambda p: p.ndim > 1, params)
 
-    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     direction = [optax.scale_by_adam()]
     if optim.weight_decay:
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
-    # By what is on, even for no steps: the stored state must not depend on the length of the run.
-    held = {"hrnet": optim.freeze_backbone_steps} if optim.freeze_backbone_steps else {}
-    if optim.denoiser_from:
-        held |= dict.fromkeys(DENOISER, denoiser_start(config))
-    if held:
-        direction = [hold_parts(optax.chain(*direction), held)]
-    parts += direction
-    parts.append(optax.scale_by_learning_rate(learning_rate(config)))
+    if optim.freeze_backbone_steps:
+        direction = [frozen_until(optim.freeze_backbone_steps, "hrnet", optax.chain(*direction))]
+    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    parts += [*direction, optax.scale_by_learning_rate(learning_rate(optim, train))]
     if optim.ema:
         parts.append(average_variables(optim.ema))
     return optax.with_extra_args_support(optax.chain(*parts))
 
 
-def denoiser_start(config) -> int:
-    """How many steps HRNet and its coarse branch are trained alone: `optim.denoiser_from` of the run (ours)."""
-    return int(config.optim.denoiser_from * config.train.steps)
+def frozen_until(update: int, name: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, which leaves the part `name` of the parameters, and what it knows of it, alone before an update.
 
-
-def hold_parts(inner: optax.GradientTransformation, steps: Mapping[str, int]) -> optax.GradientTransformation:
-    """`inner`, which leaves some parts of the parameters, and what it knows of them, alone at first.
-
-    After them Adam starts for a part as at a first step: neither its moments nor its bias correction have seen the
-    updates without a gradient.
-
-    Args:
-      steps: how many updates to hold a part for, by its name at the top of the tree; other parts are not held.
+    From there Adam starts for it as at a first step: neither its moments nor its bias correction have seen the updates
+    without a gradient.
     """
-    # Named by part, so that a run that is resumed with other numbers of steps finds its state.
-    held = {name: optax.conditionally_mask(inner, lambda update, n=n: update >= n) for name, n in steps.items()}
+    later = optax.conditionally_mask(inner, lambda count: count >= update)
 
-    def parts(params):
-        return {name: name if name in steps else "free" for name in params}
+    def labels(params):
+        return {part: name if part == name else "free" for part in params}
 
-    return optax.partition({"free": inner} | held, parts)
+    # Labelled by part, so that a run that is resumed with another number of steps finds its state.
+    return optax.partition({"free": inner, name: later}, labels)
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:

@@ -9,10 +9,11 @@ import optax
 
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
+from dpose_jax.recipe import Recipe
 from dpose_jax.training.state import TrainState, learning_rate
 
 LOSS_TERMS = ("loss_diffusion", "loss_coarse")
-INPUTS = ("image", "keypoints", "visible", "t", "noise", "own", "unrolled")  # of the model, in its order
+INPUTS = ("image", "keypoints", "visible", "t", "noise", "own")  # of the model, in its order
 
 
 def heatmap_loss(
@@ -40,13 +41,15 @@ def split_batch(batch: Any, parts: int) -> Any:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
 
-def draw_inputs(config, step: jax.Array, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array | None]:
+def draw_inputs(
+    config: Recipe, step: jax.Array, batch: dict[str, jax.Array], key: jax.Array
+) -> dict[str, jax.Array | None]:
     """The model's INPUTS of one step: from the batch, and drawn by the key and the step alone.
 
     Returns:
-      leaves of leading axis B; `own` and `unrolled` are None where their share is 0.
+      leaves of leading axis B; `own` is None where its share is 0.
     """
-    keys = jax.random.split(jax.random.fold_in(key, step), 4)
+    keys = jax.random.split(jax.random.fold_in(key, step), 3)
     low, high = config.diffusion.t_range
     count = batch["visible"].shape[0]
 
@@ -60,17 +63,15 @@ def draw_inputs(config, step: jax.Array, batch: dict[str, jax.Array], key: jax.A
         "t": jax.random.randint(keys[0], (count,), low, high + 1),
         "noise": jax.random.normal(keys[1], batch["keypoints"].shape),
         "own": chosen(keys[2], config.diffusion.own_share),
-        "unrolled": chosen(keys[3], config.diffusion.unroll_share),
     }
 
 
 def make_train_step(
-    config,
+    config: Recipe,
     model: DiffusionPose,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     gather: Callable[[Any], Any] = lambda variables: variables,
-    denoises: bool = True,
 ) -> Callable:
     """Builds `(state, batch, key) -> (state, metrics)`, a pure function to be jitted with shardings.
 
@@ -79,7 +80,7 @@ def make_train_step(
     `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that every host
     learns of every host's.
 
-    With `loss.diffusion` = 0, or without `denoises`, this is a plain HRNet with its coarse branch: the denoiser is
+    With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is
     neither run nor trained, and `loss_diffusion` is 0.
 
     With `train.accumulate` = A the batch is worked off in A parts, one after the other: loss and gradient are those
@@ -88,19 +89,9 @@ def make_train_step(
     Args:
       gather: makes parameters and statistics whole where a state is split over devices (`parallel.gather`); the
         optimizer works on the split ones.
-
-    Raises:
-      ValueError: if `diffusion.t_range`, `own_share` or `unroll_share` is out of range.
     """
-    low, high = config.diffusion.t_range
-    if not 1 <= low <= high <= schedule.timesteps:
-        raise ValueError(f"diffusion.t_range={(low, high)}: must be 1 <= low <= high <= T = {schedule.timesteps}")
-    for name in ("own_share", "unroll_share"):
-        share = config.diffusion[name]
-        if not 0 <= share <= 1:
-            raise ValueError(f"diffusion.{name}={share}: must lie in [0, 1]")
-    parts, rate = config.train.accumulate, learning_rate(config)
-    gradient_of = jax.value_and_grad(_make_loss(config, model, schedule, denoises), has_aux=True)
+    parts, rate = config.train.accumulate, learning_rate(config.optim, config.train)
+    gradient_of = jax.value_and_grad(_make_loss(config, model, schedule), has_aux=True)
 
     def train_step(
         state: TrainState, batch: dict[str, jax.Array], key: jax.Array
@@ -129,9 +120,9 @@ def make_train_step(
     return train_step
 
 
-def _make_loss(config, model: DiffusionPose, schedule: Schedule, denoises: bool) -> Callable:
+def _make_loss(config: Recipe, model: DiffusionPose, schedule: Schedule) -> Callable:
     """Builds `(params, batch_stats, rows, labelled) -> (loss, (terms, batch_stats))`; rows are of `draw_inputs`."""
-    weights = dict(zip(LOSS_TERMS, (config.loss.diffusion * denoises, config.loss.coarse), strict=True))
+    weights = dict(zip(LOSS_TERMS, (config.loss.diffusion, config.loss.coarse), strict=True))
 
     def outputs_of(variables, rows):
         """The outputs by LOSS_TERMS, and the new statistics; without weight the denoiser is left out, at no cost."""

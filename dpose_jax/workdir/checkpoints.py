@@ -1,8 +1,7 @@
-"""Checkpoints of state and data position, and the config that a workdir belongs to. The one file that knows orbax."""
+"""Checkpoints of state and data position, and the recipe that a workdir belongs to. The one file that knows orbax."""
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -13,18 +12,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dpose_jax.models.hrnet import PRESETS
-from dpose_jax.pose.joint_sets import get_joint_set
-from dpose_jax.training.state import TrainState
+from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import files
+from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
 
-CONFIG_FILE = "config.json"
 FORMAT = 1  # of a checkpoint: what is stored, under which names; versions that stored none wrote 1
-# Fields that decide which parameters there are and what they mean, as do `masks` and `model` but for FREE_MODEL_FIELDS.
-STRUCTURE = ("joint_set", "input_size", "stride", "codec.name", "codec.sigma", "crop.warp", "diffusion.zeta")
-FREE_MODEL_FIELDS = ("dtype", "detach_coarse", "batch_norm", "remat", "pretrained")
-# Each is there or not, which shows in the stored state.
-OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "denoiser_from", "freeze_backbone_steps")
 
 
 class Checkpoints:
@@ -68,7 +60,7 @@ class Checkpoints:
         step = self._manager.best_step()
         return step if step is not None and self.evaluated(step) else None
 
-    def save(self, step: int, state: TrainState, data: grain.DatasetIterator, ap: float | None = None) -> None:
+    def save(self, step: int, state: Any, data: grain.DatasetIterator, ap: float | None = None) -> None:
         """Saves state and data position as checkpoint `step`, with its AP if known; does nothing if there is one.
 
         Raises:
@@ -94,9 +86,7 @@ class Checkpoints:
             writer.save(folder, args=ocp.args.JsonSave({"AP": ap}), force=True)
         self._manager.reload()
 
-    def restore(
-        self, abstract: TrainState, data: grain.DatasetIterator | None = None, step: int | None = None
-    ) -> TrainState:
+    def restore(self, abstract: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
         """The state of `step`, by default the newest, laid out as `abstract` (shapes, dtypes and today's shardings).
 
         Args:
@@ -152,16 +142,38 @@ def holds_checkpoint(workdir: str) -> bool:
         return folder.exists() and ocp.utils.any_checkpoint_step(folder) is not None
 
 
-def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
-    """`params` and `batch_stats` of the newest checkpoint as numpy arrays, whatever its model, and its step.
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint predicts with.
 
-    They are what an evaluation uses: the moving averages where there are any, unless the run had `eval.ema=False`.
+    Attributes:
+      variables: `params` and `batch_stats`, numpy arrays.
+      step: of the checkpoint; averaged: whether they are its moving averages; seed: of the run.
+    """
+
+    variables: dict[str, Any]
+    step: int
+    averaged: bool
+    seed: int
+
+
+def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None) -> Restored:
+    """The parameters of a checkpoint, whatever its model; nothing of its optimizer is read but the moving averages.
+
+    Args:
+      which: `last`, or `best`: the highest AP of the evaluations during training.
+      ema: whether to take the moving averages where there are any; None: as the run's `eval.ema`.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint.
+      FileNotFoundError: if there is no such checkpoint.
     """
+    recipe = stored_recipe(workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.latest
+        step = checkpoints.best if which == "best" else checkpoints.latest
+    if step is None and which == "best" and checkpoints.latest is not None:
+        raise FileNotFoundError(
+            f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
+        )
     if step is None:
         raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
     path = os.path.join(checkpoints.folder, str(step), "state")
@@ -171,25 +183,27 @@ def read_variables(workdir: str) -> tuple[dict[str, Any], int]:
     )
     state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     averages = [part for part in state["opt_state"] if part and "updates" in part]
-    source = averages[0] if averages and stored_config(workdir)["eval"].get("ema", True) else state
-    return {name: source[name] for name in ("params", "batch_stats")}, step
+    averaged = bool(averages) and (recipe.eval.ema if ema is None else ema)
+    source = averages[0] if averaged else state
+    return Restored({name: source[name] for name in ("params", "batch_stats")}, step, averaged, recipe.seed)
 
 
-def claim_workdir(config, workdir: str) -> None:
-    """Writes the config into `workdir`, after `check_workdir` for training, and raises what that does."""
-    check_workdir(config, workdir, training=True)
-    files.write_json(os.path.join(workdir, CONFIG_FILE), _as_stored(config))
+def claim_workdir(recipe: Recipe, workdir: str) -> None:
+    """Writes the recipe into `workdir`, after `check_workdir` for training, and raises what that does."""
+    check_workdir(recipe, workdir, training=True)
+    files.write_json(os.path.join(workdir, CONFIG_FILE), as_stored(recipe))
 
 
-def check_workdir(config, workdir: str, *, training: bool = False) -> None:
-    """Checks that the checkpoints in `workdir`, if there are any, are of the model and optimizer of `config`.
+def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> None:
+    """Checks that the checkpoints in `workdir`, if there are any, are of the model of `recipe`.
 
     Args:
-      training: whether they are to be trained on, for which the seed, of the order of the data, has to be the same too.
+      training: whether they are to be trained on, for which the parts of the optimizer and the seed, of the order of
+        the data, have to be the same too.
 
     Raises:
       ValueError: if they are not; names each field that differs.
-      FileNotFoundError: if there are checkpoints but no config beside them.
+      FileNotFoundError: if there are checkpoints but no recipe beside them.
       NotADirectoryError, PermissionError: if `workdir` is a file, or cannot be written.
       OSError: if it is in a bucket that cannot be reached, or must not be.
     """
@@ -197,13 +211,10 @@ def check_workdir(config, workdir: str, *, training: bool = False) -> None:
         _check_folder(workdir)
     if not holds_checkpoint(workdir):
         return
-    compared = (*STRUCTURE, "seed") if training else STRUCTURE
-    ours, theirs = (_structure(stored, compared) for stored in (_as_stored(config), stored_config(workdir)))
-    different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    different = differences(recipe, stored_recipe(workdir), training=training)
     if different:
-        lines = [f"  {name}: {theirs.get(name)} there, {ours.get(name)} in the config" for name in different]
-        head = f"workdir {workdir!r} holds the checkpoint of another model, optimizer or seed:"
-        raise ValueError("\n".join([head, *lines]))
+        what = "another model, optimizer or seed" if training else "another model"
+        raise ValueError("\n  ".join([f"workdir {workdir!r} holds the checkpoint of {what}:", *different]))
 
 
 def _check_folder(workdir: str) -> None:
@@ -214,37 +225,3 @@ def _check_folder(workdir: str) -> None:
         parent = os.path.dirname(parent)
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
-
-
-def stored_config(workdir: str) -> dict:
-    """The config that `workdir` was trained with, as JSON, with its joint set written out under `joint_set_facts`.
-
-    Raises:
-      FileNotFoundError: if there is none.
-    """
-    path = os.path.join(workdir, CONFIG_FILE)
-    if not files.exists(path):
-        raise FileNotFoundError(f"{path}: missing; it says what the checkpoints beside it are")
-    return json.loads(files.read_text(path))
-
-
-def _as_stored(config) -> dict:
-    facts = dataclasses.asdict(get_joint_set(config.joint_set))
-    # Through JSON, where tuples are lists, so that it compares equal to what is read back.
-    return json.loads(json.dumps(json.loads(config.to_json_best_effort()) | {"joint_set_facts": facts}))
-
-
-def _structure(config: dict, names: tuple[str, ...]) -> dict:
-    fields: dict[str, Any] = {}
-    for name in names:
-        value: Any = config
-        for part in name.split("."):
-            value = value.get(part)
-        fields[name] = value
-    # The facts count, not where they come from: a file may move, and its content may change.
-    fields["joint_set"] = {key: value for key, value in config["joint_set_facts"].items() if key != "name"}
-    model = {f"model.{name}": value for name, value in config["model"].items() if name not in FREE_MODEL_FIELDS}
-    model["model.width"] = model["model.width"] or PRESETS[model["model.backbone"]].width
-    masks = {f"masks.{name}": value for name, value in config["masks"].items()}
-    optimizer = {f"optim.{name}": "on" if config["optim"].get(name) else "off" for name in OPTIMIZER_PARTS}
-    return fields | model | masks | optimizer

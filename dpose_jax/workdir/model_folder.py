@@ -9,11 +9,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.pose import joint_sets
+from dpose_jax.recipe import Recipe
+from dpose_jax.workdir.compatibility import as_stored, from_stored
 from dpose_jax.workdir.files import read_json, write_bytes, write_json
 
 WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
@@ -22,49 +22,32 @@ FORMAT = 1
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
 
 
-def config_of(stored: Mapping) -> ConfigDict:
-    """The config that a workdir or model file stores, with its joint set as written there, not looked up anew.
-
-    Args:
-      stored: what `checkpoints.stored_config` reads.
-
-    Raises:
-      ValueError: if it holds no joint set.
-    """
-    facts = stored.get("joint_set_facts")
-    if not isinstance(facts, Mapping):
-        raise ValueError("config: holds no joint_set_facts, so it is not a stored config")
-    fields = {key: _with_tuples(value) for key, value in stored.items() if key != "joint_set_facts"}
-    return ConfigDict(fields | {"joint_set": joint_sets.from_facts(facts)})
-
-
-def _with_tuples(value):
-    if isinstance(value, Mapping):
-        return {key: _with_tuples(part) for key, part in value.items()}
-    return tuple(_with_tuples(part) for part in value) if isinstance(value, list) else value
-
-
-def save(folder: str, variables: Mapping, stored: Mapping, **trained) -> None:
+def save(folder: str, variables: Mapping, recipe: Recipe, **trained) -> None:
     """Writes model.safetensors and model.json into `folder`, each whole or absent.
 
     Args:
       variables: `params` and `batch_stats`.
-      stored: the config as `checkpoints.stored_config` reads it.
+      recipe: of the model.
       trained: further facts, with JSON values (the step).
     """
     flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
     data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})
-    facts = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "trained": trained, "config": dict(stored)}
+    facts = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "trained": trained,
+        "config": as_stored(recipe),
+    }
     write_bytes(os.path.join(folder, WEIGHTS_FILE), data)
     # Last, so that a folder with both belongs together: the checksum tells a pair that does not.
     write_json(os.path.join(folder, FACTS_FILE), facts)
 
 
-def load(path: str) -> tuple[ConfigDict, dict, dict]:
+def load(path: str) -> tuple[Recipe, dict, dict]:
     """Reads a folder that `save` wrote; `path` is the folder or its model.safetensors.
 
     Returns:
-      config, variables (numpy) and the facts of model.json.
+      recipe, variables (numpy) and the facts of model.json.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -85,14 +68,14 @@ def load(path: str) -> tuple[ConfigDict, dict, dict]:
         flat = safetensors.numpy.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{weights_path}: no safetensors file: {error}") from error
+    recipe = from_stored(facts["config"], facts_path)
     try:
-        config = config_of(facts["config"])
-        model = build_model(config)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        model = build_model(recipe)
+    except ValueError as error:
         raise ValueError(f"{facts_path}: {error}") from error
     expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
     check_tensors(weights_path, flat, expected)
-    return config, traverse_util.unflatten_dict(flat, sep="/"), facts
+    return recipe, traverse_util.unflatten_dict(flat, sep="/"), facts
 
 
 def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:

@@ -3,11 +3,11 @@
 import dataclasses
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from dpose_jax.data.crop import CropSpec, half_body_view, padded_view
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Recipe
 
 # Bilinear sampling reads the next pixel too; one more for the rounding of sampling positions.
 _BORDER = 2
@@ -38,7 +38,7 @@ class Margin:
     upper_body: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: ConfigDict, joint_set: JointSet, *, training: bool) -> "Margin":
+    def of(cls, config: Recipe, joint_set: JointSet, *, training: bool) -> "Margin":
         """The margin of a recipe; without training that of the plain crop."""
         augment = config.augment
         height, width = config.input_size

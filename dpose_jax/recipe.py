@@ -1,0 +1,318 @@
+"""The recipe of a run: every field with its default, its unit and its range. Frozen and typed.
+
+The defaults are HRNet's top-down recipe (Sun et al., CVPR 2019) around DiffusionPose (arXiv 2306.17074), for one data
+set in COCO's format, where a comment names no other source. Fields marked (ours) are not given in the paper. Files of
+configs/ and `--config.x=y` set the fields by the same names.
+
+Sizes are (height, width) in pixels; probabilities and shares lie in [0, 1].
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ml_collections import ConfigDict, config_dict
+
+from dpose_jax.pose.joint_sets import JointSet, get_joint_set
+from dpose_jax.typed_fields import (
+    Section,
+    at_least,
+    below_one,
+    choice,
+    fail,
+    hints,
+    is_section,
+    positive,
+    random_seed,
+    share,
+)
+
+
+@dataclass(frozen=True)
+class Synthetic(Section):
+    """Drawn people: `data.source` "synthetic"."""
+
+    PREFIX: ClassVar[str] = "data.synthetic."
+    train_images: int = at_least(1, 8192)
+    val_images: int = at_least(1, 256)
+    difficulty: float = share(0.5)  # 0: one whole person, plain ground; 1: crowds and clutter
+    seed: int = random_seed()
+
+
+@dataclass(frozen=True)
+class Data(Section):
+    """Where persons come from."""
+
+    PREFIX: ClassVar[str] = "data."
+    source: str = choice("folder", "full", "crops", "synthetic")  # full, crops: records of dpose_jax.data.build
+    set: str = "coco"  # the folder under $DPOSE_DATA when root is not given
+    root: str | None = None  # the folder of one data set
+    train_annotations: str = "annotations/person_keypoints_train2017.json"
+    train_images: str = "train2017"
+    val_annotations: str = "annotations/person_keypoints_val2017.json"
+    val_images: str = "val2017"
+    val_detections: str | None = None  # boxes of a detector, under root
+    use_area: bool = True  # OKS scale: the annotation's area, or 0.53 w h of its box
+    max_bad_share: float = share(0.01)  # of records that may be unreadable before the run stops
+    workers: int = at_least(0, 2)  # Grain worker processes; 0 reads in the main process
+    synthetic: Synthetic = field(default_factory=Synthetic)
+
+    def annotations(self, split: str) -> str:
+        """The annotation file of split `train` or `val`, under root."""
+        return {"train": self.train_annotations, "val": self.val_annotations}[split]
+
+    def images(self, split: str) -> str:
+        """The image folder of split `train` or `val`, under root."""
+        return {"train": self.train_images, "val": self.val_images}[split]
+
+
+@dataclass(frozen=True)
+class Crop(Section):
+    """How a box becomes a crop."""
+
+    PREFIX: ClassVar[str] = "crop."
+    padding: float = positive(1.25)  # of the box, around its centre
+    warp: str = choice("unbiased", "rounded")  # unbiased (UDP, arXiv 1911.07524) or rounded (HRNet) (ours)
+
+
+@dataclass(frozen=True)
+class Augment(Section):
+    """The random part of a training crop."""
+
+    PREFIX: ClassVar[str] = "augment."
+    flip: float = share(0.5)
+    scale: float = below_one(0.35)  # the crop's size is multiplied by clip(1 + scale N(0, 1), 1 - scale, 1 + scale)
+    rotation: float = at_least(0, 45.0)  # degrees: clip(rotation N(0, 1), -2 rotation, 2 rotation)
+    rotation_prob: float = share(0.6)
+    half_body: float = share(0.3)
+    half_body_min_joints: int = at_least(0, 8)  # applied when more joints than this are labelled
+    half_body_upper: float = share(0.7)  # half bodies meant to be the upper half; HRNet's code makes it .69
+    shift: float = at_least(0, 0.0)  # of the centre, uniform, in units of the box side (ours)
+    color: float = below_one(0.0)  # brightness, contrast and saturation: each times a factor in 1 +- color (ours)
+
+
+@dataclass(frozen=True)
+class Codec(Section):
+    """How joints become heatmaps and heatmaps joints: what the paper does not say."""
+
+    PREFIX: ClassVar[str] = "codec."
+    name: str = choice("unbiased", "rounded")  # unbiased (sub-pixel centres) or rounded (HRNet) (ours)
+    refine: str = choice("dark", "quarter", "none")  # (ours)
+    sigma: float = positive(2.0)  # of the Gaussians, heatmap px (ours)
+    blur: int = at_least(1, 11)  # DARK's smoothing kernel, heatmap px, odd; 1 turns it off (ours)
+    # How far off the crop a joint may lie and keep its label, in sigmas: 3 in HRNet's code (ours).
+    label_margin: float = at_least(0, 0.0)
+
+    def check(self) -> None:
+        if self.blur % 2 == 0:
+            fail("codec.blur", self.blur, "be odd")
+
+
+@dataclass(frozen=True)
+class Diffusion(Section):
+    """The forward process, and what the denoiser is trained on."""
+
+    PREFIX: ClassVar[str] = "diffusion."
+    timesteps: int = at_least(1, 1000)  # T (ours, after DDPM)
+    schedule: str = choice("cosine", "linear")  # (ours, after improved DDPM)
+    zeta: float = positive(2.0)  # signal scale (ours; the sweep is 1, 2, 5, 10)
+    t_range: tuple[int, int] = (1, 300)  # t is uniform over this closed range in training (ours; the paper: 1 to T)
+    own_share: float = share(0.5)  # of examples, fed the model's own coarse heatmaps (ours; the paper: 0)
+
+    def check(self) -> None:
+        low, high = self.t_range
+        if not 1 <= low <= high <= self.timesteps:
+            fail("diffusion.t_range", self.t_range, f"be 1 <= low <= high <= T = {self.timesteps}")
+
+
+@dataclass(frozen=True)
+class Masks(Section):
+    """M^kps and M^ske, and how wide they are: pixels at 64 x 48, which scale with the map."""
+
+    PREFIX: ClassVar[str] = "masks."
+    keypoints: bool = True  # M^kps; off: a mask of ones
+    skeleton: bool = True  # M^ske; off: a mask of ones
+    radius: float = positive(6.0)  # delta_kps: disc radius (ours)
+    half_width: float = positive(3.0)  # delta_ske: limb half-width (ours)
+    softness: float = at_least(0, 0.0)  # 0: binary; else the width of a sigmoid edge (ours)
+
+
+@dataclass(frozen=True)
+class Model(Section):
+    """The network."""
+
+    PREFIX: ClassVar[str] = "model."
+    backbone: str = "w32"  # tiny, w18_small, w32, w48, or what else the package models names
+    width: int | None = at_least(1, None)  # replaces the backbone's width
+    pretrained: str = "imagenet"  # none, imagenet, hf:OWNER/REPO, a file or folder: docs/pretrained.md
+    head_dim: tuple[int, int] = (16, 32)  # SC-CA head width range; heads = channel groups (ours)
+    window: int = at_least(1, 8)  # SC-CA window, px at stride 4 (ours)
+    spatial_attention: bool = True  # A_s
+    channel_attention: bool = True  # A_c
+    channel_scale: str = choice("width", "positions")  # of its affinity: d^-1/2 (ours, after DaViT) or N^-1/2 (ours)
+    decoder_channels: int = at_least(1, 64)  # C
+    decoder_blocks: int = at_least(1, 2)  # residual blocks a level (ours)
+    time_embedding: bool = False  # D(y_t, x^c, t) instead of D(y_t, x^c) (ours)
+    detach_coarse: bool = False  # the coarse loss does not reach the backbone (ablation)
+    batch_norm: str = choice("train", "frozen")  # frozen: running statistics, scale and bias stay as they are
+    dtype: str = choice("float32", "bfloat16")  # of compute; parameters and statistics stay float32
+    remat: str = choice("none", "blocks")  # blocks are computed again in the backward pass, to save memory
+
+    def check(self) -> None:
+        if self.time_embedding and self.decoder_channels % 2:
+            fail("model.decoder_channels", self.decoder_channels, "be even with model.time_embedding")
+        if not 1 <= self.head_dim[0] <= self.head_dim[1]:
+            fail("model.head_dim", self.head_dim, "be 1 <= low <= high")
+
+
+@dataclass(frozen=True)
+class Optim(Section):
+    """The optimizer, Adam."""
+
+    PREFIX: ClassVar[str] = "optim."
+    learning_rate: float = positive(1e-3)
+    base_batch: int = at_least(0, 128)  # learning_rate is for this train.batch_size and linear in it; 0: for any
+    schedule: str = choice("step", "cosine")
+    decay_at: tuple[float, ...] = (170 / 210, 200 / 210)  # step: x 0.1 at these shares of the run
+    warmup_steps: int = at_least(0, 500)  # (ours, after mmpose)
+    clip_norm: float = at_least(0, 1.0)  # of the global gradient; 0 turns it off (ours)
+    weight_decay: float = at_least(0, 0.0)  # decoupled, on kernels
+    freeze_backbone_steps: int = at_least(0, 0)  # first steps that leave HRNet and its statistics as they are (ours)
+    ema: float = below_one(0.0)  # decay of the moving averages of parameters and BatchNorm statistics; 0: none
+
+    def check(self) -> None:
+        if not all(0 < each < 1 for each in self.decay_at):
+            fail("optim.decay_at", self.decay_at, "be shares of the run, each in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Loss(Section):
+    """Weights of the two terms."""
+
+    PREFIX: ClassVar[str] = "loss."
+    diffusion: float = at_least(0, 1.0)  # 0 trains a plain HRNet, whose result is `coarse`
+    coarse: float = at_least(0, 1.0)
+
+
+@dataclass(frozen=True)
+class Train(Section):
+    """The training loop."""
+
+    PREFIX: ClassVar[str] = "train."
+    batch_size: int = at_least(1, 128)  # of all devices together
+    accumulate: int = at_least(1, 1)  # parts of the batch that are worked off one after the other, to save memory
+    fsdp: bool = False  # split parameters and optimizer state over the devices instead of copying them
+    steps: int = at_least(1, 245_787)  # 210 epochs of 149,813 persons
+    log_every: int = at_least(1, 50)
+    checkpoint_every: int = at_least(1, 2_000)
+    keep_checkpoints: int = at_least(1, 2)  # the newest; the best by AP stays too where there is an evaluation
+    evaluate_every: int = at_least(0, 0)  # steps between evaluations on eval.split, each with a checkpoint; 0: none
+
+
+@dataclass(frozen=True)
+class Sampler(Section):
+    """Reverse diffusion."""
+
+    PREFIX: ClassVar[str] = "sampler."
+    steps: tuple[int, ...] = (1, 2, 4)  # K, decoder passes: every entry is evaluated
+    update_rule: str = choice("direct", "ddim")  # direct: the paper's equation; ddim (ours): DDIM on coordinates
+    start: str = choice("coarse", "coarse_noised", "random")  # coarse: the paper's
+    t_start: int = at_least(1, 300)  # of ddim and the noised starts; coarse with direct reads no time (ours; paper: T)
+    eta: float = share(0.0)  # of DDIM (ours)
+    refresh: bool = False  # draw the masks anew at every step (ours)
+    mirrored: bool = True  # flip test: denoise the mirrored crop too; False: only its start is averaged in (ours)
+    seed: int = random_seed()
+
+    def check(self) -> None:
+        if not self.steps or len(set(self.steps)) != len(self.steps) or min(self.steps) < 1:
+            fail("sampler.steps", self.steps, "be one or more distinct numbers, each at least 1")
+        # Two times that round to the same would make the DDIM step divide by zero.
+        if max(self.steps) > self.t_start:
+            fail("sampler.steps", self.steps, f"not exceed sampler.t_start={self.t_start}")
+
+
+@dataclass(frozen=True)
+class Eval(Section):
+    """The evaluation."""
+
+    PREFIX: ClassVar[str] = "eval."
+    split: str = choice("val", "train")
+    checkpoint: str = choice("last", "best")  # best: the highest AP of the evaluations during training
+    batch_size: int = at_least(1, 64)
+    flip: bool = True
+    ema: bool = True  # evaluate the moving averages when there are any
+    boxes: str = choice("gt", "detections")
+    min_box_score: float = 0.0  # detections below this are left out
+    min_joint_score: float = 0.2  # joints above it make the person score
+    nms: float = share(0.9)  # OKS threshold of the suppression; 1 turns it off
+    soft_nms: bool = False  # decay the scores of duplicates instead of dropping them
+    engine: str = choice("pycocotools", "hotcoco")  # of COCO's metrics; hotcoco: the same, some thirty times as fast
+    pictures: int = at_least(0, 24)  # persons drawn beside ground truth
+
+    def check(self) -> None:
+        if not self.nms:
+            fail("eval.nms", self.nms, "lie in (0, 1]; 1 turns it off")
+
+
+@dataclass(frozen=True)
+class Recipe(Section):
+    """All of it.
+
+    Raises:
+      ValueError: if a field has another type, is out of range, or contradicts another; names it.
+    """
+
+    seed: int = random_seed()
+    profile_steps: int = at_least(0, 0)  # steps of the run to trace, into WORKDIR/profile; 0: none
+    joint_set: str | JointSet = "coco"  # coco, crowdpose, aic, or the path of a JSON file
+    input_size: tuple[int, int] = (256, 192)  # of the crop; multiples of 32
+    stride: int = 4  # s: heatmaps are input_size / s; 1, 2, 4 or 8
+    data: Data = field(default_factory=Data)
+    crop: Crop = field(default_factory=Crop)
+    augment: Augment = field(default_factory=Augment)
+    codec: Codec = field(default_factory=Codec)
+    diffusion: Diffusion = field(default_factory=Diffusion)
+    masks: Masks = field(default_factory=Masks)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+    sampler: Sampler = field(default_factory=Sampler)
+    eval: Eval = field(default_factory=Eval)
+
+    def check(self) -> None:
+        get_joint_set(self.joint_set)
+        if any(side < 1 or side % 32 for side in self.input_size):
+            fail("input_size", self.input_size, "be (height, width), positive multiples of 32 each")
+        if self.stride not in (1, 2, 4, 8):
+            fail("stride", self.stride, "be 1, 2, 4 or 8")
+        if self.optim.warmup_steps >= self.train.steps:
+            fail("optim.warmup_steps", self.optim.warmup_steps, f"lie in [0, train.steps={self.train.steps})")
+        last, start = self.diffusion.timesteps, self.sampler.t_start
+        if start > last:
+            fail("sampler.t_start", start, f"not exceed T = {last}")
+        if (self.sampler.start, self.sampler.update_rule) == ("random", "ddim") and start != last:
+            fail("sampler.t_start", start, f"be T = {last} for ddim with sampler.start='random'")
+
+    @property
+    def joints(self) -> JointSet:
+        """The joint set that `joint_set` names."""
+        return get_joint_set(self.joint_set)
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Recipe":
+        """The recipe of a file of configs/ and its command line; raises ValueError as the class does."""
+        return cls.read(config.to_dict())
+
+    def to_config(self) -> ConfigDict:
+        """The same fields for ml_collections' flags; one that may be None takes its type's values too."""
+
+        def convert(section: Section) -> ConfigDict:
+            made = ConfigDict()
+            for name, hint in hints(type(section)).items():
+                value = getattr(section, name)
+                if value is None:
+                    value = config_dict.placeholder(str if hint == str | None else int)
+                made[name] = convert(value) if is_section(hint) else value
+            return made
+
+        return convert(self)
