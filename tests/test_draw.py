@@ -113,6 +113,16 @@ def test_prediction_sheet_shows_both_poses_at_the_scale(size, scale):
         np.testing.assert_array_equal(before, after)
 
 
+def test_a_narrow_sheet_shows_its_whole_legend():
+    colors = {"left": (250, 0, 0), "centre": (0, 250, 0)}
+    for width in (120, 200, 900):
+        strip = grid.legend("a long title", width, colors).astype(int)
+        assert strip.shape[1] == width
+        for channel in (0, 1):
+            others = np.delete(strip, channel, axis=-1).max(axis=-1)
+            assert ((strip[..., channel] > 180) & (others < 70)).any()
+
+
 @pytest.mark.parametrize("warp", ["unbiased", "rounded"])
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_heatmaps_lie_on_their_joint(warp, scale):

@@ -309,7 +309,6 @@ def test_make_source_names_the_bad_field(tmp_path, field, value, message):
 
 
 def test_synthetic_splits_share_no_image():
-    pytest.importorskip("dpose_jax.data.synthetic.dataset")
     config = settings()
     config.data.source = "synthetic"
     config.data.synthetic.train_images, config.data.synthetic.val_images = 6, 4

@@ -27,25 +27,15 @@ class Settings(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Body:
-    """One person of a scene; `label` fills in the last four fields.
+    """One person of a scene; `label` fills in the last four fields."""
 
-    Attributes:
-      points: (len(skeleton.NAMES), 3) x and y in pixels, z in standing heights.
-      pieces: polygons, far to near.
-      scale: standing height, px.
-      keypoints: (17, 3) x, y in px, visibility 0, 1 or 2.
-      bbox: (4,) x, y, width, height of the silhouette inside the image, px; zeros when it is outside.
-      area: pixels of the silhouette inside the image, hidden ones included.
-      annotated: whether enough of the person is in view.
-    """
-
-    points: np.ndarray
-    pieces: list[parts.Piece]
-    scale: float
-    keypoints: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((COCO.num_joints, 3)))
-    bbox: tuple[int, int, int, int] = (0, 0, 0, 0)
-    area: int = 0
-    annotated: bool = False
+    points: np.ndarray  # (len(skeleton.NAMES), 3) x and y in pixels, z in standing heights
+    pieces: list[parts.Piece]  # far to near
+    scale: float  # standing height, px
+    keypoints: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((17, 3)))  # x, y in px, visibility 0..2
+    bbox: tuple[int, int, int, int] = (0, 0, 0, 0)  # x, y, width, height of the silhouette in the image, px
+    area: int = 0  # pixels of the silhouette in the image, hidden ones included
+    annotated: bool = False  # whether enough of the person is in view
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,9 +116,8 @@ def lay_out(settings: Settings, indices: Sequence[int], *, detailed: bool = True
         layers: list[Body | np.ndarray] = []
         for k, scale in zip(rows, scales[rows].tolist(), strict=True):
             look = _look(plan.rng, float(sizes["head"][k]))
-            layers.append(
-                Body(points[k], parts.body_pieces(points[k], outer[k], inner[k], look, scale, detailed), scale)
-            )
+            pieces = parts.body_pieces(points[k], outer[k], inner[k], look, scale, detailed)
+            layers.append(Body(points[k], pieces, scale))
         for _ in range(plan.objects):
             k = int(plan.rng.random() * len(layers))
             target = layers[k]
@@ -149,12 +138,7 @@ def _look(rng: np.random.Generator, head_radius: float) -> parts.Look:
 
 
 def _place(
-    rng: np.random.Generator,
-    low: np.ndarray,
-    high: np.ndarray,
-    scale: float,
-    settings: Settings,
-    others: list[tuple[float, float]],
+    rng: np.random.Generator, low: np.ndarray, high: np.ndarray, scale: float, settings: Settings, others: list
 ) -> tuple[float, np.ndarray]:
     """Places one person, apart from others where there is room.
 
