@@ -63,7 +63,7 @@ def inputs(wanted: peers.Peers, config) -> list[dict]:
         for kind in ("folder", "full", "crops"):
             c = config.copy_and_resolve_references()
             with c.unlocked():
-                c.data.root = data_root(c)
+                c.data.root = data_root(c.data)
                 if kind != "folder":
                     build(c, out, kind)
                     c.data.root, c.data.source = out, kind

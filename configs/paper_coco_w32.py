@@ -23,6 +23,7 @@ def get_config():
     c.codec.name = "rounded"  # (ours)
     c.codec.refine = "quarter"  # (ours)
     c.codec.sigma = 2.0  # (ours)
+    c.codec.label_margin = 3.0  # (ours), HRNet's code
 
     c.diffusion.timesteps = 1000
     c.diffusion.schedule = "cosine"

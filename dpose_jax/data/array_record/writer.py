@@ -52,9 +52,8 @@ class _ImageRecords:
         for person, description in zip(people, described, strict=True):
             left, top, right, bottom = self.cut.margin.window(person, size)
             pixels = encode_jpeg(image[top:bottom, left:right], self.cut.quality)
-            found["examples"].append(
-                metadata | description | {"image": pixels, "origin": np.array([left, top], np.int32)}
-            )
+            cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
+            found["examples"].append(metadata | description | cut_out)
         return found
 
 
