@@ -7,15 +7,17 @@ import optax
 import pytest
 
 from dpose_jax.diffusion.sampler import SamplerSettings, sample, sampler_settings
-from dpose_jax.models import pose_sampler, sgdd
+from dpose_jax.models import sgdd
+from dpose_jax.models.backbones import BACKBONES, hrnet_backbone
 from dpose_jax.models.diffusion_pose import build_codec, build_model, build_schedule
-from dpose_jax.models.hrnet import PRESETS, HRNetSpec
+from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.initialise import abstract_variables, initial_variables
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import LOSS_TERMS, make_train_step
 
 # HRNet without its stages, which no field here turns: most of the time to compile would be theirs.
-PRESETS["stem"] = HRNetSpec(8, modules=(0, 0, 0), stem=8, stem_blocks=1, stem_width=4)
+BACKBONES["stem"] = hrnet_backbone(HRNetSpec(8, modules=(0, 0, 0), stem=8, stem_blocks=1, stem_width=4))
 BATCH, JOINTS = 2, 17
 # Each stride, and each value of every field that an ablation of the paper turns, at least once. 96 pixels at
 # stride 8 are 12: as with 384 x 288, whose width is then 36, no multiple of 8.
@@ -74,7 +76,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     if name != "everything":
         monkeypatch.setattr(sgdd, "LEVELS", (1, 2))  # half the depth of D, which is most of the time to compile
     config = ablation(**CASES[name], sampler__steps=(2,))
-    model, schedule = build_model(config), build_schedule(config)
+    model, schedule = build_model(config), build_schedule(config.diffusion)
     optimizer = optax.with_extra_args_support(optax.sgd(1e-2, momentum=0.9))
     state, batch = initial_state(initial_variables(model, 0), optimizer), draw_batch(config)
     state, metrics = jax.jit(make_train_step(config, model, schedule, optimizer))(state, batch, jax.random.key(0))
@@ -87,7 +89,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     }
     assert silent - lower <= {"attention/spatial_key/bias"}
 
-    predict = jax.jit(pose_sampler.make_predict(model, schedule, sampler_settings(config), flip=False, seed=0))
+    predict = jax.jit(PoseSampler(model, schedule, sampler_settings(config.sampler), flip=False, seed=0).joints)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     joints = predict(variables, batch["image"], np.arange(BATCH))
     assert set(joints) == {"coarse", "steps_2"}
@@ -155,7 +157,7 @@ def test_a_half_that_is_off_has_no_parameters(ablation, off, gone):
 @pytest.mark.parametrize(("start", "sees"), [("random", False), ("coarse_noised", True), ("coarse", True)])
 def test_a_random_start_does_not_see_the_coarse_branch(ablation, start, sees):
     config = ablation(input_size=(64, 32))
-    codec, schedule = build_codec(config), build_schedule(config)
+    codec, schedule = build_codec(config), build_schedule(config.diffusion)
     rng = np.random.default_rng(0)
 
     def run(joints):

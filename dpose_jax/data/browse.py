@@ -70,7 +70,7 @@ def _first(batches: Iterator[Batch], count: int) -> Batch:
 
 def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str) -> None:
     """The targets, and the inputs at t spread over `diffusion.t_range`."""
-    codec, schedule = model.codec, build_schedule(recipe)
+    codec, schedule = model.codec, build_schedule(recipe.diffusion)
     crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]
     low, high = recipe.diffusion.t_range
     t = jnp.asarray(np.linspace(low, high, len(crops)).round(), jnp.int32)
