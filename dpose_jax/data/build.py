@@ -76,28 +76,12 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: Cut | None, metadata: di
     from dpose_jax.data.array_record import tfds_writer  # imports TFDS, which is optional
 
     data, root = recipe.data, data_root(recipe.data)
-    sources = {
-        name: FolderSource(
-            root,
-            data.annotations(name),
-            data.images(name),
-            recipe.joints,
-            max_bad_share=data.max_bad_share,
-            training=name == "train",
-        )
-        for name in SPLITS
-    }
-    splits = {
+    sources, splits = {}, {}
+    for name in SPLITS:
+        options = {"max_bad_share": data.max_bad_share, "training": name == "train"}
+        sources[name] = FolderSource(root, data.annotations(name), data.images(name), recipe.joints, **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
-        name: SplitRecords(
-            source,
-            cut,
-            with_empty=kind == "full" and name == "val",
-            workers=data.workers,
-            max_bad_share=data.max_bad_share,
-        )
-        for name, source in sources.items()
-    }
+        splits[name] = SplitRecords(sources[name], data, cut, with_empty=kind == "full" and name == "val")
 
     def progress(split: SplitRecords, name: str) -> tqdm:
         return tqdm(split, desc=name, unit="image", dynamic_ncols=True)

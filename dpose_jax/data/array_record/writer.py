@@ -12,6 +12,7 @@ from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage, check_size
 from dpose_jax.data.image_files import IMAGE_NOTES, decode_image, read_header
 from dpose_jax.data.loader import read_ahead
+from dpose_jax.recipe import Data
 
 KINDS = ("full", "crops")
 Example = dict[str, Any]
@@ -72,16 +73,15 @@ class SplitRecords:
       counts: by rule: the source's report, IMAGE_NOTES and `image_unreadable`.
     """
 
-    def __init__(self, source: FolderSource, cut: Cut | None, *, with_empty: bool, workers: int, max_bad_share: float):
+    def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool):
         """Args:
         source: the annotated persons of a folder.
+        data: `workers` processes read, check and cut; `max_bad_share` of the images may be unreadable.
         cut: None for `full`.
         with_empty: also images without persons, in which detected boxes may lie.
-        workers: processes that read, check and cut; 0 works in this one.
-        max_bad_share: share of the images that may be unreadable.
         """
         self._work = _ImageRecords(source, source.images(with_empty=with_empty), cut)
-        self._workers, self._max_bad_share = workers, max_bad_share
+        self._data = data
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
         self.index: dict[str, Any] = {"images": [], "unreadable": {}}
         if cut is not None:
@@ -98,7 +98,8 @@ class SplitRecords:
           ValueError: once more images than `max_bad_share` have turned out to be unreadable.
         """
         dataset = grain.MapDataset.range(len(self)).map(self._work)
-        for (name, *_), found in zip(self._work.items, read_ahead(dataset, self._workers, elements=64), strict=True):
+        records = read_ahead(dataset, self._data.workers, elements=64)
+        for (name, *_), found in zip(self._work.items, records, strict=True):
             for note in found["notes"]:
                 self.counts[note] += 1
             if found["problem"]:
@@ -113,8 +114,9 @@ class SplitRecords:
     def _add_unreadable(self, name: str, problem: str) -> None:
         self.counts["image_unreadable"] += 1
         self.index["unreadable"][name] = problem
-        if self.counts["image_unreadable"] > self._max_bad_share * len(self):
+        count, share = self.counts["image_unreadable"], self._data.max_bad_share
+        if count > share * len(self):
             raise ValueError(
-                f"{self.counts['image_unreadable']} of {len(self)} images are unreadable, more than "
-                f"data.max_bad_share={self._max_bad_share}; the last: {self._work.source.folder.place(name)}: {problem}"
+                f"{count} of {len(self)} images are unreadable, more than data.max_bad_share={share}; the last: "
+                f"{self._work.source.folder.place(name)}: {problem}"
             )
