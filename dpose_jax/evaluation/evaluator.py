@@ -1,4 +1,4 @@
-"""Evaluates a workdir: restore, predict every person of a split, score, write the report and pictures."""
+"""Evaluates a workdir: restores, predicts every person of a split, scores, writes the report and pictures."""
 
 import functools
 import os
@@ -13,9 +13,9 @@ from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches, eval_example
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation import pictures
-from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.predict_split import Rows, Stopped, predict_split
 from dpose_jax.evaluation.report import format_table, summarise
+from dpose_jax.evaluation.results import write_results
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Masks, Recipe
@@ -25,7 +25,7 @@ from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variable
 
 
 def restore(recipe: Recipe, workdir: str) -> Restored:
-    """The checkpoint of `workdir` that `recipe.eval` names; with `eval.ema`, its moving averages where there are any.
+    """The checkpoint of `workdir` that `recipe.eval` names, with `eval.ema` its moving averages where there are any.
 
     Raises:
       ValueError: if the workdir holds another model.
