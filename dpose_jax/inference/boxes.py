@@ -1,18 +1,17 @@
 """Boxes of persons: where they come from, checked, clipped to their image."""
 
-import abc
 import itertools
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
-from dpose_jax.data.coco_format import is_int, is_number, numbers
+from dpose_jax.data.coco_format import PERSON_CATEGORY, is_int, is_number, numbers
 from dpose_jax.workdir.files import read_json
 
 
 def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """Clips boxes to their image and says what is wrong with those that cannot be used.
+    """Clips boxes to their image, and lists what is wrong with those that cannot be used.
 
     Args:
       boxes: (N, 4) x, y, width, height in image pixels, or (N, 5) with a score in [0, 1]; N may be 0.
@@ -50,8 +49,8 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
 
 
-class BoxSource(abc.ABC):
-    """Where the boxes of an image's persons come from.
+class BoxSource:
+    """Where the boxes of an image's persons come from; this one takes every image for one person.
 
     Attributes:
       problems: what is wrong with the source, though the rest of it can be used; one text each.
@@ -63,10 +62,9 @@ class BoxSource(abc.ABC):
         """The ids of image files; ValueError if the source cannot have a box for any of them."""
         return number_images(names)
 
-    def check(self, ids: Sequence[int]) -> None:  # noqa: B027 - what looks at the pixels may find a box in any image
+    def check(self, ids: Sequence[int]) -> None:
         """Raises ValueError if the source cannot have a box for any of these images."""
 
-    @abc.abstractmethod
     def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray | None:
         """The boxes of an image, unchecked.
 
@@ -76,13 +74,6 @@ class BoxSource(abc.ABC):
         Returns:
           (N, 5) x, y, width, height in image pixels and score; None takes the whole image for one person.
         """
-
-
-class WholeImages(BoxSource):
-    """Takes every image for one person."""
-
-    def of(self, image_id: int, pixels: np.ndarray) -> None:
-        """None, whatever the image."""
         return None
 
 
@@ -92,8 +83,8 @@ class BoxFile(BoxSource):
     def __init__(self, path: str, min_score: float = 0.0):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
 
-        Entries of another category than the persons' (1, or the one that the file calls "person") and detections
-        below `min_score` are left out; crowds too.
+        Left out are detections below `min_score`, crowds, and entries of another category than the persons', which is
+        1 or the one that the file calls "person".
 
         Raises:
           FileNotFoundError: if there is no such file.
@@ -103,10 +94,11 @@ class BoxFile(BoxSource):
         content = read_json(path)
         self.path, self.problems = path, list[str]()
         self._ids: dict[str, set[int]] = {}
-        person, entries, images = 1, content, []
+        person, entries, images = PERSON_CATEGORY, content, []
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])
-            person = _person_category(content)
+            categories = [c for c in content.get("categories", []) if isinstance(c, dict)]
+            person = next((c.get("id") for c in categories if c.get("name") == "person"), person)
         if not isinstance(entries, list) or not isinstance(images, list):
             raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
         for position, image in enumerate(images):
@@ -155,7 +147,7 @@ class BoxFile(BoxSource):
             raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
 
     def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
-        """The boxes that the file has for this id; the pixels are not looked at."""
+        """The boxes that the file has for this id; the pixels are not used."""
         return self._boxes.get(image_id, [])
 
 
@@ -171,8 +163,3 @@ def number_images(names: Sequence[str]) -> list[int]:
     if all(stem.isascii() and stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
         return [int(stem) for stem in stems]
     return list(range(1, len(stems) + 1))
-
-
-def _person_category(content: dict) -> int:
-    named = [c.get("id") for c in content.get("categories", []) if isinstance(c, dict) and c.get("name") == "person"]
-    return named[0] if named else 1

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from tqdm import tqdm
 
-from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.oks import oks_nms
-from dpose_jax.evaluation.report import crop_area
-from dpose_jax.inference.boxes import BoxSource, WholeImages, checked_boxes
+from dpose_jax.evaluation.results import make_results, write_results
+from dpose_jax.inference.boxes import BoxSource, checked_boxes
 from dpose_jax.inference.images import SUFFIXES, list_images, load_image, shrink
-from dpose_jax.inference.predictor import Poses, Predictor
+from dpose_jax.inference.poses import Poses
+from dpose_jax.inference.predictor import Predictor
 from dpose_jax.inference.video import VideoReader, VideoWriter
+from dpose_jax.recipe import Recipe
 from dpose_jax.visualization import draw
 from dpose_jax.workdir.files import write_json
 
@@ -38,7 +39,7 @@ class Item:
 
 
 class Problems:
-    """Messages, shown as they come and counted."""
+    """Messages, printed as they come and counted."""
 
     def __init__(self):
         self.count = 0
@@ -71,7 +72,7 @@ def predict(
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
-    boxes, problems = boxes or WholeImages(), Problems()
+    boxes, problems = boxes or BoxSource(), Problems()
     for text in boxes.problems:
         problems.add(text)
     if os.path.isdir(source) or source.lower().endswith(SUFFIXES):
@@ -148,9 +149,9 @@ def _predict_items(
         for group in _groups(items):
             chosen = [_usable_boxes(item, boxes, problems) for item in group]
             for item, poses in zip(group, predictor([item.pixels for item in group], chosen), strict=True):
-                kept = without_duplicates(predictor, poses)
+                kept, its_results = without_duplicates(item.id, poses, predictor.recipe)
                 draw_item(item, kept)
-                results += to_results(item.id, kept)
+                results += its_results
                 height, width = item.pixels.shape[:2]
                 name = file_names.get(item.id, item.name)
                 images.append({"id": item.id, "file_name": name, "width": width, "height": height})
@@ -183,25 +184,15 @@ def _usable_boxes(item: Item, boxes: BoxSource, problems: Problems) -> np.ndarra
     return clipped[[not text for text in texts]]
 
 
-def without_duplicates(predictor: Predictor, poses: Poses) -> Poses:
-    """The poses that the evaluation's suppression, `eval.nms`, keeps, with the scores that it gives them."""
-    config = predictor.config
-    rows = [
-        {**row, "row": i, "area": crop_area(box, config.crop.padding, config.input_size)}
-        for i, (row, box) in enumerate(zip(to_results(0, poses), poses.boxes, strict=True))
-    ]
-    soft = config.eval.soft_nms
-    kept = oks_nms(rows, poses.joint_set.sigmas, config.eval.nms, soft=soft)
-    return dataclasses.replace(poses.select([row["row"] for row in kept]), scores=np.array([r["score"] for r in kept]))
-
-
-def to_results(image_id: int, poses: Poses) -> list[dict]:
-    """COCO results of the poses of one image: x, y and joint score of every joint, and the person's score."""
-    rows = np.concatenate([poses.keypoints, poses.keypoint_scores[..., None]], axis=-1)
-    return [
-        {"image_id": image_id, "category_id": 1, "keypoints": row.ravel().tolist(), "score": float(score)}
-        for row, score in zip(rows, poses.scores, strict=True)
-    ]
+def without_duplicates(image_id: int, poses: Poses, recipe: Recipe) -> tuple[Poses, list[dict]]:
+    """The poses that the evaluation's suppression, `eval.nms`, keeps, with the scores that it gives, and as results."""
+    rows = make_results(
+        [image_id] * len(poses), poses.boxes, poses.keypoints, poses.keypoint_scores, poses.scores, recipe
+    )
+    numbered = [row | {"row": number} for number, row in enumerate(rows)]
+    results = oks_nms(numbered, poses.joint_set.sigmas, recipe.eval.nms, soft=recipe.eval.soft_nms)
+    kept = poses.select([result["row"] for result in results])
+    return dataclasses.replace(kept, scores=np.array([result["score"] for result in results])), results
 
 
 def draw_poses(image: np.ndarray, poses: Poses, *, side: int | None = PICTURE_SIDE) -> np.ndarray:
