@@ -182,7 +182,7 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
         (lambda path: write_boxes(path / "b.json", [(7, [0, 0, 1, 1], 1)]), {"boxes": "b.json"}, "looked for: 1, 2"),
         (lambda path: None, {"boxes": "b.json", "min_score": 2.0}, "min_box_score=2.0"),
         (lambda path: (path / "out").write_text("text"), {}, "is a file"),
-        (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: shows images"),
+        (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: draws images"),
         (
             lambda path: (path / "b.json").write_text('{"annotations": [], "images": null}'),
             {"boxes": "b.json"},
