@@ -39,7 +39,7 @@ BOX_COLOR = (240, 228, 66)
 
 
 def parse_boxes(text: str) -> list[list[float]] | None:
-    """Boxes from lines of "x, y, width, height"; None where there is no line, which means the whole image.
+    """Boxes from lines of "x, y, width, height"; None (the whole image) without a line.
 
     Raises:
       ValueError: if a line is not four numbers; names it.
@@ -47,12 +47,10 @@ def parse_boxes(text: str) -> list[list[float]] | None:
     boxes = []
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
-            box = [float(part) for part in line.replace(",", " ").split()]
+            x, y, width, height = map(float, line.replace(",", " ").split())
         except ValueError as error:
             raise ValueError(f"box {line!r}: must be four numbers, x, y, width, height") from error
-        if len(box) != 4:
-            raise ValueError(f"box {line!r}: must be four numbers, x, y, width, height")
-        boxes.append(box)
+        boxes.append([x, y, width, height])
     return boxes or None
 
 

@@ -32,21 +32,12 @@ def oks(
     Raises:
       ValueError: if the shapes do not agree or an area is negative.
     """
-    predicted, truth, areas, boxes, sigmas = (
-        np.asarray(a, np.float64) for a in (predicted, truth, areas, boxes, sigmas)
-    )
-    joints = sigmas.shape[0]
+    predicted, truth, areas, boxes, sigmas = (np.asarray(a, float) for a in (predicted, truth, areas, boxes, sigmas))
+    joints, persons = len(sigmas), len(truth)
     if predicted.shape[1:] != (joints, 2) or truth.shape[1:] != (joints, 3):
-        raise ValueError(
-            f"oks: for {joints} sigmas predicted must be (P, {joints}, 2) and truth (G, {joints}, 3), "
-            f"got {predicted.shape} and {truth.shape}"
-        )
-    if areas.shape != truth.shape[:1] or boxes.shape != (truth.shape[0], 4):
-        raise ValueError(
-            f"oks: {truth.shape[0]} persons need as many areas and boxes, got {areas.shape}, {boxes.shape}"
-        )
-    if areas.size and areas.min() < 0:
-        raise ValueError(f"oks: areas must not be negative, got {areas.min()}")
+        raise ValueError(f"oks: {joints} sigmas do not fit joints of shape {predicted.shape} and {truth.shape}")
+    if areas.shape != (persons,) or boxes.shape != (persons, 4) or (areas < 0).any():
+        raise ValueError(f"oks: needs areas ({persons},), not negative, and boxes ({persons}, 4)")
     labelled = truth[..., 2] > 0
     unlabelled_person = ~labelled.any(axis=1)
     offset = predicted[:, None] - truth[None, :, :, :2]
@@ -148,11 +139,9 @@ def pck(
     """
     predicted, truth, lengths = (np.asarray(a, np.float64) for a in (predicted, truth, lengths))
     labelled = np.asarray(visible) > 0
-    if predicted.shape != truth.shape or truth.shape != (*labelled.shape, 2) or lengths.shape != labelled.shape[:1]:
-        raise ValueError(
-            f"pck: predicted and truth must be (N, J, 2), visible (N, J) and lengths (N,), "
-            f"got {predicted.shape}, {truth.shape}, {labelled.shape}, {lengths.shape}"
-        )
+    shapes = [array.shape for array in (predicted, truth, labelled, lengths)]
+    if shapes != [truth.shape, (*labelled.shape, 2), labelled.shape, labelled.shape[:1]]:
+        raise ValueError(f"pck: predicted, truth, visible and lengths have the shapes {shapes}")
     distance = np.linalg.norm(predicted - truth, axis=-1)
     correct = labelled & (distance <= threshold * lengths[:, None])
     count, hits = labelled.sum(axis=0), correct.sum(axis=0)

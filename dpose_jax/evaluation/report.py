@@ -1,5 +1,6 @@
 """From decoded joints to `eval.json`: suppression of duplicates, metrics, and the protocol beside them."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -138,30 +139,18 @@ def _detector_metadata(source, recipe: Recipe) -> dict:
 
 def format_table(report: Mapping) -> str:
     """The report as text: the protocol, then one aligned row a result. A star marks the best, where one is named."""
-    protocol = "  ".join(f"{key}={_short(value)}" for key, value in report["protocol"].items())
     best = report.get("best", {}).get("name")
     columns = list(dict.fromkeys(column for row in report["results"].values() for column in row))
-    names = [f"{name}{' *' if name == best else ''}" for name in report["results"]]
-    rows = [[_fraction(row.get(column)) for column in columns] for row in report["results"].values()]
-    name_width = max(len("result"), *(len(name) for name in names))
-    widths = [max(len(column), 5) for column in columns]
-    lines = ["  ".join(["result".ljust(name_width), *(c.rjust(w) for c, w in zip(columns, widths, strict=True))])]
-    for name, row in zip(names, rows, strict=True):
-        lines.append("  ".join([name.ljust(name_width), *(v.rjust(w) for v, w in zip(row, widths, strict=True))]))
-    return "\n".join([*_wrap(protocol, len(lines[0])), *lines, *(["* the best by AP"] if best else [])])
-
-
-def _fraction(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _short(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split("  "):
-        joined = f"{lines[-1]}  {word}" if lines[-1] else word
-        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, word]
-    return lines
+    table = [["result", *columns]]
+    for name, row in report["results"].items():
+        values = [row.get(column) for column in columns]
+        marked = f"{name} *" if name == best else name
+        table.append([marked, *("-" if value is None else f"{value:.3f}" for value in values)])
+    widths = [max(5, *map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *others in table:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    values = {key: f"{value:g}" if isinstance(value, float) else value for key, value in report["protocol"].items()}
+    protocol = textwrap.wrap("  ".join(f"{key}={value}" for key, value in values.items()), len(lines[0]))
+    return "\n".join([*protocol, *lines, *(["* the best by AP"] if best else [])])

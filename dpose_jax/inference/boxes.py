@@ -131,12 +131,13 @@ class BoxFile(BoxSource):
         """
         ids = number_images(names)
         if self._ids:
-            free = itertools.count(max(max(ids, default=0), *(max(known) for known in self._ids.values())) + 1)
-            found = [self._ids.get(name) or {next(free)} for name in names]
-            for name, known in zip(names, found, strict=True):
+            free = itertools.count(1 + max(*ids, *itertools.chain(*self._ids.values())))
+            ids = []
+            for name in names:
+                known = self._ids.get(name, set())
                 if len(known) > 1:
                     raise ValueError(f"{self.path}: lists {name!r} under the ids {sorted(known)}, of several folders")
-            ids = [number for (number,) in found]
+                ids += known or {next(free)}
         self.check(ids)
         return ids
 
