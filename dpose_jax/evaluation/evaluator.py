@@ -3,16 +3,11 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
-from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.datasets import make_source
-from dpose_jax.data.loader import eval_batches
-from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.pictures import draw_pictures
 from dpose_jax.evaluation.predict_split import Rows, Stopped, predict_split
 from dpose_jax.evaluation.report import format_table, summarise
@@ -73,18 +68,6 @@ class Evaluator:
         except Stopped:
             return None
         return self.score(rows)[0]["best"]["AP"] or 0.0
-
-
-def checked_batches(config: Recipe, source: Source, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """`eval_batches` of one process, with a bar.
-
-    Raises:
-      ValueError: as soon as too many records are unreadable.
-    """
-    bad = BadRecords(source, config.data.max_bad_share)
-    for batch in tqdm(eval_batches(config, source, size), unit="batch", desc="predict"):
-        bad.add(batch["bad_index"])
-        yield batch
 
 
 def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:

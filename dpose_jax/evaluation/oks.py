@@ -32,13 +32,13 @@ def oks(
     Raises:
       ValueError: if the shapes do not agree or an area is negative.
     """
-    predicted, truth, areas, boxes, sigmas = (np.asarray(a, float) for a in (predicted, truth, areas, boxes, sigmas))
+    predicted, truth, areas, boxes = (np.asarray(array, np.float64) for array in (predicted, truth, areas, boxes))
     joints, persons = len(sigmas), len(truth)
     if predicted.shape[1:] != (joints, 2) or truth.shape[1:] != (joints, 3):
         raise ValueError(f"oks: {joints} sigmas do not fit joints of shape {predicted.shape} and {truth.shape}")
-    if areas.shape != (persons,) or boxes.shape != (persons, 4) or (areas < 0).any():
+    if areas.shape != (persons,) or boxes.shape != (persons, 4) or np.any(areas < 0):
         raise ValueError(f"oks: needs areas ({persons},), not negative, and boxes ({persons}, 4)")
-    labelled = truth[..., 2] > 0
+    labelled = np.greater(truth[..., 2], 0)
     unlabelled_person = ~labelled.any(axis=1)
     offset = predicted[:, None] - truth[None, :, :, :2]
     low, size = boxes[None, :, None, :2], boxes[None, :, None, 2:]
@@ -46,7 +46,7 @@ def oks(
     outside = np.maximum(0, low - size - joint) + np.maximum(0, joint - low - 2 * size)
     offset = np.where(unlabelled_person[None, :, None, None], outside, offset)
     weight = np.where(unlabelled_person[:, None], True, labelled)
-    return _similarity(np.sum(offset**2, axis=-1), areas[None, :], sigmas, weight[None])
+    return _similarity(np.sum(offset**2, axis=-1), areas[None, :], np.array(sigmas), weight[None])
 
 
 def _similarity(squared: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, s
 
 def _hard_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
     """(index, score) of the kept results."""
-    alive, kept = np.ones(len(scores), bool), []
+    alive, kept = np.ones(len(scores), bool), list[tuple[int, float]]()
     for i in np.argsort(-scores, kind="stable"):
         if alive[i]:
             kept.append((int(i), float(scores[i])))
@@ -111,11 +111,10 @@ def _soft_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> li
 
 def _overlaps(results: list[dict], sigmas: Sequence[float]) -> np.ndarray:
     """(n, n) OKS between the results of one image."""
-    sigmas = np.asarray(sigmas, np.float64)
     joints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)[..., :2]
     areas = np.array([r["area"] for r in results], np.float64)
     squared = np.sum((joints[:, None] - joints[None]) ** 2, axis=-1)
-    return _similarity(squared, (areas[:, None] + areas[None]) / 2, sigmas, np.ones_like(sigmas))
+    return _similarity(squared, (areas[:, None] + areas[None]) / 2, np.array(sigmas), np.ones(len(sigmas)))
 
 
 def pck(

@@ -35,7 +35,7 @@ def to_results(
     chosen = [persons[int(i)] for i in predictions.index]
     box_scores = np.array([person.score for person in chosen])
     scores = score_persons(predictions.scores, box_scores, recipe.eval.min_joint_score)
-    image_ids, boxes = [person.image_id for person in chosen], [person.bbox for person in chosen]
+    image_ids, boxes = [person.image_id for person in chosen], np.array([person.bbox for person in chosen])
     results = make_results(image_ids, boxes, predictions.keypoints, predictions.scores, scores, recipe)
     return oks_nms(results, joint_set.sigmas, recipe.eval.nms, soft=recipe.eval.soft_nms)
 
@@ -151,6 +151,9 @@ def format_table(report: Mapping) -> str:
     for first, *others in table:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    values = {key: f"{value:g}" if isinstance(value, float) else value for key, value in report["protocol"].items()}
-    protocol = textwrap.wrap("  ".join(f"{key}={value}" for key, value in values.items()), len(lines[0]))
-    return "\n".join([*protocol, *lines, *(["* the best by AP"] if best else [])])
+    protocol = [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in report["protocol"].items()
+    ]
+    wrapped = textwrap.wrap("  ".join(protocol), len(lines[0]))
+    return "\n".join([*wrapped, *lines, *(["* the best by AP"] if best else [])])

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,16 +37,17 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     extent = np.array([size[1], size[0]], np.float64)
     low = np.maximum(given[:, :2], 0)
     high = np.minimum(given[:, :2] + given[:, 2:4], extent)
-    rules = (
-        (~np.isfinite(given[:, :4]).all(axis=1), "not finite"),
-        (~(given[:, 2:4] > 0).all(axis=1), "width and height must be positive"),
-        (~(high > low).all(axis=1), f"lies outside of the image, {size[1]} x {size[0]}"),
-        (~((given[:, 4] >= 0) & (given[:, 4] <= 1)), "the score must lie in [0, 1]"),
-    )
-    problems = [""] * len(given)
-    for broken, text in reversed(rules):
-        for i in np.flatnonzero(broken):
-            problems[i] = f"box {i} {np.round(given[i, :4], 2).tolist()}: {text}"
+    rules = {
+        "not finite": ~np.isfinite(given[:, :4]).all(axis=1),
+        "width and height must be positive": (given[:, 2:4] <= 0).any(axis=1),
+        f"lies outside of the image, {size[1]} x {size[0]}": (high <= low).any(axis=1),
+        "the score must lie in [0, 1]": ~((given[:, 4] >= 0) & (given[:, 4] <= 1)),
+    }
+    broken = np.select(list(rules.values()), list(rules), "").tolist()
+    problems = [
+        f"box {i} {np.round(box[:4], 2).tolist()}: {rule}" if rule else ""
+        for i, (box, rule) in enumerate(zip(given, broken, strict=True))
+    ]
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
 
 
@@ -56,7 +58,7 @@ class BoxSource:
       problems: what is wrong with the source, though the rest of it can be used; one text each.
     """
 
-    problems: Sequence[str] = ()
+    problems: list[str] = []
 
     def image_ids(self, names: Sequence[str]) -> list[int]:
         """The ids of image files; ValueError if the source cannot have a box for any of them."""
@@ -92,13 +94,14 @@ class BoxFile(BoxSource):
         """
         check_min_score(min_score)
         content = read_json(path)
-        self.path, self.problems = path, list[str]()
+        self.path = path
+        self.problems: list[str] = []
         self._ids: dict[str, set[int]] = {}
-        person, entries, images = PERSON_CATEGORY, content, []
+        person, entries, images = PERSON_CATEGORY, content, list[Any]()
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])
-            categories = [c for c in content.get("categories", []) if isinstance(c, dict)]
-            person = next((c.get("id") for c in categories if c.get("name") == "person"), person)
+            categories = [c for c in content.get("categories", []) if isinstance(c, dict) and "id" in c]
+            person = next((c["id"] for c in categories if c.get("name") == "person"), person)
         if not isinstance(entries, list) or not isinstance(images, list):
             raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
         for position, image in enumerate(images):
@@ -115,12 +118,12 @@ class BoxFile(BoxSource):
             self._ids.setdefault(os.path.basename(name), set()).add(image["id"])
 
     def _add(self, position: int, entry, person: int, min_score: float) -> None:
-        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
-        score = entry.get("score", 1.0) if isinstance(entry, dict) else None
-        if box is None or not is_int(entry.get("image_id")) or not is_number(score):
+        fields = entry if isinstance(entry, dict) else {}
+        box, score = numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
+        if box is None or not is_int(fields.get("image_id")) or not is_number(score):
             self.problems.append(f"{self.path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
-        elif entry.get("category_id", person) == person and score >= min_score and not entry.get("iscrowd"):
-            self._boxes.setdefault(entry["image_id"], []).append([*box.tolist(), score])
+        elif fields.get("category_id", person) == person and score >= min_score and not fields.get("iscrowd"):
+            self._boxes.setdefault(fields["image_id"], []).append([*box.tolist(), score])
 
     def image_ids(self, names: Sequence[str]) -> list[int]:
         """The ids of image files: by the file's own list of images, else by `number_images`.
