@@ -53,13 +53,14 @@ def draw_pictures(
 
     few, warp = slice(0, STRIP_PERSONS), model.codec.name
     longest = max(sampler.settings, key=lambda one: one.steps)
-    trajectory, joints, masks = jax.device_get(jax.jit(sampler.trace)(variables, crops[few], ids[few]))
+    traced = jax.device_get(jax.jit(sampler.trace)(variables, crops[few], ids[few]))
+    trajectory, joints, (of_joints, of_limbs) = traced
     titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
     strip = draw.denoising_strip(
         crops[few], trajectory, joints, model.joint_set, titles, truth=truth[few], visible=visible[few], warp=warp
     )
     draw.write_png(os.path.join(folder, "denoising.png"), strip)
-    sheet = draw.heatmap_sheet(crops[few], trajectory[-1], *masks, model.joint_set, warp=warp)
+    sheet = draw.heatmap_sheet(crops[few], trajectory[-1], of_joints, of_limbs, model.joint_set, warp=warp)
     draw.write_png(os.path.join(folder, "heatmaps.png"), sheet)
     return True
 

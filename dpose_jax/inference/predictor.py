@@ -76,19 +76,6 @@ class Predictor:
         self._spec, self._run = crop_spec(recipe), jax.jit(self.sampler.poses)
 
     @classmethod
-    def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":
-        """`from_workdir` or `from_file`, whichever is given; without either, the bundled model.
-
-        Raises:
-          ValueError: if both are given; else as those two.
-        """
-        if workdir is not None and model is not None:
-            raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the bundled model")
-        if workdir is not None:
-            return cls.from_workdir(workdir, **options)
-        return cls.from_file(model or model_folder.SHIPPED, **options)
-
-    @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":
         """The newest checkpoint of a training run, with its recipe; the parameters are those of an evaluation.
 
@@ -111,6 +98,19 @@ class Predictor:
         """
         recipe, variables, _ = model_folder.load(path)
         return cls(recipe, variables, **options)
+
+    @classmethod
+    def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":
+        """`from_workdir` or `from_file`, whichever is given; without either, the bundled model.
+
+        Raises:
+          ValueError: if both are given; else as those two.
+        """
+        if workdir is not None and model is not None:
+            raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the bundled model")
+        if workdir is not None:
+            return cls.from_workdir(workdir, **options)
+        return cls.from_file(model or model_folder.SHIPPED, **options)
 
     @property
     def joint_set(self) -> JointSet:
