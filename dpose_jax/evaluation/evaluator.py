@@ -88,7 +88,8 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     evaluator = Evaluator(recipe, sharding.make_mesh())
     restored = restore(recipe, workdir)
     rows = evaluator.predict(restored.variables)
-    report, results = evaluator.score(rows, protocol_facts(recipe, evaluator.sampler.model, restored))
+    metadata = protocol_facts(recipe, evaluator.sampler.model, restored)
+    report, results = evaluator.score(rows, metadata)
     if not multihost.is_first():
         return report
     folder = out.removesuffix(".json") if out else workdir
