@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 
-class BadRecordError(Exception):
+class BadRecordError(ValueError):
     """An image or annotation that cannot be used; the message names the file and the id."""
 
 

@@ -6,9 +6,9 @@ WARM_STEPS = 3  # of a run, before the trace begins: the first one compiles
 
 
 class Trace:
-    """A context that traces `count` steps of a run into `folder`; ask `after` after every step.
+    """A context that traces `count` steps of a run into `folder`, none if it is 0; call `after` after every step.
 
-    Nothing is traced if `count` is 0. Each process writes its own file.
+    Each process writes its own file.
     """
 
     def __init__(self, count: int, start: int, folder: str):
@@ -25,7 +25,7 @@ class Trace:
         self._stop()
 
     def after(self, step: int, outputs) -> None:
-        """Starts or stops the trace; `outputs` of the step are waited for then, so that whole steps are inside."""
+        """Starts or stops the trace, after waiting for the step's `outputs`, so that it holds whole steps."""
         if step == self._first:
             jax.block_until_ready(outputs)
             jax.profiler.start_trace(self._folder)
