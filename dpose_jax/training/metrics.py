@@ -1,4 +1,4 @@
-"""The metrics of a training run: metrics.jsonl, TensorBoard, the check that they are finite, the count of bad records."""
+"""The metrics of a training run: metrics.jsonl, TensorBoard, and the checks that stop a run."""
 
 import contextlib
 import json
@@ -75,7 +75,7 @@ class StepLog:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """A context for what is no step, such as a save: flushes first, and counts no time for the examples a second."""
+        """A context for a save or an evaluation: flushes first; its time does not count for the examples a second."""
         self.flush()
         began = time.monotonic()
         yield
