@@ -109,9 +109,10 @@ def differences(recipe: Recipe, stored: Recipe, *, training: bool) -> list[str]:
         to be the same too.
     """
     own, theirs = (_compared(one, training) for one in (recipe, stored))
-    return [
-        f"{name}: {theirs[name]} there, {own[name]} in the config" for name in sorted(own) if own[name] != theirs[name]
-    ]
+    different = [name for name in sorted(own) if own[name] != theirs[name]]
+    for one, values in ((recipe, own), (stored, theirs)):
+        values["joint_set"] = f"{one.joints.name} ({one.joints.num_joints} joints)"
+    return [f"{name}: {theirs[name]} there, {own[name]} in the config" for name in different]
 
 
 def _compared(recipe: Recipe, training: bool) -> dict[str, Any]:
