@@ -5,6 +5,7 @@ import sys
 import jax
 import pytest
 
+import dpose_jax
 from dpose_jax.runtime import cpu
 
 
@@ -47,6 +48,7 @@ def test_xla_reads_the_fusion_at_the_first_computation():
     """An unknown flag would end the process here, and one that came too late would change nothing."""
     program = """
 import jax, jax.numpy as jnp
+import dpose_jax
 from dpose_jax.runtime import cpu
 cpu.fuse_elementwise()
 x = jnp.linspace(0, 1, 64 * 48 * 32 * 8).reshape(8, 64, 48, 32)
@@ -54,3 +56,8 @@ text = jax.jit(lambda x: jnp.maximum(x * 2 + 1, 0) * x - x).lower(x).compile().a
 assert "ynn" in text, text
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"XLA_FLAGS": ""})
+
+
+def test_the_predictor_of_a_notebook_is_as_fast_as_the_command(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert dpose_jax.Predictor.__name__ == "Predictor" and cpu.FUSION_FLAG in os.environ["XLA_FLAGS"]
