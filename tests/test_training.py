@@ -18,6 +18,7 @@ from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training import initial_weights, loop
 from dpose_jax.training.metrics import DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.optimizer import average_variables, learning_rate, make_optimizer
+from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir
 from dpose_jax.workdir.training_record import record_start, training_device
@@ -295,3 +296,23 @@ def test_initial_state_is_a_copy(miniature):
     state = initial_state({"params": params, "batch_stats": {}}, make_optimizer(recipe.optim, recipe.train))
     average = evaluated_variables(state, ema=True)["params"]["kernel"]
     assert average.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()
+
+
+def test_the_profile_holds_the_steps_after_the_warm_up(tmp_path, monkeypatch):
+    traced = []
+
+    @contextlib.contextmanager
+    def trace(folder):
+        traced.append(folder)
+        yield
+        traced.append("end")
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    for count, steps, expected in ((0, 9, []), (2, 9, [5, "end"]), (2, 5, [5, "end"])):
+        traced.clear()
+        with Trace(count, 2, "folder") as profile:
+            for step in range(3, steps + 1):
+                profile.after(step, jnp.ones(3))
+                traced[:] = [step if each == "folder" else each for each in traced]
+            assert traced == (expected if steps == 9 else expected[:1])
+        assert traced == expected
