@@ -17,7 +17,8 @@ from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import jit_step
-from dpose_jax.training.state import initial_state, make_optimizer
+from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -41,8 +42,8 @@ class Program:
 
 def train_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, optimizer = build_model(config), make_optimizer(config)
-    step = make_train_step(config, model, build_schedule(config.diffusion), optimizer, sharding.gather(mesh))
+    model, optimizer = build_model(config), make_optimizer(config.optim, config.train)
+    step = make_train_step(config, model, build_schedule(config.diffusion), optimizer, sharding.unshard(mesh))
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     places = sharding.state_sharding(mesh, state, fsdp=config.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints

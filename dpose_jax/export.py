@@ -59,7 +59,7 @@ def metadata_path(out: str, weights: str | None) -> str:
       ValueError: if that is the program itself, or the metadata of the model in the folder `weights`.
     """
     path = f"{os.path.splitext(out)[0]}.json"
-    taken = [out] if weights is None else [out, os.path.join(weights, model_folder.FACTS_FILE)]
+    taken = [out] if weights is None else [out, os.path.join(weights, model_folder.METADATA_FILE)]
     if os.path.abspath(path) in map(os.path.abspath, taken):
         raise ValueError(f"--out={out!r}: its metadata would replace {path}; choose another name")
     return path
@@ -99,7 +99,7 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
             raise ValueError('--push_to_hub: needs the hub extra: pip install -e ".[hub]"') from error
         api = HfApi()
     address = api.create_repo(name, repo_type="model", exist_ok=True)
-    names = [model_folder.WEIGHTS_FILE, model_folder.FACTS_FILE, "README.md"]
+    names = [model_folder.WEIGHTS_FILE, model_folder.METADATA_FILE, "README.md"]
     api.upload_folder(folder_path=folder, repo_id=name, repo_type="model", allow_patterns=names)
     return str(address)
 

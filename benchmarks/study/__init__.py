@@ -222,7 +222,7 @@ def _steppers(recipe, name: str) -> dict[int, Callable]:
     """Calls that take one training step of an arm, always with the same batch: by the last step of each phase."""
     run = prepare(arm_config(recipe, ARMS[name], 0, recipe.train.steps))
     with contextlib.closing(run.data):
-        batch = sharding.put_batch(run.read(), run.mesh)
+        batch = sharding.put_batch(run.next_batch(), run.mesh)
     state = run.state
 
     def take(step):
@@ -230,7 +230,7 @@ def _steppers(recipe, name: str) -> dict[int, Callable]:
         state, metrics = step(state, batch, run.key)
         return metrics["loss"]
 
-    return {last: functools.partial(take, step) for last, step in run.phases}
+    return {phase.last: functools.partial(take, phase.step) for phase in run.phases}
 
 
 def _mean_step(timings: dict[int, report.Timing]) -> float:
