@@ -1,56 +1,38 @@
-"""What the chips of Cloud TPU can do, in which slices they come, and slices without chips to compile for.
+"""Cloud TPU chips with their limits and slices, from cloud.google.com/tpu/docs/KIND, and slices to compile for."""
 
-The figures are those of cloud.google.com/tpu/docs, a page a kind: v5e, v5p, v6e.
-"""
-
-import dataclasses
 import importlib.util
 import math
 import os
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from dpose_jax.runtime import sharding
 
-GIB = 2**30
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One chip, as its page gives it.
-
-    Attributes:
-      kind: its name, and that of its page.
-      hbm_bytes: memory; hbm_bandwidth: of it, bytes a second.
-      flops: peak a second in bfloat16, of which float32 products too are made by default.
-      host: the chips of one host.
-      shapes: the slices of up to 256 chips.
-    """
+class Chip(NamedTuple):
+    """One chip, with the figures of its page."""
 
     kind: str
     hbm_bytes: int
-    hbm_bandwidth: float
-    flops: float
-    host: tuple[int, ...]
-    shapes: tuple[str, ...]
+    hbm_bandwidth: float  # bytes a second
+    flops: float  # peak a second in bfloat16, which float32 products use too by default
+    host: tuple[int, ...]  # chips of one host
+    shapes: tuple[str, ...]  # slices of up to 256 chips
 
 
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
 CHIPS = {
-    "v5e": Chip("v5e", 16 * GIB, 819e9, 197e12, (2, 2), _PLANE),
-    "v5p": Chip("v5p", 95 * GIB, 2765e9, 459e12, (2, 2, 1), _CUBOIDS),
-    "v6e": Chip("v6e", 32 * GIB, 1638e9, 918e12, (2, 2), _PLANE),
+    "v5e": Chip("v5e", 16 * 2**30, 819e9, 197e12, (2, 2), _PLANE),
+    "v5p": Chip("v5p", 95 * 2**30, 2765e9, 459e12, (2, 2, 1), _CUBOIDS),
+    "v6e": Chip("v6e", 32 * 2**30, 1638e9, 918e12, (2, 2), _PLANE),
 }
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the shape of a slice from KIND:SHAPE, such as v5e:4x4.
-
-    Raises:
-      ValueError: if there is no such slice; lists those that there are.
-    """
+    """The chip and the shape of a slice KIND:SHAPE, such as v5e:4x4. Raises ValueError if there is no such slice."""
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or shape not in CHIPS[kind].shapes:
         known = "; ".join(f"{chip.kind}: {', '.join(chip.shapes)}" for chip in CHIPS.values())
@@ -66,8 +48,8 @@ def slice_mesh(chip: Chip, shape: tuple[int, ...]) -> jax.sharding.Mesh:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to ask
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so two may compile at a time
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to query
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so two processes may compile at a time
     options = {}
     if math.prod(shape) < math.prod(chip.host):
         options["chips_per_host_bounds"] = (*shape, *[1] * (3 - len(shape)))

@@ -1,36 +1,36 @@
-"""What the compiler says of the train step and the sampler: memory, FLOPs, memory traffic, collectives."""
+"""Costs of the train step and the sampler from XLA's compiler: memory, FLOPs, memory traffic, collectives."""
 
-import dataclasses
+import bisect
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from benchmarks import report
 from benchmarks.chips import Chip
-from dpose_jax.diffusion.sampler import sampler_settings
-from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.pose_sampler import PoseSampler
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import jit_step
 from dpose_jax.training.state import initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-UNIT, LANES = 8, 128  # `largest_batch` looks at multiples of 8 up to 128, and of 128, a tile's lanes, above
-TYPE_BITS = {"pred": 8, "bf16": 16}  # of other element types the name ends with the number, as in s32
+# Examples a device that `largest_batch` considers. From 128 the compiler lays them along a tile's 128 lanes, so only
+# whole tiles are of interest.
+BATCHES = (*range(8, 128, 8), *range(128, 4097, 128))
 
 
 class DoesNotFitError(ValueError):
     """A program needs more memory than the chip has."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """What is compiled: a jitted function, its abstract arguments, and the examples a device in them."""
 
     name: str
@@ -39,50 +39,44 @@ class Program:
     batch: int
 
 
-def train_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
+def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, optimizer = build_model(config), make_optimizer(config)
-    step = make_train_step(config, model, build_schedule(config.diffusion), optimizer, sharding.gather(mesh))
+    model, optimizer = build_model(recipe), make_optimizer(recipe.optim, recipe.train)
+    step = make_train_step(recipe, model, build_schedule(recipe.diffusion), optimizer, sharding.gather(mesh))
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
-    places = sharding.state_sharding(mesh, state, fsdp=config.train.fsdp)
+    places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints
-    shapes = {
-        "image": ((count, *config.input_size, 3), np.uint8),
-        "keypoints": ((count, joints, 2), np.float32),
-        "visible": ((count, joints), np.float32),
-        "annotation_id": ((count,), np.int32),
-        "bad_index": ((count,), np.int32),
+    rows = {
+        "image": jax.ShapeDtypeStruct((count, *recipe.input_size, 3), np.uint8),
+        "keypoints": jax.ShapeDtypeStruct((count, joints, 2), np.float32),
+        "visible": jax.ShapeDtypeStruct((count, joints), np.float32),
+        "annotation_id": jax.ShapeDtypeStruct((count,), np.int32),
+        "bad_index": jax.ShapeDtypeStruct((count,), np.int32),
     }
-    rows = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     key = jax.eval_shape(jax.random.key, 0)
     return Program("train step", jit_step(step, mesh, places), (state, rows, key), batch)
 
 
-def sampler_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
-    """Prediction as evaluation runs it, flip test included, with `batch` examples a device and one denoising step.
+def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
+    """Prediction as in the evaluation, with its flip test, for `batch` examples a device and one denoising step.
 
-    One, since the compiler counts the body of a longer loop once, whatever its length.
+    One step, because the compiler counts the body of a loop once, whatever its length.
     """
-    model = build_model(config)
-    once = (dataclasses.replace(sampler_settings(config)[0], steps=1),)
-    predict = pose_sampler.make_predict(model, build_schedule(config.diffusion), once, flip=config.eval.flip, seed=0)
+    sampler = PoseSampler.of(recipe.override({"sampler.steps": (1,)}))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    jitted = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
-    images = jax.ShapeDtypeStruct((batch * mesh.size, *config.input_size, 3), np.uint8)
+    jitted = jax.jit(sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
+    images = jax.ShapeDtypeStruct((batch * mesh.size, *recipe.input_size, 3), np.uint8)
     ids = jax.ShapeDtypeStruct((batch * mesh.size,), np.int32)
-    return Program("sampler, 1 step", jitted, (abstract_variables(model), images, ids), batch)
+    return Program("sampler, 1 step", jitted, (abstract_variables(sampler.model), images, ids), batch)
 
 
 def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Compiles a program and reads what the compiler says of it, for one device.
+    """Compiles a program and returns the compiler's figures for one device.
 
     Returns:
-      `program`, `devices`, `batch_per_device`; bytes of memory: `hbm_bytes_per_device`, of which
-      `hbm_arguments_bytes`, `hbm_temporaries_bytes`, `hbm_outputs_bytes` (those that do not reuse an argument), and
-      the chip's `hbm_limit_bytes`; `flops_per_device`, and `bytes_accessed_per_device` and
-      `bytes_accessed_per_image` of memory traffic; the milliseconds that these take at the chip's limits,
-      `compute_ms` and `memory_ms`, and which `binds`; `collectives`: {kind: {"count", "bytes"}}, and the sum
-      `collective_bytes`; `compile_seconds`.
+      bytes of memory: `hbm_bytes_per_device`, the sum of arguments, temporaries and those outputs that reuse no
+      argument; `flops_per_device`, and `bytes_accessed_per_device` of memory traffic; the milliseconds that these take
+      at the chip's limits, and which of them `binds`; `collectives`, see `collectives`.
 
     Raises:
       DoesNotFitError: if the program needs more memory than the chip has.
@@ -120,79 +114,49 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
 
 
 def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Counts the collectives in a compiled program's text, and the bytes of their results on one device.
+    """Number of collectives in a compiled program's text, and bytes of their results on one device: {"count", "bytes"}.
 
-    An asynchronous one is counted where it ends. One inside of a loop is counted once.
+    An asynchronous one counts where it ends. One in a loop counts once.
     """
     pattern = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
     found: dict[str, dict[str, int]] = {}
-    for line in lines:
-        match = pattern.search(line)
-        if match:
-            entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
-            entry["count"] += 1
-            entry["bytes"] += shape_bytes(match[1])
+    for match in filter(None, map(pattern.search, lines)):
+        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += shape_bytes(match[1])
     return found
 
 
 def shape_bytes(text: str) -> int:
-    """Bytes of a shape of a compiled program's text, such as `(f32[4,2]{1,0}, bf16[8])`; padding is not counted."""
-    total = 0
-    for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text):
-        bits = TYPE_BITS.get(kind) or int(re.sub(r"\D", "", kind) or 0)
-        total += bits * math.prod(int(size) for size in sizes.split(",") if size) // 8
-    return total
+    """Bytes of a shape in a compiled program's text, such as `(f32[4,2]{1,0}, bf16[8], pred[])`, without padding."""
+    shapes = re.findall(r"\b[a-z]+(\d*)\[([\d,]*)\]", text)
+    return sum(int(bits or 8) * math.prod(map(int, filter(None, sizes.split(",")))) // 8 for bits, sizes in shapes)
 
 
-def candidate(index: int) -> int:
-    """The index-th batch that `largest_batch` may try, from 1: 8, 16, ..., 128, 256, 384, ...
+def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
+    """The analysis of the train step with the largest batch of BATCHES that fits, by binary search.
 
-    From 128 on the compiler lays the examples along the lanes of its tiles, so only whole tiles are of interest.
-    """
-    whole = LANES // UNIT
-    return UNIT * index if index <= whole else LANES * (index - whole + 1)
-
-
-def largest_batch(train: Callable[[int], dict], hbm_bytes: int, parts: int) -> dict:
-    """The analysis of the train step with the most examples that fit, of those that `candidate` names for each part.
-
-    A compilation takes minutes, so each is reported when it ends. It starts at 128, then goes where the line through
-    the last two that fitted reaches the chip's memory, and halves what is left after one that did not fit.
+    A compilation takes minutes, so each is reported when it ends.
 
     Args:
       train: examples a device -> `analyse` of the step.
-      hbm_bytes: of the chip.
       parts: in which a device takes its examples, one after the other (`train.accumulate`).
 
     Raises:
-      DoesNotFitError: if not even the first candidate fits.
+      DoesNotFitError: if not even the smallest fits.
     """
-    low, high, index = 0, None, LANES // UNIT
-    best, fitted = None, []
-    while best is None or high is None or high - low > 1:
-        examples = parts * candidate(index)
+    fitting: dict[int, dict] = {}
+
+    def too_large(batch):
         try:
-            best, low = train(examples), index
-            fitted.append((candidate(index), best["hbm_bytes_per_device"]))
-            print(f"{examples} examples a device take {fitted[-1][1]:,} bytes", flush=True)
-            index = _beyond(low, fitted, hbm_bytes)
+            fitting[batch] = train(parts * batch)
         except DoesNotFitError:
-            print(f"{examples} examples a device do not fit", flush=True)
-            if index == 1:
+            print(f"{parts * batch} examples a device do not fit", flush=True)
+            if batch == BATCHES[0]:
                 raise
-            high, index = index, (low + index) // 2
-        if high is not None and index >= high:
-            index = (low + high) // 2
-    return best
+            return True
+        print(f"{parts * batch} examples a device take {fitting[batch]['hbm_bytes_per_device']:,} bytes", flush=True)
+        return False
 
-
-def _beyond(index: int, fitted: Sequence[tuple[int, int]], hbm_bytes: int) -> int:
-    """The last candidate up to the batch that would fill the memory, by the line through the last two that fitted."""
-    index += 1
-    if len(fitted) < 2:
-        return index
-    (before, less), (batch, used) = fitted[-2:]
-    limit = batch + (hbm_bytes - used) * (batch - before) / max(used - less, 1)
-    while candidate(index + 1) <= min(limit, 4 * batch):
-        index += 1
-    return index
+    bisect.bisect_left(BATCHES, True, key=too_large)
+    return fitting[max(fitting)]

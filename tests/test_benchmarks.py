@@ -95,7 +95,7 @@ def test_the_timed_sampler_hands_on_what_it_is_fed(refresh):
     codec = Codec((64, 48), 2, sigma=2.0, blur=5)
     heatmaps = micro.draw_heatmaps(codec, batch=3)
     settings = SamplerSettings(steps=3, update_rule="direct", refresh=refresh)
-    np.testing.assert_array_equal(jax.jit(micro.sampling(settings, codec, batch=3))(heatmaps), heatmaps)
+    np.testing.assert_array_equal(jax.jit(micro.sampling(settings, codec))(heatmaps), heatmaps)
 
 
 @pytest.mark.parametrize("refresh", [False, True])
@@ -104,7 +104,7 @@ def test_the_timed_sampler_draws_its_masks(monkeypatch, refresh):
     monkeypatch.setattr(micro, "masks_of", lambda keypoints, visible, size: 2 * (jnp.full((3, *size, 1), jnp.inf),))
     codec = Codec((64, 48), 2, sigma=2.0, blur=5)
     settings = SamplerSettings(steps=3, update_rule="direct", refresh=refresh)
-    final = jax.jit(micro.sampling(settings, codec, batch=3))(micro.draw_heatmaps(codec, batch=3))
+    final = jax.jit(micro.sampling(settings, codec))(micro.draw_heatmaps(codec, batch=3))
     assert np.isnan(final[0, 0, 0, 0]) and np.isfinite(np.asarray(final).ravel()[1:]).all()
 
 
@@ -138,6 +138,6 @@ def test_what_a_row_lacks_is_said_before_any_is_measured(tmp_path, chosen, messa
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 def test_peak_memory_is_that_of_the_process():
     held = np.ones(2**24)
-    peak = end_to_end._peak_memory(os.getpid())
+    peak = end_to_end.peak_memory(os.getpid())
     assert held.nbytes < peak < 2**36
-    assert end_to_end._peak_memory(2**30) == 0
+    assert end_to_end.peak_memory(2**30) == 0
