@@ -127,7 +127,7 @@ def parse_case(case: str) -> tuple[tuple[int, int], int]:
 def _results(persons: list[dict], crops: dict, joints: np.ndarray) -> list[dict]:
     """(N, J, 2) joints in crop pixels as COCO results with score 1."""
     moved = to_image_pixels(joints, crops["to_image"])
-    flat = np.concatenate([moved, np.ones_like(moved[..., :1])], axis=-1).reshape(len(moved), -1).tolist()
+    flat = np.insert(moved, 2, 1, axis=2).reshape(len(moved), -1).tolist()
     return [
         {"image_id": person["image_id"], "category_id": person["category_id"], "keypoints": row, "score": 1.0}
         for person, row in zip(persons, flat, strict=True)

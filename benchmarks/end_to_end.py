@@ -1,5 +1,6 @@
 """Rows of the table of speeds for whole networks and programs: HRNet-W32, the input, the start, the memory."""
 
+import collections
 import contextlib
 import os
 import pathlib
@@ -78,15 +79,10 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         return entries("input", "persons/s", contenders, PERSONS)
 
 
-def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], None]:
-    """A call that does the work for the next PERSONS of a random order, in this thread."""
+def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], object]:
+    """A call that does the work for the next PERSONS of a random order, in this thread, and keeps no result."""
     rng = np.random.default_rng(0)
-
-    def call():
-        for index in rng.integers(len(source), size=PERSONS):
-            work(int(index))
-
-    return call
+    return lambda: collections.deque(map(work, rng.integers(len(source), size=PERSONS).tolist()), maxlen=0)
 
 
 def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
@@ -94,25 +90,20 @@ def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
     spec, joint_set, rng = loader.crop_spec(recipe), recipe.joints, np.random.default_rng(1)
 
     def make(index):
-        person = source[index]
-        view = crop.draw_view(rng, person, spec, recipe.augment, joint_set)
-        return loader.make_example(source.read_image(index), person, view, spec, joint_set)
+        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
+        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
 
     return make
 
 
 def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """From the command to the end of a dry run of four steps of W32, batch 4, on synthetic people; cold, then warm."""
-    overrides = {
-        "data.source": "synthetic",
-        "data.synthetic.train_images": 64,
-        "train.batch_size": 4,
-        "model.pretrained": "none",
-    }
+    given = {"data.source": "synthetic", "data.synthetic.train_images": 64}
+    given |= {"train.batch_size": 4, "model.pretrained": "none"}
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
-            seconds, _ = run_training("configs/coco_w32_256x192.py", overrides, cache, "--dry_run")
+            seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
             rows.append({"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds})
     return rows
 
@@ -148,9 +139,7 @@ def peak_memory(pid: int) -> int:
 
     The peak that `wait` reports would start with the memory of the parent process.
     """
-    try:
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    return 1024 * int(found[1]) if found else 0
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+        return 1024 * int(found[1]) if found else 0
+    return 0

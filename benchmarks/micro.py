@@ -20,15 +20,10 @@ Contenders = dict[str, Callable[[], object]]
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
-    """Times the contenders in turn.
+    """Times the contenders in turn; a row each, with the median as `value` and the quartiles as `low` and `high`.
 
-    Args:
-      unit: one that ends in `/s` reports `amount` over the seconds of a call, any other the milliseconds over `amount`.
-      amount: of persons, images or steps in a call.
-      compile_seconds: of ours.
-
-    Returns:
-      a row each: `work`, `unit`, `who`, `value` of the median, `low` and `high` of the quartiles, `compile_seconds`.
+    The `amount` of persons, images or steps in a call is reported a second if the unit ends in `/s`, and otherwise in
+    milliseconds each. `compile_seconds` are ours.
     """
     rows = []
     for who, t in report.measure(contenders).items():
@@ -50,7 +45,7 @@ def draw_people(codec: Codec, batch: int = BATCH):
 
 
 def draw_heatmaps(codec: Codec, batch: int = BATCH) -> jax.Array:
-    """(B, H, W, 17) float32 heatmaps of random people, with a little noise as a network's have."""
+    """(B, H, W, 17) float32 heatmaps of random people, with a little noise like a network's."""
     clean = np.asarray(codec.encode(*draw_people(codec, batch)))
     return jnp.asarray(clean + np.random.default_rng(1).normal(0, 0.01, clean.shape).astype(np.float32))
 

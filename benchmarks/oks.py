@@ -1,10 +1,10 @@
 """How long the OKS evaluation takes, beside its peers: from parsed JSON to COCO's ten metrics."""
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -15,11 +15,11 @@ from dpose_jax.evaluation.coco import METRICS, evaluate_results
 from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.workdir.files import read_json
 
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file.", allow_override=True)
+# The tests import several subcommands into one process; flags of the same name have to allow that.
+SHARED = {"allow_override": True}
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file for the OKS evaluation.", **SHARED)
 FALSE_PERSONS = flags.DEFINE_integer("false_persons", 50_000, "Detections beside a noisy copy of each person.")
-OUT = flags.DEFINE_string(
-    "out", None, "The report, a JSON file; the table goes beside it as .md.", required=True, allow_override=True
-)
+OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it.", required=True, **SHARED)
 
 # Name: the modules of the class COCO and of the evaluation, and the evaluation's class.
 PEERS = {
@@ -58,42 +58,35 @@ def measure(file: str, *, false_persons: int = 50_000, seed: int = 0, calls: int
     """
     truth = read_json(file)
     found = noisy_detections(truth, false_persons=false_persons, seed=seed)
-    contenders = {"ours": evaluate_results}
+    contenders: dict[str, Callable] = {"ours": functools.partial(evaluate_results, truth, found, COCO)}
     for who, names in PEERS.items():
         if importlib.util.find_spec(names[0].partition(".")[0]):
-            contenders[who] = _peer(*names)
-    wall, cpu, metrics = ({who: [] for who in contenders} for _ in range(3))
-    for _ in range(1 + calls):
-        for who, call in contenders.items():
-            began, spent = time.perf_counter(), time.process_time()
-            values = call(truth, found, COCO)
-            wall[who].append(time.perf_counter() - began)
-            cpu[who].append(time.process_time() - spent)
-            metrics[who] = [-1.0 if value is None else value for value in values.values()]
+            contenders[who] = functools.partial(_peer, *names, truth, found)
+    metrics = {
+        who: np.array([-1 if value is None else value for value in call().values()]) for who, call in contenders.items()
+    }
     rows = []
-    for who in contenders:
-        t = report.timing(wall[who][1:])
+    for who, t in report.measure(contenders, seconds=0, least=calls).items():
         row = {"work": "OKS evaluation", "unit": "s", "who": who, "value": t.median, "low": t.low, "high": t.high}
-        row |= {"cpu": report.timing(cpu[who][1:]).median, "detections": len(found)}
-        rows.append(row | {"difference": float(np.abs(np.subtract(metrics[who], metrics["ours"])).max())})
+        difference = float(np.abs(metrics[who] - metrics["ours"]).max())
+        rows.append(row | {"cpu": t.cpu, "detections": len(found), "difference": difference})
     return rows
 
 
 def noisy_detections(truth: dict, *, false_persons: int, seed: int) -> list[dict]:
     """COCO results: each annotated person, moved joint by joint by up to 5% of its size, and false persons.
 
-    A false person is an annotated one, moved as a whole by about its size, in a random image. Its score is lower on
-    average.
+    A false person is an annotated one, moved as a whole by about its size, in a random image; its score is lower.
     """
     rng = np.random.default_rng(seed)
     persons = [a for a in truth["annotations"] if a.get("num_keypoints")]
-    joints = np.array([a["keypoints"] for a in persons], np.float64).reshape(len(persons), -1, 3)
+    joints = np.array([a["keypoints"] for a in persons], np.float64).reshape(len(persons), -1, 3)[..., :2]
     size = np.sqrt([a["area"] for a in persons])[:, None, None]
-    noise = rng.normal(size=(*joints.shape[:2], 2)) * size * 0.05 * rng.uniform(size=size.shape)
+    near = joints + rng.normal(size=joints.shape) * size * 0.05 * rng.uniform(size=size.shape)
     which = rng.integers(len(persons), size=false_persons)
-    moved = joints[which, :, :2] + rng.normal(size=(false_persons, 1, 2)) * size[which]
-    points = np.concatenate([joints[..., :2] + noise, moved])
-    points = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1).reshape(len(points), -1)
+    far = joints[which] + rng.normal(size=(false_persons, 1, 2)) * size[which]
+    points = np.insert(np.concatenate([near, far]), 2, 1, axis=2)  # all visible
+    points = points.reshape(len(points), -1)
     images = [image["id"] for image in truth["images"]]
     places = [a["image_id"] for a in persons] + [images[i] for i in rng.integers(len(images), size=false_persons)]
     scores = np.concatenate([rng.uniform(size=len(persons)), rng.uniform(0, 0.7, false_persons)])
@@ -103,19 +96,15 @@ def noisy_detections(truth: dict, *, false_persons: int, seed: int) -> list[dict
     ]
 
 
-def _peer(api: str, module: str, name: str) -> Callable[..., dict[str, float]]:
-    """The evaluation of a package with pycocotools' interface, as a function like `evaluate_results`."""
-    make_coco, make_evaluation = importlib.import_module(api).COCO, getattr(importlib.import_module(module), name)
-
-    def evaluate(truth, found, _):
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = make_coco()
-            coco.dataset = {**truth, "annotations": [dict(a) for a in truth["annotations"]]}  # it writes into them
-            coco.createIndex()
-            run = make_evaluation(coco, coco.loadRes([dict(result) for result in found]), "keypoints")
-            run.evaluate()
-            run.accumulate()
-            run.summarize()
-        return dict(zip(METRICS, run.stats, strict=False))
-
-    return evaluate
+def _peer(api: str, module: str, name: str, truth: dict, found: list[dict]) -> dict[str, float]:
+    """The ten metrics of a package with pycocotools' interface."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = importlib.import_module(api).COCO()
+        coco.dataset = {**truth, "annotations": [dict(a) for a in truth["annotations"]]}  # it writes into them
+        coco.createIndex()
+        loaded = coco.loadRes([dict(result) for result in found])
+        run = getattr(importlib.import_module(module), name)(coco, loaded, "keypoints")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return dict(zip(METRICS, run.stats, strict=False))

@@ -23,11 +23,7 @@ Peers = dict[str, str]
 
 
 def parse(names: list[str]) -> Peers:
-    """`NAME` or `NAME:FOLDER` -> name: folder.
-
-    Raises:
-      ValueError: if a name is unknown, its package is not installed, or the folder is no clone of its repository.
-    """
+    """`NAME` or `NAME:FOLDER` -> name: folder. Raises ValueError if one is unknown or what it needs is missing."""
     found = {}
     for text in names:
         name, _, folder = text.partition(":")
@@ -65,12 +61,14 @@ def hrnet_loader(folder: str, persons: Iterable[Person], targets: bool) -> Calla
 
 def _hrnet_dataset(folder: str):
     """HRNet's data set for COCO at 256 x 192 with the settings of its w32 recipe, without persons."""
-    model = {"TARGET_TYPE": "gaussian", "IMAGE_SIZE": [192, 256], "HEATMAP_SIZE": [48, 64], "SIGMA": 2}
+    section = types.SimpleNamespace
     data = {"DATA_FORMAT": "jpg", "SCALE_FACTOR": 0.35, "ROT_FACTOR": 45, "FLIP": True, "COLOR_RGB": True}
-    data |= {"NUM_JOINTS_HALF_BODY": 8, "PROB_HALF_BODY": 0.3}
-    parts = {"DATASET": data, "MODEL": model, "LOSS": {"USE_DIFFERENT_JOINTS_WEIGHT": False}}
-    sections = {name: types.SimpleNamespace(**part) for name, part in parts.items()}
-    config = types.SimpleNamespace(OUTPUT_DIR="", **sections)
+    config = section(
+        OUTPUT_DIR="",
+        DATASET=section(NUM_JOINTS_HALF_BODY=8, PROB_HALF_BODY=0.3, **data),
+        MODEL=section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2),
+        LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False),
+    )
     dataset = _load(folder, "lib/dataset/JointsDataset.py")["JointsDataset"](config, folder, "train", True)
     dataset.num_joints, dataset.flip_pairs, dataset.aspect_ratio = COCO.num_joints, COCO.flip_pairs, 192 / 256
     dataset.upper_body_ids = COCO.upper_body

@@ -6,7 +6,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,49 +20,43 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-h
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: the median and the quartiles of so many calls."""
+    """Seconds of one call: median, quartiles, number of calls, and median processor time of all threads."""
 
     median: float
     low: float
     high: float
     calls: int
+    cpu: float = 0.0
 
 
 def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
-    """Times functions in turn, A B C A B C, so that other load on the machine affects all alike.
+    """Times functions without arguments in turn, A B C A B C, so that other load on the machine affects all alike.
 
-    Each is called once before. JAX arrays that it returns are waited for. Compile first, with `compiled`.
-
-    Args:
-      calls: a function without arguments for each name.
-      seconds: mean time to spend on each; least: minimum number of calls of each.
+    Each is called once before; arrays that it returns are waited for. Compile first, with `compiled`. Each gets about
+    `seconds` of calls, and at the `least` so many.
     """
-    taken: dict[Name, list[float]] = {name: [] for name in calls}
+    taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
         rounds += 1
         for name, call in calls.items():
-            called = time.perf_counter()
+            called, spent = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
-            taken[name].append(time.perf_counter() - called)
-    return {name: timing(values) for name, values in taken.items()}
+            taken[name].append((time.perf_counter() - called, time.process_time() - spent))
+    return {name: timing(*zip(*both, strict=True)) for name, both in taken.items()}
 
 
-def timing(values: list[float]) -> Timing:
-    """The Timing of measured seconds."""
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return Timing(float(median), float(low), float(high), len(values))
+def timing(wall: Sequence[float], cpu: Sequence[float] = (0.0,)) -> Timing:
+    """The Timing of measured seconds of wall clock and processor."""
+    low, median, high = np.percentile(wall, (25, 50, 75)).tolist()
+    return Timing(median, low, high, len(wall), float(np.median(cpu)))
 
 
-def compiled(function: Callable, *arguments, **options) -> tuple[Callable, float]:
-    """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took.
-
-    Args:
-      options: of `jax.jit`, for a plain function.
-    """
-    jitted = function if hasattr(function, "lower") else jax.jit(function, **options)
+def compiled(function: Callable, *arguments) -> tuple[Callable, float]:
+    """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took."""
+    jitted = function if hasattr(function, "lower") else jax.jit(function)
     began = time.perf_counter()
     executable = jitted.lower(*arguments).compile()
     return executable, time.perf_counter() - began

@@ -12,29 +12,20 @@ from dpose_jax.data.datasets import make_source
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import recipe_flags
 
-CONFIG = recipe_flags.define("Its data is read by row input.", "configs/coco_w32_256x192.py")
-PEER = flags.DEFINE_list("peer", [], "Peers: torch, diffusers, hrnet:FOLDER.")
-flags.adopt_module_key_flags(oks)
-
-
-def evaluation(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
-    """The OKS evaluation beside its installed peers."""
-    rows = oks.measure(oks.annotations(), false_persons=oks.FALSE_PERSONS.value)
-    shown = [{key: row[key] for key in ("who", "value", "low", "high")} for row in rows]
-    return [{"work": "OKS evaluation", "unit": "s", **row} for row in shown]
-
-
 ROWS = {
     "heatmaps": micro.heatmaps,
     "decode": micro.decode,
     "sampler": micro.sampler,
-    "oks": evaluation,
+    "oks": lambda wanted, recipe: oks.measure(oks.annotations(), false_persons=oks.FALSE_PERSONS.value),
     "network": end_to_end.network,
     "input": end_to_end.inputs,
     "start": end_to_end.start,
     "memory": end_to_end.memory,
 }
+CONFIG = recipe_flags.define("The recipe whose data row `input` reads.", "configs/coco_w32_256x192.py")
+PEER = flags.DEFINE_list("peer", [], "Peers: torch, diffusers, hrnet:FOLDER.")
 NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure.")
+flags.adopt_module_key_flags(oks)
 
 
 def main() -> None:

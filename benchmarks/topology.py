@@ -9,17 +9,14 @@ import jax
 from absl import flags
 
 from benchmarks import report
-from benchmarks.chips import parse_topology, slice_mesh
-from benchmarks.xla_cost import analyse, largest_batch, sampler_program, train_program
+from benchmarks.xla_cost import analyse, largest_batch, parse_topology, sampler_program, slice_mesh, train_program
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.workdir import recipe_flags
 
 CONFIG = recipe_flags.define("A file of configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:4x4.", required=True)
-BATCH = flags.DEFINE_string(
-    "batch", None, "Examples a device, or auto: the most that fit, of 8, 16, ..., 128, 256, ...; default: the recipe's."
-)
+BATCH = flags.DEFINE_string("batch", None, "Examples a device, or auto: the most that fit; default: the recipe's.")
 SAMPLER = flags.DEFINE_bool("sampler", True, "Compile prediction too, not the train step alone.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", required=True)
 flags.mark_flag_as_required("config")
@@ -27,37 +24,27 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     """Compiles, prints the table and writes the report. The report's own fields are those of the train step."""
-    chip, shape = parse_topology(TOPOLOGY.value)
-    recipe = Recipe.from_config(CONFIG.value)
+    chip, _ = parse_topology(TOPOLOGY.value)
+    recipe, batch = Recipe.from_config(CONFIG.value), BATCH.value
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips
     environment = report.environment() | {"versions": report.versions("jax", "jaxlib", "libtpu", "flax")}
-    mesh = slice_mesh(chip, shape)
+    mesh, parts = slice_mesh(TOPOLOGY.value), recipe.train.accumulate
 
     def train(examples):
         return analyse(train_program(recipe, mesh, examples), chip, mesh)
 
-    if BATCH.value == "auto":
-        step = largest_batch(train, recipe.train.accumulate)
+    if batch == "auto":
+        step = largest_batch(train, parts)
+    elif batch is None:
+        sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, parts)
+        step = train(recipe.train.batch_size // mesh.size)
+    elif not batch.isdecimal() or int(batch) < 1 or int(batch) % parts:
+        raise ValueError(f"--batch={batch}: must be auto or a positive multiple of train.accumulate={parts}")
     else:
-        step = train(batch_per_device(recipe, mesh, BATCH.value))
+        step = train(int(batch))
     both = {}
     if SAMPLER.value:
         both["sampler"] = analyse(sampler_program(recipe, mesh, step["batch_per_device"]), chip, mesh)
     protocol = {"topology": TOPOLOGY.value, "chip": chip._asdict(), "recipe": recipe.flatten()}
     table = [{key: value for key, value in row.items() if key != "collectives"} for row in (step, *both.values())]
     report.write(OUT.value, table, environment=environment, protocol=protocol, **step, **both)
-
-
-def batch_per_device(recipe: Recipe, mesh: jax.sharding.Mesh, given: str | None) -> int:
-    """Examples a device: `given`, or by default the recipe's batch over the devices.
-
-    Raises:
-      ValueError: if `given` is no positive multiple of `train.accumulate`, or the devices do not divide the batch.
-    """
-    parts = recipe.train.accumulate
-    if given is None:
-        sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, parts)
-        return recipe.train.batch_size // mesh.size
-    if not given.isdecimal() or int(given) < 1 or int(given) % parts:
-        raise ValueError(f"--batch={given}: must be auto or a positive multiple of train.accumulate={parts}")
-    return int(given)

@@ -1,16 +1,17 @@
-"""Costs of the train step and the sampler from XLA's compiler: memory, FLOPs, memory traffic, collectives."""
+"""What programs cost on the chips of a TPU slice, by XLA's compiler alone: memory, FLOPs, traffic, collectives."""
 
-import bisect
+import importlib.util
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import topologies
 
 from benchmarks import report
-from benchmarks.chips import Chip
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.pose_sampler import PoseSampler
@@ -20,10 +21,27 @@ from dpose_jax.training.loop import jit_step
 from dpose_jax.training.state import initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
 
+
+class Chip(NamedTuple):
+    """One Cloud TPU chip, with the figures of cloud.google.com/tpu/docs/KIND."""
+
+    hbm_bytes: int
+    hbm_bandwidth: float  # bytes a second
+    flops: float  # peak a second in bfloat16, which float32 products use too by default
+    host: tuple[int, ...]  # chips of one host
+    shapes: tuple[str, ...]  # slices of up to 256 chips
+
+
+_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 819e9, 197e12, (2, 2), _PLANE),
+    "v5p": Chip(95 * 2**30, 2765e9, 459e12, (2, 2, 1), _CUBOIDS),
+    "v6e": Chip(32 * 2**30, 1638e9, 918e12, (2, 2), _PLANE),
+}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Examples a device that `largest_batch` considers. From 128 the compiler lays them along a tile's 128 lanes, so only
-# whole tiles are of interest.
-BATCHES = (*range(8, 128, 8), *range(128, 4097, 128))
+# Examples a device that `largest_batch` tries. From 128 the compiler lays them along a tile's 128 lanes.
+BATCHES = (8, 16, 32, 48, 64, 96, *range(128, 4097, 128))
 
 
 class DoesNotFitError(ValueError):
@@ -37,6 +55,36 @@ class Program(NamedTuple):
     jitted: Any
     arguments: tuple
     batch: int
+
+
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the shape of a slice KIND:SHAPE, such as v5e:4x4. Raises ValueError if there is no such slice."""
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or shape not in CHIPS[kind].shapes:
+        known = "; ".join(f"{kind}: {', '.join(chip.shapes)}" for kind, chip in CHIPS.items())
+        raise ValueError(f"--topology={name!r}: must be KIND:SHAPE, one of {known}")
+    return CHIPS[kind], tuple(int(side) for side in shape.split("x"))
+
+
+def slice_mesh(name: str) -> jax.sharding.Mesh:
+    """A mesh over the chips of a slice that is only described: programs can be compiled for it, not run.
+
+    Raises:
+      ValueError: if there is no libtpu, or it cannot compile for such a slice.
+    """
+    chip, shape = parse_topology(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to query
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so two processes may compile at a time
+    options = {}
+    if math.prod(shape) < math.prod(chip.host):
+        options["chips_per_host_bounds"] = (*shape, *[1] * (3 - len(shape)))
+    try:
+        described = topologies.get_topology_desc(name, platform="tpu", **options)
+    except Exception as error:
+        raise ValueError(f"--topology={name}: this libtpu cannot describe it: {error}") from error
+    return sharding.make_mesh(list(described.devices))
 
 
 def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
@@ -73,10 +121,8 @@ def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Prog
 def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Compiles a program and returns the compiler's figures for one device.
 
-    Returns:
-      bytes of memory: `hbm_bytes_per_device`, the sum of arguments, temporaries and those outputs that reuse no
-      argument; `flops_per_device`, and `bytes_accessed_per_device` of memory traffic; the milliseconds that these take
-      at the chip's limits, and which of them `binds`; `collectives`, see `collectives`.
+    `hbm_bytes_per_device` is the sum of arguments, temporaries, and the outputs that do not reuse an argument.
+    `compute_ms` and `memory_ms` are what FLOPs and memory traffic take at the chip's limits; the longer one `binds`.
 
     Raises:
       DoesNotFitError: if the program needs more memory than the chip has.
@@ -114,7 +160,7 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
 
 
 def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Number of collectives in a compiled program's text, and bytes of their results on one device: {"count", "bytes"}.
+    """Counts the collectives in a compiled program's text, and the bytes of their results on one device.
 
     An asynchronous one counts where it ends. One in a loop counts once.
     """
@@ -134,9 +180,7 @@ def shape_bytes(text: str) -> int:
 
 
 def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
-    """The analysis of the train step with the largest batch of BATCHES that fits, by binary search.
-
-    A compilation takes minutes, so each is reported when it ends.
+    """The analysis of the train step with the largest of BATCHES that fits; they are tried in order.
 
     Args:
       train: examples a device -> `analyse` of the step.
@@ -145,18 +189,14 @@ def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
     Raises:
       DoesNotFitError: if not even the smallest fits.
     """
-    fitting: dict[int, dict] = {}
-
-    def too_large(batch):
+    best = None
+    for examples in (parts * batch for batch in BATCHES):
         try:
-            fitting[batch] = train(parts * batch)
+            best = train(examples)
         except DoesNotFitError:
-            print(f"{parts * batch} examples a device do not fit", flush=True)
-            if batch == BATCHES[0]:
+            if best is None:
                 raise
-            return True
-        print(f"{parts * batch} examples a device take {fitting[batch]['hbm_bytes_per_device']:,} bytes", flush=True)
-        return False
-
-    bisect.bisect_left(BATCHES, True, key=too_large)
-    return fitting[max(fitting)]
+            print(f"{examples} examples a device do not fit", flush=True)
+            break
+        print(f"{examples} examples a device take {best['hbm_bytes_per_device']:,} bytes", flush=True)
+    return best
