@@ -1,4 +1,4 @@
-"""Subcommands of benchmark.py: every module here that has a `main` is one, its docstring's first line the summary."""
+"""Subcommands of benchmark.py: every module or package here that has a `main`, its docstring's first line the summary."""
 
 import ast
 import importlib
@@ -10,10 +10,14 @@ from types import ModuleType
 def subcommands() -> dict[str, str]:
     """Name and summary of every subcommand, in alphabetical order; imports none, so none can break the list."""
     found = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    folder = pathlib.Path(__file__).parent
+    files = {path.stem: path for path in folder.glob("*.py")} | {
+        path.parent.name: path for path in folder.glob("*/__init__.py")
+    }
+    for name, path in sorted(files.items()):
         tree = ast.parse(path.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
+            found[name] = (ast.get_docstring(tree) or "").split("\n")[0]
     return found
 
 

@@ -1,8 +1,9 @@
-"""Ways of sampling side by side: what each costs, part by part, and how accurate it is."""
+"""Ways of sampling side by side: what each costs, part by part, and what it predicts."""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +13,25 @@ from benchmarks import report
 from dpose_jax.data.sample import Source
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.evaluator import checked_batches
-from dpose_jax.evaluation.report import Predictions, summarise
-from dpose_jax.models import pose_sampler
+from dpose_jax.evaluation.report import Predictions
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_schedule
+from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels, unflip
 from dpose_jax.pose import uncertainty
+from dpose_jax.recipe import Recipe
 
 PARTS = ("backbone", "condition", "step", "decode")
-LATENCY_PERSONS = 16  # whose crops the calls of batch 1 go round
+LATENCY_PERSONS = 16  # whose crops the calls of batch 1 cycle through
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A row: one way of sampling.
+class Sampling:
+    """One way of sampling.
 
     Attributes:
-      settings: None is the coarse branch; hypotheses: samples that are averaged.
-      flip: with the flip test, if the config has it.
+      update, steps: its name: `coarse`, `direct`, `ddim`, `restarts`, ..., and K.
+      settings: of the sampler; None is the coarse branch.
+      hypotheses: samples that are averaged.
+      flip: with the flip test, if the recipe has it.
     """
 
     update: str
@@ -36,127 +40,130 @@ class Run:
     hypotheses: int = 1
     flip: bool = True
 
-    @property
-    def name(self) -> str:
-        """For the report of accuracies."""
-        return f"{self.update}_{self.steps}"
 
-
-def plan(config, steps: Sequence[int], updates: Sequence[str], restarts: int | None, early_stop: float) -> list[Run]:
-    """The rows: the coarse branch once, then each update with each number of steps above 0, then the extra lines.
+def plan(recipe: Recipe, steps: Sequence[int], updates: Sequence[str], noise_time: int | None) -> list[Sampling]:
+    """The coarse branch for K = 0, then each update with each K above 0, then the restarts.
 
     Args:
-      config: its sampler, but for steps and update.
-      restarts: t_start of the one-step samples that are averaged, None for no such line.
-      early_stop: heatmap pixels, for one more line an update; 0 for none.
+      recipe: gives all of the sampler but steps and update.
+      noise_time: t_start of the one-step samples that are averaged; None for no restarts.
 
     Raises:
       ValueError: if a number or name is out of range.
     """
     if not steps or min(steps) < 0 or len(set(steps)) != len(steps):
         raise ValueError(f"steps={list(steps)}: must be distinct numbers, 0 or more")
-    base, some = sampler_settings(config)[0], sorted(k for k in steps if k)
-    runs = [Run("coarse", 0, None)] if 0 in steps else []
+    base, some = sampler_settings(recipe.sampler)[0], sorted(k for k in steps if k)
+    found = [Sampling("coarse", 0, None)] if 0 in steps else []
     for update in updates:
-        settings = dataclasses.replace(base, update_rule=update, steps=1)
-        runs += [Run(update, k, dataclasses.replace(settings, steps=k)) for k in some]
-        if early_stop:
-            settings = dataclasses.replace(settings, early_stop=early_stop)
-            runs += [Run(f"{update}, early stop", k, dataclasses.replace(settings, steps=k)) for k in some if k > 1]
-    if restarts is not None:
+        found += [Sampling(update, k, dataclasses.replace(base, update_rule=update, steps=k)) for k in some]
+    if noise_time is not None:
         once = dataclasses.replace(base, steps=1, update_rule="direct")
-        fresh = noised_start(once, restarts, config.diffusion.timesteps)
-        runs += [Run("restarts", k, fresh, k) for k in some]
-    return runs
+        fresh = noised_start(once, noise_time, recipe.diffusion.timesteps)
+        found += [Sampling("restarts", k, fresh, hypotheses=k) for k in some]
+    return found
 
 
-def measure_accuracy(config, source: Source, programs: dict[Run, Callable], size: int, joint_set) -> dict[str, dict]:
-    """The metrics of every run on all persons of the source, by the name of the run."""
-    parts: dict[str, list] = {run.name: [] for run in programs}
-    for batch in checked_batches(config, source, size):
+def predict(recipe: Recipe, source: Source, programs: Iterable[Callable], size: int) -> dict[Any, Predictions]:
+    """Predictions of all persons of the source, in batches of `size`, by name.
+
+    Args:
+      programs: of `(crops, person_ids) -> {name: (keypoints (B, J, 2) in crop pixels, scores (B, J))}`.
+    """
+    parts: dict[Any, list] = {}
+    for batch in checked_batches(recipe, source, size):
         valid = batch["mask"] > 0
-        for run, program in programs.items():
+        for program in programs:
             found = jax.device_get(program(batch["image"], batch["annotation_id"]))
-            moved = pose_sampler.to_image_pixels(found["keypoints"], batch["to_image"])
-            parts[run.name].append((batch["index"][valid], moved[valid], found["scores"][valid]))
-    columns = {name: [np.concatenate(column) for column in zip(*rows, strict=True)] for name, rows in parts.items()}
-    predictions = {name: Predictions(*its) for name, its in columns.items()}
-    return summarise(source, predictions, joint_set, config)[0]["results"]
+            for name, (keypoints, scores) in found.items():
+                moved = to_image_pixels(keypoints, batch["to_image"])
+                parts.setdefault(name, []).append((batch["index"][valid], moved[valid], scores[valid]))
+    return {name: Predictions(*map(np.concatenate, zip(*rows, strict=True))) for name, rows in parts.items()}
 
 
-def make_parts(model: DiffusionPose, variables, images: jax.Array, *, flip: bool) -> dict[str, tuple[Callable, tuple]]:
-    """What a sampling run consists of, alone: (pure function, its arguments) by name of PARTS.
+def make_parts(model: DiffusionPose, variables, crops: jax.Array, *, flip: bool) -> dict[str, tuple[Callable, tuple]]:
+    """The parts of a sampling run: (pure function, its arguments) by name of PARTS.
 
     With the flip test all parts see twice the persons, and `decode` averages the two halves.
     """
-    images = jnp.concatenate([images, images[:, :, ::-1]]) if flip else images
-    count, joints = len(images), model.joint_set.num_joints
-    seen = jnp.ones((count, joints))
-    like = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, images)
-    features, heatmaps = (jnp.zeros(one.shape, one.dtype) for one in like)
-    y = jnp.zeros((count, joints, 2))
-    like = jax.eval_shape(lambda v, f, y: model.apply(v, f, y, seen, method="condition"), variables, features, y)
-    context, t = jnp.zeros(like.shape, like.dtype), jnp.ones(count, jnp.int32)
+    crops = jnp.concatenate([crops, crops[:, :, ::-1]]) if flip else crops
+    count, joints = len(crops), model.joint_set.num_joints
+
+    def encode(variables, crops):
+        return model.apply(variables, crops, method="encode")
+
+    def condition(variables, features, y):
+        return model.apply(variables, features, y, jnp.ones((count, joints)), method="condition")
+
+    def denoise(variables, heatmaps, context, t):
+        return model.apply(variables, heatmaps, context, t, method="denoise")
 
     def decode(heatmaps):
         if flip:
             plain, mirrored = jnp.split(heatmaps, 2)
-            turned = pose_sampler.unflip(mirrored, model.joint_set.flip_order, model.codec.flip_shift)
-            heatmaps = (plain + turned) / 2
+            heatmaps = (plain + unflip(mirrored, model.joint_set.flip_order, model.codec.flip_shift)) / 2
         return model.codec.decode(heatmaps), uncertainty.peak_covariance(heatmaps)
 
+    def zeros(function, *inputs):
+        return jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(function, *inputs))
+
+    features, heatmaps = zeros(encode, variables, crops)
+    y, t = jnp.zeros((count, joints, 2)), jnp.ones(count, jnp.int32)
+    context = zeros(condition, variables, features, y)
     return {
-        "backbone": (lambda v, x: model.apply(v, x, method="encode"), (variables, images)),
-        "condition": (lambda v, f, y: model.apply(v, f, y, seen, method="condition"), (variables, features, y)),
-        "step": (lambda v, h, c, t: model.apply(v, h, c, t, method="denoise"), (variables, heatmaps, context, t)),
+        "backbone": (encode, (variables, crops)),
+        "condition": (condition, (variables, features, y)),
+        "step": (denoise, (variables, heatmaps, context, t)),
         "decode": (decode, (heatmaps,)),
     }
 
 
-def measure_costs(config, model, variables, runs: Sequence[Run], crops: np.ndarray, seconds: float):
-    """Times parts and whole runs of one batch size in turn.
+def measure_costs(
+    recipe: Recipe, model: DiffusionPose, variables, samplings: Sequence[Sampling], crops: np.ndarray, seconds: float
+) -> tuple[dict[str, dict], dict[Sampling, dict], dict[Sampling, Callable]]:
+    """Times parts and whole sampling runs of one batch size in turn.
 
     Args:
-      crops: (N, B, Hx, Wx, 3) uint8: N batches, which the calls go round.
+      crops: (N, B, Hx, Wx, 3) uint8: N batches, which the calls cycle through.
 
     Returns:
-      {part: {"ms", "ms_low", "ms_high", "gflops"}}, and by run {"ms", "ms_low", "ms_high", "gflops", "memory_mib",
-      "compile_seconds", "ratio"} and the compiled program of (images, ids). `ratio` is the median over backbone + K
-      steps; FLOPs are the parts', for XLA counts the body of a scan once.
+      {part: {"ms", "ms_low", "ms_high", "gflops"}}; by sampling {"ms", "ms_low", "ms_high", "gflops", "memory_mib",
+      "compile_seconds", "ratio"}; and its compiled program, `PoseSampler.poses` of (crops, person_ids). `ratio` is the
+      median over backbone + K steps. FLOPs are the parts', because XLA counts the body of a scan once.
     """
-    schedule, flip, size = build_schedule(config.diffusion), config.eval.flip, crops.shape[1]
+    schedule, flip, size = build_schedule(recipe.diffusion), recipe.eval.flip, crops.shape[1]
     parts = make_parts(model, variables, jnp.asarray(crops[0]), flip=flip)
     compiled = {name: report.compiled(function, *inputs)[0] for name, (function, inputs) in parts.items()}
     calls = {name: _call(compiled[name], itertools.repeat(inputs)) for name, (_, inputs) in parts.items()}
     ids, programs, figures = np.arange(size, dtype=np.int32), {}, {}
-    for run in runs:
-        options = {"flip": flip and run.flip, "seed": config.sampler.seed, "hypotheses": run.hypotheses}
-        function = pose_sampler.make_poses(model, schedule, run.settings, **options)
-        executable, took = report.compiled(function, variables, crops[0], ids)
+    for one in samplings:
+        settings = () if one.settings is None else (one.settings,)
+        sampler = PoseSampler(model, schedule, settings, flip and one.flip, recipe.sampler.seed, one.hypotheses)
+        executable, took = report.compiled(sampler.poses, variables, crops[0], ids)
         memory = executable.memory_analysis()
         used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
-        figures[run] = {"memory_mib": round(used, 1), "compile_seconds": round(took, 1)}
-        programs[run] = _bound(executable, variables)
-        calls[run] = _call(executable, itertools.cycle([(variables, batch, ids) for batch in crops]))
+        figures[one] = {"memory_mib": round(used, 1), "compile_seconds": round(took, 1)}
+        programs[one] = _bound(executable, variables)
+        calls[one] = _call(executable, itertools.cycle([(variables, batch, ids) for batch in crops]))
     timings = report.measure(calls, seconds=seconds)
     flops = {name: _gflops(executable) for name, executable in compiled.items()}
     costs = {name: _milliseconds(timings[name]) | {"gflops": flops[name]} for name in PARTS}
-    for run in runs:
-        total = flops["decode"] + _of_network(run, flops, flip)
-        ratio = timings[run].median / _of_network(run, {name: timings[name].median for name in PARTS}, flip)
-        figures[run] |= _milliseconds(timings[run]) | {"gflops": round(total, 3), "ratio": round(ratio, 3)}
+    for one in samplings:
+        total = flops["decode"] + _of_network(one, flops, flip)
+        ratio = timings[one].median / _of_network(one, {name: timings[name].median for name in PARTS}, flip)
+        figures[one] |= _milliseconds(timings[one]) | {"gflops": round(total, 3), "ratio": round(ratio, 3)}
     return costs, figures, programs
 
 
-def _of_network(run: Run, part: dict[str, float], flip: bool) -> float:
-    """What the networks of a run cost, from the cost of each part."""
-    encoded = 0.5 if flip and not run.flip else 1.0
-    if run.settings is None:
+def _of_network(one: Sampling, part: Mapping[str, float], flip: bool) -> float:
+    """The cost of the networks of a sampling run, from the cost of each part."""
+    encoded = 0.5 if flip and not one.flip else 1.0
+    if one.settings is None:
         return encoded * part["backbone"]
-    denoised = encoded if run.settings.mirrored or not flip else 0.5
-    conditions = run.settings.steps if run.settings.refresh else 1
-    sample = conditions * part["condition"] + run.settings.steps * part["step"]
-    return encoded * part["backbone"] + denoised * run.hypotheses * sample
+    denoised = encoded if one.settings.mirrored or not flip else 0.5
+    conditions = one.settings.steps if one.settings.refresh else 1
+    sample = conditions * part["condition"] + one.settings.steps * part["step"]
+    return encoded * part["backbone"] + denoised * one.hypotheses * sample
 
 
 def _call(executable: Callable, inputs) -> Callable:
@@ -164,7 +171,7 @@ def _call(executable: Callable, inputs) -> Callable:
 
 
 def _bound(executable: Callable, variables) -> Callable:
-    return lambda images, ids: executable(variables, images, ids)
+    return lambda crops, ids: executable(variables, crops, ids)
 
 
 def _milliseconds(timing: report.Timing) -> dict[str, float]:
