@@ -1,4 +1,4 @@
-"""Subcommands of benchmark.py: every module or package here that has a `main`, its docstring's first line the summary."""
+"""Subcommands of benchmark.py: every module or package with a `main`, its docstring's first line the summary."""
 
 import ast
 import importlib

@@ -1,26 +1,28 @@
 """What is read from a trained run: every way of sampling it, decoded with DARK and without."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
-import jax
-import numpy as np
-
-from benchmarks.sampling import LATENCY_PERSONS, Sampling, measure_costs
+from benchmarks.sampling import Sampling, plan
 from benchmarks.study.tables import Reading, Row
-from benchmarks.study.variants import Variant, samplings_of
-from dpose_jax.data.loader import eval_batches
+from benchmarks.study.variants import Variant
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.metrics import PCK_THRESHOLDS
 from dpose_jax.evaluation.oks import pck
 from dpose_jax.evaluation.report import Predictions, match_by_index, summarise
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 
 REFINES = ("dark", "none")
 VISIBILITIES = {1: "occluded", 2: "visible"}
+
+
+def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Sampling]:
+    """The ways in which a variant is sampled: the coarse branch, then each of its updates."""
+    some = [k for k in steps if variant.most_steps is None or k <= variant.most_steps]
+    return plan(recipe, [0, *some], variant.updates, noise_time)
 
 
 def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
@@ -48,7 +50,8 @@ def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 
         return read
 
-    return [reader(samplings) for samplings in samplings_of(recipe, variant, steps, noise_time).values()]
+    every = samplings_of(recipe, variant, steps, noise_time)
+    return [reader(list(its)) for _, its in itertools.groupby(every, key=lambda one: one.update)]
 
 
 def score(
@@ -80,19 +83,3 @@ def by_visibility(source: Source, predictions: Predictions) -> Row:
         for threshold in PCK_THRESHOLDS
         for value, name in VISIBILITIES.items()
     }
-
-
-def latency(
-    recipe: Recipe, variant: Variant, source: Source, steps: Sequence[int], noise_time: int, seconds: float
-) -> dict[tuple[str, int], float]:
-    """Median milliseconds for one person of every (update, K), timed in turn with random weights.
-
-    Args:
-      seconds: to spend on timing each program.
-    """
-    every = [one for its in samplings_of(recipe, variant, steps, noise_time).values() for one in its]
-    crops = next(iter(eval_batches(recipe, source, LATENCY_PERSONS)))["image"][:, None]
-    model = build_model(recipe)
-    variables = jax.device_put(initial_variables(model, 0))
-    _, figures, _ = measure_costs(recipe, model, variables, every, np.asarray(crops), seconds)
-    return {(one.update, one.steps): figures[one]["ms"] for one in every}

@@ -11,14 +11,16 @@ from typing import Any
 import jax
 
 from benchmarks import report
-from benchmarks.sampling import predict
+from benchmarks.sampling import LATENCY_PERSONS, measure_costs, predict
 from benchmarks.study import readings
-from benchmarks.study.pictures import write_changes
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Reading, Row, RunKey, read_table, write_table
-from benchmarks.study.variants import VARIANTS, recipe_of
+from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Row, RunKey, read_table, write_table
+from benchmarks.study.variants import VARIANTS
 from dpose_jax.data.datasets import make_source
+from dpose_jax.data.loader import eval_batches
 from dpose_jax.evaluation.evaluator import restore
 from dpose_jax.evaluation.report import needs_annotated_boxes
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
@@ -67,8 +69,9 @@ class Study:
         write_json(self._path("study.json"), self._stored_identity() | self._identity(names))
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
-        """The recipe of a run; without `train_steps` as long as the study's."""
-        return recipe_of(self.recipe, VARIANTS[name], seed, train_steps or self.recipe.train.steps)
+        """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ."""
+        steps = train_steps or self.recipe.train.steps
+        return self.recipe.override({**VARIANTS[name].fields, "seed": seed, "train.steps": steps})
 
     def table(self, name: str) -> list[Row]:
         """The rows of one of the tables."""
@@ -85,8 +88,6 @@ class Study:
         readers = readings.make_readers(recipe, variant, self.steps, self.noise_time)
         programs = [functools.partial(jax.jit(reader), variables) for reader in readers]
         found = predict(recipe, source, programs, recipe.eval.batch_size)
-        if direct := [reading for reading in found if reading.update == "direct" and reading.refine == "dark"]:
-            write_changes(workdir, recipe, source, found, Reading("coarse", 0), direct[0])
         epochs = count * recipe.train.batch_size / len(make_source(recipe, "train", training=True))
         facts = {"train_steps": count, "epochs": epochs, "training_device": device}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
@@ -97,12 +98,16 @@ class Study:
         self._add(RUNS_FILE, key._asdict(), rows, replace=True)
 
     def time(self, name: str) -> None:
-        """Times every reading of a variant for one person, unless that is kept."""
+        """Times every reading of a variant for one person, with random weights, unless that is kept."""
         if any((row["variant"], row["timed"]) == (name, "coarse") for row in self.table(LATENCY_FILE)):
             return
         recipe = self.recipe_of(name)
+        samplings = readings.samplings_of(recipe, VARIANTS[name], self.steps, self.noise_time)
         source = make_source(recipe, recipe.eval.split, training=False)
-        ms = readings.latency(recipe, VARIANTS[name], source, self.steps, self.noise_time, self.seconds)
+        crops = next(iter(eval_batches(recipe, source, LATENCY_PERSONS)))["image"][:, None]
+        variables = jax.device_put(initial_variables(build_model(recipe), 0))
+        figures, _ = measure_costs(recipe, variables, samplings, crops, self.seconds)
+        ms = {(one.update, one.steps): its["ms"] for one, its in figures.items()}
         rows = [{"timed": update, "K": k, "ms": one, "times": one / ms["coarse", 0]} for (update, k), one in ms.items()]
         self._add_times(name, rows)
 

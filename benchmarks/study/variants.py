@@ -1,12 +1,8 @@
 """Variants of the study: what each trains otherwise than the recipe, and in which ways it is sampled."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from benchmarks.sampling import Sampling, plan
-from dpose_jax.diffusion.sampler import UPDATE_RULES
-from dpose_jax.recipe import Recipe
 
 MAIN = ("plain", "plain_same_time", "one_pass", "own_all", "written", "recipe_t_1000", "recipe")
 HRNET = {"loss.diffusion": 0.0}
@@ -25,8 +21,7 @@ class Variant:
     Attributes:
       title: what it is, for tables and plots.
       fields: of the recipe, by their dotted names, with other values.
-      updates: read beside the coarse branch, each with every K. `unmirrored` is `direct` without denoising the mirrored
-        crop, `unflipped` is `direct` and the coarse branch without the flip test, the others are those of `plan`.
+      updates: of `sampling.plan`, read beside the coarse branch.
       most_steps: the largest K that it is read with; None for any.
       same_time: train for as many steps as fit in the time of the recipe's.
     """
@@ -54,7 +49,6 @@ VARIANTS = {
     "recipe_t_1000_narrow": _changed("t up to 1,000, C = 16", PAPER_TIMES | {"model.decoder_channels": 16}),
     "recipe_t_100": Variant("recipe, t up to 100", {"diffusion.t_range": (1, 100), "sampler.t_start": 100}),
     "recipe_no_own": _changed("noised true joints alone", {"diffusion.own_share": 0.0}),
-    "recipe_narrow": _changed("C = 16", {"model.decoder_channels": 16}),
     "recipe_wide": _changed("C = 64", {"model.decoder_channels": 64}),
     "recipe_no_masks": _changed("no masks", NO_MASKS),
     "recipe_keypoint_mask": _changed("keypoint mask alone", {"masks.skeleton": False}),
@@ -69,37 +63,11 @@ VARIANTS = {
     "recipe_zeta_5": _changed("ζ = 5", {"diffusion.zeta": 5.0}),
     "recipe_zeta_10": _changed("ζ = 10", {"diffusion.zeta": 10.0}),
     "recipe_time_embedding": _changed("time embedding", {"model.time_embedding": True}),
-    "recipe_coarse_3": _changed("weight 3 of the coarse loss", {"loss.coarse": 3.0}),
     "recipe_stride_8": _changed("stride 8", {"stride": 8}),
     "recipe_stride_2": _changed("stride 2", {"stride": 2}),
-    "recipe_stride_1": _changed("stride 1", {"stride": 1}),
 }
 
 
 def title(name: str) -> str:
     """The title of a variant; of one that is no longer here, its name."""
     return VARIANTS[name].title if name in VARIANTS else name
-
-
-def recipe_of(recipe: Recipe, variant: Variant, seed: int, train_steps: int) -> Recipe:
-    """The recipe with a variant's fields, a seed (of weights, order and noise) and a number of training steps."""
-    return recipe.override(dict(variant.fields) | {"seed": seed, "train.steps": train_steps})
-
-
-def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> dict[str, list[Sampling]]:
-    """The ways in which a variant is sampled, by update, the coarse branch first.
-
-    Args:
-      recipe: of the variant; steps: K of each; noise_time: t_start of the restarts.
-    """
-    some = [k for k in steps if variant.most_steps is None or k <= variant.most_steps]
-    updates = [name for name in variant.updates if name in UPDATE_RULES]
-    found = plan(recipe, some, updates, noise_time if "restarts" in variant.updates else None) if some else []
-    coarse, direct = Sampling("coarse", 0, None), [one for one in found if one.update == "direct"]
-    for one in direct:
-        assert one.settings is not None
-        settings = dataclasses.replace(one.settings, mirrored=False)
-        found.append(dataclasses.replace(one, update="unmirrored", settings=settings))
-    found += [dataclasses.replace(one, update="unflipped", flip=False) for one in (coarse, *direct)]
-    by_update = {name: [one for one in found if one.update == name] for name in variant.updates}
-    return {"coarse": [coarse]} | {name: its for name, its in by_update.items() if its}
