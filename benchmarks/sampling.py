@@ -1,21 +1,19 @@
-"""Ways of sampling side by side: what each predicts and what it costs."""
+"""Ways of sampling side by side, and what each costs."""
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from benchmarks import report
 from dpose_jax.data.sample import Source
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
-from dpose_jax.evaluation.evaluator import checked_batches
-from dpose_jax.evaluation.report import Predictions
+from dpose_jax.evaluation.predict_split import predict_split
+from dpose_jax.evaluation.report import summarise
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 
 # The paper's update; DDIM on coordinates (ours); the mean of K one-step samples from independently noised starts; and
@@ -41,7 +39,7 @@ class Sampling:
     flip: bool = True
 
 
-def plan(recipe: Recipe, steps: Sequence[int], updates: Sequence[str], noise_time: int) -> list[Sampling]:
+def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:
     """The coarse branch for K = 0, then each update with each K above 0; `unflipped` has the coarse branch too.
 
     Args:
@@ -74,21 +72,19 @@ def plan(recipe: Recipe, steps: Sequence[int], updates: Sequence[str], noise_tim
     return found
 
 
-def predict(recipe: Recipe, source: Source, programs: Iterable[Callable], size: int) -> dict[Any, Predictions]:
-    """Predictions of all persons of the source, in batches of `size`, by name.
+def measure_accuracy(
+    recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int
+) -> dict[Sampling, dict]:
+    """The metrics of every way of sampling on all persons of the source, in batches of `size`."""
 
-    Args:
-      programs: of `(crops, person_ids) -> {name: (keypoints (B, J, 2) in crop pixels, scores (B, J))}`.
-    """
-    parts: dict[Any, list] = {}
-    for batch in checked_batches(recipe, source, size):
-        valid = batch["mask"] > 0
-        for program in programs:
-            found = jax.device_get(program(batch["image"], batch["annotation_id"]))
-            for name, (keypoints, scores) in found.items():
-                moved = to_image_pixels(keypoints, batch["to_image"])
-                parts.setdefault(name, []).append((batch["index"][valid], moved[valid], scores[valid]))
-    return {name: Predictions(*map(np.concatenate, zip(*rows, strict=True))) for name, rows in parts.items()}
+    def run(crops, ids):
+        found = [program(crops, ids) for program in programs.values()]
+        return [(its["keypoints"], its["scores"]) for its in found]
+
+    persons = predict_split(recipe, source, run, batch_size=size)
+    predictions = {str(number): persons.predictions(*its) for number, its in enumerate(persons.outputs)}
+    report, _ = summarise(source, predictions, recipe.joints, recipe)
+    return dict(zip(programs, report["results"].values(), strict=True))
 
 
 def measure_costs(

@@ -7,11 +7,10 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from benchmarks import report
-from benchmarks.sampling import LATENCY_PERSONS, UPDATES, Sampling, measure_costs, plan, predict
+from benchmarks.sampling import LATENCY_PERSONS, UPDATES, Sampling, measure_accuracy, measure_costs, plan
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
 from dpose_jax.evaluation.evaluator import protocol_facts, restore
-from dpose_jax.evaluation.report import summarise
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.workdir import recipe_flags
 
@@ -40,8 +39,7 @@ def main() -> None:
     singles = crops[:LATENCY_PERSONS, None]
     alone, _ = measure_costs(recipe, variables, samplings, singles, SECONDS.value)
     together, programs = measure_costs(recipe, variables, samplings, crops[None], SECONDS.value)
-    predictions = predict(recipe, source, [_named(*item) for item in programs.items()], BATCH.value)
-    accuracy = summarise(source, predictions, model.joint_set, recipe)[0]["results"]
+    accuracy = measure_accuracy(recipe, source, programs, BATCH.value)
     rows = [_row(each, accuracy[each], alone[each], together[each]) for each in samplings]
     protocol = protocol_facts(recipe, model, restored) | {
         "persons": len(source),
@@ -54,16 +52,6 @@ def main() -> None:
         protocol.pop(name, None)  # these differ by row
     report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "steps.png"), rows)
-
-
-def _named(sampling: Sampling, program):
-    """The program as `predict` takes it, its result named by the sampling."""
-
-    def run(crops, ids):
-        found = program(crops, ids)
-        return {sampling: (found["keypoints"], found["scores"])}
-
-    return run
 
 
 def _row(one: Sampling, accuracy: dict, alone: dict, together: dict) -> dict:

@@ -2,16 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 from commands import command
 
-from benchmarks.sampling import measure_costs, plan, predict
-from dpose_jax import Predictor
+from benchmarks.sampling import measure_accuracy, measure_costs, plan
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
-from dpose_jax.evaluation.evaluator import evaluate
-from dpose_jax.evaluation.report import summarise
+from dpose_jax.evaluation.evaluator import evaluate, restore
 
 
 def test_plan(miniature):
@@ -52,30 +49,22 @@ def test_bad_plans_are_named(miniature, steps, updates, noise_time, message):
 def test_costs_and_predictions(trained, tmp_path):
     """Every way is timed, and predicts what the evaluation does."""
     recipe, workdir = trained
-    predictor = Predictor.from_workdir(workdir)
+    variables = restore(recipe, workdir).variables
     samplings = plan(recipe, [0, 2], ["direct", "restarts"], 300)
     source = make_source(recipe, "val", training=False)
     crops = next(iter(eval_batches(recipe, source, 2)))["image"]
-    figures, programs = measure_costs(recipe, predictor.variables, samplings, crops[None], 0.01)
+    figures, programs = measure_costs(recipe, variables, samplings, crops[None], 0.01)
     assert list(figures) == list(programs) == samplings
     for figure in figures.values():
         assert 0 < figure["ms_low"] <= figure["ms"] <= figure["ms_high"]
         assert figure["memory_mib"] > 0 and figure["compile_seconds"] >= 0
 
-    def named(one):
-        def run(*batch):
-            found = programs[one](*batch)
-            return {one.update: (found["keypoints"], found["scores"])}
-
-        return run
-
-    predictions = predict(recipe, source, [named(one) for one in samplings], 2)
-    assert all(len(each.index) == len(source) for each in predictions.values())
-    found = summarise(source, predictions, predictor.joint_set, recipe)[0]["results"]
+    found = measure_accuracy(recipe, source, programs, 2)
     expected = evaluate(recipe, workdir, str(tmp_path / "report.json"))["results"]
-    for name, other in (("coarse", "coarse"), ("direct", "steps_2")):
-        assert found[name] == pytest.approx(expected[other], abs=2e-3)
-    assert not np.array_equal(predictions["direct"].keypoints, predictions["restarts"].keypoints)
+    coarse, direct, restarts = samplings
+    assert found[coarse] == pytest.approx(expected["coarse"], abs=2e-3)
+    assert found[direct] == pytest.approx(expected["steps_2"], abs=2e-3)
+    assert found[restarts] != found[direct]
 
 
 def test_the_command_needs_a_workdir_alone(trained, tmp_path):

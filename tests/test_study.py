@@ -2,12 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from commands import command
 
 from benchmarks.report import Timing
-from benchmarks.sampling import predict
 from benchmarks.study import plot, runs
 from benchmarks.study.readings import make_readers, samplings_of, score
 from benchmarks.study.runs import Study
@@ -16,6 +16,7 @@ from benchmarks.study.tables import Reading, read_table, reading_of, write_table
 from benchmarks.study.variants import VARIANTS
 from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.evaluator import evaluate, restore
+from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.workdir.files import read_json, write_json
 
@@ -45,8 +46,13 @@ def test_readings_are_those_of_the_evaluation(trained, tmp_path):
     source = make_source(recipe, "val", training=False)
     variables = restore(recipe, workdir).variables
     readers = make_readers(recipe, VARIANTS["written"], [1, 2], 300)
-    programs = [lambda *batch, reader=reader: reader(variables, *batch) for reader in readers]
-    metrics, joints = score(recipe, source, predict(recipe, source, programs, 4))
+
+    @jax.jit
+    def read(crops, ids):
+        return {reading: its for reader in readers for reading, its in reader(variables, crops, ids).items()}
+
+    persons = predict_split(recipe, source, read)
+    metrics, joints = score(recipe, source, {name: persons.predictions(*its) for name, its in persons.outputs.items()})
     updates = ("direct", "unmirrored", "unflipped", "ddim", "restarts")
     expected = {Reading(update, k, refine) for update in updates for k in (1, 2) for refine in REFINES}
     expected |= {Reading(update, 0, refine) for update in ("coarse", "unflipped") for refine in REFINES}

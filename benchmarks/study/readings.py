@@ -10,7 +10,8 @@ from benchmarks.study.variants import Variant
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.metrics import PCK_THRESHOLDS
 from dpose_jax.evaluation.oks import pck
-from dpose_jax.evaluation.report import Predictions, match_by_index, summarise
+from dpose_jax.evaluation.predict_split import Predictions
+from dpose_jax.evaluation.report import match_by_index, summarise
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe

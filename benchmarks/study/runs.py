@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -11,13 +10,14 @@ from typing import Any
 import jax
 
 from benchmarks import report
-from benchmarks.sampling import LATENCY_PERSONS, measure_costs, predict
+from benchmarks.sampling import LATENCY_PERSONS, measure_costs
 from benchmarks.study import readings
 from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Row, RunKey, read_table, write_table
 from benchmarks.study.variants import VARIANTS
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
 from dpose_jax.evaluation.evaluator import restore
+from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.evaluation.report import needs_annotated_boxes
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
@@ -85,9 +85,13 @@ class Study:
         device = _train(recipe, workdir)
         variables = restore(recipe, workdir).variables
         source = make_source(recipe, recipe.eval.split, training=False)
-        readers = readings.make_readers(recipe, variant, self.steps, self.noise_time)
-        programs = [functools.partial(jax.jit(reader), variables) for reader in readers]
-        found = predict(recipe, source, programs, recipe.eval.batch_size)
+        readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
+
+        def read(crops, ids):
+            return {name: its for reader in readers for name, its in reader(variables, crops, ids).items()}
+
+        persons = predict_split(recipe, source, read)
+        found = {reading: persons.predictions(*its) for reading, its in persons.outputs.items()}
         epochs = count * recipe.train.batch_size / len(make_source(recipe, "train", training=True))
         facts = {"train_steps": count, "epochs": epochs, "training_device": device}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
