@@ -61,7 +61,7 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
-    recipe = recipe.override({"data.root": data_root(recipe)})
+    recipe = recipe.override({"data.root": data_root(recipe.data)})
     contenders: Contenders = {}
     with tempfile.TemporaryDirectory() as out:
         for kind in ("folder", "full", "crops"):
