@@ -78,7 +78,7 @@ def prediction(config, batch: int, stride: int, steps: int) -> tuple[Callable, i
         config.stride = stride
     model = build_model(config)
     settings = SamplerSettings(steps=steps) if steps else None
-    poses = pose_sampler.make_poses(model, build_schedule(config), settings, flip=False, seed=0)
+    poses = pose_sampler.make_poses(model, build_schedule(config.diffusion), settings, flip=False, seed=0)
     crops = np.random.default_rng(0).integers(256, size=(batch, *config.input_size, 3), dtype=np.uint8)
     inputs = jax.device_put((initial_variables(model, 0), crops, np.arange(batch, dtype=np.int32)))
     program, _ = report.compiled(poses, *inputs)

@@ -124,7 +124,7 @@ def measure_costs(config, model, variables, runs: Sequence[Run], crops: np.ndarr
       "compile_seconds", "ratio"} and the compiled program of (images, ids). `ratio` is the median over backbone + K
       steps; FLOPs are the parts', for XLA counts the body of a scan once.
     """
-    schedule, flip, size = build_schedule(config), config.eval.flip, crops.shape[1]
+    schedule, flip, size = build_schedule(config.diffusion), config.eval.flip, crops.shape[1]
     parts = make_parts(model, variables, jnp.asarray(crops[0]), flip=flip)
     compiled = {name: report.compiled(function, *inputs)[0] for name, (function, inputs) in parts.items()}
     calls = {name: _call(compiled[name], itertools.repeat(inputs)) for name, (_, inputs) in parts.items()}

@@ -42,7 +42,7 @@ class Program:
 def train_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
     model, optimizer = build_model(config), make_optimizer(config)
-    step = make_train_step(config, model, build_schedule(config), optimizer, sharding.gather(mesh))
+    step = make_train_step(config, model, build_schedule(config.diffusion), optimizer, sharding.gather(mesh))
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     places = sharding.state_sharding(mesh, state, fsdp=config.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints
@@ -65,7 +65,7 @@ def sampler_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """
     model = build_model(config)
     once = (dataclasses.replace(sampler_settings(config)[0], steps=1),)
-    predict = pose_sampler.make_predict(model, build_schedule(config), once, flip=config.eval.flip, seed=0)
+    predict = pose_sampler.make_predict(model, build_schedule(config.diffusion), once, flip=config.eval.flip, seed=0)
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     jitted = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
     images = jax.ShapeDtypeStruct((batch * mesh.size, *config.input_size, 3), np.uint8)

@@ -92,9 +92,9 @@ def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterat
     boxes, problems = checked_boxes(parse_boxes(text) or [[0, 0, *image.shape[1::-1]]], image.shape[:2])
     for problem in filter(None, problems):
         raise ValueError(problem)
-    if predictor.settings is not None:
+    if predictor.sampler.settings:
         crops, trajectory, joints = predictor.trace(image, boxes[:MAX_PERSONS])
-        start = predictor.settings.start.replace("_", " ")
+        start = predictor.sampler.settings[0].start.replace("_", " ")
         for k in range(len(trajectory)):
             title = f"step {k}" if k else start
             yield _side_by_side(predictor, crops, trajectory[k], joints[k], title), gr.skip(), title

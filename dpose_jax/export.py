@@ -29,7 +29,7 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
 
     `jax.export.deserialize(data).call(crops, person_ids)`, with crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32
     (whom the sampler's noise belongs to, where it has any), gives keypoints (B, J, 2) in crop pixels, scores (B, J)
-    and covariances (B, J, 2, 2), float32: what `inference.make_poses` gives.
+    and covariances (B, J, 2, 2), float32: what `PoseSampler.poses` gives.
 
     Raises:
       ValueError: if a platform is unknown, or the package flatbuffers is missing.
@@ -39,7 +39,7 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
         raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
     if importlib.util.find_spec("flatbuffers") is None:
         raise ValueError('out: a program needs the package flatbuffers: pip install -e ".[export]"')
-    poses = predictor.pure()
+    poses = predictor.sampler.poses
     variables = jax.device_get(predictor.variables)
 
     def program(crops, person_ids):
@@ -67,15 +67,15 @@ def facts_path(out: str, weights: str | None) -> str:
 
 def program_facts(predictor: Predictor, platforms: Sequence[str]) -> dict:
     """What a user of the program needs to know, JSON values."""
-    settings, config, joints = predictor.settings, predictor.config, predictor.joint_set
+    settings, config, joints = predictor.sampler.settings, predictor.config, predictor.joint_set
     return {
         "platforms": list(platforms),
         "inputs": ["crops (B, height, width, 3) uint8 RGB", "person_ids (B,) int32"],
         "outputs": ["keypoints (B, J, 2) crop pixels", "scores (B, J)", "covariances (B, J, 2, 2) crop pixels squared"],
         "input_size": list(predictor.model.codec.input_size),
         "crop": {"padding": config.crop.padding, "warp": config.crop.warp},
-        "steps": settings.steps if settings else 0,
-        "flip": bool(predictor.flip),
+        "steps": settings[0].steps if settings else 0,
+        "flip": predictor.sampler.flip,
         "joints": list(joints.joints),
         "limbs": [list(limb) for limb in joints.limbs],
     }

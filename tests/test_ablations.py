@@ -74,7 +74,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     if name != "everything":
         monkeypatch.setattr(sgdd, "LEVELS", (1, 2))  # half the depth of D, which is most of the time to compile
     config = ablation(**CASES[name], sampler__steps=(2,))
-    model, schedule = build_model(config), build_schedule(config)
+    model, schedule = build_model(config), build_schedule(config.diffusion)
     optimizer = optax.with_extra_args_support(optax.sgd(1e-2, momentum=0.9))
     state, batch = initial_state(initial_variables(model, 0), optimizer), draw_batch(config)
     state, metrics = jax.jit(make_train_step(config, model, schedule, optimizer))(state, batch, jax.random.key(0))
@@ -155,7 +155,7 @@ def test_a_half_that_is_off_has_no_parameters(ablation, off, gone):
 @pytest.mark.parametrize(("start", "sees"), [("random", False), ("coarse_noised", True), ("coarse", True)])
 def test_a_random_start_does_not_see_the_coarse_branch(ablation, start, sees):
     config = ablation(input_size=(64, 32))
-    codec, schedule = build_codec(config), build_schedule(config)
+    codec, schedule = build_codec(config), build_schedule(config.diffusion)
     rng = np.random.default_rng(0)
 
     def run(joints):

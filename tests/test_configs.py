@@ -24,8 +24,8 @@ def test_recipe_builds_everything_but_the_data(name):
     module = importlib.import_module(f"configs.{name}")
     assert module.__doc__, "a recipe's header says what it reproduces"
     config = module.get_config()
-    model, optimizer = build_model(config), make_optimizer(config)
-    assert make_train_step(config, model, build_schedule(config), optimizer)
+    model, optimizer = build_model(config), make_optimizer(config.optim, config.train)
+    assert make_train_step(config, model, build_schedule(config.diffusion), optimizer)
     assert model.codec.size == tuple(side // config.stride for side in config.input_size)
     assert [one.steps for one in sampler_settings(config)] == list(config.sampler.steps)
 

@@ -24,7 +24,7 @@ BATCH, JOINTS, SIZE = 2, 17, (64, 32)
 def trained_in_bfloat16(miniature, small_model):
     """Equations of a training step in bfloat16 with their scopes, and the shapes that it returns."""
     model, config = small_model(model__dtype="bfloat16"), miniature()
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config.optim, config.train)
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     batch = {
         "image": jnp.zeros((BATCH, *SIZE, 3), jnp.uint8),

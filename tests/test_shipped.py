@@ -18,7 +18,7 @@ def test_the_package_brings_a_model_that_finds_joints():
     assert sorted(files) == ["README.md", "model.json", "model.safetensors"]
     assert sum(os.path.getsize(os.path.join(model_folder.SHIPPED, name)) for name in files) < 8e6
     predictor = Predictor.load(batch_sizes=(PERSONS,))
-    assert predictor.joint_set.joints == COCO.joints and predictor.settings.steps == 1
+    assert predictor.joint_set.joints == COCO.joints and predictor.sampler.settings[0].steps == 1
     source = SyntheticSource(PERSONS, COCO, difficulty=0.1, seed=1, first_index=VAL_FIRST_INDEX)
     persons = [source[index] for index in range(PERSONS)]
     poses = predictor([source.read_image(index) for index in range(PERSONS)], [[one.bbox] for one in persons])

@@ -11,11 +11,12 @@ import optax
 import pytest
 from absl import logging
 
+from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.sample import Person
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training import initial_weights, loop
-from dpose_jax.training.metrics import BadRecords, DivergedError, MetricsWriter, StepLog
+from dpose_jax.training.metrics import DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.state import (
     TrainState,
     average_variables,
@@ -291,5 +292,5 @@ def test_initial_state_is_a_copy(miniature):
     """The first donated step must not destroy the average, which starts as the parameters."""
     params = {"kernel": np.ones((2, 2), np.float32)}
     state = initial_state({"params": params, "batch_stats": {}}, make_optimizer(miniature()))
-    average = evaluated_variables(state, ema=True)[0]["params"]["kernel"]
+    average = evaluated_variables(state, ema=True)["params"]["kernel"]
     assert average.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()

@@ -28,7 +28,7 @@ def make_readings(config, arm: Arm, steps: Sequence[int], noise_time: int) -> di
     Readings are `coarse`, and of each line of the arm `LINE_K`; joints are in crop pixels. `restarts_K` decodes
     the mean of the heatmaps of K independent samples.
     """
-    model, schedule = build_model(config), build_schedule(config)
+    model, schedule = build_model(config), build_schedule(config.diffusion)
     codecs = {refine: dataclasses.replace(model.codec, refine=refine) for refine in REFINES}
     seed = config.sampler.seed
 

@@ -70,7 +70,7 @@ def _first(batches, count: int) -> dict[str, np.ndarray]:
 
 def _write_heatmaps(config: Recipe, model, batch: dict[str, np.ndarray], out: str) -> None:
     """The targets, and the inputs at t spread over `diffusion.t_range`."""
-    codec, schedule = model.codec, build_schedule(config)
+    codec, schedule = model.codec, build_schedule(config.diffusion)
     crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]
     low, high = config.diffusion.t_range
     t = np.linspace(low, high, len(crops)).round().astype(np.int32)

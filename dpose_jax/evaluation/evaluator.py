@@ -1,7 +1,6 @@
 """Evaluates a workdir: restore, predict every person of a split, score, write the report and pictures."""
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,19 +9,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches, eval_example
 from dpose_jax.data.sample import Source
-from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.evaluation import pictures
 from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.report import Predictions, format_table, summarise
-from dpose_jax.models import pose_sampler
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.metrics import BadRecords
-from dpose_jax.training.state import TrainState, evaluated_variables
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variables
 
@@ -65,15 +61,12 @@ class Evaluator:
 
     def __init__(self, config: Recipe, mesh: jax.sharding.Mesh):
         sharding.check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
-        self.config, self.settings, self.schedule = config, sampler_settings(config.sampler), build_schedule(config)
-        self.model = build_model(config)
+        self.config, self.sampler = config, PoseSampler.of(config)
+        self.model = self.sampler.model
         self.source = make_source(config, config.eval.split, training=False)
         self._mesh = mesh
-        predict = pose_sampler.make_predict(
-            self.model, self.schedule, self.settings, flip=config.eval.flip, seed=config.sampler.seed
-        )
         everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        self._predict = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
+        self._predict = jax.jit(self.sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
 
     def predict(self, variables, stop: Callable[[], bool] = lambda: False) -> Rows | None:
         """Predicts every person; `stop` is asked after every batch, and None comes back once it says so.
@@ -101,14 +94,14 @@ class Evaluator:
     def score(self, rows: Rows, facts: dict | None = None) -> tuple[dict, dict]:
         """The report, with `facts` in its protocol, and the COCO results by name; see `protocol.summarise`."""
         predictions = {
-            name: Predictions(rows.index, pose_sampler.to_image_pixels(keypoints, rows.to_image), scores)
+            name: Predictions(rows.index, to_image_pixels(keypoints, rows.to_image), scores)
             for name, (keypoints, scores) in rows.joints.items()
         }
         return summarise(self.source, predictions, self.model.joint_set, self.config, facts)
 
-    def best_ap(self, state: TrainState, stop: Callable[[], bool]) -> float | None:
-        """AP of the best result of a training state, 0 without ground truth; None if `stop` ended it."""
-        rows = self.predict(evaluated_variables(state, ema=self.config.eval.ema)[0], stop)
+    def best_ap(self, variables, stop: Callable[[], bool]) -> float | None:
+        """AP of the best result of `variables`, 0 without ground truth; None if `stop` ended it."""
+        rows = self.predict(variables, stop)
         return None if rows is None else self.score(rows)[0]["best"]["AP"] or 0.0
 
 
@@ -154,11 +147,9 @@ def evaluate(config: Recipe, workdir: str, out: str | None = None) -> dict:
     drawn = _drawn_rows(evaluator, rows)
     if drawn:
         folder = os.path.join(beside, "pictures")
-        draw = functools.partial(
-            pictures.draw_pictures, folder, config, evaluator.source, evaluator.model, evaluator.schedule
-        )
         # On the host: this process alone draws, which arrays of all processes do not allow.
-        draw(jax.device_get(restored.variables), evaluator.settings, drawn, report["best"]["name"])
+        variables = jax.device_get(restored.variables)
+        pictures.draw_pictures(folder, evaluator.source, evaluator.sampler, variables, drawn, report["best"]["name"])
         print(f"pictures: {folder}")
     return report
 

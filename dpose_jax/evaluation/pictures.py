@@ -6,11 +6,9 @@ import jax
 import numpy as np
 
 from dpose_jax.data.sample import Source
-from dpose_jax.diffusion.process import Schedule
-from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.evaluation.oks import oks, pck
 from dpose_jax.models.diffusion_pose import DiffusionPose
-from dpose_jax.models.pose_sampler import make_trace
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.visualization import draw
 
 STRIP_PERSONS = 4
@@ -23,12 +21,9 @@ def choose(persons: int, count: int) -> np.ndarray:
 
 def draw_pictures(
     folder: str,
-    config,
     source: Source,
-    model: DiffusionPose,
-    schedule: Schedule,
+    sampler: PoseSampler,
     variables,
-    settings: tuple[SamplerSettings, ...],
     rows: list[dict],
     best: str,
 ) -> None:
@@ -38,6 +33,7 @@ def draw_pictures(
       rows: rows of evaluation batches, each with `joints`: {result name: (J, 2) crop pixels}.
       best: name of the result that predictions.png shows. The other two show the run of most steps, without flip.
     """
+    model = sampler.model
     crops, truth = (np.stack([row[key] for row in rows]) for key in ("image", "keypoints"))
     visible = np.stack([row["visible"] for row in rows])
     areas = {entry["id"]: entry["area"] for entry in source.ground_truth()["annotations"]}
@@ -48,9 +44,8 @@ def draw_pictures(
 
     few = slice(0, STRIP_PERSONS)
     ids = np.stack([row["annotation_id"] for row in rows[few]])
-    longest = max(settings, key=lambda one: one.steps)
-    trace = jax.jit(make_trace(model, schedule, longest, seed=config.sampler.seed))
-    trajectory, joints, masks = jax.device_get(trace(variables, crops[few], ids))
+    longest = max(sampler.settings, key=lambda one: one.steps)
+    trajectory, joints, masks = jax.device_get(jax.jit(sampler.trace)(variables, crops[few], ids))
     warp = model.codec.name
     titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
     strip = draw.denoising_strip(

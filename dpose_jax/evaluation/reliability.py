@@ -11,7 +11,7 @@ from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.coco import evaluate_results, without_boxes
 from dpose_jax.evaluation.evaluator import checked_batches
 from dpose_jax.evaluation.report import Predictions, to_results
-from dpose_jax.models import pose_sampler
+from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
@@ -22,14 +22,14 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
 
     `spread` and `curvature` are standard deviations in units of the box's longer side, `peak` is minus its height.
     """
-    run = jax.jit(predictor.pure())
+    run = jax.jit(predictor.sampler.poses)
     parts = []
     for batch in checked_batches(predictor.config, source, size):
         found = jax.device_get(run(predictor.variables, batch["image"], batch["annotation_id"]))
         to_image, valid = batch["to_image"], batch["mask"] > 0
-        keypoints = pose_sampler.to_image_pixels(found["keypoints"], to_image)
+        keypoints = to_image_pixels(found["keypoints"], to_image)
         covariances = uncertainty.transform_covariance(found["covariances"], to_image[:, :, :2])
-        flat = pose_sampler.to_image_pixels(found["hypotheses"].reshape(len(valid), -1, 2), to_image)
+        flat = to_image_pixels(found["hypotheses"].reshape(len(valid), -1, 2), to_image)
         spread = uncertainty.spread(flat.reshape(found["hypotheses"].shape))
         curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
         row = (batch["index"], keypoints, found["scores"], spread, curvature)

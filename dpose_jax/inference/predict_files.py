@@ -190,7 +190,7 @@ def without_duplicates(predictor: Predictor, poses: Poses) -> Poses:
         {**row, "row": i, "area": crop_area(box, config.crop.padding, config.input_size)}
         for i, (row, box) in enumerate(zip(to_results(0, poses), poses.boxes, strict=True))
     ]
-    soft = config.eval.get("soft_nms", False)  # a model stored before the field was there
+    soft = config.eval.soft_nms
     kept = oks_nms(rows, poses.joint_set.sigmas, config.eval.nms, soft=soft)
     return dataclasses.replace(poses.select([row["row"] for row in kept]), scores=np.array([r["score"] for r in kept]))
 
@@ -216,6 +216,6 @@ def draw_poses(image: np.ndarray, poses: Poses, *, side: int | None = PICTURE_SI
 def draw_strip(predictor: Predictor, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """The denoising of the persons in the boxes, a row each; see `Predictor.trace`."""
     crops, trajectory, joints = predictor.trace(image, boxes)
-    titles = [predictor.settings.start.replace("_", " "), *(f"step {k}" for k in range(1, len(trajectory)))]
+    titles = [predictor.sampler.settings[0].start.replace("_", " "), *(f"step {k}" for k in range(1, len(trajectory)))]
     codec = predictor.model.codec
     return draw.denoising_strip(crops, trajectory, joints, predictor.joint_set, titles, warp=codec.name)

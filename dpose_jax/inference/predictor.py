@@ -15,8 +15,8 @@ from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_s
 from dpose_jax.evaluation.report import score_persons
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
-from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import JointSet, Pair
 from dpose_jax.recipe import Recipe
@@ -123,12 +123,11 @@ class Predictor:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes={batch_sizes}: must be one or more positive numbers")
         self.config, self.variables = config, jax.device_put(variables)
-        self.model, self.schedule = build_model(config), build_schedule(config)
-        self.settings = _settings(config, steps, hypotheses, noise_time)
-        self.flip = config.eval.flip if flip is None else flip
-        self.hypotheses, self.batch_sizes = hypotheses, tuple(sorted(batch_sizes))
-        self._spec, self._seed = crop_spec(config), config.sampler.seed
-        self._run = jax.jit(self.pure())
+        flip = config.eval.flip if flip is None else flip
+        settings, schedule = _settings(config, steps, hypotheses, noise_time), build_schedule(config.diffusion)
+        self.sampler = PoseSampler(build_model(config), schedule, settings, flip, config.sampler.seed, hypotheses)
+        self.model, self.batch_sizes = self.sampler.model, tuple(sorted(batch_sizes))
+        self._spec, self._run = crop_spec(config), jax.jit(self.sampler.poses)
 
     @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":
@@ -173,17 +172,6 @@ class Predictor:
     def joint_set(self) -> JointSet:
         """Names, limbs, flip pairs and OKS sigmas of the joints."""
         return self.model.joint_set
-
-    def pure(self) -> Callable:
-        """The pure function that is jitted, see `pose_sampler.make_poses`."""
-        return pose_sampler.make_poses(
-            self.model,
-            self.schedule,
-            self.settings,
-            flip=self.flip,
-            seed=self._seed,
-            hypotheses=self.hypotheses,
-        )
 
     def warm_up(self) -> None:
         """Compiles every batch size now, so that no later call waits for the compiler."""
@@ -251,9 +239,9 @@ class Predictor:
 
     @functools.cached_property
     def _trace(self) -> Callable:
-        if self.settings is None:
+        if not self.sampler.settings:
             raise ValueError("steps=0: the coarse branch has no denoising to show")
-        return jax.jit(pose_sampler.make_trace(self.model, self.schedule, self.settings, seed=self._seed))
+        return jax.jit(self.sampler.trace)
 
     def _views(self, image: ImageLike, boxes) -> tuple[np.ndarray, np.ndarray, list[crop.View], np.ndarray]:
         """The image's pixels, its clipped boxes (N, 5), their views, and the maps (N, 2, 3) from crop to image."""
@@ -267,7 +255,7 @@ class Predictor:
         return pixels, boxes, views, np.array(to_image).reshape(-1, 2, 3)
 
     def _in_batches(self, persons: Iterable[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
-        """(crop, number) of every person -> what `pose_sampler.make_poses` gives, one row a person."""
+        """(crop, number) of every person -> what `PoseSampler.poses` gives, one row a person."""
         pending, counts, persons = [], [], iter(persons)
         # A largest batch at a time: of thousands of crops no more are held than are on their way.
         while chunk := list(itertools.islice(persons, self.batch_sizes[-1])):
@@ -291,10 +279,10 @@ class Predictor:
     def _poses(self, found: dict[str, np.ndarray], boxes: np.ndarray, to_image: np.ndarray) -> Poses:
         hypotheses = found.get("hypotheses")
         if hypotheses is not None:
-            flat = pose_sampler.to_image_pixels(hypotheses.reshape(len(boxes), -1, 2), to_image)
+            flat = to_image_pixels(hypotheses.reshape(len(boxes), -1, 2), to_image)
             hypotheses = flat.reshape(hypotheses.shape)
         return Poses(
-            keypoints=pose_sampler.to_image_pixels(found["keypoints"], to_image),
+            keypoints=to_image_pixels(found["keypoints"], to_image),
             keypoint_scores=found["scores"],
             scores=score_persons(found["scores"], boxes[:, 4], self.config.eval.min_joint_score),
             covariances=uncertainty.transform_covariance(found["covariances"], to_image[:, :, :2]),
@@ -304,14 +292,14 @@ class Predictor:
         )
 
 
-def _settings(recipe: Recipe, steps: int | None, hypotheses: int, noise_time: int) -> SamplerSettings | None:
+def _settings(recipe: Recipe, steps: int | None, hypotheses: int, noise_time: int) -> tuple[SamplerSettings, ...]:
     if steps == 0:
-        return None
+        return ()
     fewest = min(recipe.sampler.steps) if steps is None else steps
     (chosen,) = sampler_settings(recipe.override({"sampler.steps": (fewest,)}).sampler)
     if hypotheses > 1 and chosen.start == "coarse":
         chosen = noised_start(chosen, noise_time, recipe.diffusion.timesteps)
-    return chosen
+    return (chosen,)
 
 
 def _padded(size: int, *arrays: np.ndarray) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from dpose_jax.models.sgdd import SGDD
 from dpose_jax.pose.codec import Codec
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.pose.masks import joint_mask, limb_mask
-from dpose_jax.recipe import Masks, Recipe
+from dpose_jax.recipe import Diffusion, Masks, Recipe
 
 IMAGE_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # ImageNet, RGB, 0..255
 IMAGE_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -225,9 +225,9 @@ def build_codec(recipe: Recipe) -> Codec:
     return Codec(recipe.input_size, recipe.stride, codec.name, codec.refine, codec.sigma, codec.blur)
 
 
-def build_schedule(recipe: Recipe) -> Schedule:
-    """The noise schedule of a recipe's `diffusion`."""
-    return Schedule(recipe.diffusion.schedule, recipe.diffusion.timesteps, recipe.diffusion.zeta)
+def build_schedule(diffusion: Diffusion) -> Schedule:
+    """The noise schedule of a recipe."""
+    return Schedule(diffusion.schedule, diffusion.timesteps, diffusion.zeta)
 
 
 def build_model(recipe: Recipe) -> DiffusionPose:

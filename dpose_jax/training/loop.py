@@ -24,7 +24,7 @@ from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
-from dpose_jax.training.state import TrainState, count_parameters, initial_state, make_optimizer
+from dpose_jax.training.state import TrainState, count_parameters, evaluated_variables, initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 
@@ -73,7 +73,11 @@ def prepare(config: Recipe, *, resumes: bool = False) -> Run:
     """
     mesh = sharding.make_mesh()
     sharding.check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
-    model, schedule, optimizer = build_model(config), build_schedule(config), make_optimizer(config.optim, config.train)
+    model, schedule, optimizer = (
+        build_model(config),
+        build_schedule(config.diffusion),
+        make_optimizer(config.optim, config.train),
+    )
     make_step = functools.partial(
         make_train_step, config, schedule=schedule, optimizer=optimizer, gather=sharding.gather(mesh)
     )
@@ -162,16 +166,20 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
             stop = preemption.due()
             due, ap = scored(step), None
             if stop or due or step % options.checkpoint_every == 0 or step == total:
-                evaluate = functools.partial(evaluator.best_ap, state, preemption.due) if due and not stop else None
+                evaluate = functools.partial(_best_ap, evaluator, state, preemption) if due and not stop else None
                 with log.pause():
                     ap = _save(checkpoints, log, step, state, run.data, evaluate)
             if preemption.told and (step < total or (due and ap is None)):
                 raise Preempted(step)
 
 
+def _best_ap(evaluator: Evaluator, state: TrainState, preemption: Preemption) -> float | None:
+    return evaluator.best_ap(evaluated_variables(state, ema=evaluator.config.eval.ema), preemption.due)
+
+
 def _make_up(evaluator: Evaluator, state, step: int, checkpoints: Checkpoints, log: StepLog, preemption) -> None:
     """Evaluates the checkpoint that the run goes on from, where that was broken off."""
-    ap = evaluator.best_ap(state, preemption.due)
+    ap = _best_ap(evaluator, state, preemption)
     if ap is None:
         raise Preempted(step)
     log.write(step, {"AP": ap})

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import tensorboardX
-from absl import logging
 
-from dpose_jax.data.coco_format import MALFORMED
+from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.sample import Source
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
@@ -60,41 +59,6 @@ class MetricsWriter:
         if self._file is not None:
             self._file.close()
         self._board.close()
-
-
-class BadRecords:
-    """Counts unreadable records by name, beside the malformed ones that the source left out; stops at too many.
-
-    A resumed run counts unreadable records anew.
-    """
-
-    def __init__(self, source: Source, max_share: float):
-        """`max_share` of the source's records may be malformed or unreadable."""
-        self._source = source
-        self._max_share = max_share
-        self._seen: set[int] = set()
-        report = source.report()
-        self._malformed = sum(report.get(rule, 0) for rule in MALFORMED)
-
-    def __len__(self) -> int:
-        return self._malformed + len(self._seen)
-
-    def add(self, bad_index: np.ndarray) -> None:
-        """Takes a batch's `bad_index`; each new record is reported by file and id.
-
-        Raises:
-          ValueError: if more than the allowed share of all records has turned out to be unreadable.
-        """
-        for index in {int(i) for i in bad_index if i >= 0} - self._seen:
-            self._seen.add(index)
-            person = self._source[index]
-            logging.warning("unreadable record left out: %s (id %d)", person.file, person.annotation_id)
-        total = self._malformed + len(self._source)
-        if self._seen and len(self) > self._max_share * total:
-            raise ValueError(
-                f"{self._malformed} of {total} records are malformed and {len(self._seen)} unreadable, more than "
-                f"data.max_bad_share={self._max_share}; one of them: {self._source[max(self._seen)].file}"
-            )
 
 
 class StepLog:

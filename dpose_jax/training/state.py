@@ -57,20 +57,11 @@ def average_variables(decay: float) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def averaged_variables(state: TrainState) -> dict | None:
-    """The moving averages, as `params` and `batch_stats`, or None where the optimizer keeps none."""
-    found = [part for part in state.opt_state if isinstance(part, AverageState)]
-    return {"params": found[0].params, "batch_stats": found[0].batch_stats} if found else None
-
-
-def evaluated_variables(state: TrainState, *, ema: bool) -> tuple[dict, bool]:
-    """What to predict with: with `ema` the moving averages where there are any, else the newest values.
-
-    Returns:
-      `params` and `batch_stats`, and whether they are averages.
-    """
-    average = averaged_variables(state) if ema else None
-    return average or {"params": state.params, "batch_stats": state.batch_stats}, average is not None
+def evaluated_variables(state: TrainState, *, ema: bool) -> dict:
+    """`params` and `batch_stats` to predict with: with `ema` the moving averages where there are any."""
+    averages = [part for part in state.opt_state if isinstance(part, AverageState)]
+    source = averages[0] if ema and averages else state
+    return {"params": source.params, "batch_stats": source.batch_stats}
 
 
 def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
