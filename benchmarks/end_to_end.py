@@ -20,7 +20,7 @@ from dpose_jax.data.build import build
 from dpose_jax.data.datasets import data_root, make_source
 from dpose_jax.data.sample import Source
 from dpose_jax.models.diffusion_pose import build_model
-from dpose_jax.models.hrnet import PRESETS, HRNet
+from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.pose.joint_sets import get_joint_set
 
@@ -34,7 +34,7 @@ def network(wanted: peers.Peers, config) -> list[dict]:
     variables = initial_variables(build_model(config.copy_and_resolve_references()), 0)
     mine = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
     images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
-    net, rows = HRNet(PRESETS["w32"]), []
+    net, rows = HRNet(HRNetSpec(32)), []
 
     def forward(variables, images):
         return net.apply(variables, images, False)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from dpose_jax.data.sample import Person
-from dpose_jax.models.hrnet import PRESETS
+from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.pose.joint_sets import COCO
 
 PACKAGES = {"torch": "torch", "diffusers": "diffusers", "hrnet": "torchvision"}
@@ -122,7 +122,7 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     sys.path.append(str(TESTS))
     from torch_hrnet import TorchHRNet  # type: ignore[import-not-found]
 
-    net = TorchHRNet(PRESETS["w32"], 1).to(memory_format=torch.channels_last).train(train)
+    net = TorchHRNet(HRNetSpec(32), 1).to(memory_format=torch.channels_last).train(train)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
 
     def forward():

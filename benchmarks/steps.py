@@ -11,14 +11,14 @@ from benchmarks.sampling import LATENCY_PERSONS, PARTS, Run, measure_accuracy, m
 from benchmarks.steps_plot import write_plot
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
-from dpose_jax.diffusion.sampler import UPDATE_RULES
+from dpose_jax.diffusion.sampler import UPDATES
 from dpose_jax.evaluation.evaluator import protocol_facts, restore
 from dpose_jax.models.diffusion_pose import build_model
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The file of configs/ that was trained.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.", required=True)
 STEPS = flags.DEFINE_list("steps", ["0", "1", "2", "4", "8", "16"], "Numbers of steps; 0 is the coarse branch.")
-UPDATE = flags.DEFINE_list("update", list(UPDATE_RULES), f"Update rules, of {UPDATE_RULES}.")
+UPDATE = flags.DEFINE_list("update", list(UPDATES), f"Update rules, of {UPDATES}.")
 RESTARTS = flags.DEFINE_bool("restarts", True, "A line of K averaged one-step samples from independent noise.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of those samples, in 1..T.")
 EARLY_STOP = flags.DEFINE_float("early_stop", 0.0, "Adds a line with this sampler.early_stop, heatmap px, if not 0.")

@@ -9,13 +9,13 @@ import dataclasses
 
 import jax
 from absl import flags
+from dpose_jax.training.fields import check_fields
 from ml_collections import config_flags
 
 from benchmarks import report
 from benchmarks.chips import parse_topology, slice_mesh
 from benchmarks.xla_cost import analyse, largest_batch, sampler_program, train_program
 from dpose_jax.runtime import sharding
-from dpose_jax.training.fields import check_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "KIND:SHAPE, such as v5e:4x4.", required=True)

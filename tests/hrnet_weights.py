@@ -6,10 +6,18 @@ import zlib
 
 import numpy as np
 
+from dpose_jax.models.backbones import BACKBONES
+
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "hrnet_parity.npz"
 PRESETS = ("w18_small", "w32", "w48")
 SIZES = ((256, 192), (384, 288))
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # torchvision's, of images in [0, 1]
+
+
+def spec_of(preset):
+    """The HRNetSpec of a backbone."""
+    backbone = BACKBONES[preset]
+    return backbone.build(backbone.width, np.float32, False).spec
 
 
 def stored_weights(preset, layout):

@@ -4,11 +4,12 @@ A recipe like those of configs/, so that the command line can be given it too.
 """
 
 from configs import base
-from dpose_jax.models.hrnet import PRESETS, HRNetSpec
+from dpose_jax.models.backbones import BACKBONES, hrnet_backbone
+from dpose_jax.models.hrnet import HRNetSpec
 
-PRESETS["miniature"] = HRNetSpec(8, modules=(1, 1, 1), blocks=1, stem=8, stem_blocks=1, stem_width=4)
+BACKBONES["miniature"] = hrnet_backbone(HRNetSpec(8, modules=(1, 1, 1), blocks=1, stem=8, stem_blocks=1, stem_width=4))
 # One branch, for tests that have to compile a program of their own: half of the time.
-PRESETS["speck"] = HRNetSpec(8, modules=(0, 0, 0), blocks=1, stem=8, stem_blocks=1, stem_width=4)
+BACKBONES["speck"] = hrnet_backbone(HRNetSpec(8, modules=(0, 0, 0), blocks=1, stem=8, stem_blocks=1, stem_width=4))
 
 
 def get_config():

@@ -7,15 +7,17 @@ import optax
 import pytest
 
 from dpose_jax.diffusion.sampler import SamplerSettings, sample, sampler_settings
-from dpose_jax.models import pose_sampler, sgdd
+from dpose_jax.models import sgdd
+from dpose_jax.models.backbones import BACKBONES, hrnet_backbone
 from dpose_jax.models.diffusion_pose import build_codec, build_model, build_schedule
-from dpose_jax.models.hrnet import PRESETS, HRNetSpec
+from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.initialise import abstract_variables, initial_variables
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import LOSS_TERMS, make_train_step
 
 # HRNet without its stages, which no field here turns: most of the time to compile would be theirs.
-PRESETS["stem"] = HRNetSpec(8, modules=(0, 0, 0), stem=8, stem_blocks=1, stem_width=4)
+BACKBONES["stem"] = hrnet_backbone(HRNetSpec(8, modules=(0, 0, 0), stem=8, stem_blocks=1, stem_width=4))
 BATCH, JOINTS = 2, 17
 # Each stride, and each value of every field that an ablation of the paper turns, at least once. 96 pixels at
 # stride 8 are 12: as with 384 x 288, whose width is then 36, no multiple of 8.
@@ -87,7 +89,7 @@ def test_builds_trains_a_step_and_samples(ablation, monkeypatch, name):
     }
     assert silent - lower <= {"attention/spatial_key/bias"}
 
-    predict = jax.jit(pose_sampler.make_predict(model, schedule, sampler_settings(config), flip=False, seed=0))
+    predict = jax.jit(PoseSampler(model, schedule, sampler_settings(config.sampler), flip=False, seed=0).joints)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     joints = predict(variables, batch["image"], np.arange(BATCH))
     assert set(joints) == {"coarse", "steps_2"}

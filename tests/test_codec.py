@@ -312,23 +312,3 @@ def test_unflip_of_rounded_maps_is_exact_on_whole_crop_pixels():
     plain = codec.encode(joints, np.ones((1, 200)))
     back = unflip(mirrored_maps(codec, joints, flips), flips, codec.flip_shift)
     np.testing.assert_allclose(back[..., 1:, :], plain[..., 1:, :], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"stride": 3}, r"stride=3.*1, 2, 4 or 8"),
-        ({"stride": 0}, r"stride=0"),
-        ({"input_size": (66, 48)}, r"input_size=\(66, 48\).*stride=4"),
-        ({"input_size": (64, 50)}, r"input_size=\(64, 50\).*stride=4"),
-        ({"name": "udp"}, r"codec\.name='udp'.*unbiased.*rounded"),
-        ({"refine": "taylor"}, r"codec\.refine='taylor'.*dark.*quarter.*none"),
-        ({"sigma": 0.0}, r"codec\.sigma=0\.0.*positive"),
-        ({"sigma": float("nan")}, r"codec\.sigma=nan.*positive"),
-        ({"blur": 4}, r"codec\.blur=4.*odd"),
-        ({"blur": -1}, r"codec\.blur=-1.*at least 1"),
-    ],
-)
-def test_bad_fields_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
-        Codec(**({"input_size": (64, 48)} | fields))

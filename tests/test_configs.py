@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches, train_iterator
 from dpose_jax.diffusion.sampler import sampler_settings
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.weights.hub import IMAGENET
 from dpose_jax.training.state import make_optimizer
 from dpose_jax.training.step import make_train_step
 
@@ -47,7 +47,7 @@ def test_all_recipes_but_the_papers_have_what_the_study_taught(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_starts_from_imagenet_where_somebody_publishes_its_backbone(name):
     model = importlib.import_module(f"configs.{name}").get_config().model
-    assert model.pretrained == ("imagenet" if model.backbone in IMAGENET else "none")
+    assert model.pretrained == ("imagenet" if BACKBONES[model.backbone].imagenet else "none")
 
 
 # Recipe, sample of its data set, boxes of a detector there; the official files are named as the recipe says.

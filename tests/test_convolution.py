@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.models.convolution import Conv3x3, convolve
+from dpose_jax.models.layers import Conv3x3, convolve
 
 
 def plain(x, kernel, stride):

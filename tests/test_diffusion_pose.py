@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,10 @@ import pytest
 
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.models.diffusion_pose import MaskSettings, build_model, encode_images, sample_heatmaps
+from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables, initial_variables
+from dpose_jax.models.pose_sampler import PoseSampler
+from dpose_jax.recipe import Masks
 from dpose_jax.training.step import heatmap_loss
 
 SCHEDULE = Schedule()
@@ -21,7 +25,7 @@ def draw_batch(seed=0):
         "visible": (np.arange(BATCH * JOINTS).reshape(BATCH, JOINTS) % 4 > 0).astype(np.float32),
         "t": np.array([5, 40, 300]),
         "noise": rng.standard_normal((BATCH, JOINTS, 2)).astype(np.float32),
-        "own": np.zeros(BATCH, np.float32),
+        "coarse_input": np.zeros(BATCH, np.float32),
     }
 
 
@@ -80,13 +84,13 @@ def test_each_term_reaches_its_own_branch(differentiate):
         gradients = differentiate(batch, weights)[2]
         assert {name.split("/")[0] for name, gradient in gradients.items() if not gradient.any()} == silent
     # Fed with the model's own heatmaps, the decoder still does not train the coarse head.
-    gradients = differentiate(batch | {"own": np.ones(BATCH, np.float32)}, (1.0, 0.0))[2]
+    gradients = differentiate(batch | {"coarse_input": np.ones(BATCH, np.float32)}, (1.0, 0.0))[2]
     assert not gradients["coarse_head/kernel"].any() and gradients["decoder/stem/kernel"].any()
 
 
-@pytest.mark.parametrize("own", [0.0, 1.0])
-def test_an_unlabelled_joint_changes_nothing(differentiate, own):
-    batch = draw_batch() | {"own": np.full(BATCH, own, np.float32)}
+@pytest.mark.parametrize("coarse_input", [0.0, 1.0])
+def test_an_unlabelled_joint_changes_nothing(differentiate, coarse_input):
+    batch = draw_batch() | {"coarse_input": np.full(BATCH, coarse_input, np.float32)}
     hidden = batch["visible"] == 0
     moved, noise = batch["keypoints"].copy(), batch["noise"].copy()
     moved[hidden] = [1000.0, -7.0]
@@ -111,8 +115,8 @@ def test_loss_is_its_definition(differentiate):
         np.testing.assert_allclose(term, np.mean(errors), rtol=1e-5)
 
 
-def test_own_heatmaps_replace_the_noised_joints(differentiate):
-    batch = draw_batch() | {"own": np.array([1, 0, 1], np.float32)}
+def test_coarse_heatmaps_replace_the_noised_joints(differentiate):
+    batch = draw_batch() | {"coarse_input": np.array([1, 0, 1], np.float32)}
     other = draw_batch(seed=1)
     other = batch | {name: other[name] for name in ("keypoints", "noise")} | {"t": np.array([999, 999, 999])}
     (before, _), (after, _) = differentiate(batch)[1], differentiate(other)[1]
@@ -120,57 +124,18 @@ def test_own_heatmaps_replace_the_noised_joints(differentiate):
     assert np.abs(before[1] - after[1]).max() > 1e-3
 
 
-def test_training_on_own_heatmaps_is_one_step_of_sampling(model, variables):
+def test_training_on_coarse_heatmaps_is_one_step_of_sampling(model, variables):
     """What own_share feeds the decoder is what the `direct` sampler feeds it in its first step."""
-    batch = draw_batch() | {"own": np.ones(BATCH, np.float32)}
+    batch = draw_batch() | {"coarse_input": np.ones(BATCH, np.float32)}
     estimate, coarse = jax.jit(lambda v, b: model.apply(v, **b, schedule=SCHEDULE, train=False))(variables, batch)
-    keys = jax.random.split(jax.random.key(0), BATCH)
-
-    @jax.jit
-    def sampled(variables, images):
-        start = encode_images(model, variables, images)
-        return sample_heatmaps(model, variables, *start, keys, settings=SamplerSettings(steps=1), schedule=SCHEDULE)
-
-    final, trajectory = sampled(variables, batch["images"])
-    np.testing.assert_allclose(trajectory[0], coarse, atol=1e-5)
+    sampler = PoseSampler(model, SCHEDULE, (SamplerSettings(steps=1),), flip=False, seed=0)
+    (start, final), *_ = jax.jit(sampler.trace)(variables, batch["images"], np.arange(BATCH))
+    np.testing.assert_allclose(start, coarse, atol=1e-5)
     np.testing.assert_allclose(final, estimate, atol=1e-4)
 
 
-def test_unrolled_training_is_the_second_step_of_sampling(model, variables):
-    """Of own heatmaps; its gradient is that of the second pass alone, for which the first is a constant."""
-    batch = draw_batch() | {"own": np.ones(BATCH, np.float32), "unrolled": np.array([1, 0, 1], np.float32)}
-    keys, settings = jax.random.split(jax.random.key(0), BATCH), SamplerSettings(steps=2)
-    stats = {"batch_stats": variables["batch_stats"]}
-
-    @jax.jit
-    def sampled(variables, images):
-        start = encode_images(model, variables, images)
-        return sample_heatmaps(model, variables, *start, keys, settings=settings, schedule=SCHEDULE)[1]
-
-    def trained(params):
-        estimate, _ = model.apply({"params": params} | stats, **batch, schedule=SCHEDULE, train=False)
-        return jnp.sum(estimate**2), estimate
-
-    def by_hand(params, fed):
-        apply = lambda *inputs, method: model.apply({"params": params} | stats, *inputs, method=method)  # noqa: E731
-        features, coarse = apply(batch["images"], method="encode")
-        y = model.codec.normalise(model.codec.peaks(jax.lax.stop_gradient(coarse), "dark")[0]).clip(-1, 1)
-        condition = apply(features, y, jnp.ones((BATCH, JOINTS)), method="condition")
-        return jnp.sum(apply(fed, condition, batch["t"], method="denoise") ** 2)
-
-    coarse, once, twice = sampled(variables, batch["images"])
-    second = batch["unrolled"][:, None, None, None] > 0
-    (_, estimate), gradient = jax.jit(jax.value_and_grad(trained, has_aux=True))(variables["params"])
-    np.testing.assert_allclose(estimate, np.where(second, twice, once), atol=1e-4)
-    expected = jax.jit(jax.grad(by_hand))(variables["params"], np.where(second, once, coarse))
-    for name, leaf in paths(expected).items():
-        np.testing.assert_allclose(
-            paths(gradient)[name], leaf, rtol=1e-3, atol=1e-5 + 1e-3 * np.abs(leaf).max(), err_msg=name
-        )
-
-
 def test_detached_coarse_branch_does_not_train_the_backbone(model, variables):
-    model = model.clone(detach_coarse=True)
+    model = model.clone(settings=dataclasses.replace(model.settings, detach_coarse=True))
 
     @jax.jit
     @jax.grad
@@ -254,9 +219,9 @@ def test_masks_select_the_pixels_around_joints_and_limbs(model):
     np.testing.assert_array_equal(kps, near[0] | near[1])
     np.testing.assert_array_equal(ske, columns == 7)
     for settings, ones in [
-        (MaskSettings(keypoints=False), [True, False]),
-        (MaskSettings(skeleton=False), [False, True]),
-        (MaskSettings(keypoints=False, skeleton=False), [True, True]),
+        (Masks(keypoints=False), [True, False]),
+        (Masks(skeleton=False), [False, True]),
+        (Masks(keypoints=False, skeleton=False), [True, True]),
     ]:
         masks = model.clone(masks=settings).apply({}, y, visible, method="draw_masks")
         assert [bool((mask == 1).all()) for mask in masks] == ones
@@ -309,6 +274,14 @@ def test_initial_variables_have_their_spread(small_model):
         ("model__decoder_blocks", 0, r"model\.decoder_blocks=0: must be at least 1"),
         ("model__head_dim", (32, 16), r"model\.head_dim=\(32, 16\)"),
         ("model__dtype", "float16", r"model\.dtype='float16'"),
+        ("codec__refine", "taylor", r"codec\.refine='taylor'.*dark.*quarter.*none"),
+        ("codec__sigma", float("nan"), r"codec\.sigma=nan.*positive"),
+        ("codec__blur", 4, r"codec\.blur=4.*odd"),
+        ("codec__blur", -1, r"codec\.blur=-1.*at least 1"),
+        ("diffusion__schedule", "sqrt", r"diffusion\.schedule='sqrt'.*cosine.*linear"),
+        ("diffusion__timesteps", 0, r"diffusion\.timesteps=0.*at least 1"),
+        ("diffusion__zeta", 0.0, r"diffusion\.zeta=0\.0.*positive"),
+        ("diffusion__zeta", float("nan"), r"diffusion\.zeta=nan.*positive"),
     ],
 )
 def test_fields_out_of_range_are_named(miniature, field, value, message):

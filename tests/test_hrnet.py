@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpose_jax.models.hrnet import PRESETS, ConvBN, HRNet, upsample_nearest
+from dpose_jax.models.backbones import BACKBONES
+from dpose_jax.models.hrnet import ConvBN
+from dpose_jax.models.layers import upsample_nearest
 
 RNG = np.random.default_rng(0)
 
@@ -24,18 +26,20 @@ def slow_convolution(x, kernel, stride):
     return out
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+def build(preset, dtype=jnp.float32):
+    return BACKBONES[preset].build(BACKBONES[preset].width, dtype, False)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "w18_small", "w32", "w48"])
 @pytest.mark.parametrize("size", [(32, 32), (96, 160)])
 def test_features_are_at_stride_4(preset, size):
-    spec = PRESETS[preset]
-    out, _ = jax.eval_shape(
-        lambda key: HRNet(spec, jnp.bfloat16).init_with_output(key, jnp.zeros((2, *size, 3))), jax.random.key(0)
-    )
-    assert (out.shape, out.dtype) == ((2, size[0] // 4, size[1] // 4, spec.width), jnp.bfloat16)
+    net, images = build(preset, jnp.bfloat16), jnp.zeros((2, *size, 3))
+    out, _ = jax.eval_shape(lambda key: net.init_with_output(key, images), jax.random.key(0))
+    assert (out.shape, out.dtype) == ((2, size[0] // 4, size[1] // 4, BACKBONES[preset].width), jnp.bfloat16)
 
 
 def test_parameters_stay_float32_in_bfloat16():
-    shapes = shapes_of(HRNet(PRESETS["tiny"], jnp.bfloat16), jnp.zeros((1, 32, 32, 3)))
+    shapes = shapes_of(build("tiny", jnp.bfloat16), jnp.zeros((1, 32, 32, 3)))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {"float32"}
 
 

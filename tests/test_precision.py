@@ -10,9 +10,10 @@ import pytest
 
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.evaluation import precision
-from dpose_jax.models import pose_sampler, sgdd
+from dpose_jax.models import sgdd
 from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.models.summary import equations
 from dpose_jax.training.state import initial_state, make_optimizer
 from dpose_jax.training.step import make_train_step
@@ -125,21 +126,16 @@ def test_frozen_batch_norm_is_that_of_evaluation(small_model, random_tree):
 
 
 def test_joints_of_the_two_dtypes_are_compared_person_by_person(miniature, monkeypatch):
-    """Stand-ins for the two predictors: in bfloat16 the joints of each result are 5 px away, of the coarse one 1 px."""
+    """Stand-ins for the two samplers: in bfloat16 the joints of each result are 5 px away, of the coarse one 1 px."""
     config = miniature()
 
-    def make_predict(model, schedule, settings, *, flip, seed):
-        away = np.array([3.0, 4.0]) * (model.dtype == jnp.bfloat16)
+    def joints_of(sampler, variables, crops, ids):
+        away = np.array([3.0, 4.0]) * (sampler.model.dtype == jnp.bfloat16)
+        joints = jnp.broadcast_to(ids[:, None, None] % 7 * 1.0, (len(ids), JOINTS, 2))
+        scores = jnp.ones((len(ids), JOINTS))
+        return {name: (joints + away / (5 if name == "coarse" else 1), scores) for name in sampler.names}
 
-        def predict(variables, images, ids):
-            joints = jnp.broadcast_to(ids[:, None, None] % 7 * 1.0, (len(ids), JOINTS, 2))
-            scores = jnp.ones((len(ids), JOINTS))
-            names = pose_sampler.result_names(settings)
-            return {name: (joints + away / (5 if name == "coarse" else 1), scores) for name in names}
-
-        return predict
-
-    monkeypatch.setattr(pose_sampler, "make_predict", make_predict)
+    monkeypatch.setattr(PoseSampler, "joints", joints_of)
     monkeypatch.setattr(precision, "restore", lambda config, workdir: types.SimpleNamespace(variables={}))
     found = precision.joint_distances(config, "nowhere")
     assert {name: distances.shape[1] for name, distances in found.items()} == dict.fromkeys(

@@ -6,12 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from dpose_jax.diffusion.process import Schedule, gamma_table
-from dpose_jax.diffusion.sampler import STARTS, UPDATE_RULES, SamplerSettings, sample, sampler_settings
+from dpose_jax.diffusion.sampler import UPDATES, SamplerSettings, sample, sampler_settings
 from dpose_jax.pose.codec import Codec
+from dpose_jax.recipe import Recipe
 
 BATCH, JOINTS = 2, 3
+STARTS = ("coarse", "coarse_noised", "random")
 
 
 class CompiledCodec(Codec):
@@ -238,7 +239,7 @@ def occurrences(jaxpr, primitive, in_scan=False):
     return count
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("rule", UPDATES)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_program_holds_each_function_once(rule, steps):
     _, coarse = truth()
@@ -284,9 +285,21 @@ def test_which_runs_depend_on_the_keys(unrolled):
             assert difference > 0.05, settings
 
 
-def test_noise_differs_from_step_to_step():
-    drawn = np.stack([noise(step) for step in range(4)])
-    assert len(np.unique(drawn)) == drawn.size
+def test_noise_differs_from_step_to_step(unrolled, monkeypatch):
+    """What the sampler hands to its update, and what it starts from."""
+    steps = []
+
+    def record(space, state, estimate, step):
+        steps.append(step.noise)
+        return UPDATES["ddim"](space, state, estimate, step)
+
+    monkeypatch.setitem(UPDATES, "recorded", record)
+    _, coarse = truth()
+    _, trajectory = run(SamplerSettings(3, "recorded", "random", 1000, 1.0), coarse)
+    drawn = np.stack(steps)
+    assert drawn.shape == (3, BATCH, JOINTS, 2) and len(np.unique(drawn)) == drawn.size
+    for one in drawn:
+        assert np.abs(draw(one) - trajectory[0]).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -305,40 +318,33 @@ def test_times_never_repeat():
             assert np.all(np.diff(SamplerSettings(steps, t_start=t_start).times) < 0)
 
 
+def test_settings_of_a_recipe():
+    fields = {"steps": (1, 3), "update_rule": "ddim", "eta": 0.5, "refresh": True}
+    sampler = Recipe().override({f"sampler.{name}": value for name, value in fields.items()}).sampler
+    assert sampler_settings(sampler) == tuple(SamplerSettings(k, "ddim", "coarse", 300, 0.5, True) for k in (1, 3))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": 0}, r"sampler\.steps=0.*at least 1"),
+        ({"steps": (0,)}, r"sampler\.steps=\(0,\).*at least 1"),
+        ({"steps": ()}, r"sampler\.steps=\(\).*distinct"),
+        ({"steps": (2, 2)}, r"sampler\.steps=\(2, 2\).*distinct"),
         ({"update_rule": "ddpm"}, r"sampler\.update_rule='ddpm'.*direct.*ddim"),
         ({"start": "noise"}, r"sampler\.start='noise'.*coarse.*random"),
         ({"eta": 1.1}, r"sampler\.eta=1\.1.*\[0, 1\]"),
         ({"eta": float("nan")}, r"sampler\.eta=nan"),
         ({"t_start": 0}, r"sampler\.t_start=0.*at least 1"),
-        ({"steps": 4, "t_start": 3}, r"sampler\.steps=4.*t_start=3"),
+        ({"t_start": 1001}, r"sampler\.t_start=1001.*T = 1000"),
+        ({"steps": (4,), "t_start": 3}, r"sampler\.steps=\(4,\).*t_start=3"),
+        ({"start": "random", "update_rule": "ddim"}, r"sampler\.t_start=300: must be T = 1000 for ddim"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        SamplerSettings(**fields)
+        Recipe().override({f"sampler.{name}": value for name, value in fields.items()})
 
 
-def test_settings_of_a_config():
-    config = base.get_config()
-    config.sampler.steps = (1, 3)
-    config.sampler.update_rule = "ddim"
-    config.sampler.eta = 0.5
-    config.sampler.refresh = True
-    assert sampler_settings(config) == tuple(SamplerSettings(k, "ddim", "coarse", 300, 0.5, True) for k in (1, 3))
-    for steps in ((), (2, 2)):
-        config.sampler.steps = steps
-        with pytest.raises(ValueError, match=r"sampler\.steps=.*distinct"):
-            sampler_settings(config)
-    config.sampler.steps, config.sampler.start = (1,), "random"
-    with pytest.raises(ValueError, match=r"sampler\.t_start=300: must be T = 1000 for ddim"):
-        sampler_settings(config)
-    config.sampler.t_start = 1000
-    assert sampler_settings(config)[0].start == "random"
-    config.sampler.t_start = 300
-    config.diffusion.timesteps = 200
-    with pytest.raises(ValueError, match=r"sampler\.t_start=300.*T = 200"):
-        sampler_settings(config)
+def test_every_rule_is_a_choice_of_the_recipe():
+    for rule in UPDATES:
+        assert Recipe().override({"sampler.update_rule": rule}).sampler.update_rule == rule

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from commands import command
+from dpose_jax.training.fields import check_fields
 
 from benchmarks import study
 from benchmarks.report import Timing
@@ -18,7 +19,6 @@ from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.evaluator import evaluate, restore
 from dpose_jax.evaluation.report import Predictions
 from dpose_jax.models.diffusion_pose import build_model
-from dpose_jax.training.fields import check_fields
 from dpose_jax.visualization import draw
 from dpose_jax.workdir.files import write_json
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dpose_jax.models import summary
-from dpose_jax.models.hrnet import PRESETS, HRNet
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.summary import PARTS, format_backbones, summarise, summarise_backbone
+from dpose_jax.recipe import Recipe
 from dpose_jax.training.state import count_parameters
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "model.md"
@@ -20,7 +21,7 @@ def test_hrnet_has_the_published_numbers(preset, millions, digits, gmacs):
 
     Their code divides multiply-adds by 1024^3, so their 7.1 are 7.6 of 10^9; every batch norm has a scale and a bias.
     """
-    part = summarise_backbone(preset, (256, 192), 17)
+    part = summarise_backbone(Recipe(), preset)
     assert round(part.parameters / 1e6, digits) == millions
     assert round(part.macs / 2**30, 1) == gmacs
     assert_documented(preset, part)
@@ -28,7 +29,7 @@ def test_hrnet_has_the_published_numbers(preset, millions, digits, gmacs):
 
 @pytest.mark.parametrize("preset", ["tiny", "w18_small"])
 def test_other_backbones_are_as_documented(preset):
-    assert_documented(preset, summarise_backbone(preset, (256, 192), 17))
+    assert_documented(preset, summarise_backbone(Recipe(), preset))
 
 
 def assert_documented(preset, part):
@@ -37,18 +38,21 @@ def assert_documented(preset, part):
 
 
 def test_backbones_are_counted_at_the_configs_size_with_its_joints(miniature, monkeypatch, capsys):
-    monkeypatch.setattr(summary, "PRESETS", {"tiny": PRESETS["tiny"]})
-    summary.main(miniature(input_size=(64, 32), joint_set="crowdpose"), backbones=True)
-    expected = format_backbones({"tiny": summarise_backbone("tiny", (64, 32), 14)})
-    assert capsys.readouterr().out == expected + "\n"
-    # Convolutions alone: a quarter of the side, a sixteenth of the products, but for the joints of the head.
-    small, large = (summarise_backbone("tiny", size, 0).macs for size in ((64, 64), (256, 256)))
-    assert large == 16 * small
+    monkeypatch.setattr(summary, "BACKBONES", {"tiny": BACKBONES["tiny"]})
+    recipe = miniature(input_size=(64, 32), joint_set="crowdpose", model__backbone="w32")
+    summary.main(recipe, backbones=True)
+    part = summarise_backbone(recipe, "tiny")
+    assert capsys.readouterr().out == format_backbones({"tiny": part}) + "\n"
+    # Convolutions alone: twice the sides, four times the products; three more joints, three more rows of the head.
+    large, more = (miniature(input_size=(128, 64), joint_set=joints) for joints in ("crowdpose", "coco"))
+    assert summarise_backbone(large, "tiny").macs == 4 * part.macs
+    assert summarise_backbone(more, "tiny").macs - 4 * part.macs == 3 * 16 * 32 * 16
 
 
 def test_w18_small_is_timms():
     """timm's hrnet_w18_small has 13.19 M parameters, of which those that only classification has are counted here."""
-    variables = jax.eval_shape(HRNet(PRESETS["w18_small"]).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    net = BACKBONES["w18_small"].build(16, jnp.float32, False)
+    variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
     def convolution(kernel, inputs, outputs, bias=False):
         return kernel**2 * inputs * outputs + (2 + bias) * outputs
@@ -76,7 +80,7 @@ def small(small_model):
 
 def test_parts_make_the_whole(small, small_model):
     for parts in small.values():
-        assert tuple(parts) == tuple(PARTS)
+        assert tuple(parts) == ("HRNet stem", *(f"HRNet stage {k}" for k in range(1, 5)), *PARTS)
         whole = count_parameters(abstract_variables(small_model())["params"])
         assert sum(part.parameters for part in parts.values()) == whole
         assert parts["masks"].parameters == parts["rest"].parameters == 0
@@ -97,9 +101,9 @@ def test_macs_of_a_part_are_those_of_its_products(small):
 
 def test_recomputed_blocks_keep_less_and_count_the_same(small):
     plain, remat = small["none"], small["blocks"]
-    for name in PARTS:
+    for name in plain:
         assert plain[name].macs == remat[name].macs and plain[name].parameters == remat[name].parameters
-    within = {name for name in PARTS if remat[name].kept < plain[name].kept}
+    within = {name for name in plain if remat[name].kept < plain[name].kept}
     assert within == {"HRNet stage 1", "HRNet stage 2", "HRNet stage 3", "HRNet stage 4", "SGDD"}
     assert sum(p.kept for p in remat.values()) < 0.7 * sum(p.kept for p in plain.values())
     # Of a convolution, the backward pass keeps at least the normalised map: its input is the one before it.
@@ -111,7 +115,7 @@ def test_the_table_sums_up(small, miniature, monkeypatch, capsys):
     summary.main(miniature())
     printed = capsys.readouterr().out
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")]
-    assert [row[0][2:] for row in rows] == ["part", *PARTS, "whole"]
+    assert [row[0][2:] for row in rows] == ["part", *small["none"], "whole"]
     numbers = np.array([[float(cell.strip("% |")) for cell in row[1:]] for row in rows[1:]])
     # Each of the eleven parts is rounded by itself.
     np.testing.assert_allclose(numbers[:-1].sum(axis=0), numbers[-1], atol=0.6)

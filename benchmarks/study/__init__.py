@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from absl import flags
+from dpose_jax.training.fields import check_fields
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import config_flags
 
@@ -28,7 +29,6 @@ from dpose_jax.evaluation.evaluator import protocol_facts, restore
 from dpose_jax.evaluation.report import needs_annotated_boxes
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.runtime import app, sharding
-from dpose_jax.training.fields import check_fields
 from dpose_jax.training.loop import prepare, train
 from dpose_jax.workdir.checkpoints import holds_checkpoint, stored_config
 from dpose_jax.workdir.files import read_json, write_json

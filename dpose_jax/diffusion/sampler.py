@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,15 @@ from dpose_jax.diffusion.process import Schedule, ddim_step, q_sample, to_normal
 from dpose_jax.pose.codec import Codec
 from dpose_jax.recipe import Sampler
 
-UPDATE_RULES = ("direct", "ddim")
-
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """What a sampling run is made of.
+    """One sampling run.
 
     Attributes:
-      steps: K in 1..t_start, decoder passes.
-      update_rule: `direct`: y~_{t-1} = D(y~_t, x^c), the paper's equation as written; `ddim` (ours): decode
-        y^_0, one DDIM step on the joints, draw anew.
+      steps: K in 1..t_start, decoder passes. That DDIM may skip times is the DDIM paper's idea.
+      update_rule: a name of UPDATES. `direct` without `model.time_embedding` never reads t, so that `t_start` changes
+        nothing there but a noised start.
       start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised`: its joints sent forward to
         t_start and drawn; `random`: joints from N(0, 1), which is what y is at T.
       t_start: in 1..T, the time of the start; the paper recipe starts at T.
@@ -41,8 +40,64 @@ class SamplerSettings:
 
     @property
     def times(self) -> np.ndarray:
-        """(K + 1,) int32, round(linspace(t_start, 0, K + 1)): the skipped steps' times."""
+        """(K + 1,) int32, round(linspace(t_start, 0, K + 1)): the times that are not skipped."""
         return np.round(np.linspace(self.t_start, 0, self.steps + 1)).astype(np.int32)
+
+
+class SamplerState(NamedTuple):
+    """What a step passes on.
+
+    Attributes:
+      heatmaps: (B, H, W, J) that enter the next step; after the last one the result.
+      y: (B, J, 2) diffusion state, unclamped, in units of zeta; `direct` leaves it at the start's.
+    """
+
+    heatmaps: jax.Array
+    y: jax.Array
+
+
+class Step(NamedTuple):
+    """A step from t to t_next, scalars, with DDIM's eta and noise (B, J, 2)."""
+
+    t: jax.Array
+    t_next: jax.Array
+    eta: float
+    noise: jax.Array
+
+
+class Space(NamedTuple):
+    """Joints y, in units of zeta, and their heatmaps."""
+
+    schedule: Schedule
+    codec: Codec
+
+    def decode(self, heatmaps: jax.Array) -> jax.Array:
+        """(B, H, W, J) -> (B, J, 2), normalised to [-1, 1] and not scaled by zeta."""
+        return self.codec.normalise(self.codec.peaks(heatmaps, "dark")[0])
+
+    def draw(self, y: jax.Array) -> jax.Array:
+        """(B, J, 2) in units of zeta, clamped -> (B, H, W, J)."""
+        joints = self.codec.denormalise(to_normalised(self.schedule, y))
+        return self.codec.render(joints, jnp.ones(y.shape[:-1], jnp.float32))
+
+
+def direct_update(space: Space, state: SamplerState, estimate: jax.Array, step: Step) -> SamplerState:
+    """y~_{t-1} = D(y~_t, x^c): the paper's equation as written."""
+    return SamplerState(estimate, state.y)
+
+
+def ddim_update(space: Space, state: SamplerState, estimate: jax.Array, step: Step) -> SamplerState:
+    """DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew."""
+    y = ddim_step(space.schedule, state.y, space.decode(estimate), step.t, step.t_next, step.eta, step.noise)
+    # At t = 0 the drawn joints would be those of the estimate, which also carries the scores.
+    return SamplerState(jax.lax.cond(step.t_next == 0, lambda: estimate, lambda: space.draw(y)), y)
+
+
+# A new rule is a function, an entry here, and a choice of `sampler.update_rule` in recipe.py.
+UPDATES: dict[str, Callable[[Space, SamplerState, jax.Array, Step], SamplerState]] = {
+    "direct": direct_update,
+    "ddim": ddim_update,
+}
 
 
 def sample(
@@ -70,69 +125,38 @@ def sample(
       heatmaps that entered each step, then the final ones.
     """
     batch, joints = coarse.shape[0], coarse.shape[-1]
-    seen = jnp.ones((batch, joints), jnp.float32)
+    space, update = Space(schedule, codec), UPDATES[settings.update_rule]
 
-    def joints_of(heatmaps):
-        return codec.normalise(codec.peaks(heatmaps, "dark")[0])
+    def noise(index):
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), (joints, 2)))(keys)
 
-    def draw(y):
-        return codec.render(codec.denormalise(to_normalised(schedule, y)), seen)
-
-    def noise(step):
-        draw_one = lambda key: jax.random.normal(jax.random.fold_in(key, step), (joints, 2))  # noqa: E731
-        return jax.vmap(draw_one)(keys)
-
-    def guide(y):
+    def context_of(y):
         return condition(to_normalised(schedule, y))
 
-    times = jnp.asarray(settings.times)
     if settings.start == "random":
         y = noise(0)
     elif settings.start == "coarse_noised":
-        y = q_sample(schedule, joints_of(coarse), jnp.full((batch,), settings.t_start), noise(0))
+        y = q_sample(schedule, space.decode(coarse), jnp.full((batch,), settings.t_start), noise(0))
     else:
-        y = schedule.zeta * joints_of(coarse)
-    start = coarse if settings.start == "coarse" else draw(y)
-    fixed = None if settings.refresh else guide(y)
+        y = schedule.zeta * space.decode(coarse)
+    start = SamplerState(coarse if settings.start == "coarse" else space.draw(y), y)
+    fixed = None if settings.refresh else context_of(y)
 
-    def entering(estimate, y, index):
-        if settings.update_rule == "direct":
-            return estimate
-        # Drawn where they are used: on XLA:CPU each map more that the scan carries is copied in every step.
-        return jax.lax.cond(index == 1, lambda: start, lambda: draw(y))
+    def step(state, inputs):
+        index, t, t_next = inputs
+        context = context_of(schedule.zeta * space.decode(state.heatmaps)) if fixed is None else fixed
+        estimate = denoise(state.heatmaps, context, jnp.full((batch,), t))
+        return update(space, state, estimate, Step(t, t_next, settings.eta, noise(index))), state.heatmaps
 
-    def advance(estimate, y, index, t, t_next):
-        heatmaps = entering(estimate, y, index)
-        context = guide(schedule.zeta * joints_of(heatmaps)) if fixed is None else fixed
-        estimate = denoise(heatmaps, context, jnp.full((batch,), t))
-        if settings.update_rule == "ddim":
-            y = ddim_step(schedule, y, joints_of(estimate), t, t_next, settings.eta, noise(index))
-        return estimate, y, heatmaps
-
-    def step(carry, inputs):
-        estimate, y, entered = advance(*carry, *inputs)
-        return (estimate, y), entered
-
-    inputs = (jnp.arange(1, settings.steps + 1), times[:-1], times[1:])
-    (final, _), entered = jax.lax.scan(step, (start, y), inputs)
-    # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
-    return final, jnp.concatenate([entered, final[None]])
+    times = jnp.asarray(settings.times)
+    final, entered = jax.lax.scan(step, start, (jnp.arange(1, settings.steps + 1), times[:-1], times[1:]))
+    return final.heatmaps, jnp.concatenate([entered, final.heatmaps[None]])
 
 
 def sampler_settings(sampler: Sampler) -> tuple[SamplerSettings, ...]:
     """One SamplerSettings for each K of `sampler.steps`."""
-    return tuple(
-        SamplerSettings(
-            steps=steps,
-            update_rule=sampler.update_rule,
-            start=sampler.start,
-            t_start=sampler.t_start,
-            eta=sampler.eta,
-            refresh=sampler.refresh,
-            mirrored=sampler.mirrored,
-        )
-        for steps in sampler.steps
-    )
+    names = [field.name for field in dataclasses.fields(SamplerSettings) if field.name != "steps"]
+    return tuple(SamplerSettings(steps, **{name: getattr(sampler, name) for name in names}) for steps in sampler.steps)
 
 
 def noised_start(settings: SamplerSettings, noise_time: int, timesteps: int) -> SamplerSettings:

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.convolution import Conv3x3
-from dpose_jax.models.norms import BatchNorm
+from dpose_jax.models.layers import BatchNorm, Conv3x3, upsample_nearest
 
 EXPANSION = 4  # of a bottleneck
 
@@ -31,14 +30,6 @@ class HRNetSpec:
     stem: int = 64
     stem_blocks: int = 4
     stem_width: int = 64
-
-
-PRESETS = {
-    "tiny": HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem=32, stem_blocks=1, stem_width=16),
-    "w18_small": HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem_blocks=1, stem_width=32),
-    "w32": HRNetSpec(32),
-    "w48": HRNetSpec(48),
-}
 
 
 class ConvBN(nn.Module):
@@ -127,17 +118,12 @@ class Exchange(nn.Module):
 
 
 def _recomputed(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """`block`, the inside of which the backward pass computes again if `remat`; argument 2 is `train`."""
+    """`block`; with `remat` the backward pass computes its inside again. Argument 2 is `train`."""
     return nn.remat(block, static_argnums=(2,)) if remat else block
 
 
 class HRNet(nn.Module):
-    """x^fea = HRNet(x).
-
-    Call with images (B, Hx, Wx, 3), normalised floats, Hx and Wx divisible by 32, and `train`
-    (BatchNorm uses and updates batch statistics); returns (B, Hx/4, Wx/4, C) in `dtype`. With `remat` the backward
-    pass computes the inside of each residual block again instead of keeping it.
-    """
+    """x^fea = HRNet(x); with `remat` the backward pass computes the inside of each residual block again."""
 
     spec: HRNetSpec
     dtype: jnp.dtype = jnp.float32
@@ -145,6 +131,11 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`.
+
+        Args:
+          train: BatchNorm uses, and updates, the batch's statistics.
+        """
         spec, dtype, bottleneck = self.spec, self.dtype, _recomputed(Bottleneck, self.remat)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem2")(x, train)
@@ -168,10 +159,3 @@ class HRNet(nn.Module):
             first = ConvBN(width, dtype=self.dtype, name=f"{name}_0")
             return [first(branches[0], train), lowest(branches[0], train)]
         return [*branches, lowest(branches[-1], train)]
-
-
-def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
-    """Repeats every pixel `factor` times on both axes by broadcasting: no gather, no scatter."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))
-    return x.reshape(batch, height * factor, width * factor, channels)

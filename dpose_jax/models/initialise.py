@@ -8,6 +8,7 @@ import numpy as np
 
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
+from dpose_jax.models.weights.fill import BACKBONE
 
 HEAD_STD = 0.001  # of the last convolution of every heatmap head
 
@@ -35,9 +36,8 @@ def abstract_variables(model: DiffusionPose):
 def initial_variables(model: DiffusionPose, seed: int):
     """Draws every parameter on the host; the same seed gives the same values on every platform.
 
-    The one place that knows how parameters start: heatmap heads at N(0, .001), HRNet's convolutions at
-    He's normal over the fan-out, all other kernels at LeCun's normal over the fan-in, scales and
-    variances at 1, biases and means at 0. A parameter's numbers depend on its own path alone.
+    Heatmap heads start at N(0, .001), the backbone by its `initial_std`, all other kernels at LeCun's normal over the
+    fan-in, scales and variances at 1, biases and means at 0. A parameter's numbers depend on its path and seed alone.
 
     Returns:
       `params` and `batch_stats` as numpy arrays.
@@ -47,18 +47,19 @@ def initial_variables(model: DiffusionPose, seed: int):
     """
 
     def draw(path, leaf):
-        names = [key.key for key in path]
+        names = tuple(key.key for key in path)
         if names[-1] in ("scale", "var"):
             return np.ones(leaf.shape, leaf.dtype)
         if names[-1] in ("bias", "mean"):
             return np.zeros(leaf.shape, leaf.dtype)
-        if names[-1] != "kernel":
-            raise ValueError(f"no rule to initialise {'/'.join(names)}")
-        fan_in, fan_out = np.prod(leaf.shape[:-1]), np.prod(leaf.shape) / leaf.shape[-2]
-        if names[-2] in ("head", "coarse_head"):
-            std = HEAD_STD
+        if names[1] == BACKBONE:
+            std = model.backbone.initial_std(names[2:], leaf.shape)
+        elif names[-1] == "kernel":
+            std = HEAD_STD if names[-2] in ("head", "coarse_head") else np.sqrt(1 / np.prod(leaf.shape[:-1]))
         else:
-            std = np.sqrt(2 / fan_out) if names[1] == "hrnet" else np.sqrt(1 / fan_in)
+            std = None
+        if std is None:
+            raise ValueError(f"no rule to initialise {'/'.join(names)}")
         generator = np.random.Generator(np.random.Philox([seed, zlib.crc32("/".join(names).encode())]))
         return (std * generator.standard_normal(leaf.shape)).astype(leaf.dtype)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpose_jax.diffusion.process import Schedule
-from dpose_jax.diffusion.sampler import SamplerSettings, sampler_settings
-from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule, encode_images, sample_heatmaps
+from dpose_jax.diffusion.sampler import SamplerSettings, sample, sampler_settings
+from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
 from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 
@@ -58,7 +59,7 @@ class PoseSampler:
           (B, H, W, J) float32; with K > 1 hypotheses those of a sampling run are (B, K, H, W, J).
         """
         views = _interleave(crops, crops[:, :, ::-1]) if self.flip else crops
-        features, coarse = encode_images(self.model, variables, views)
+        features, coarse = self._encode(variables, views)
         keys = [
             person_keys(self.seed, person_ids, mirrored=mirrored, hypotheses=self.hypotheses)
             for mirrored in ((False, True) if self.flip else (False,))
@@ -68,7 +69,7 @@ class PoseSampler:
         found = {"coarse": plain[1]}
         for name, one in zip(self.names[1:], self.settings, strict=True):
             start = every if one.mirrored else plain
-            final, _ = sample_heatmaps(self.model, variables, *start, settings=one, schedule=self.schedule)
+            final, _ = self._sample(one, variables, *start)
             final = self._average(final, len(crops)) if one.mirrored else final
             found[name] = final if self.hypotheses == 1 else final.reshape(-1, self.hypotheses, *final.shape[1:])
         return found
@@ -102,13 +103,31 @@ class PoseSampler:
           (B, Hx/4, Wx/4, 1).
         """
         longest, codec = max(self.settings, key=lambda one: one.steps), self.model.codec
-        start = *encode_images(self.model, variables, crops), person_keys(self.seed, person_ids).reshape(-1)
-        _, trajectory = sample_heatmaps(self.model, variables, *start, settings=longest, schedule=self.schedule)
+        start = *self._encode(variables, crops), person_keys(self.seed, person_ids).reshape(-1)
+        _, trajectory = self._sample(longest, variables, *start)
         peaks, _ = codec.peaks(trajectory, "dark")
         joints, _ = codec.decode(trajectory)
         y = jnp.clip(codec.normalise(peaks[0]), -1, 1)
         masks = self.model.apply(variables, y, jnp.ones(y.shape[:2]), method="draw_masks")
         return trajectory, joints, masks
+
+    def _encode(self, variables, crops: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return cast(tuple[jax.Array, jax.Array], self.model.apply(variables, crops, method="encode"))
+
+    def _sample(self, settings: SamplerSettings, variables, features, coarse, keys) -> tuple[jax.Array, jax.Array]:
+        """What `sampler.sample` returns for (B K,) keys, the K hypotheses of an example in a row."""
+        hypotheses = keys.shape[0] // features.shape[0]
+        features, starts = (jnp.repeat(maps, hypotheses, axis=0) for maps in (features, coarse))
+        seen = jnp.ones((keys.shape[0], self.model.joint_set.num_joints), jnp.float32)
+        return sample(
+            starts,
+            settings=settings,
+            schedule=self.schedule,
+            codec=self.model.codec,
+            condition=lambda y: self.model.apply(variables, features, y, seen, method="condition"),
+            denoise=lambda *inputs: self.model.apply(variables, *inputs, method="denoise"),
+            keys=keys,
+        )
 
     def _average(self, heatmaps: jax.Array, persons: int) -> jax.Array:
         """Mean of the plain and the mirrored view of each person, (B V K, H, W, J) -> (B K, H, W, J)."""

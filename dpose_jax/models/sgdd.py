@@ -4,9 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.convolution import Conv3x3
-from dpose_jax.models.hrnet import upsample_nearest
-from dpose_jax.models.norms import GroupNorm
+from dpose_jax.models.layers import Conv3x3, GroupNorm, upsample_nearest
 
 LEVELS = (1, 1, 2, 2)  # widths in units of C at H x W, H/2, H/4 and H/8: (C, C, 2C, 2C) (ours)
 

@@ -5,40 +5,36 @@
 With --backbones, every value of `model.backbone` with its heatmap head instead, as HRNets are published.
 """
 
-import dataclasses
+import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from jax.extend.core import Literal
 from ml_collections import config_flags
 
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
-from dpose_jax.models.hrnet import PRESETS, HRNet
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.weights.fill import BACKBONE
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 
-# A part owns the parameters whose path, and the operations whose name scope, its expression finds; the first counts.
+# After the backbone's own parts. The first whose expression finds a parameter's path, or an operation's scope, has it.
 PARTS = {
-    "HRNet stem": r"hrnet/stem",
-    "HRNet stage 1": r"stage1_",
-    "HRNet stage 2": r"stage2_|transition1_",
-    "HRNet stage 3": r"stage3_|transition2_",
-    "HRNet stage 4": r"stage4_|transition3_",
-    "coarse head": r"coarse_head",
-    "masks": r"draw_masks",
-    "SC-CA": r"attention",
-    "merge": r"merge",
-    "SGDD": r"decoder",
-    "rest": r"",  # image normalisation, products with the masks, resizing to H x W
+    "coarse head": "coarse_head",
+    "masks": "draw_masks",
+    "SC-CA": "attention",
+    "merge": "merge",
+    "SGDD": "decoder",
+    "rest": "",  # image normalisation, products with the masks, resizing to H x W
 }
 
 
-@dataclasses.dataclass
-class Part:
+class Part(NamedTuple):
     """Counts of one part for one image and one denoising pass.
 
     Attributes:
@@ -52,28 +48,28 @@ class Part:
 
 
 def summarise(model: DiffusionPose) -> dict[str, Part]:
-    """Counts each of PARTS from shapes alone; nothing is computed."""
-    parts = {name: Part() for name in PARTS}
+    """Counts the parts of the backbone, then each of PARTS, from shapes alone; nothing is computed."""
+    patterns = {name: f"{BACKBONE}/.*({pattern})" for name, pattern in model.backbone.parts} | PARTS
+    variables, inputs, run = abstract_variables(model), _inputs(model), _one_pass(model)
+    counts = [_parameters(variables), _macs(run, variables, *inputs), _kept(run, variables, *inputs)]
+    parts = {name: [0, 0, 0] for name in patterns}
+    for kind, found in enumerate(counts):
+        for scope, number in found:
+            parts[next(name for name, pattern in patterns.items() if re.search(pattern, scope))][kind] += number
+    return {name: Part(*numbers) for name, numbers in parts.items()}
+
+
+def summarise_backbone(recipe: Recipe, name: str) -> Part:
+    """Counts backbone `name` with the coarse 1x1 head, as published models are; `kept` stays 0."""
+    halves = dict.fromkeys(("model.spatial_attention", "model.channel_attention"), False)
+    model = build_model(recipe.override(halves | {"model.backbone": name, "model.width": None}))
     variables = abstract_variables(model)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        parts[_part_of("/".join(key.key for key in path))].parameters += int(np.prod(leaf.shape))
-    inputs = _inputs(model)
-    for scope, equation in equations(jax.make_jaxpr(_one_pass(model, variables))(variables["params"], *inputs).jaxpr):
-        parts[_part_of(scope)].macs += multiply_accumulates(equation)
-    for scope, kept in _residuals(model, variables, inputs):
-        parts[_part_of(scope)].kept += kept
-    return parts
-
-
-def summarise_backbone(name: str, input_size: tuple[int, int], joints: int) -> Part:
-    """Counts HRNet `name` with a 1x1 head for `joints` at stride 4, as published models are; `kept` stays 0."""
-    hrnet, images = HRNet(PRESETS[name]), jax.ShapeDtypeStruct((1, *input_size, 3), jnp.float32)
-    variables = jax.eval_shape(hrnet.init, jax.random.key(0), images)
-    head, pixels = PRESETS[name].width * joints, (input_size[0] // 4) * (input_size[1] // 4)
-    traced = jax.make_jaxpr(hrnet.apply)(variables, images)
-    macs = sum(multiply_accumulates(equation) for _, equation in equations(traced.jaxpr))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Part(parameters + head + joints, macs + head * pixels)
+    encode = lambda variables, images: model.apply(variables, images, method="encode")[0]  # noqa: E731
+    macs = sum(number for _, number in _macs(encode, variables, _inputs(model)[0]))
+    pixels = math.prod(model.codec.input_size) // 16
+    head = model.backbone.width * model.joint_set.num_joints
+    backbone = sum(number for path, number in _parameters(variables) if path.startswith(f"{BACKBONE}/"))
+    return Part(backbone + head + model.joint_set.num_joints, macs + head * pixels)
 
 
 def format_backbones(parts: dict[str, Part]) -> str:
@@ -86,7 +82,7 @@ def format_backbones(parts: dict[str, Part]) -> str:
 
 def format_summary(parts: dict[str, Part]) -> str:
     """A Markdown table, a part a row, with shares of the whole in percent."""
-    whole = Part(*(sum(getattr(part, field.name) for part in parts.values()) for field in dataclasses.fields(Part)))
+    whole = Part(*(sum(numbers) for numbers in zip(*parts.values(), strict=True)))
     lines = ["| part | parameters, M | GMACs | share | kept, MiB |", "|---|---|---|---|---|"]
     for name, part in [*parts.items(), ("whole", whole)]:
         share = 100 * part.macs / whole.macs
@@ -102,27 +98,43 @@ def _inputs(model: DiffusionPose) -> tuple[jax.ShapeDtypeStruct, ...]:
     return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [*shapes, ((1,), jnp.int32)])
 
 
-def _one_pass(model: DiffusionPose, variables):
-    """A function from parameters and `_inputs` to the two outputs of a training pass: backbone, one denoising."""
+def _one_pass(model: DiffusionPose):
+    """A function from variables and `_inputs` to the outputs of a training pass: backbone, one denoising."""
 
-    def run(params, images, joints, visible, t):
-        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables["batch_stats"])
-        bound = {"params": params, "batch_stats": stats}
-        (features, coarse), _ = model.apply(bound, images, True, method="encode", mutable=["batch_stats"])
-        condition = model.apply(bound, features, joints, visible, method="condition")
-        return model.apply(bound, coarse, condition, t, method="denoise"), coarse
+    def run(variables, images, joints, visible, t):
+        (features, coarse), _ = model.apply(variables, images, True, method="encode", mutable=["batch_stats"])
+        condition = model.apply(variables, features, joints, visible, method="condition")
+        return model.apply(variables, coarse, condition, t, method="denoise"), coarse
 
     return run
 
 
-def _residuals(model: DiffusionPose, variables, inputs) -> Iterator[tuple[str, int]]:
+def _parameters(variables) -> Iterator[tuple[str, int]]:
+    """Path and size of each parameter."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        yield "/".join(key.key for key in path), leaf.size
+
+
+def _macs(function, *inputs) -> Iterator[tuple[str, int]]:
+    """Scope and multiply-accumulates of each convolution, padding included, and of each matrix product."""
+    for scope, equation in equations(jax.make_jaxpr(function)(*inputs).jaxpr):
+        size = equation.outvars[0].aval.size if equation.outvars else 0
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            yield scope, size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            yield scope, size * kernel.size // kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+
+
+def _kept(run, variables, *inputs) -> Iterator[tuple[str, int]]:
     """Scope and bytes of each array that the backward pass keeps."""
 
-    def forward(params, *inputs):
-        _, pullback = jax.vjp(lambda params: _one_pass(model, variables)(params, *inputs), params)
+    def forward(params, stats, *inputs):
+        _, pullback = jax.vjp(lambda params: run({"params": params, "batch_stats": stats}, *inputs), params)
         return jax.tree.leaves(pullback)
 
-    jaxpr = jax.make_jaxpr(forward)(variables["params"], *inputs).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(variables["params"], variables["batch_stats"], *inputs).jaxpr
     # What does not come from the image is no activation: parameters, also those cast to another dtype, and constants.
     scopes: dict = dict.fromkeys(jaxpr.invars[-len(inputs) :], "")
     for equation in jaxpr.eqns:
@@ -144,36 +156,21 @@ def equations(jaxpr, scope: str = "") -> Iterator:
                 yield from equations(value, inner_scope)
 
 
-def multiply_accumulates(equation) -> int:
-    """Of one equation: of a convolution, padding included, or a matrix product; 0 of anything else."""
-    out = equation.outvars[0].aval
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return out.size * int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
-    if equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        return out.size * kernel.size // kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 0
-
-
-def _part_of(scope: str) -> str:
-    return next(name for name, expression in PARTS.items() if re.search(expression, scope))
-
-
-def main(config, *, backbones: bool = False) -> None:
-    """Prints the table of a config's model, or of all backbones at its `input_size` with its joints."""
-    model = build_model(config)
+def main(recipe: Recipe, *, backbones: bool = False) -> None:
+    """Prints the table of a recipe's model, or of all backbones at its `input_size` with its joints."""
     if backbones:
-        size, joints = model.codec.input_size, model.joint_set.num_joints
-        print(format_backbones({name: summarise_backbone(name, size, joints) for name in PRESETS}))
+        print(format_backbones({name: summarise_backbone(recipe, name) for name in BACKBONES}))
         return
-    print(format_summary(summarise(model)))
-    height, width = config.input_size
-    print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={model.remat}.")
+    print(format_summary(summarise(build_model(recipe))))
+    height, width = recipe.input_size
+    remat = recipe.model.remat
+    print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={remat}.")
 
 
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-    BACKBONES = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead of the config's model.")
+    BACKBONES_FLAG = flags.DEFINE_bool(
+        "backbones", False, "Every backbone with its head instead of the config's model."
+    )
     flags.mark_flags_as_required(["config"])
-    app.run(lambda: main(CONFIG.value, backbones=BACKBONES.value))
+    app.run(lambda: main(Recipe.from_config(CONFIG.value), backbones=BACKBONES_FLAG.value))

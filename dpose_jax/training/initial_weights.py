@@ -5,7 +5,7 @@ import os
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.weights import hub
-from dpose_jax.models.weights.hrnet_keys import fill, from_own, from_published
+from dpose_jax.models.weights.fill import fill, from_own
 from dpose_jax.pose.joint_sets import get_joint_set
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import files, model_folder
@@ -31,7 +31,10 @@ def starting_variables(config, model: DiffusionPose):
         weights, name = _of_folder(source, config)
     else:
         name = hub.locate(source, config.model.backbone)
-        weights = from_published(hub.read(name), model.backbone)
+        if model.backbone.published is None:
+            name = config.model.backbone
+            raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
+        weights = model.backbone.published(hub.read(name))
     try:
         variables, text = fill(variables, weights, name)
     except ValueError as error:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Optim, Train
 
 
@@ -93,7 +94,7 @@ def make_optimizer(optim: Optim, train: Train) -> optax.GradientTransformation:
     if optim.weight_decay:
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
     if optim.freeze_backbone_steps:
-        direction = [frozen_until(optim.freeze_backbone_steps, "hrnet", optax.chain(*direction))]
+        direction = [frozen_until(optim.freeze_backbone_steps, BACKBONE, optax.chain(*direction))]
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     parts += [*direction, optax.scale_by_learning_rate(learning_rate(optim, train))]
     if optim.ema:

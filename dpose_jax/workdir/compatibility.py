@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpose_jax import __version__
-from dpose_jax.models.hrnet import PRESETS
+from dpose_jax.models.backbones import get_backbone
 from dpose_jax.pose.joint_sets import from_facts
 from dpose_jax.recipe import Recipe
 from dpose_jax.typed_fields import nearest, unflatten
@@ -117,7 +117,7 @@ def differences(recipe: Recipe, stored: Recipe, *, training: bool) -> list[str]:
 def _compared(recipe: Recipe, training: bool) -> dict[str, Any]:
     flat = recipe.flatten()
     found = {name: flat[name] for name in STRUCTURE}
-    found["model.width"] = recipe.model.width or PRESETS[recipe.model.backbone].width
+    found["model.width"] = get_backbone(recipe.model).width
     # The joints count, not where they come from: a file may move, and its content may change.
     found["joint_set"] = dataclasses.replace(recipe.joints, name="")
     if training:

@@ -1,4 +1,4 @@
-"""Where published weights lie: a file, or the Hugging Face Hub and its cache. Nothing is downloaded unasked."""
+"""Published weights: a file, or the Hugging Face Hub and its cache. Nothing is downloaded unasked."""
 
 import os
 
@@ -6,29 +6,25 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.weights.torch_pickle import read_torch_file
 
 HUB = "hf:"
 CACHED = "imagenet"
 HUB_FILE = "model.safetensors"
-# timm's conversions of the official ImageNet weights.
-IMAGENET = {
-    "w18_small": "timm/hrnet_w18_small.ms_in1k",
-    "w32": "timm/hrnet_w32.ms_in1k",
-    "w48": "timm/hrnet_w48.ms_in1k",
-}
 
 
 def locate(source: str, backbone: str) -> str:
-    """The file that a source means.
+    """The file that `model.pretrained` names.
 
     Args:
       source: a path; `hf:OWNER/REPO` or `hf:OWNER/REPO/FILE`, downloaded once into Hugging Face's cache; or `imagenet`,
         the hub's ImageNet weights of `backbone` if the cache holds them.
+      backbone: a name of BACKBONES.
 
     Raises:
-      FileNotFoundError: if there is no such file; says where to get it.
-      ValueError: if the source breaks a rule.
+      FileNotFoundError: if there is no such file; prints where to get it.
+      ValueError: if the source is none of these.
       ConnectionError: if the hub does not give it.
     """
     field = f"model.pretrained={source!r}"
@@ -45,7 +41,7 @@ def locate(source: str, backbone: str) -> str:
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors or PyTorch file by name; nothing in it is executed, see `torch_file`.
+    """The tensors of a safetensors or PyTorch file by name; nothing in it is executed.
 
     Raises:
       ValueError: if it is neither, is broken, or is refused; names the file.
@@ -72,24 +68,24 @@ def _from_hub(field: str, repo: str, name: str) -> str:
 
 
 def _cached_imagenet(backbone: str) -> str:
-    if backbone not in IMAGENET:
+    repository = BACKBONES[backbone].imagenet
+    if repository is None:
         raise ValueError(
             f"model.pretrained={CACHED!r}: nobody publishes weights of model.backbone={backbone!r}, only of "
-            f"{sorted(IMAGENET)}; random weights: --config.model.pretrained=none"
+            f"{sorted(name for name, one in BACKBONES.items() if one.imagenet)}; random weights: "
+            "--config.model.pretrained=none"
         )
     try:
         from huggingface_hub import hf_hub_download
 
-        return hf_hub_download(IMAGENET[backbone], HUB_FILE, local_files_only=True)
+        return hf_hub_download(repository, HUB_FILE, local_files_only=True)
     except (ImportError, OSError):
         raise FileNotFoundError(f"model.pretrained={CACHED!r}: none in the cache. {_ways(backbone)}") from None
 
 
 def _ways(backbone: str) -> str:
-    flag = "--config.model.pretrained="
-    hub = (
-        f'{flag}hf:{IMAGENET[backbone]} downloads them once (pip install -e ".[hub]"); ' if backbone in IMAGENET else ""
-    )
+    flag, repository = "--config.model.pretrained=", BACKBONES[backbone].imagenet
+    hub = f'{flag}hf:{repository} downloads them once (pip install -e ".[hub]"); ' if repository else ""
     return (
         f"ImageNet weights: {hub}{flag}FILE reads a file of official HRNet, timm or mmpose; {flag}none starts from "
         "random weights. See docs/pretrained.md"

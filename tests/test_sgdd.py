@@ -83,17 +83,6 @@ def test_time_features_are_sines_and_cosines():
     np.testing.assert_allclose(time_features(jnp.array([0, 1, 999]), 8), expected, atol=1e-4)
 
 
-def test_residual_adds_the_input(plain, build):
-    apply, variables, heatmaps, condition = plain
-    residual = jax.jit(build(residual=True)[0].apply)
-    change = np.asarray(apply(variables, heatmaps, condition, T))
-    np.testing.assert_allclose(residual(variables, heatmaps, condition, T), heatmaps + change, atol=1e-5)
-    head = jax.tree.map(np.zeros_like, variables["params"]["head"])
-    silent = {"params": variables["params"] | {"head": head}}
-    np.testing.assert_array_equal(residual(silent, heatmaps, condition, T), heatmaps)
-    np.testing.assert_array_equal(apply(silent, heatmaps, condition, T), 0)
-
-
 def test_heatmaps_and_condition_matter_beyond_their_pixel(plain):
     """The U-Net's lowest level sees the whole of a small map."""
     apply, variables, heatmaps, condition = plain

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from hrnet_weights import FIXTURE, PRESETS, SIZES, draw_image, sample, stored_weights
+from hrnet_weights import FIXTURE, PRESETS, SIZES, draw_image, sample, spec_of, stored_weights
 
-from configs import base
-from dpose_jax.models import hrnet
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.models.weights.hrnet_keys import fill, from_own, from_published
+from dpose_jax.models.weights.fill import fill, from_own
+from dpose_jax.recipe import Recipe
 
 TOLERANCE = 1e-5  # of the largest value; a tenth of what is promised
 ALL = [(preset, size) for preset in PRESETS for size in SIZES]
@@ -20,10 +20,8 @@ ALL = [(preset, size) for preset in PRESETS for size in SIZES]
 
 @functools.cache
 def model_of(preset, size=(256, 192), joints="coco", width=None):
-    config = base.get_config()
-    config.input_size, config.joint_set = size, joints
-    config.model.backbone, config.model.width, config.model.decoder_blocks = preset, width, 1
-    return build_model(config)
+    model = {"model.backbone": preset, "model.width": width, "model.decoder_blocks": 1}
+    return build_model(Recipe().override({"input_size": size, "joint_set": joints} | model))
 
 
 @functools.cache
@@ -38,7 +36,7 @@ def ours(preset, size):
     Op by op: compiling the whole network takes three times as long as that.
     """
     model = model_of(preset, size)
-    weights = from_published(stored_weights(preset, "pose"), model.backbone)
+    weights = model.backbone.published(stored_weights(preset, "pose"))
     variables, _ = fill(shapes_of(preset), weights, "the fixture")
     parts = {
         name: {part: tree[part] for part in tree.keys() & {"hrnet", "coarse_head"}} for name, tree in variables.items()
@@ -65,7 +63,7 @@ def test_outputs_are_those_of_torch_here(preset, size):
     pytest.importorskip("torch", reason="PyTorch is not installed; stored samples of it are compared all the same")
     from torch_hrnet import TorchHRNet, as_torch, run
 
-    net = TorchHRNet(hrnet.PRESETS[preset], 17)
+    net = TorchHRNet(spec_of(preset), 17)
     net.load_state_dict(as_torch(stored_weights(preset, "pose")))
     for output, expected in zip(ours(preset, size), run(net, draw_image(size)), strict=True):
         assert_close(output, expected)
@@ -92,8 +90,8 @@ def renamed(tensors, backbone, head):
 )
 def test_every_layout_gives_the_same_arrays(backbone, head):
     """Official, saved in parallel, mmpose 1.x and 0.x."""
-    tensors, spec = stored_weights("w18_small", "pose"), hrnet.PRESETS["w18_small"]
-    plain, other = from_published(tensors, spec), from_published(renamed(tensors, backbone, head), spec)
+    tensors, published = stored_weights("w18_small", "pose"), BACKBONES["w18_small"].published
+    plain, other = published(tensors), published(renamed(tensors, backbone, head))
     assert plain.arrays.keys() == other.arrays.keys() and not plain.unexpected and not other.unexpected
     assert plain.ignored == other.ignored == {"BatchNorm's step counters": 58}
     for path, array in plain.arrays.items():
@@ -102,8 +100,7 @@ def test_every_layout_gives_the_same_arrays(backbone, head):
 
 @pytest.mark.parametrize("preset", ["w18_small", "w32"])
 def test_imagenet_weights_are_the_backbone_and_no_more(preset):
-    spec = hrnet.PRESETS[preset]
-    pose, imagenet = (from_published(stored_weights(preset, layout), spec) for layout in ("pose", "imagenet"))
+    pose, imagenet = (BACKBONES[preset].published(stored_weights(preset, layout)) for layout in ("pose", "imagenet"))
     assert not imagenet.unexpected
     assert set(pose.arrays) - set(imagenet.arrays) == {"params/coarse_head/kernel", "params/coarse_head/bias"}
     for path, array in imagenet.arrays.items():
@@ -119,7 +116,7 @@ def test_imagenet_weights_are_the_backbone_and_no_more(preset):
 def test_arrays_keep_their_axes():
     """A 3 x 3 and a 1 x 1 convolution and every array of a BatchNorm, element by element."""
     tensors = stored_weights("w18_small", "pose")
-    arrays = from_published(tensors, hrnet.PRESETS["w18_small"]).arrays
+    arrays = BACKBONES["w18_small"].published(tensors).arrays
     three, one = tensors["stage2.0.fuse_layers.1.0.0.0.weight"], tensors["layer1.0.conv1.weight"]
     ours = arrays["params/hrnet/stage2_module0/fuse1_0_0/conv/kernel"]
     assert ours.shape == (3, 3, 16, 32) and three.shape == (32, 16, 3, 3)
@@ -149,7 +146,7 @@ def test_all_problems_of_a_file_are_named_at_once():
     tensors["backbone.conv2.weight"] = tensors["conv2.weight"]
     model = model_of("w18_small")
     with pytest.raises(ValueError) as caught:
-        fill(shapes_of("w18_small"), from_published(tensors, model.backbone), "FILE")
+        fill(shapes_of("w18_small"), model.backbone.published(tensors), "FILE")
     assert str(caught.value).splitlines() == [
         "FILE does not fit the model:",
         "  5 unexpected: head.deconv.weight, conv2.weight_v, epoch, backbone.conv2.weight, "
@@ -162,7 +159,7 @@ def test_all_problems_of_a_file_are_named_at_once():
 
 
 def test_another_width_is_an_error_of_bounded_length():
-    weights = from_published(stored_weights("w18_small", "pose"), hrnet.PRESETS["w18_small"])
+    weights = BACKBONES["w18_small"].published(stored_weights("w18_small", "pose"))
     with pytest.raises(
         ValueError, match=r"FILE does not fit the model:\n  \d{3} of another shape: .* and \d{3} more$"
     ) as caught:
@@ -172,7 +169,7 @@ def test_another_width_is_an_error_of_bounded_length():
 
 def test_final_layer_of_other_joints_stays_out():
     tensors = stored_weights("w18_small", "pose")
-    weights = from_published(tensors, hrnet.PRESETS["w18_small"])
+    weights = BACKBONES["w18_small"].published(tensors)
     variables, text = fill(shapes_of("w18_small"), weights, "FILE")
     np.testing.assert_array_equal(
         variables["params"]["coarse_head"]["kernel"], tensors["final_layer.weight"][:, :, 0, 0].T
@@ -188,7 +185,7 @@ def test_final_layer_of_other_joints_stays_out():
 
 def test_half_precision_becomes_float32():
     tensors = {name: array.astype(jnp.bfloat16) for name, array in stored_weights("w18_small", "pose").items()}
-    variables, _ = fill(shapes_of("w18_small"), from_published(tensors, hrnet.PRESETS["w18_small"]), "FILE")
+    variables, _ = fill(shapes_of("w18_small"), BACKBONES["w18_small"].published(tensors), "FILE")
     kernel = variables["params"]["hrnet"]["stem2"]["conv"]["kernel"]
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel, tensors["conv2.weight"].transpose(2, 3, 1, 0).astype(np.float32))

@@ -1,0 +1,134 @@
+"""Layers that the networks share, in their plain form; `layers_cpu` has the gradients that a CPU computes faster."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dpose_jax.models import layers_cpu
+from dpose_jax.models.layers_cpu import expand, group_means
+
+
+@layers_cpu.convolution
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """3x3 convolution with one pixel of zeros on every side, as torch pads it.
+
+    Args:
+      x: (B, H, W, C); kernel: (3, 3, C, D) of the same dtype; stride: 1 or 2.
+
+    Returns:
+      (B, ceil(H / stride), ceil(W / stride), D).
+    """
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=numbers)
+
+
+def _convolve_for_flax(inputs, kernel, strides, padding, **options):
+    """`convolve` as nn.Conv calls its convolution; refuses what `convolve` cannot do."""
+    plain = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1, "precision": None}
+    given = {name: options[name] for name in plain} | {"padding": tuple(padding), "kernel": kernel.shape[:2]}
+    if given != plain | {"padding": ((1, 1), (1, 1)), "kernel": (3, 3)} or strides[0] != strides[1]:
+        raise ValueError(f"a convolution of strides {strides} with {given} is not the one that is implemented here")
+    return convolve(inputs, kernel, strides[0])
+
+
+# Padding 1 also at stride 2, where XLA's "SAME" pads below and to the right alone.
+Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_convolve_for_flax)
+
+
+@layers_cpu.normalisation
+def normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axes: tuple[int, ...], groups: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself, in float32.
+
+    Args:
+      x: (..., C) of any float dtype; scale, bias: (C,) float32.
+      axes: over which the moments are taken.
+      groups: of neighbouring channels, which share their moments; C for each channel by itself.
+
+    Returns:
+      y (..., C) float32, and the mean and the biased variance of x, without `axes`. The gradient of y is the only one.
+    """
+    x = x.astype(jnp.float32)
+    mean = group_means(jnp.mean(x, axes), groups)
+    # One pass over x for both moments; rounding may leave the difference below zero.
+    var = jnp.maximum(group_means(jnp.mean(x**2, axes), groups) - mean**2, 0.0)
+    return _affine(x, mean, var, scale, bias, epsilon), mean, var
+
+
+def _affine(x, mean, var, scale, bias, epsilon):
+    (factor,) = layers_cpu.keep_small(jax.lax.rsqrt(var + epsilon) * scale)
+    return (x.astype(jnp.float32) - expand(mean, x)) * expand(factor, x) + bias
+
+
+class BatchNorm(nn.Module):
+    """torch.nn.BatchNorm2d: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but the last.
+
+    linen's own keeps the biased variance as its running statistic. torch keeps the unbiased one, which is several
+    percent larger at the lowest resolution of a small batch. Statistics are those of the global batch, also when the
+    batch is sharded over devices. Everything is computed in float32.
+
+    Attributes:
+      momentum: share of the batch in the running statistics, torch's 0.1 (linen writes 0.9).
+      dtype: of the result.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(..., C) -> (..., C).
+
+        Args:
+          train: normalise by the batch and move the running statistics. Otherwise the layer is a constant map, as a
+            frozen one is in torch: running statistics, and no gradient to scale and bias.
+        """
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if not train:
+            scale, bias = jax.lax.stop_gradient((scale, bias))
+            return _affine(x, mean.value, var.value, scale, bias, self.epsilon).astype(self.dtype)
+        y, batch_mean, batch_var = normalise(x, scale, bias, self.epsilon, tuple(range(x.ndim - 1)), shape[0])
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = batch_var * (count / max(count - 1, 1))
+            mean.value += self.momentum * (batch_mean - mean.value)
+            var.value += self.momentum * (unbiased - var.value)
+        return y.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """linen's GroupNorm, to rounding: every example is normalised by itself, in groups of channels.
+
+    linen reduces rows of a few channels, which a CPU does not vectorise. Here whole rows are summed, then grouped.
+
+    Attributes:
+      groups: divides the channels.
+      dtype: of the result; everything is computed in float32.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, ..., C) -> (B, ..., C)."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        y, _, _ = normalise(x, scale, bias, self.epsilon, tuple(range(1, x.ndim - 1)), self.groups)
+        return y.astype(self.dtype)
+
+
+def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
+    """Repeats every pixel of (B, H, W, C) `factor` times on both axes by broadcasting: no gather, no scatter."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))
+    return x.reshape(batch, height * factor, width * factor, channels)

@@ -1,0 +1,116 @@
+"""Gradients that XLA:CPU computes faster than those that JAX derives (ours); other platforms keep JAX's own.
+
+Each decorator takes a plain function of `layers` and changes its gradient on the CPU alone. The platform is chosen when
+the program is lowered, so a program that is lowered on a CPU for another platform has the plain gradient.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def convolution(plain):
+    """`plain(x, kernel, stride)` with the kernel's gradient as one matrix product.
+
+    XLA:CPU takes that gradient for a convolution whose window is the whole map, after transposing both of its inputs.
+    """
+
+    def backward(stride, saved, gradient):
+        x, kernel = saved
+        (for_x,) = jax.vjp(lambda x: plain(x, kernel, stride), x)[1](gradient)
+
+        def derived(x, gradient):
+            return jax.vjp(lambda kernel: plain(x, kernel, stride), kernel)[1](gradient)[0]
+
+        product = _separable_product if stride == 1 else _gathered_product
+        return for_x, lax.platform_dependent(x, gradient, cpu=product, default=derived)
+
+    function = jax.custom_vjp(plain, nondiff_argnums=(2,))
+    function.defvjp(lambda x, kernel, stride: (plain(x, kernel, stride), (x, kernel)), backward)
+    return function
+
+
+def _separable_product(x, gradient):
+    """The kernel's gradient at stride 1: x shifted along columns against the gradient shifted along rows.
+
+    (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks. It copies each input 3 times, where gathering the taps of
+    x copies x 9 times.
+    """
+    height, width, channels, features = x.shape[1], x.shape[2], x.shape[3], gradient.shape[3]
+    columns = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+    rows = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    columns = jnp.concatenate([columns[:, :, j : j + width] for j in range(3)], axis=-1)
+    rows = jnp.concatenate([rows[:, 2 - i : 2 - i + height] for i in range(3)], axis=-1)
+    taps = _product(columns, rows).reshape(3, channels, 3, features)
+    return taps.transpose(2, 0, 1, 3).astype(x.dtype)
+
+
+def _gathered_product(x, gradient):
+    """The kernel's gradient at stride 2: the 9 taps of x side by side, against the gradient."""
+    height, width = gradient.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
+    product = _product(jnp.concatenate(taps, axis=-1), gradient)
+    return product.reshape(3, 3, x.shape[-1], gradient.shape[-1]).astype(x.dtype)
+
+
+def _product(a, b):
+    """(B, H, W, M) and (B, H, W, N) -> (M, N) float32, the sum over all positions."""
+    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+    return jnp.matmul(a.T, b, preferred_element_type=jnp.float32)
+
+
+def normalisation(plain):
+    """`plain(x, scale, bias, epsilon, axes, groups) -> y, mean, var` with the gradient of y written out.
+
+    Derived line by line it takes more passes over the maps. A TPU moves fewer bytes for the derived one
+    (docs/performance.md).
+    """
+
+    def forward(x, scale, bias, epsilon, axes, groups):
+        y, mean, var = plain(x, scale, bias, epsilon, axes, groups)
+        return (y, mean, var), (x, scale, bias, mean, var)
+
+    def backward(epsilon, axes, groups, saved, gradients):
+        def derived(gradient, x, scale, bias, mean, var):
+            # The moments that this asks for again are those of the forward pass to the compiler.
+            return jax.vjp(lambda *inputs: plain(*inputs, epsilon, axes, groups)[0], x, scale, bias)[1](gradient)
+
+        written = functools.partial(normalisation_gradient, epsilon=epsilon, axes=axes, groups=groups)
+        return lax.platform_dependent(gradients[0], *saved, cpu=written, default=derived)
+
+    function = jax.custom_vjp(plain, nondiff_argnums=(3, 4, 5))
+    function.defvjp(forward, backward)
+    return function
+
+
+def normalisation_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups):
+    """With z the normalised x, g = scale * gradient: (g - the mean of g - z * the mean of g z) / std."""
+    centred, inverse = x.astype(jnp.float32) - expand(mean, x), lax.rsqrt(var + epsilon)
+    sums = jnp.sum(gradient, axes), jnp.sum(gradient * centred, axes) * inverse
+    offset, slope = (group_means(scale * one, groups) / (x.size // one.size) for one in sums)
+    factors = keep_small(scale * inverse, slope * inverse**2, offset * inverse)
+    factor, slope, offset = (expand(one, x) for one in factors)
+    for_bias, for_scale = (jnp.sum(one.reshape(-1, one.shape[-1]), 0) for one in sums)
+    return (factor * gradient - slope * centred - offset).astype(x.dtype), for_scale, for_bias
+
+
+def group_means(moments: jax.Array, groups: int) -> jax.Array:
+    """(..., C) -> the mean of each group of neighbouring channels, at each of its channels."""
+    channels = moments.shape[-1]
+    if groups == channels:
+        return moments
+    means = jnp.mean(moments.reshape(*moments.shape[:-1], groups, channels // groups), -1)
+    return jnp.repeat(means, channels // groups, -1)
+
+
+def expand(moments: jax.Array, x: jax.Array) -> jax.Array:
+    """(C,), or (B, C), so that it broadcasts against x (B, ..., C)."""
+    return moments if moments.ndim == 1 else jnp.expand_dims(moments, range(1, x.ndim - 1))
+
+
+def keep_small(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays themselves. Without the barrier XLA:CPU writes each of these vectors out as a whole map."""
+    return lax.platform_dependent(*arrays, cpu=lambda *its: lax.optimization_barrier(its), default=lambda *its: its)
