@@ -6,11 +6,10 @@ python -m dpose_jax.evaluation.precision --workdir=DIR [--config.field=value]
 import jax
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from dpose_jax.data.datasets import make_source
-from dpose_jax.data.loader import eval_batches
 from dpose_jax.evaluation.evaluator import restore
+from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
@@ -29,14 +28,10 @@ def joint_distances(recipe: Recipe, workdir: str) -> dict[str, np.ndarray]:
     source = make_source(recipe, recipe.eval.split, training=False)
     variables = restore(recipe, workdir).variables
     samplers = [PoseSampler.of(recipe.override({"model.dtype": dtype})) for dtype in ("float32", "bfloat16")]
-    predictors = [jax.jit(sampler.joints) for sampler in samplers]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in samplers[0].names}
-    for batch in tqdm(eval_batches(recipe, source, recipe.eval.batch_size), unit="batch", desc="compare"):
-        wide, narrow = (predict(variables, batch["image"], batch["annotation_id"]) for predict in predictors)
-        for name, distances in found.items():
-            distance = np.linalg.norm(np.asarray(wide[name][0]) - np.asarray(narrow[name][0]), axis=-1)
-            distances.append(distance[batch["mask"] > 0])
-    return {name: np.concatenate(distances) for name, distances in found.items()}
+    programs = [jax.jit(sampler.joints) for sampler in samplers]
+    rows = predict_split(recipe, source, lambda *inputs: [program(variables, *inputs) for program in programs])
+    wide, narrow = rows.outputs
+    return {name: np.linalg.norm(wide[name][0] - narrow[name][0], axis=-1) for name in samplers[0].names}
 
 
 def format_distances(found: dict[str, np.ndarray]) -> str:

@@ -1,6 +1,5 @@
 """From decoded joints to `eval.json`: person scores, suppression, AP and PCK, with the protocol beside them."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,42 +8,11 @@ from dpose_jax.data.sample import Person, Source
 from dpose_jax.evaluation.coco import without_boxes
 from dpose_jax.evaluation.metrics import Matched, score
 from dpose_jax.evaluation.oks import oks_nms
+from dpose_jax.evaluation.predict_split import Predictions
 from dpose_jax.evaluation.results_check import BOX_AREA, check_inputs
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.files import sha256
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """Decoded joints of N persons of a source.
-
-    Attributes:
-      index: (N,) int, into the source; each at most once. A person that is not listed was skipped.
-      keypoints: (N, J, 2) float, image pixels.
-      scores: (N, J) float, joint scores (heatmap peaks).
-
-    Raises:
-      ValueError: if the shapes do not agree, a value is not finite, or an index comes twice.
-    """
-
-    index: np.ndarray
-    keypoints: np.ndarray
-    scores: np.ndarray
-
-    def __post_init__(self):
-        count = len(self.index)
-        if self.keypoints.shape != (*self.scores.shape, 2) or len(self.scores) != count:
-            raise ValueError(
-                f"predictions: {count} indices need keypoints (N, J, 2) and scores (N, J), "
-                f"got {self.keypoints.shape} and {self.scores.shape}"
-            )
-        if len(np.unique(self.index)) != count:
-            values, counts = np.unique(self.index, return_counts=True)
-            raise ValueError(f"predictions: index must not repeat, got {values[counts > 1][:8].tolist()} twice")
-        finite = np.isfinite(self.scores).all(axis=1) & np.isfinite(self.keypoints).all(axis=(1, 2))
-        if not finite.all():
-            raise ValueError(f"predictions: not finite for index {np.asarray(self.index)[~finite][:8].tolist()}")
 
 
 def score_persons(joint_scores: np.ndarray, box_scores: np.ndarray, min_joint_score: float) -> np.ndarray:

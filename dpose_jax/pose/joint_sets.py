@@ -1,30 +1,33 @@
-"""Joint sets: the one place that knows joint names, limbs, flip pairs and OKS sigmas.
+"""Joint sets: names, limbs, flip pairs and OKS sigmas of a data set's joints. All indices start at 0.
 
-Sources: COCO's `person_keypoints` annotations, CrowdPose's API and AI Challenger's evaluation
-script. All indices are 0-based.
+Sources: COCO's `person_keypoints` annotations, CrowdPose's API and AI Challenger's evaluation script.
 """
 
 import dataclasses
 import json
-import math
-import operator
 import os
-from collections.abc import Callable, Mapping
+import reprlib
+import sys
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from dpose_jax.typed_fields import WORDS
 
 Pair = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class JointSet:
-    """The facts of one set of J joints.
+    """One set of J joints.
 
     Attributes:
       name: short name, as configs give it.
       joints: J joint names, in annotation order.
       limbs: pairs of joint indices, for the skeleton mask and for drawing.
-      flip_pairs: pairs of joint indices that change places in a mirrored image.
-      sigmas: J OKS sigmas (k / 2: the variance in OKS is (2 sigma)^2), as fractions of the
-        square root of the object's area.
+      flip_pairs: pairs of joint indices that swap in a mirrored image.
+      sigmas: J OKS sigmas, as fractions of the square root of the object's area. They are half of COCO's k: the
+        variance in OKS is (2 sigma)^2.
       upper_body: indices of the joints above the waist, for half-body augmentation.
 
     Raises:
@@ -40,26 +43,22 @@ class JointSet:
 
     def __post_init__(self):
         count = len(self.joints)
-        if len(set(self.joints)) != count or not count:
-            raise ValueError(f"joint set {self.name!r}: joints must be non-empty and distinct, got {self.joints}")
-        if len(self.sigmas) != count or not all(0 < sigma < math.inf for sigma in self.sigmas):
-            raise ValueError(
-                f"joint set {self.name!r}: sigmas must be {count} positive numbers, one a joint, got {self.sigmas}"
-            )
+
+        def require(holds: bool, rule: str, value: Any) -> None:
+            if not holds:
+                raise ValueError(f"joint set {self.name!r}: {rule}, got {reprlib.repr(value)}")
+
+        require(0 < count == len(set(self.joints)), "joints must be non-empty and distinct", self.joints)
+        usable = len(self.sigmas) == count and all(0 < sigma <= sys.float_info.max for sigma in self.sigmas)
+        require(usable, f"sigmas must be {count} positive numbers, one a joint", self.sigmas)
         for field in ("limbs", "flip_pairs"):
             for pair in getattr(self, field):
-                if len(pair) != 2 or pair[0] == pair[1] or not all(0 <= i < count for i in pair):
-                    raise ValueError(
-                        f"joint set {self.name!r}: {field} must be pairs of distinct indices in 0..{count - 1}, "
-                        f"got {pair}"
-                    )
+                distinct = len(pair) == len(set(pair)) == 2 and all(0 <= i < count for i in pair)
+                require(distinct, f"{field} must be pairs of distinct indices in 0..{count - 1}", pair)
         flipped = [i for pair in self.flip_pairs for i in pair]
-        if len(set(flipped)) != len(flipped):
-            raise ValueError(f"joint set {self.name!r}: flip_pairs name a joint twice: {self.flip_pairs}")
-        if not all(0 <= i < count for i in self.upper_body):
-            raise ValueError(
-                f"joint set {self.name!r}: upper_body must be indices in 0..{count - 1}, got {self.upper_body}"
-            )
+        require(len(set(flipped)) == len(flipped), "flip_pairs must name a joint at most once", self.flip_pairs)
+        inside = all(0 <= i < count for i in self.upper_body)
+        require(inside, f"upper_body must be indices in 0..{count - 1}", self.upper_body)
 
     @property
     def num_joints(self) -> int:
@@ -78,32 +77,18 @@ class JointSet:
 COCO = JointSet(
     name="coco",
     joints=(
-        "nose",
-        "left_eye",
-        "right_eye",
-        "left_ear",
-        "right_ear",
-        "left_shoulder",
-        "right_shoulder",
-        "left_elbow",
-        "right_elbow",
-        "left_wrist",
-        "right_wrist",
-        "left_hip",
-        "right_hip",
-        "left_knee",
-        "right_knee",
-        "left_ankle",
-        "right_ankle",
+        "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
+        "left_ankle", "right_ankle",
     ),
     limbs=(
-        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
-        (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+        (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
     ),
     flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
     sigmas=(
-        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107,
-        0.087, 0.087, 0.089, 0.089,
+        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
+        0.089, 0.089,
     ),
     upper_body=tuple(range(11)),
 )  # fmt: skip
@@ -111,29 +96,16 @@ COCO = JointSet(
 CROWDPOSE = JointSet(
     name="crowdpose",
     joints=(
-        "left_shoulder",
-        "right_shoulder",
-        "left_elbow",
-        "right_elbow",
-        "left_wrist",
-        "right_wrist",
-        "left_hip",
-        "right_hip",
-        "left_knee",
-        "right_knee",
-        "left_ankle",
-        "right_ankle",
-        "top_head",
-        "neck",
+        "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
+        "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "top_head", "neck",
     ),
     limbs=(
-        (10, 8), (8, 6), (11, 9), (9, 7), (6, 7), (0, 6), (1, 7), (0, 1), (0, 2), (1, 3), (2, 4),
-        (3, 5), (12, 13), (1, 13), (0, 13),
+        (10, 8), (8, 6), (11, 9), (9, 7), (6, 7), (0, 6), (1, 7), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (12, 13),
+        (1, 13), (0, 13),
     ),
     flip_pairs=((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)),
     sigmas=(
-        0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079,
-        0.079,
+        0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
     ),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
 )  # fmt: skip
@@ -141,29 +113,17 @@ CROWDPOSE = JointSet(
 AIC = JointSet(
     name="aic",
     joints=(
-        "right_shoulder",
-        "right_elbow",
-        "right_wrist",
-        "left_shoulder",
-        "left_elbow",
-        "left_wrist",
-        "right_hip",
-        "right_knee",
-        "right_ankle",
-        "left_hip",
-        "left_knee",
-        "left_ankle",
-        "head_top",
-        "neck",
+        "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip",
+        "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "head_top", "neck",
     ),
     limbs=(
-        (2, 1), (1, 0), (0, 13), (13, 3), (3, 4), (4, 5), (8, 7), (7, 6), (6, 9), (9, 10), (10, 11),
-        (12, 13), (0, 6), (3, 9),
+        (2, 1), (1, 0), (0, 13), (13, 3), (3, 4), (4, 5), (8, 7), (7, 6), (6, 9), (9, 10), (10, 11), (12, 13),
+        (0, 6), (3, 9),
     ),
     flip_pairs=((0, 3), (1, 4), (2, 5), (6, 9), (7, 10), (8, 11)),
     sigmas=(
-        0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642,
-        0.03686941, 0.01981803, 0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173,
+        0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642, 0.03686941, 0.01981803,
+        0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173,
     ),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
 )  # fmt: skip
@@ -172,15 +132,14 @@ _BUILT_IN = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE, AIC)}
 
 
 def get_joint_set(name: str | JointSet) -> JointSet:
-    """Returns a built-in joint set by name, or reads the user's own from a JSON file.
+    """Returns a built-in joint set by name, or reads one from a JSON file.
 
     Args:
-      name: `coco`, `crowdpose`, `aic`, or the path of a JSON file whose keys are JointSet's
-        fields (`name` and `upper_body` may be left out). A JointSet, as the config of a stored model
-        holds it, is returned as it is.
+      name: "coco", "crowdpose", "aic", or the path of a UTF-8 JSON file whose keys are JointSet's fields. The file may
+        leave out `name` and `upper_body`. A JointSet is returned as it is.
 
     Raises:
-      ValueError: if the name is unknown, or the file is no joint set; names the file and field.
+      ValueError: if the name is unknown, or the file does not hold a joint set; names the file and field.
     """
     if isinstance(name, JointSet):
         return name
@@ -190,47 +149,42 @@ def get_joint_set(name: str | JointSet) -> JointSet:
         raise ValueError(
             f"joint_set={name!r}: must be one of {sorted(_BUILT_IN)} or the path of an existing .json file"
         )
-    with open(name) as file:
+    with open(name, encoding="utf-8-sig") as file:
         try:
-            facts = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"joint_set={name!r}: not JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise ValueError(f"joint_set={name!r}: must hold an object, got {type(facts).__name__}")
+            metadata = json.load(file)
+        except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
+            raise ValueError(f"joint_set={name!r}: not JSON in UTF-8: {error}") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"joint_set={name!r}: must hold an object, got {type(metadata).__name__}")
     try:
-        return from_facts({"name": os.path.splitext(os.path.basename(name))[0], "upper_body": (), **facts})
+        return from_facts({"name": os.path.splitext(os.path.basename(name))[0], "upper_body": (), **metadata})
     except ValueError as error:
         raise ValueError(f"joint_set={name!r}: {error}") from error
 
 
-def from_facts(facts: Mapping) -> JointSet:
-    """The joint set whose fields `facts` holds, in JSON's types.
+def from_facts(facts: Mapping[str, Any]) -> JointSet:
+    """Returns the joint set whose fields `facts` holds as JSON values: tuples may be lists.
 
     Raises:
-      ValueError: if a field is missing, unknown or out of range.
+      ValueError: if a field is missing, unknown, of another type or out of range; names it.
     """
-    fields = {field.name for field in dataclasses.fields(JointSet)}
-    if set(facts) != fields:
-        missing, unknown = sorted(fields - set(facts)), sorted(set(facts) - fields)
+    hints = typing.get_type_hints(JointSet)
+    if set(facts) != set(hints):
+        missing, unknown = sorted(set(hints) - set(facts)), sorted(set(facts) - set(hints))
         raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
-    return JointSet(name=facts["name"], **{key: _read(key, facts[key]) for key in _READERS})
+    return JointSet(**{field: _read(hints[field], value, field) for field, value in facts.items()})
 
 
-def _pairs(value) -> tuple[Pair, ...]:
-    return tuple((operator.index(a), operator.index(b)) for a, b in value)
-
-
-_READERS: dict[str, Callable] = {
-    "joints": tuple,
-    "limbs": _pairs,
-    "flip_pairs": _pairs,
-    "sigmas": lambda value: tuple(float(sigma) for sigma in value),
-    "upper_body": lambda value: tuple(operator.index(i) for i in value),
-}
-
-
-def _read(key: str, value):
-    try:
-        return _READERS[key](value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key}={value!r}: {error}") from error
+def _read(hint: Any, value: Any, field: str) -> Any:
+    """Converts a field's JSON value, or a part of it, to a scalar or tuple of type `hint`, or raises ValueError."""
+    kinds = typing.get_args(hint)
+    if kinds:
+        what = "a list" if kinds[-1] is Ellipsis else f"a list of {len(kinds)} integers"
+        fits = isinstance(value, list | tuple) and (kinds[-1] is Ellipsis or len(value) == len(kinds))
+    elif hint is float:
+        fits, what = isinstance(value, int | float) and abs(value) <= sys.float_info.max, "a finite number"
+    else:
+        fits, what = isinstance(value, hint), WORDS[hint]
+    if not fits or isinstance(value, bool):
+        raise ValueError(f"{field}: {reprlib.repr(value)} must be {what}")
+    return tuple(_read(kinds[0], each, field) for each in value) if kinds else hint(value)

@@ -32,7 +32,8 @@ def starting_variables(config, model: DiffusionPose):
     else:
         name = hub.locate(source, config.model.backbone)
         if model.backbone.published is None:
-            raise ValueError(f"model.pretrained={source!r}: unknown names for model.backbone={config.model.backbone!r}")
+            name = config.model.backbone
+            raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
         weights = model.backbone.published(hub.read(name))
     try:
         variables, text = fill(variables, weights, name)

@@ -174,7 +174,7 @@ def _steps(run: Run, state, start: int, checkpoints: Checkpoints, log: StepLog, 
 
 
 def _best_ap(evaluator: Evaluator, state: TrainState, preemption: Preemption) -> float | None:
-    return evaluator.best_ap(evaluated_variables(state, ema=evaluator.config.eval.ema), preemption.due)
+    return evaluator.best_ap(evaluated_variables(state, ema=evaluator.recipe.eval.ema), preemption.due)
 
 
 def _make_up(evaluator: Evaluator, state, step: int, checkpoints: Checkpoints, log: StepLog, preemption) -> None:

@@ -247,7 +247,7 @@ class _Head:
 def make_head(points: np.ndarray) -> _Head:
     """The head of one person from its (len(NAMES), 3) points in pixels (z in the same units as x and y)."""
     centre = points[POINT["head"]]
-    axes = np.stack([points[POINT[f"head_{axis}"]] - centre for axis in "luf"], -1)
+    axes = np.stack([points[POINT[f"head_{axis}"]] - centre for axis in ("left", "up", "forward")], -1)
     view = axes[2] / (HEAD_AXES * HEAD_AXES)
     norm = np.sqrt(view[0] ** 2 + view[1] ** 2 + view[2] ** 2)
     return _Head(centre[:2], axes[:2], view / max(norm, 1e-9))

@@ -1,16 +1,16 @@
-"""Poses for the synthetic people: joint angles, and the body's points that they give (ours).
+"""Poses of the synthetic people: joint angles, and the points of the body that follow from them (ours).
 
-The body frame is (left, up, forward) in units of standing height; the camera frame is x to the right, y down and z
-away from the camera. A person who faces the camera has their left at the image's right. Only +, -, * , / and square
-roots touch the numbers (no libm), so that every machine gives the same bits.
+The body frame is (left, up, forward) in units of standing height. The camera frame is x to the right, y down and z
+away from the camera. A person who faces the camera has their left at the image's right. Angles are in degrees. Only
++, -, *, / and square roots are used (no libm), so that every machine computes the same bits.
 """
 
 import numpy as np
 
 from dpose_jax.pose.joint_sets import COCO
 
-NAMES = COCO.joints + (
-    "neck", "head", "head_l", "head_u", "head_f",
+_HEAD = ("head", "head_left", "head_up", "head_forward")
+NAMES = COCO.joints + ("neck", *_HEAD) + (
     "left_chest", "right_chest", "left_waist", "right_waist", "left_hem", "right_hem", "left_hand", "right_hand",
     "left_toe", "right_toe", "left_sleeve", "right_sleeve", "left_short", "right_short", "left_skirt", "right_skirt",
     "hair_end",
@@ -23,9 +23,12 @@ HEAD_AXES = np.array([1.0, 1.28, 1.1])
 FACE = np.array(
     [[0, -0.14, 1.1], [0.4, 0.12, 0.91], [-0.4, 0.12, 0.91], [1.07, -0.05, -0.06], [-1.07, -0.05, -0.06]],
 )
+_HEAD_POINTS = np.concatenate([np.zeros((1, 3)), np.eye(3) * HEAD_AXES, FACE * HEAD_AXES])
+_HEAD_ROWS = [POINT[name] for name in _HEAD + COCO.joints[:5]]
+_SIDES = np.array([1.0, -1.0])  # the body frame's direction of left and right
 
-# A row: least difficulty, weight, then degrees: body pitch, lean, arms (flex, abduction, inward turn, elbow), legs
-# (flex, abduction, knee), left before right. A figure is mirrored half of the time.
+# A row: least difficulty, weight, then degrees: body pitch, lean, arms (flexion, abduction, inward rotation, elbow),
+# legs (flexion, abduction, knee), left before right. Half of the people are mirrored.
 _POSES = (
     # stand, hands on hips, wave, walk, one arm up
     (0.0, 3, 0, 0, (4, 9, 25, 15), (4, 9, 25, 15), (1, 5, 3), (1, 5, 3)),
@@ -58,12 +61,21 @@ _POSES = (
     (0.7, 1, -86, 0, (20, 35, 0, 40), (10, 45, 0, 30), (12, 10, 22), (4, 14, 8)),
     (0.8, 1, 178, 5, (172, 10, 0, 6), (172, 10, 0, 6), (8, 12, 14), (-6, 14, 18)),
 )  # fmt: skip
-
+# Least and largest proportions: arm, leg and trunk relative to the mean; widths and radius in standing heights; girth.
+_SIZES = {
+    "arm": (0.92, 1.08), "leg": (0.9, 1.06), "trunk": (0.92, 1.08), "shoulder": (0.098, 0.124),
+    "hip": (0.055, 0.068), "head": (0.056, 0.072), "build": (0.84, 1.24),
+}  # fmt: skip
 NUM_DRAWS = 40  # uniform numbers that one person's pose takes
 
 
+def pair(name: str) -> list[int]:
+    """The indices in NAMES of the left and the right point of this name."""
+    return [POINT[f"left_{name}"], POINT[f"right_{name}"]]
+
+
 def sine(degrees: np.ndarray) -> np.ndarray:
-    """Sine of an angle in degrees by its Taylor series; error below 1e-8, the same bits on every machine."""
+    """Sine of an angle in degrees by its Taylor series; error below 1e-8."""
     turns = degrees / 360.0
     turns = turns - np.floor(turns + 0.5)
     turns = np.where(turns > 0.25, 0.5 - turns, np.where(turns < -0.25, -0.5 - turns, turns))
@@ -90,7 +102,7 @@ def turn(points: np.ndarray, first: int, second: int, degrees: np.ndarray) -> np
 
 
 def _angles(u: np.ndarray, difficulty: float) -> dict[str, np.ndarray]:
-    """Angles in degrees by name from (P, NUM_DRAWS) uniform numbers; arms and legs are (P, 2, n), left first."""
+    """Angles by name, (P,), from (P, NUM_DRAWS) uniform numbers; head (P, 3), arms and legs (P, 2, n), left first."""
     rows = [row for row in _POSES if row[0] <= difficulty]
     weights = np.array([row[1] for row in rows], np.float64)
     chosen = np.searchsorted(np.cumsum(weights) / weights.sum(), u[:, 0], side="right").clip(0, len(rows) - 1)
@@ -105,7 +117,7 @@ def _angles(u: np.ndarray, difficulty: float) -> dict[str, np.ndarray]:
     arms, legs = np.where(mirrored, arms[:, ::-1], arms), np.where(mirrored, legs[:, ::-1], legs)
     arms[..., 3] = arms[..., 3].clip(0.0, 145.0)
     legs[..., 2] = legs[..., 2].clip(0.0, 145.0)
-    # Easy people face the camera; the harder, the more views, a third of them from behind.
+    # Views widen with difficulty, up to a third of them from behind.
     yaw = jitter[:, 16] * min(75.0, 25.0 + 100.0 * difficulty)
     yaw = yaw + np.where(u[:, 17] < min(0.35, 0.7 * difficulty), 180.0, 0.0)
     roll = jitter[:, 18] * np.where(u[:, 19] < 0.3 * difficulty * difficulty, 90.0, 4.0 + 16.0 * difficulty)
@@ -124,8 +136,8 @@ def _angles(u: np.ndarray, difficulty: float) -> dict[str, np.ndarray]:
 
 
 def _limbs(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Bones of arms (upper arm, forearm, hand) and legs (thigh, shin, foot): vectors, (P, 2, 3, 3), body frame."""
-    sign = np.array([1.0, -1.0])[:, None]
+    """Bone vectors, body frame, (P, side, bone, 3): upper arm, forearm, hand; then thigh, shin, foot."""
+    sign = _SIDES[:, None]
     flex, abduction, inward, elbow = (angles["arms"][..., k, None] for k in range(4))
     zero = np.zeros_like(elbow)
     straight = np.concatenate([zero, zero - 1.0, zero], -1)
@@ -143,8 +155,39 @@ def _limbs(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray]) -> tuple
     return arms, legs
 
 
+def _left_right(x: np.ndarray, y: np.ndarray | float) -> np.ndarray:
+    """The points (x, y, 0) and (-x, y, 0) of P people, (P, 2, 3), body frame."""
+    points = np.zeros((len(x), 2, 3))
+    points[..., 0] = _SIDES * x[:, None]
+    points[..., 1] = np.reshape(y, (-1, 1))
+    return points
+
+
+def _upper_body(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray], arms: np.ndarray) -> np.ndarray:
+    """(P, len(NAMES), 3) points, body frame: those above the waist, and zeros for the others."""
+    p = np.zeros((len(arms), len(NAMES), 3))
+    trunk, radius = 0.29 * sizes["trunk"], sizes["head"]
+    shoulder = _left_right(sizes["shoulder"], trunk - 0.012)
+    elbow = shoulder + arms[:, :, 0]
+    wrist = elbow + arms[:, :, 1]
+    p[:, pair("shoulder")], p[:, pair("elbow")], p[:, pair("wrist")] = shoulder, elbow, wrist
+    p[:, pair("hand")] = wrist + arms[:, :, 2]
+    p[:, pair("sleeve")] = shoulder + 0.62 * arms[:, :, 0]
+    p[:, pair("chest")] = _left_right(sizes["shoulder"] - 0.052 * sizes["build"], trunk - 0.05)
+    p[:, POINT["neck"], 1] = trunk - 0.005
+    p[:, POINT["hair_end"], 1:] = np.stack([trunk - 0.05, np.full_like(trunk, -0.05)], -1)
+    pitch, yaw, tilt = (angles["head"][:, k, None] for k in range(3))
+    head = _HEAD_POINTS * radius[:, None, None]
+    head = turn(turn(turn(head, 2, 1, -pitch - 4.0), 2, 0, yaw), 0, 1, tilt)
+    head[..., 1] += (trunk + 0.025 + 1.28 * radius)[:, None]
+    head[..., 2] += 0.012
+    p[:, _HEAD_ROWS] = head
+    p = turn(p, 2, 1, -angles["lean"][:, None])
+    return turn(turn(p, 0, 1, angles["side"][:, None]), 2, 0, angles["twist"][:, None])
+
+
 def body_points(u: np.ndarray, difficulty: float) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Poses P people.
+    """Computes the points of P people.
 
     Args:
       u: (P, NUM_DRAWS) uniform numbers in [0, 1).
@@ -157,24 +200,22 @@ def body_points(u: np.ndarray, difficulty: float) -> tuple[np.ndarray, np.ndarra
       sizes: (P,) proportions by name: arm, leg, trunk, shoulder, hip, head (radius) and build (girth).
     """
     angles = _angles(u, difficulty)
-    wide = 0.6 + 0.4 * difficulty
-    low_high = {
-        "arm": (0.92, 1.08), "leg": (0.9, 1.06), "trunk": (0.92, 1.08), "shoulder": (0.098, 0.124),
-        "hip": (0.055, 0.068), "head": (0.056, 0.072), "build": (0.84, 1.24),
-    }  # fmt: skip
     sizes = {}
-    for k, (name, (low, high)) in enumerate(low_high.items()):
-        sizes[name] = 0.5 * (low + high) + 0.5 * (high - low) * wide * (2.0 * u[:, 28 + k] - 1.0)
+    for k, (name, (low, high)) in enumerate(_SIZES.items()):
+        wide = 0.5 * (high - low) * (0.6 + 0.4 * difficulty)
+        sizes[name] = 0.5 * (low + high) + wide * (2.0 * u[:, 28 + k] - 1.0)
     arms, legs = _limbs(angles, sizes)
-    p = np.zeros((len(u), len(NAMES), 3))
-    up, low = _upper(angles, sizes, arms), _lower(sizes, legs)
-    for name, value in {**up, **low}.items():
-        if name in POINT:
-            p[:, POINT[name]] = value
-    for side in ("left", "right"):
-        chest, hip = p[:, POINT[f"{side}_chest"]], low[f"{side}_girdle"]
-        p[:, POINT[f"{side}_waist"]] = 0.45 * chest + 0.55 * hip
-        p[:, POINT[f"{side}_hem"]] = 0.12 * chest + 0.88 * hip
+    p = _upper_body(angles, sizes, arms)
+    hip = _left_right(sizes["hip"], 0.0)
+    knee = hip + legs[:, :, 0]
+    ankle = knee + legs[:, :, 1]
+    p[:, pair("hip")], p[:, pair("knee")], p[:, pair("ankle")] = hip, knee, ankle
+    p[:, pair("toe")] = ankle + legs[:, :, 2]
+    p[:, pair("short")] = hip + 0.72 * legs[:, :, 0]
+    p[:, pair("skirt")] = hip + 0.8 * legs[:, :, 0]
+    chest, pelvis = p[:, pair("chest")], 0.75 * hip
+    p[:, pair("waist")] = 0.45 * chest + 0.55 * pelvis
+    p[:, pair("hem")] = 0.12 * chest + 0.88 * pelvis
     p = turn(turn(p, 2, 1, -angles["pitch"][:, None]), 2, 0, angles["yaw"][:, None])
     p = turn(turn(p, 2, 1, -angles["elevation"][:, None]), 0, 1, angles["roll"][:, None])
     p = p * np.array([1.0, -1.0, -1.0])
@@ -182,50 +223,3 @@ def body_points(u: np.ndarray, difficulty: float) -> tuple[np.ndarray, np.ndarra
     zoom = 1.0 / (1.0 + strength[:, None] * p[..., 2])
     p[..., :2] *= zoom[..., None]
     return p, zoom, sizes
-
-
-def _upper(angles, sizes, arms) -> dict[str, np.ndarray]:
-    """Points above the waist by name, (P, 3), body frame with the pelvis at the origin."""
-    count = len(arms)
-    trunk, width, radius = 0.29 * sizes["trunk"], sizes["shoulder"], sizes["head"]
-    q = {}
-    for k, (side, sign) in enumerate((("left", 1.0), ("right", -1.0))):
-        shoulder = np.stack([sign * width, trunk - 0.012, 0.0 * width], -1)
-        elbow = shoulder + arms[:, k, 0]
-        wrist = elbow + arms[:, k, 1]
-        q[f"{side}_shoulder"], q[f"{side}_elbow"], q[f"{side}_wrist"] = shoulder, elbow, wrist
-        q[f"{side}_hand"] = wrist + arms[:, k, 2]
-        q[f"{side}_sleeve"] = shoulder + 0.62 * arms[:, k, 0]
-        q[f"{side}_chest"] = np.stack([sign * (width - 0.052 * sizes["build"]), trunk - 0.05, 0.0 * width], -1)
-    head = np.zeros((count, 9, 3))
-    head[:, 1:4] = np.eye(3) * HEAD_AXES
-    head[:, 4:] = FACE * HEAD_AXES
-    head = head * radius[:, None, None]
-    pitch, yaw, tilt = (angles["head"][:, k, None] for k in range(3))
-    head = turn(turn(turn(head, 2, 1, -pitch - 4.0), 2, 0, yaw), 0, 1, tilt)
-    offset = np.stack([0.0 * trunk, trunk + 0.025 + 1.28 * radius, 0.012 + 0.0 * trunk], -1)
-    head = head + offset[:, None]
-    for k, name in enumerate(("head", "head_l", "head_u", "head_f") + COCO.joints[:5]):
-        q[name] = head[:, k]
-    q["neck"] = np.stack([0.0 * trunk, trunk - 0.005, 0.0 * trunk], -1)
-    q["hair_end"] = np.stack([0.0 * trunk, trunk - 0.05, -0.05 + 0.0 * trunk], -1)
-    points = np.stack(list(q.values()), 1)
-    points = turn(points, 2, 1, -angles["lean"][:, None])
-    points = turn(turn(points, 0, 1, angles["side"][:, None]), 2, 0, angles["twist"][:, None])
-    return dict(zip(q, np.moveaxis(points, 1, 0), strict=True))
-
-
-def _lower(sizes, legs) -> dict[str, np.ndarray]:
-    """Points below the waist by name, (P, 3); `left_girdle` and `right_girdle` are the trunk's lower corners."""
-    width = sizes["hip"]
-    q = {}
-    for k, (side, sign) in enumerate((("left", 1.0), ("right", -1.0))):
-        hip = np.stack([sign * width, 0.0 * width, 0.0 * width], -1)
-        knee = hip + legs[:, k, 0]
-        ankle = knee + legs[:, k, 1]
-        q[f"{side}_hip"], q[f"{side}_knee"], q[f"{side}_ankle"] = hip, knee, ankle
-        q[f"{side}_toe"] = ankle + legs[:, k, 2]
-        q[f"{side}_short"] = hip + 0.72 * legs[:, k, 0]
-        q[f"{side}_skirt"] = hip + 0.8 * legs[:, k, 0]
-        q[f"{side}_girdle"] = hip * 0.75
-    return q

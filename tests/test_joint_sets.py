@@ -19,9 +19,9 @@ TINY = {
 }
 
 
-def _write(folder, facts) -> str:
+def _write(folder, content) -> str:
     path = folder / "mine.json"
-    path.write_text(facts if isinstance(facts, str) else json.dumps(facts))
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     return str(path)
 
 
@@ -133,16 +133,30 @@ def test_unknown_name_lists_what_is_allowed(name):
     [
         ({"sigmas": [0.05, 0.02]}, "sigmas must be 3 positive numbers"),
         ({"sigmas": [0.05, 0.0, 0.05]}, "sigmas must be 3 positive numbers"),
-        ({"sigmas": [0.05, float("nan"), 0.05]}, "sigmas must be 3 positive numbers"),
+        ({"sigmas": [0.05, float("nan"), 0.05]}, "sigmas: nan must be a finite number"),
+        ({"sigmas": [0.05, 10**400, 0.05]}, r"sigmas: 1000+\.\.\.0+ must be a finite number"),
+        ({"sigmas": [0.05, "0.02", 0.05]}, "sigmas: '0.02' must be a finite number"),
+        ({"sigmas": [0.05, True, 0.05]}, "sigmas: True must be a finite number"),
+        ({"sigmas": 0.05}, "sigmas: 0.05 must be a list"),
         ({"sigmas": []}, "sigmas must be 3 positive numbers"),
         ({"joints": ["hand", "head", "hand"]}, "joints must be non-empty and distinct"),
         ({"joints": [], "sigmas": []}, "joints must be non-empty and distinct"),
         ({"limbs": [[0, 3]]}, r"limbs must be pairs of distinct indices in 0\.\.2, got \(0, 3\)"),
         ({"limbs": [[1, 1]]}, r"limbs must be pairs of distinct indices in 0\.\.2, got \(1, 1\)"),
-        ({"limbs": [[0, 1, 2]]}, "limbs"),
-        ({"limbs": 7}, "limbs"),
+        ({"name": 5}, "name: 5 must be a string"),
+        ({"joints": "abc"}, "joints: 'abc' must be a list"),
+        ({"joints": [1, 2, 3]}, "joints: 1 must be a string"),
+        ({"joints": [["left_hand"], "head", "right_hand"]}, r"joints: \['left_hand'\] must be a string"),
+        ({"limbs": [[0, 1, 2]]}, r"limbs: \[0, 1, 2\] must be a list of 2 integers"),
+        ({"limbs": [[0, 1.0]]}, "limbs: 1.0 must be an integer"),
+        ({"limbs": [[False, True]]}, "limbs: False must be an integer"),
+        ({"limbs": ["01"]}, "limbs: '01' must be a list of 2 integers"),
+        ({"limbs": 7}, "limbs: 7 must be a list"),
+        ({"limbs": {"0": 1}}, r"limbs: \{'0': 1\} must be a list"),
+        ({"limbs": None}, "limbs: None must be a list"),
         ({"flip_pairs": [[0, -1]]}, r"flip_pairs must be pairs of distinct indices in 0\.\.2, got \(0, -1\)"),
-        ({"flip_pairs": [[0, 1], [1, 2]]}, "flip_pairs name a joint twice"),
+        ({"flip_pairs": [[0, 1], [1, 2]]}, "flip_pairs must name a joint at most once"),
+        ({"upper_body": ["1"]}, "upper_body: '1' must be an integer"),
         ({"upper_body": [3]}, r"upper_body must be indices in 0\.\.2, got \(3,\)"),
         ({"sigma": 1}, r"unknown keys \['sigma'\]"),
     ],
@@ -160,10 +174,32 @@ def test_file_without_a_key_names_it(tmp_path):
         get_joint_set(path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "must hold an object, got list")])
-def test_file_that_is_no_object(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        get_joint_set(_write(tmp_path, text))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON in UTF-8"),
+        (b"{", "not JSON in UTF-8"),
+        (b"\xff\xfe{\x00}\x00", "not JSON in UTF-8"),
+        (json.dumps(TINY).encode("utf-16"), "not JSON in UTF-8"),
+        (b"[" * 200_000, "not JSON in UTF-8"),
+        (b'{"sigmas": [1' + b"0" * 5000 + b"]}", "not JSON in UTF-8"),
+        (b"[]", "must hold an object, got list"),
+        (b"null", "must hold an object, got NoneType"),
+        (json.dumps({**TINY, "limbs": "?"}).encode().replace(b'"?"', b"[" * 500 + b"]" * 500), "limbs: .* integers?$"),
+    ],
+    ids=["empty", "open", "bytes", "utf-16", "deep", "digits", "list", "null", "deep_field"],
+)
+def test_a_file_that_holds_no_joint_set_gives_one_line(tmp_path, content, message):
+    path = _write(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as error:
+        get_joint_set(path)
+    assert path in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < len(path) + 200
+
+
+def test_a_byte_order_mark_is_skipped_and_integers_are_taken_for_floats(tmp_path):
+    facts = {**TINY, "joints": ["left_hand", "tête", "right_hand"], "sigmas": [1, 1, 1]}
+    joint_set = get_joint_set(_write(tmp_path, json.dumps(facts, ensure_ascii=False).encode("utf-8-sig")))
+    assert joint_set.joints[1] == "tête" and all(type(sigma) is float for sigma in joint_set.sigmas)
 
 
 def test_joint_set_is_checked_when_made_in_code():
