@@ -15,7 +15,8 @@ from dpose_jax.models.layers import BatchNorm, Conv3x3
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.training.initial_weights import starting_variables
-from dpose_jax.training.state import initial_state, make_optimizer
+from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import make_train_step
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import differences
