@@ -81,7 +81,8 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
             style = {"color": COLOURS.get(name), "fmt": "o", "markersize": 4}
             style["label"] = f"{title(name)}, {reading_of(its[0])}"
             axes.errorbar(100 - 100 * shares.mean(axis=0), places + offset, xerr=bars, **style)
-        axes.set(xlabel=f"100 - {metric}", yticks=places, yticklabels=["all", *columns[1:]])
+        labels = ["all", *(column.removeprefix(f"{metric} ") for column in columns[1:])]
+        axes.set(xlabel=f"100 - {metric}", yticks=places, yticklabels=labels)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
     axes.legend(fontsize=7)

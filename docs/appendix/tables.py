@@ -1,6 +1,6 @@
 """Writes the generated tables and the plots of the results pages: `python docs/appendix/tables.py`, from the clone.
 
-A table lies between `<!-- rows STUDIES | ROWS | COLUMNS -->` or `<!-- variants STUDY | VARIANTS -->` and `<!-- end -->`.
+A table ends at `<!-- end -->`, and begins at `<!-- rows STUDIES | ROWS | COLUMNS -->` or `<!-- variants STUDY | NAMES -->`.
 Studies are those of docs/results/study.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one seed alone.
 """
 
