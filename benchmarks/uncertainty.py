@@ -2,10 +2,9 @@
 
 from absl import flags
 
-from benchmarks import report
+from benchmarks import reliability, report
 from dpose_jax import Predictor
 from dpose_jax.data.datasets import make_source
-from dpose_jax.evaluation import reliability
 from dpose_jax.evaluation.evaluator import protocol_facts, restore
 from dpose_jax.evaluation.report import needs_annotated_boxes
 from dpose_jax.workdir import recipe_flags

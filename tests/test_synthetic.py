@@ -9,7 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax.data.synthetic.dataset import VAL_FIRST_INDEX, SyntheticSource, paint_scene, write_coco_folder
+from dpose_jax.data.synthetic.dataset import VAL_FIRST_INDEX, SyntheticSource, write_coco_folder
+from dpose_jax.data.synthetic.paint import paint_scene
+from dpose_jax.data.synthetic.scene import Body, label, lay_out
 from dpose_jax.data.synthetic.skeleton import NAMES, NUM_DRAWS, body_points, cosine, sine
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 
@@ -18,18 +20,25 @@ def _source(count=24, difficulty=0.5, seed=1, **kwargs):
     return SyntheticSource(count, COCO, difficulty=difficulty, seed=seed, **kwargs)
 
 
+def _scene(source, image):
+    """The labelled layout of image 0..num_images - 1."""
+    (scene,) = lay_out(source.settings, [source.first_index + image])
+    label(scene)
+    return scene
+
+
 def _silhouettes(scene):
     """Full and visible silhouette of each body, bool (height, width) twice, drawn here on their own."""
     full, seen = [], []
     for layer in scene.layers:
-        mask = np.zeros(scene.size, np.uint8)
-        if not isinstance(layer, scene.Body):
+        mask = np.zeros(scene.settings.size, np.uint8)
+        if not isinstance(layer, Body):
             cv2.fillConvexPoly(mask, layer, 1, cv2.LINE_8, 4)
         else:
             for piece in layer.pieces:
                 cv2.fillPoly(mask, [piece.outer], 1, cv2.LINE_8, 4)
         seen = [before & (mask == 0) for before in seen]
-        if isinstance(layer, scene.Body):
+        if isinstance(layer, Body):
             full.append(mask > 0)
             seen.append(mask > 0)
     return full, seen
@@ -85,11 +94,11 @@ def test_batched_labels_equal_those_of_the_drawn_scene():
     labels = {a["id"]: a for a in source.ground_truth()["annotations"]}
     count = 0
     for image in range(70):
-        for k, body in enumerate(source.scene(image).bodies):
+        for k, body in enumerate(_scene(source, image).bodies):
             if body.annotated:
-                label = labels[source._annotation_id(image, k)]
-                assert label["bbox"] == list(body.bbox) and label["area"] == body.area
-                assert label["keypoints"] == body.keypoints.ravel().tolist()
+                stored = labels[source._annotation_id(image, k)]
+                assert stored["bbox"] == list(body.bbox) and stored["area"] == body.area
+                assert stored["keypoints"] == body.keypoints.ravel().tolist()
                 count += 1
     assert count == len(labels) == len(source)
 
@@ -117,7 +126,7 @@ def test_labels_follow_the_silhouettes(difficulty):
     source = _source(30, difficulty)
     hidden = 0
     for image in range(30):
-        scene = source.scene(image)
+        scene = _scene(source, image)
         full, seen = _silhouettes(scene)
         for body, whole, visible in zip(scene.bodies, full, seen, strict=True):
             x, y, w, h = body.bbox
@@ -145,14 +154,14 @@ def test_labels_follow_the_silhouettes(difficulty):
 
 
 def test_an_object_in_front_hides_exactly_the_joints_behind_it():
-    scene = _source(1, 0.0).scene(0)
+    scene = _scene(_source(1, 0.0), 0)
     before = scene.bodies[0].keypoints.copy()
     left, top = before[[13, 14], :2].min(0) - 4
     right, bottom = before[[13, 14], :2].max(0) + 4
     box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
     scene.layers.append(np.rint(box * 16).astype(np.int32))
     bbox, area = scene.bodies[0].bbox, scene.bodies[0].area
-    scene.label(scene)
+    label(scene)
     after = scene.bodies[0]
     covered = ((before[:, :2] > [left, top]) & (before[:, :2] < [right, bottom])).all(-1)
     assert covered[[13, 14]].all()
@@ -161,10 +170,10 @@ def test_an_object_in_front_hides_exactly_the_joints_behind_it():
 
 
 def test_a_person_in_front_hides_the_one_behind():
-    scene = _source(1, 0.0).scene(0)
+    scene = _scene(_source(1, 0.0), 0)
     alone = scene.bodies[0].keypoints[:, 2].copy()
     scene.layers.append(copy.deepcopy(scene.layers[0]))
-    scene.label(scene)
+    label(scene)
     back, front = scene.bodies
     assert (back.keypoints[:, 2] == 1).all() and not back.annotated
     np.testing.assert_array_equal(front.keypoints[:, 2], alone)
@@ -198,7 +207,7 @@ def test_difficulty_zero_is_one_whole_upright_person_who_faces_us():
 def test_the_view_decides_between_face_and_back():
     front = back = 0
     source = _source(60, 0.5)
-    for scene in (source.scene(k) for k in range(60)):
+    for scene in (_scene(source, k) for k in range(60)):
         for body in scene.bodies:
             left, right = body.points[5, :2], body.points[6, :2]
             upright = body.points[15:17, 1].min() > body.points[5:7, 1].max()
@@ -225,12 +234,12 @@ def test_more_difficulty_more_people_and_more_hidden_joints():
 def test_the_drawing_shows_the_person_on_plain_ground():
     source = _source(8, 0.0)
     for image in range(8):
-        scene = source.scene(image)
+        scene = _scene(source, image)
         (silhouette,), _ = _silhouettes(scene)
-        drawn = paint_scene(scene, source.seed, image, 0.0).astype(int)
+        drawn = paint_scene(scene).astype(int)
         empty = copy.copy(scene)
         empty.layers = []
-        ground = paint_scene(empty, source.seed, image, 0.0).astype(int)
+        ground = paint_scene(empty).astype(int)
         changed = np.abs(drawn - ground).max(-1) > 0
         # Clothes may be nearly as bright as the ground, and a shadow lies beside the feet.
         assert changed[silhouette].mean() > 0.97

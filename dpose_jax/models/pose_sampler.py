@@ -65,12 +65,12 @@ class PoseSampler:
             for mirrored in ((False, True) if self.flip else (False,))
         ]
         every = features, coarse, jnp.stack(keys, axis=1).reshape(-1)
-        plain = features[:: len(keys)], self._average(coarse, len(crops)), keys[0].reshape(-1)
+        plain = features[:: len(keys)], self._average(coarse, crops.shape[0]), keys[0].reshape(-1)
         found = {"coarse": plain[1]}
         for name, one in zip(self.names[1:], self.settings, strict=True):
             start = every if one.mirrored else plain
             final, _ = self._sample(one, variables, *start)
-            final = self._average(final, len(crops)) if one.mirrored else final
+            final = self._average(final, crops.shape[0]) if one.mirrored else final
             found[name] = final if self.hypotheses == 1 else final.reshape(-1, self.hypotheses, *final.shape[1:])
         return found
 

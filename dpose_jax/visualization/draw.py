@@ -1,7 +1,8 @@
 """Pictures of poses, heatmaps, masks and the denoising, drawn with OpenCV.
 
-Images are (height, width, 3) uint8 RGB; joints are (x, y) in the pixels of the image or crop they are drawn on, with
-pixel centres at integers. Arguments are never written to. Crops that are small are enlarged by whole numbers.
+Images, crops and sheets are (height, width, 3) uint8 RGB. Joints are (x, y) in the pixels of their image or crop, with
+pixel centres at integers. Arguments are never written to. Small crops are enlarged by whole numbers. `warp` is
+"unbiased" or "rounded": how heatmap pixels lie on the crop.
 """
 
 import colorsys
@@ -11,10 +12,10 @@ import cv2
 import numpy as np
 
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, grid, label, legend, rows_sheet
+from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, Color, grid, label, legend, rows_sheet
 from dpose_jax.workdir.files import write_bytes
 
-# From Okabe and Ito's palette, told apart in all common kinds of colour blindness; the centre is white.
+# From Okabe and Ito's palette, distinct in all common kinds of colour blindness; the centre is white.
 SIDE_COLORS = {"left": (230, 159, 0), "right": (60, 165, 245), "centre": (245, 245, 245)}
 MASK_COLORS = ((86, 180, 233), (240, 228, 66))  # joints, limbs
 CELL_HEIGHT = 256  # crops lower than this are enlarged to at least it
@@ -46,52 +47,44 @@ def draw_pose(
     shown: np.ndarray | None = None,
     thickness: int | None = None,
 ) -> np.ndarray:
-    """Draws one person: limbs and joints coloured by side, with a dark outline.
+    """Draws one person on a copy of an image: limbs and joints coloured by side, with a dark outline.
 
     Args:
       image: (h, w, 3) uint8 RGB.
       keypoints: (J, 2) image pixels; a joint that is not finite is left out.
-      joint_set: gives limbs and sides. A limb between sides, or between two centre joints, has the centre's colour.
+      joint_set: gives limbs and sides; a limb between sides has the centre's colour.
       shown: (J,) joints to draw, where true or above 0 (visibility, or score above a threshold); all by default.
-      thickness: of limbs, pixels; by default 1/110 of the image's longer side, thinner on a person that is small in
-        it (1/40 of the extent of its joints).
-
-    Returns:
-      a new image of the same size.
+      thickness: of limbs, pixels; by default 1/110 of the image's longer side, or 1/40 of the extent of the joints
+        if that is less.
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(keypoints, np.float64)
-    drawn = np.isfinite(points).all(axis=1) & (True if shown is None else np.asarray(shown) > 0)
-    fixed = np.round(np.clip(np.where(drawn[:, None], points, 0), -1e4, 1e4) * 2**_SHIFT).astype(int)
-    thickness = thickness or _limb_thickness(image, points[drawn])
+    drawn = np.isfinite(points).all(axis=1)
+    if shown is not None:
+        drawn &= np.asarray(shown) > 0
+    if thickness is None:
+        extent = np.ptp(points[drawn], axis=0).max() if drawn.sum() > 1 else 0
+        thickness = max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))
     border = max(1, thickness // 2) + thickness % 2
+    fixed = np.round(np.clip(np.where(drawn[:, None], points, 0), -1e4, 1e4) * 2**_SHIFT).astype(int)
     sides = joint_sides(joint_set)
     for a, b in joint_set.limbs:
         if drawn[a] and drawn[b]:
-            ends = fixed[a].tolist(), fixed[b].tolist()
+            ends, touched = (fixed[a].tolist(), fixed[b].tolist()), {sides[a], sides[b]} - {"centre"}
+            color = SIDE_COLORS[touched.pop() if len(touched) == 1 else "centre"]
             cv2.line(image, *ends, OUTLINE, thickness + border, cv2.LINE_AA, _SHIFT)
-            cv2.line(image, *ends, SIDE_COLORS[_limb_side(sides[a], sides[b])], thickness, cv2.LINE_AA, _SHIFT)
+            cv2.line(image, *ends, color, thickness, cv2.LINE_AA, _SHIFT)
     for j in np.flatnonzero(drawn):
-        _dot(image, fixed[j], thickness + border / 2, OUTLINE)
-        _dot(image, fixed[j], thickness, SIDE_COLORS[sides[j]])
+        _draw_disc(image, fixed[j], thickness + border / 2, OUTLINE)
+        _draw_disc(image, fixed[j], thickness, SIDE_COLORS[sides[j]])
     return image
 
 
-def _limb_thickness(image: np.ndarray, points: np.ndarray) -> int:
-    extent = np.ptp(points, axis=0).max() if len(points) > 1 else 0
-    return max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))
-
-
-def _dot(image: np.ndarray, fixed: np.ndarray, radius: float, color: tuple[int, int, int]) -> None:
+def _draw_disc(image: np.ndarray, centre: np.ndarray, radius: float, color: Color) -> None:
     """A disc about a fixed-point centre, as a polygon: cv2.circle turns small anti-aliased discs into diamonds."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    rim = fixed + radius * 2**_SHIFT * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    rim = centre + radius * 2**_SHIFT * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     cv2.fillConvexPoly(image, np.round(rim).astype(np.int32), color, cv2.LINE_AA, _SHIFT)
-
-
-def _limb_side(first: str, second: str) -> str:
-    sides = {first, second} - {"centre"}
-    return sides.pop() if len(sides) == 1 else "centre"
 
 
 def person_caption(annotation_id: int, oks: float | None = None, pck: float | None = None) -> str:
@@ -108,28 +101,24 @@ def prediction_sheet(
     joint_set: JointSet,
     captions: Sequence[str],
 ) -> np.ndarray:
-    """A grid of persons, each with the prediction on the left and the ground truth on the right.
+    """A grid of persons, prediction left and ground truth right, about 1600 pixels wide when full.
 
     Args:
       crops: (N, h, w, 3) uint8 RGB, N at least 1.
-      predicted: (N, J, 2) crop pixels.
-      truth: (N, J, 2) crop pixels.
+      predicted, truth: (N, J, 2) crop pixels.
       visible: (N, J), labelled where above 0: other joints of the truth are not drawn.
       captions: N texts (see `person_caption`).
-
-    Returns:
-      (height, width, 3) uint8, about 1600 pixels wide when full.
     """
-    scale, cells = _enlargement(crops), []
+    cells = []
     for i, caption in enumerate(captions):
-        big = _enlarge(crops[i], scale)
-        left = draw_pose(big, _to_big(predicted[i], scale), joint_set)
-        right = draw_pose(big, _to_big(truth[i], scale), joint_set, shown=visible[i])
-        pair = np.concatenate([left, np.full((len(big), 3, 3), PAPER, np.uint8), right], axis=1)
-        cells.append(np.concatenate([pair, label(caption, pair.shape[1], INK)]))
+        left = _pose_panel(crops[i], predicted[i], joint_set)
+        right = _pose_panel(crops[i], truth[i], joint_set, visible[i])
+        both = np.concatenate([left, np.full((len(left), 3, 3), PAPER, np.uint8), right], axis=1)
+        cells.append(np.concatenate([both, label(caption, both.shape[1], INK)]))
     columns = max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP)))
     sheet = grid(cells, columns)
-    return np.concatenate([legend("prediction | ground truth", sheet.shape[1], tuple(SIDE_COLORS.values())), sheet])
+    colors = {side if side == "centre" else f"person's {side}": color for side, color in SIDE_COLORS.items()}
+    return np.concatenate([legend("prediction | ground truth", sheet.shape[1], colors), sheet])
 
 
 def comparison_sheet(
@@ -147,14 +136,11 @@ def comparison_sheet(
       poses: by column title, (N, J, 2) crop pixels.
       captions: N texts under the first column.
       shown: (N, J) joints to draw, in all columns; all by default.
-
-    Returns:
-      (height, width, 3) uint8.
     """
-    scale, rows = _enlargement(crops), []
+    rows = []
     for i, crop in enumerate(crops):
-        big, drawn = _enlarge(crop, scale), None if shown is None else shown[i]
-        rows.append([draw_pose(big, _to_big(joints[i], scale), joint_set, shown=drawn) for joints in poses.values()])
+        drawn = None if shown is None else shown[i]
+        rows.append([_pose_panel(crop, joints[i], joint_set, drawn) for joints in poses.values()])
     return rows_sheet(rows, tuple(poses), captions)
 
 
@@ -173,17 +159,12 @@ def heatmap_sheet(
     Args:
       crops: (N, Hx, Wx, 3) uint8 RGB.
       heatmaps: (N, H, W, J) float; clipped to [0, 1] for drawing.
-      keypoint_masks: (N, H, W, 1) in [0, 1], M^kps.
-      limb_masks: (N, H, W, 1) in [0, 1], M^ske.
-      warp: "unbiased" or "rounded": how heatmap pixels lie on the crop.
+      keypoint_masks, limb_masks: (N, H, W, 1) in [0, 1], M^kps and M^ske.
       captions: N texts under the crops, optional.
-
-    Returns:
-      (height, width, 3) uint8.
     """
-    scale, rows = _enlargement(crops), []
+    rows = []
     for i, crop in enumerate(crops):
-        big = _enlarge(crop, scale)
+        scale, big = _enlarge(crop)
         panels = [big, overlay_heatmaps(crop, heatmaps[i], joint_set, scale=scale, warp=warp)]
         for mask, color in zip((keypoint_masks[i], limb_masks[i]), MASK_COLORS, strict=True):
             spread = _spread(mask, big.shape[:2], scale, warp, cv2.INTER_NEAREST)
@@ -212,26 +193,20 @@ def denoising_strip(
       trajectory: (S, N, H, W, J) float heatmaps of S steps; clipped to [0, 1] for drawing.
       keypoints: (S, N, J, 2) decoded joints, crop pixels; one that is NaN is not drawn.
       titles: S column titles, such as "coarse", "step 1".
-      truth: (N, J, 2) crop pixels: a last column with the ground truth, optional.
-      visible: (N, J), labelled where above 0; needed with `truth`.
-      warp: "unbiased" or "rounded".
+      truth: (N, J, 2) crop pixels, optional: a last column shows the ground truth.
+      visible: (N, J), labelled where above 0: other joints of the truth are not drawn; all by default.
       captions: N texts under the first column, optional.
-
-    Returns:
-      (height, width, 3) uint8.
     """
-    scale, rows = _enlargement(crops), []
-    titles = [*titles, *(["ground truth"] if truth is not None else [])]
+    rows = []
     for i, crop in enumerate(crops):
-        panels = []
+        scale, panels = _enlarge(crop)[0], []
         for maps, joints in zip(trajectory[:, i], keypoints[:, i], strict=True):
             base = overlay_heatmaps(crop, maps, joint_set, scale=scale, warp=warp)
-            panels.append(draw_pose(base, _to_big(joints, scale), joint_set, thickness=2))
+            panels.append(draw_pose(base, _enlarge_joints(joints, scale), joint_set, thickness=2))
         if truth is not None:
-            shown = None if visible is None else visible[i]
-            panels.append(draw_pose(_enlarge(crop, scale), _to_big(truth[i], scale), joint_set, shown=shown))
+            panels.append(_pose_panel(crop, truth[i], joint_set, None if visible is None else visible[i]))
         rows.append(panels)
-    return rows_sheet(rows, titles, captions)
+    return rows_sheet(rows, [*titles, *(["ground truth"] if truth is not None else [])], captions)
 
 
 def overlay_heatmaps(
@@ -243,23 +218,18 @@ def overlay_heatmaps(
       crop: (Hx, Wx, 3) uint8 RGB.
       heatmaps: (H, W, J) float; clipped to [0, 1]. Where joints overlap, colours mix by strength.
       scale: enlargement of the result.
-      warp: "unbiased" or "rounded".
-
-    Returns:
-      (scale Hx, scale Wx, 3) uint8.
     """
-    big = _enlarge(crop, scale)
+    _, big = _enlarge(crop, scale)
     strength = np.clip(np.asarray(heatmaps, np.float32), 0, 1)
     color = strength @ joint_colors(joint_set).astype(np.float32)
     color /= np.maximum(strength.sum(axis=-1, keepdims=True), 1e-6)
-    alpha = _spread(strength.max(axis=-1, keepdims=True), big.shape[:2], scale, warp)
-    premultiplied = _spread(strength.max(axis=-1, keepdims=True) * color, big.shape[:2], scale, warp)
-    mixed = premultiplied / np.maximum(alpha, 1e-6)
-    return _blend(_dimmed(big), mixed, 0.9 * alpha)
+    strongest = strength.max(axis=-1, keepdims=True)
+    alpha, premultiplied = (_spread(maps, big.shape[:2], scale, warp) for maps in (strongest, strongest * color))
+    return _blend(_dimmed(big), premultiplied / np.maximum(alpha, 1e-6), 0.9 * alpha)
 
 
 def write_png(path: str, image: np.ndarray) -> None:
-    """Writes (h, w, 3) uint8 RGB as a PNG beside `path` and renames it; the folder is made if absent.
+    """Writes (h, w, 3) uint8 RGB as a PNG, atomically; the folder is made if absent.
 
     Raises:
       ValueError: if the image is of another shape or dtype; names the file.
@@ -270,17 +240,23 @@ def write_png(path: str, image: np.ndarray) -> None:
     write_bytes(path, encoded.tobytes())
 
 
-def _enlargement(crops: np.ndarray) -> int:
-    return -(-CELL_HEIGHT // crops.shape[1])
+def _enlarge(crop: np.ndarray, scale: int | None = None) -> tuple[int, np.ndarray]:
+    """The factor and the enlarged crop; by default the least factor that makes it CELL_HEIGHT high."""
+    scale = scale or -(-CELL_HEIGHT // len(crop))
+    return scale, cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
-def _enlarge(crop: np.ndarray, scale: int) -> np.ndarray:
-    return cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-
-
-def _to_big(joints: np.ndarray, scale: int) -> np.ndarray:
+def _enlarge_joints(joints: np.ndarray, scale: int) -> np.ndarray:
     """Pixel centres are at integers, so pixel 0 covers -.5 .. .5 before and after."""
     return (np.asarray(joints, np.float64) + 0.5) * scale - 0.5
+
+
+def _pose_panel(
+    crop: np.ndarray, joints: np.ndarray, joint_set: JointSet, shown: np.ndarray | None = None
+) -> np.ndarray:
+    """The enlarged crop with a pose of crop pixels, (J, 2)."""
+    scale, big = _enlarge(crop)
+    return draw_pose(big, _enlarge_joints(joints, scale), joint_set, shown=shown)
 
 
 def _dimmed(image: np.ndarray) -> np.ndarray:

@@ -3,18 +3,19 @@
 Images are (height, width, 3) uint8 RGB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
 
+Color = tuple[int, int, int]
 OUTLINE = (25, 25, 25)
 PAPER, INK, FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
 GAP = 12
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def label(text: str, width: int, color: tuple[int, int, int], height: int = 26) -> np.ndarray:
+def label(text: str, width: int, color: Color, height: int = 26) -> np.ndarray:
     """A strip of paper with centred text, made smaller where it would not fit."""
     strip = np.full((height, width, 3), PAPER, np.uint8)
     (text_width, text_height), _ = cv2.getTextSize(text, _FONT, 0.5, 1)
@@ -25,21 +26,20 @@ def label(text: str, width: int, color: tuple[int, int, int], height: int = 26) 
     return strip
 
 
-def legend(text: str, width: int, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """A strip with a text and the colours of left, right and centre; only what fits is drawn."""
-    strip, x = np.full((34, width, 3), PAPER, np.uint8), GAP
-    sides = zip(("person's left", "person's right", "centre"), colors, strict=True)
-    for word, color in ((text, None), *sides):
-        (text_width, _), _ = cv2.getTextSize(word, _FONT, 0.5, 1)
-        if x + 40 + text_width > width:
-            break
+def legend(text: str, width: int, colors: Mapping[str, Color]) -> np.ndarray:
+    """A strip with a text of at most 400 pixels and named colours, made smaller where it would not fit."""
+    strip, x = np.full((34, max(width, 1000), 3), PAPER, np.uint8), GAP
+    for word, color in {text: None, **colors}.items():
         if color is not None:
             cv2.line(strip, (x, 19), (x + 22, 19), OUTLINE, 8, cv2.LINE_AA)
             cv2.line(strip, (x, 19), (x + 22, 19), color, 5, cv2.LINE_AA)
             x += 34
         cv2.putText(strip, word, (x, 24), _FONT, 0.5, INK if color is None else FAINT, 1, cv2.LINE_AA)
-        x += text_width + 28
-    return strip
+        x += cv2.getTextSize(word, _FONT, 0.5, 1)[0][0] + 28
+    used = x - 28 + GAP
+    if used > width:
+        return cv2.resize(strip[:, :used], (width, 34 * width // used), interpolation=cv2.INTER_AREA)
+    return strip[:, :width]
 
 
 def grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:

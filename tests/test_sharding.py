@@ -24,23 +24,23 @@ import optax
 from dpose_jax.runtime import sharding
 from dpose_jax.training import loop
 from dpose_jax.workdir.checkpoints import Checkpoints
-from tests import miniature, test_parallel
+from dpose_jax.recipe import Recipe
+from tests import miniature, test_sharding
 
 folder = sys.argv[1]
 sharding.MIN_SPLIT = 64
 for way in ("replicated", "fsdp"):
-    config = miniature.get_config()
-    config.model.backbone, config.train.fsdp = "speck", way == "fsdp"
-    run = loop.prepare(config)
+    fields = {"model.backbone": "speck", "train.fsdp": way == "fsdp"}
+    run = loop.prepare(Recipe.from_config(miniature.get_config()).override(fields))
     assert run.mesh.size == 8
     batch = sharding.put_batch(dict(np.load(f"{folder}/batch.npz")), run.mesh)
     assert {s.data.shape[0] for s in batch["image"].addressable_shards} == {1}
-    state, metrics = run.take(1, run.state, batch)
+    state, metrics = run.train_step(1, run.state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)), "donated"
     sizes = [(leaf.nbytes, leaf.addressable_shards[0].data.nbytes) for leaf in jax.tree.leaves(state)]
     whole, here = np.sum(sizes, axis=0)
     assert here == whole if way == "replicated" else here < whole / 4, (here, whole)
-    np.savez(f"{folder}/{way}.npz", **test_parallel.figures(state, metrics))
+    np.savez(f"{folder}/{way}.npz", **test_sharding.figures(state, metrics))
 
 with Checkpoints(f"{folder}/eight") as checkpoints:
     checkpoints.save(1, state, run.data)
@@ -71,10 +71,10 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
     Only the order of sums differs.
     """
     run = loop.prepare(miniature(model__backbone="speck"))
-    batch = run.read()
+    batch = run.next_batch()
     run.data.close()
     np.savez(tmp_path / "batch.npz", **batch)
-    state, metrics = run.take(1, run.state, sharding.put_batch(batch, run.mesh))
+    state, metrics = run.train_step(1, run.state, sharding.put_batch(batch, run.mesh))
     expected = figures(state, metrics)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     out = subprocess.run(
@@ -93,9 +93,8 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
             atol = max(1e-4 * np.abs(value).max(), 1e-8)
             np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=atol, err_msg=name)
 
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     with Checkpoints(str(tmp_path / "eight")) as checkpoints:
-        restored = checkpoints.restore(abstract)
+        restored = checkpoints.restore(state)
     for name, value in figures(restored, {}).items():
         np.testing.assert_array_equal(value, np.load(tmp_path / "fsdp.npz")[name])
 
@@ -106,7 +105,7 @@ def test_parts_of_a_batch_add_up_to_it(miniature):
     found = []
     for parts in (1, 2):
         run = loop.prepare(miniature(**frozen, train__accumulate=parts))
-        state, metrics = run.take(1, run.state, sharding.put_batch(run.read(), run.mesh))
+        state, metrics = run.train_step(1, run.state, sharding.put_batch(run.next_batch(), run.mesh))
         run.data.close()
         found.append(figures(state, metrics))
     whole, added = found

@@ -69,7 +69,7 @@ def test_headers_agree_with_the_pixels():
     ]
     for data, notes in files:
         header = read_header(data)
-        assert header.notes() == notes
+        assert header.notes == notes
         assert header.size == decode_image(data).shape[1::-1]
     for nothing in (b"", b"\xff\xd8", b"\xff\xd8\xff", jpeg[:60], b"GIF89a", files[3][0][:20]):
         assert read_header(nothing) is None

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from dpose_jax.data.crop import (
-    Augment,
     CropSpec,
     View,
     draw_view,
@@ -18,6 +17,7 @@ from dpose_jax.data.crop import (
 )
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import COCO, JointSet
+from dpose_jax.recipe import Augment
 
 WARPS = ("unbiased", "rounded")
 NONE = Augment(0, 0, 0, 0, 0, 8, 0.7, 0, 0)
@@ -25,8 +25,8 @@ HRNET = Augment(0.5, 0.35, 45, 0.6, 0.3, 8, 0.7, 0, 0)
 BOX = np.array([31.3, 22.7, 61.0, 120.5])
 
 
-def spec(warp, size=(64, 48), padding=1.25):
-    return CropSpec(size, padding, warp)
+def spec(warp, size=(64, 48), padding=1.25, label_margin=0.0):
+    return CropSpec(size, padding, warp, label_margin)
 
 
 def picture(height=200, width=160, seed=0):
@@ -164,6 +164,54 @@ def test_visibility_ends_with_the_crop(flip):
         np.testing.assert_array_equal(points[2], [0, 0])
 
 
+def kept(points, crop_spec):
+    """Whether joints at these crop pixels keep their label; the view's scale is 1, its first pixel the image's."""
+    height, width = crop_spec.input_size
+    view = padded_view(np.array([0.0, 0, width, height]), crop_spec)
+    names = tuple(f"joint{i}" for i in range(len(points)))
+    joints = JointSet("many", names, (), (), (0.1,) * len(points), ())
+    moved, visible = warp_joints(np.c_[points, np.full(len(points), 2.0)], view, crop_spec, joints)
+    np.testing.assert_allclose(moved, points, atol=1e-4)
+    return visible > 0
+
+
+def test_the_label_margin_moves_the_border_by_itself():
+    """A joint counts up to the margin off each of the four sides, and no further."""
+    plain, wide = (spec("rounded", padding=1.0, label_margin=margin) for margin in (0.0, 24.0))
+    rng = np.random.default_rng(0)
+    points = rng.uniform([-60, -60], [108, 124], (20000, 2))
+    off = np.maximum(np.maximum(-0.5 - points, points - [47.5, 63.5]), 0).max(axis=1)
+    np.testing.assert_array_equal(kept(points, plain), off == 0)
+    np.testing.assert_array_equal(kept(points, wide), off <= 24)
+    view = dataclasses.replace(padded_view(BOX, wide), flip=True)
+    unflipped = dataclasses.replace(view, flip=False)
+    joints = np.c_[rng.uniform(-60, 260, (17, 2)), np.full(17, 2)]
+    order = list(COCO.flip_order)
+    mirrored, straight = (warp_joints(joints, each, wide, COCO)[1] for each in (view, unflipped))
+    np.testing.assert_array_equal(mirrored, straight[order])
+    assert 0 < straight.sum() < 17
+
+
+def test_three_sigmas_are_hrnets_rule_but_for_its_rounding():
+    """HRNet drops a joint whose window of 3 sigma lies off the heatmap.
+
+    Its window's end may touch the heatmap's first pixel from outside, and int() truncates towards zero: on the low side
+    it keeps joints up to 2.375 heatmap pixels further, on the high side it drops them .375 sooner.
+    """
+    stride, sigma, (height, width) = 4, 2.0, (256, 192)
+    ours = spec("rounded", (height, width), padding=1.0, label_margin=3 * sigma * stride)
+    points = np.random.default_rng(0).uniform([-60, -60], [width + 60, height + 60], (20000, 2))
+    mu = np.trunc(points / stride + 0.5)
+    size = np.array([width, height]) / stride
+    hrnets = ~((mu - 3 * sigma >= size) | (mu + 3 * sigma + 1 < 0)).any(axis=1)
+    differs = kept(points, ours) != hrnets
+    on_map = points / stride
+    low = (on_map > -8.5) & (on_map <= -6.125)
+    high = (on_map >= size + 5.5) & (on_map <= size + 5.875)
+    assert (low | high)[differs].any(axis=1).all()
+    assert 0 < differs.mean() < 0.06
+
+
 def draws(augment, count=2000, joint_set=COCO, bbox=BOX):
     rng = np.random.default_rng(0)
     return [draw_view(rng, whole_person(bbox=bbox), spec("unbiased"), augment, joint_set) for _ in range(count)]
@@ -282,12 +330,3 @@ def test_colour():
 def test_augment_names_the_bad_field(field, value):
     with pytest.raises(ValueError, match=rf"augment.{field}={value}: must"):
         dataclasses.replace(HRNET, **{field: value})
-
-
-def test_spec_names_the_bad_field():
-    with pytest.raises(ValueError, match="crop.warp='udp': must be 'unbiased' or 'rounded'"):
-        spec("udp")
-    with pytest.raises(ValueError, match="crop.padding=0"):
-        spec("rounded", padding=0)
-    with pytest.raises(ValueError, match=r"input_size=\(1, 48\)"):
-        spec("rounded", size=(1, 48))

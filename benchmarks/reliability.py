@@ -1,4 +1,4 @@
-"""Does a measure of doubt know where the errors are?"""
+"""How well measures of doubt rank the errors of joints."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from scipy import stats
 
 from dpose_jax import Predictor
 from dpose_jax.data.sample import Source
-from dpose_jax.evaluation.coco import evaluate_results, without_boxes
-from dpose_jax.evaluation.evaluator import checked_batches
-from dpose_jax.evaluation.report import Predictions, to_results
+from dpose_jax.evaluation.coco import evaluate_results
+from dpose_jax.evaluation.predict_split import Predictions, predict_split
+from dpose_jax.evaluation.report import to_results
+from dpose_jax.evaluation.results import without_boxes
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import JointSet
@@ -18,26 +19,21 @@ from dpose_jax.recipe import Recipe
 
 
 def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
-    """Predictions of every person of a source, and each measure of doubt, (N, J), higher where less sure.
+    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J).
 
-    `spread` and `curvature` are standard deviations in units of the box's longer side, `peak` is minus its height.
+    Doubt is higher where the model is less sure. `spread` and `curvature` are standard deviations in units of the box's
+    longer side, `peak` is minus the height of the peak.
     """
     run = jax.jit(predictor.sampler.poses)
-    parts = []
-    for batch in checked_batches(predictor.config, source, size):
-        found = jax.device_get(run(predictor.variables, batch["image"], batch["annotation_id"]))
-        to_image, valid = batch["to_image"], batch["mask"] > 0
-        keypoints = to_image_pixels(found["keypoints"], to_image)
-        covariances = uncertainty.transform_covariance(found["covariances"], to_image[:, :, :2])
-        flat = to_image_pixels(found["hypotheses"].reshape(len(valid), -1, 2), to_image)
-        spread = uncertainty.spread(flat.reshape(found["hypotheses"].shape))
-        curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
-        row = (batch["index"], keypoints, found["scores"], spread, curvature)
-        parts.append([column[valid] for column in row])
-    index, keypoints, scores, spread, curvature = (np.concatenate(column) for column in zip(*parts, strict=True))
-    sides = np.array([max(source[int(i)].bbox[2:]) for i in index])[:, None]
-    doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -scores}
-    return Predictions(index, keypoints, scores), doubts
+    rows = predict_split(predictor.recipe, source, lambda *inputs: run(predictor.variables, *inputs), batch_size=size)
+    found, count = rows.outputs, len(rows.index)
+    covariances = uncertainty.transform_covariance(found["covariances"], rows.to_image[:, :, :2])
+    hypotheses = to_image_pixels(found["hypotheses"].reshape(count, -1, 2), rows.to_image)
+    spread = uncertainty.spread(hypotheses.reshape(found["hypotheses"].shape))
+    curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
+    sides = np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
+    doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -found["scores"]}
+    return rows.predictions(found["keypoints"], found["scores"]), doubts
 
 
 def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:
@@ -71,14 +67,14 @@ def accuracy_without_worst(
     doubt: np.ndarray,
     shares: Sequence[float],
     joint_set: JointSet,
-    config: Recipe,
+    recipe: Recipe,
 ) -> dict[float, float | None]:
-    """AP on the persons that are left when the share with the most doubt is dropped, prediction and truth alike.
+    """AP after removing the share of persons with the most doubt, predictions and ground truth alike.
 
     Args:
       doubt: (N,) of each predicted person.
       shares: in [0, 1); 0 is the plain AP.
-      config: see `protocol.to_results`.
+      recipe: see `report.to_results`.
 
     Returns:
       AP by share. Annotated persons that were not predicted stay, as misses.
@@ -92,6 +88,6 @@ def accuracy_without_worst(
         gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
         left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
         some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
-        results = to_results(source, some, joint_set, config)
+        results = to_results(source, some, joint_set, recipe)
         found[share] = evaluate_results(left, without_boxes(results), joint_set)["AP"]
     return found

@@ -8,8 +8,7 @@ from evaluation_cases import ground_truth, jittered, perfect, plain_aic, plain_a
 
 from dpose_jax.evaluation.aic import official_score, results_from_native
 from dpose_jax.evaluation.coco import METRICS
-from dpose_jax.evaluation.crowdpose import crowd_slices
-from dpose_jax.evaluation.metrics import best_assignment, score
+from dpose_jax.evaluation.metrics import best_assignment, crowd_slices, score
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
 

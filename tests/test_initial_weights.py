@@ -1,4 +1,4 @@
-"""What a run starts from, and the first steps with the backbone held."""
+"""The initial weights of a run, and its first steps with a frozen backbone."""
 
 import contextlib
 import shutil
@@ -13,16 +13,18 @@ from flax.traverse_util import flatten_dict
 from hrnet_weights import stored_weights
 from safetensors.numpy import save_file
 
-from dpose_jax.models.diffusion_pose import DENOISER, build_model
+from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.runtime import sharding
-from dpose_jax.training import loop
+from dpose_jax.training.dry_run import dry_run
 from dpose_jax.training.initial_weights import starting_variables
-from dpose_jax.training.loop import dry_run, prepare, train
-from dpose_jax.training.state import averaged_variables, hold_parts, make_optimizer
+from dpose_jax.training.loop import prepare, train
+from dpose_jax.training.optimizer import frozen_until
+from dpose_jax.training.state import evaluated_variables
 from dpose_jax.workdir import model_folder
-from dpose_jax.workdir.checkpoints import Checkpoints, read_variables, stored_config
+from dpose_jax.workdir.checkpoints import Checkpoints, read_variables
+from dpose_jax.workdir.compatibility import as_stored, stored_recipe
 from dpose_jax.workdir.files import write_json
 
 
@@ -61,7 +63,7 @@ def test_a_file_is_the_start_of_the_run(small, tmp_path, capsys):
     variance = state.batch_stats["hrnet"]["stem1"]["bn"]["var"]
     np.testing.assert_array_equal(variance, stored_weights("w18_small", "imagenet")["bn1.running_var"])
     # The moving average starts there too.
-    assert_equal(averaged_variables(state)["params"], state.params)
+    assert_equal(evaluated_variables(state, ema=True)["params"], state.params)
     said = capsys.readouterr().out
     assert f"start: 290 of 385 arrays from {path}; at random: attention, coarse_head, decoder, merge; ignored: " in said
 
@@ -97,9 +99,9 @@ def test_a_resumed_run_takes_its_checkpoint(trained, miniature, tmp_path, capsys
 @pytest.fixture(scope="module")
 def averages(trained):
     """What the checkpoint of `trained` gives, flat."""
-    variables, step = read_variables(trained[1])
-    assert step == 4
-    return flatten_dict(variables, sep="/")
+    found = read_variables(trained[1])
+    assert found.step == 4 and found.averaged
+    return flatten_dict(found.variables, sep="/")
 
 
 def test_a_run_starts_from_another_run(trained, averages, miniature, capsys):
@@ -109,7 +111,7 @@ def test_a_run_starts_from_another_run(trained, averages, miniature, capsys):
     assert_equal(started, averages)
     last = restored(*trained)
     assert leaves_that_differ(state.params, last.params)
-    assert_equal(state.params, averaged_variables(last)["params"])
+    assert_equal(state.params, evaluated_variables(last, ema=True)["params"])
     count = len(averages)
     assert f"start: {count} of {count} arrays from {trained[1]} (step 4)\n" in capsys.readouterr().out
 
@@ -118,15 +120,14 @@ def test_without_evaluated_averages_there_are_the_newest_values(trained, tmp_pat
     """As `eval.py` does with `eval.ema=False`."""
     workdir = tmp_path / "run"
     shutil.copytree(trained[1], workdir)
-    stored = stored_config(str(workdir))
-    stored["eval"]["ema"] = False
-    write_json(str(workdir / "config.json"), stored)
-    assert_equal(read_variables(str(workdir))[0]["params"], restored(*trained).params)
+    stored = stored_recipe(str(workdir)).override({"eval.ema": False})
+    write_json(str(workdir / "config.json"), as_stored(stored))
+    assert_equal(read_variables(str(workdir)).variables["params"], restored(*trained).params)
 
 
 def test_a_run_starts_from_a_model_folder(trained, averages, miniature, tmp_path, capsys):
-    variables, step = read_variables(trained[1])
-    model_folder.save(str(tmp_path), variables, stored_config(trained[1]), step=step)
+    found = read_variables(trained[1])
+    model_folder.save(str(tmp_path), found.variables, stored_recipe(trained[1]), step=found.step)
     config = miniature(model__pretrained=str(tmp_path))
     assert_equal(flatten_dict(starting_variables(config, build_model(config)), sep="/"), averages)
     assert f"arrays from {tmp_path} (step 4)\n" in capsys.readouterr().out
@@ -146,12 +147,12 @@ def test_other_joints_get_new_heads(trained, averages, miniature, tmp_path):
         np.testing.assert_array_equal(array, (fresh if path.startswith(heads) else averages)[path])
 
 
-def test_hold_parts_is_a_late_start():
-    """Held parameters get what an optimizer gives that first sees them afterwards; the others never notice."""
+def test_a_frozen_part_starts_late():
+    """Frozen parameters get what an optimizer gives that first sees them afterwards; the others never notice."""
     rng = np.random.default_rng(0)
     params = {name: {"kernel": jnp.asarray(rng.standard_normal((3, 2)), jnp.float32)} for name in ("hrnet", "decoder")}
     inner = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1))
-    held, late, plain = hold_parts(inner, {"hrnet": 3, "attention": 2}), inner, inner
+    held, late, plain = frozen_until(3, "hrnet", inner), inner, inner
     state, plain_state = held.init(params), plain.init(params["decoder"])
     late_state = late.init(params["hrnet"])
     for step in range(8):
@@ -172,14 +173,13 @@ def test_steps_draw_by_the_seed_of_the_config(miniature):
     assert run.key == jax.random.key(3)
 
 
-def test_the_backbone_is_held_for_the_first_steps(miniature):
+def test_the_backbone_is_frozen_for_the_first_steps(miniature):
     """Parameters, BatchNorm statistics and Adam's moments of HRNet, through the compiled step; all else learns."""
     run = prepare(miniature(optim__freeze_backbone_steps=2))
-    (_, frozen), (_, step) = run.phases
-    assert [run.step_at(number) for number in (1, 2, 3)] == [frozen, frozen, step]
+    assert [(phase.name, phase.last) for phase in run.phases] == [("frozen backbone", 2), ("all", 4)]
     start, state = jax.device_get(run.state), run.state
     for number in (1, 2):
-        state, metrics = run.take(number, state, sharding.put_batch(run.read(), run.mesh))
+        state, metrics = run.train_step(number, state, sharding.put_batch(run.next_batch(), run.mesh))
     run.data.close()
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert_equal(state.batch_stats, start.batch_stats)
@@ -189,52 +189,12 @@ def test_the_backbone_is_held_for_the_first_steps(miniature):
     assert len(moments) == 2 * len(jax.tree.leaves(start.params["hrnet"])) and not any(leaf.any() for leaf in moments)
 
 
-def test_the_denoiser_learns_in_the_last_share_of_the_run(miniature):
-    """At first a run is that of a plain HRNet, to the bit; then all learns, Adam from its first step."""
-    late, plain = prepare(miniature(optim__denoiser_from=0.5)), prepare(miniature(loss__diffusion=0.0))
-    assert [last for last, _ in late.phases] == [2, 4] and [last for last, _ in plain.phases] == [4]
-    start = jax.device_get(late.state.params)
-    state, its_state = late.state, plain.state
-    for number in (1, 2):
-        state, metrics = late.take(number, state, sharding.put_batch(late.read(), late.mesh))
-        its_state, its_metrics = plain.take(number, its_state, sharding.put_batch(plain.read(), plain.mesh))
-        for name in ("loss", "loss_coarse", "loss_diffusion", "grad_norm"):
-            assert metrics[name] == its_metrics[name]
-    plain.data.close()
-    assert metrics["loss_diffusion"] == 0
-    for part, leaves in state.params.items():
-        assert_equal(leaves, start[part] if part in DENOISER else its_state.params[part])
-    assert set(DENOISER) < set(start)
-    held = jax.device_get(state.params)
-    state, metrics = late.take(3, state, sharding.put_batch(late.read(), late.mesh))
-    late.data.close()
-    assert metrics["loss_diffusion"] > 0
-    change = np.abs(held["merge"]["kernel"] - state.params["merge"]["kernel"])
-    np.testing.assert_allclose(np.median(change), metrics["learning_rate"], rtol=0.01)  # Adam's first step is 1 or -1
-
-
 def restored(config, workdir):
-    abstract = jax.tree.map(loop._abstract, prepare(config, resumes=True).state)
     with contextlib.closing(Checkpoints(str(workdir), keep=2)) as checkpoints:
-        return jax.device_get(checkpoints.restore(abstract))
+        return jax.device_get(checkpoints.restore(prepare(config, resumes=True).state))
 
 
 def adam_leaves(state):
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
     named = [(jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
     return [(path, leaf) for path, leaf in named if ".mu" in path or ".nu" in path]
-
-
-def test_the_stored_state_does_not_depend_on_the_length_of_the_run(miniature):
-    """A share of a short run may be no step at all; resumed for longer, it finds what it stored."""
-    params = {name: {"kernel": np.ones((2, 2), np.float32)} for name in ("hrnet", *DENOISER)}
-    optimizers = [make_optimizer(miniature(optim__denoiser_from=0.2, train__steps=steps)) for steps in (4, 40)]
-    short, long = (jax.tree.structure(optimizer.init(params)) for optimizer in optimizers)
-    assert short == long
-
-
-def test_field_out_of_range(miniature):
-    with pytest.raises(ValueError, match=r"optim\.denoiser_from=1\.0: must lie in \[0, 1\)"):
-        make_optimizer(miniature(optim__denoiser_from=1.0))
-    with pytest.raises(ValueError, match=r"optim\.freeze_backbone_steps=-1: must not be negative"):
-        make_optimizer(miniature(optim__freeze_backbone_steps=-1))

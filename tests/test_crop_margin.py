@@ -3,21 +3,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import base
 from dpose_jax.data import crop
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.loader import crop_spec
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import COCO, JointSet
+from dpose_jax.recipe import Recipe
 
 HUGE = (10_000, 10_000)
 
 
 def recipe(**augment):
-    config = base.get_config()
-    config.input_size = (64, 48)
-    config.augment.update(augment)
-    return config
+    values = {f"augment.{name}": value for name, value in augment.items()}
+    return Recipe().override({"input_size": (128, 96)} | values)
 
 
 def person(seed, size=HUGE):
@@ -37,16 +35,15 @@ def corners(view, spec):
 @pytest.mark.parametrize("warp", ["unbiased", "rounded"])
 @pytest.mark.parametrize("augment", [{}, {"rotation": 20.0, "shift": 0.2}, {"rotation_prob": 0.0, "scale": 0.0}])
 def test_no_view_leaves_the_window_and_some_reach_its_sides(warp, augment):
-    config = recipe(**augment)
-    config.crop.warp = warp
-    spec, settings = crop_spec(config), crop.Augment(**config.augment)
-    margin = Margin.of(config, COCO, training=True)
+    drawn = recipe(**augment).override({"crop.warp": warp})
+    spec = crop_spec(drawn)
+    margin = Margin.of(drawn, training=True)
     slack = []
     for seed in range(12):
         somebody = person(seed)
-        left, top, right, bottom = margin.window(somebody, HUGE, COCO)
+        left, top, right, bottom = margin.window(somebody, HUGE)
         rng = np.random.default_rng(seed)
-        views = [crop.draw_view(rng, somebody, spec, settings, COCO) for _ in range(120)]
+        views = [crop.draw_view(rng, somebody, spec, drawn.augment, COCO) for _ in range(120)]
         reached = np.concatenate([corners(view, spec) for view in views])
         low, high = reached.min(axis=0) - (left, top), (right, bottom) - reached.max(axis=0)
         # Bilinear sampling reads the pixel after the one it falls on.
@@ -57,19 +54,18 @@ def test_no_view_leaves_the_window_and_some_reach_its_sides(warp, augment):
 
 
 def test_without_training_the_window_is_the_plain_crop():
-    config, somebody = recipe(), person(0)
-    margin = Margin.of(config, COCO, training=False)
-    left, top, right, bottom = margin.window(somebody, HUGE, COCO)
-    reached = corners(crop.padded_view(somebody.bbox, crop_spec(config)), crop_spec(config))
+    somebody, spec = person(0), crop_spec(recipe())
+    left, top, right, bottom = Margin.of(recipe(), training=False).window(somebody, HUGE)
+    reached = corners(crop.padded_view(somebody.bbox, spec), spec)
     np.testing.assert_allclose(reached.min(axis=0), (left, top), atol=4)
     np.testing.assert_allclose(reached.max(axis=0), (right, bottom), atol=4)
 
 
 def test_windows_lie_in_the_image():
-    margin = Margin.of(recipe(), COCO, training=True)
+    margin = Margin.of(recipe(), training=True)
     for box in ([0, 0, 40, 50], [0, 0, 1, 1], [39.5, 49.5, 0.5, 0.5], [38, 2, 2, 2]):
         somebody = dataclasses.replace(person(0), bbox=np.float32(box))
-        left, top, right, bottom = margin.window(somebody, (50, 40), COCO)
+        left, top, right, bottom = margin.window(somebody, (50, 40))
         assert 0 <= left < right <= 40 and 0 <= top < bottom <= 50
 
 
@@ -85,9 +81,7 @@ WIDER = [
 
 @pytest.mark.parametrize(("change", "message"), WIDER)
 def test_a_recipe_that_reaches_further_is_refused(change, message):
-    built, asked = recipe(), recipe()
-    asked.update_from_flattened_dict(change)
-    margin, wider = (Margin.of(config, COCO, training=True) for config in (built, asked))
+    margin, wider = (Margin.of(each, training=True) for each in (recipe(), recipe().override(change)))
     margin.check_covers(margin, "here")
     with pytest.raises(ValueError, match=f"here: .*{message}"):
         margin.check_covers(wider, "here")
@@ -96,16 +90,16 @@ def test_a_recipe_that_reaches_further_is_refused(change, message):
 
 
 def test_half_bodies_must_be_built_for():
-    without = Margin.of(recipe(half_body=0.0), COCO, training=True)
-    margin = Margin.of(recipe(), COCO, training=True)
+    without = Margin.of(recipe(half_body=0.0), training=True)
+    margin = Margin.of(recipe(), training=True)
     margin.check_covers(without, "here")
     with pytest.raises(ValueError, match="augment.half_body is True, they were built for False"):
         without.check_covers(margin, "here")
     other = JointSet(COCO.name, COCO.joints, COCO.limbs, COCO.flip_pairs, COCO.sigmas, tuple(range(9)))
     with pytest.raises(ValueError, match="joint_set .its upper_body"):
-        margin.check_covers(Margin.of(recipe(), other, training=True), "here")
+        margin.check_covers(Margin.of(recipe().override({"joint_set": other}), training=True), "here")
     # A recipe that never turns needs no turned crops, whatever its angle.
-    still = Margin.of(recipe(rotation_prob=0.0, rotation=90.0), COCO, training=True)
+    still = Margin.of(recipe(rotation_prob=0.0, rotation=90.0), training=True)
     margin.check_covers(still, "here")
     # The plain crop of an evaluation needs none of it.
-    still.check_covers(Margin.of(recipe(rotation=90.0, shift=1.0), COCO, training=False), "here")
+    still.check_covers(Margin.of(recipe(rotation=90.0, shift=1.0), training=False), "here")

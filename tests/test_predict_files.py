@@ -71,12 +71,12 @@ def test_results_are_those_of_the_evaluation(trained, predictor, tmp_path):
         its = [i for i in range(len(source)) if source[i].image_id == image["id"]]
         poses = predictor(source.read_image(its[0]), [source[i].bbox for i in its])
         joints = np.concatenate([poses.keypoints, poses.keypoint_scores[..., None]], axis=-1).reshape(len(its), -1)
-        areas = [max(w, h) ** 2 * predictor.config.crop.padding**2 for w, h in poses.boxes[:, 2:]]
+        areas = [max(w, h) ** 2 * predictor.recipe.crop.padding**2 for w, h in poses.boxes[:, 2:]]
         one = [
             {"image_id": image["id"], "keypoints": k.tolist(), "score": s, "area": a}
             for k, s, a in zip(joints, poses.scores, areas, strict=True)
         ]
-        rows += oks_nms(one, poses.joint_set.sigmas, predictor.config.eval.nms)
+        rows += oks_nms(one, poses.joint_set.sigmas, predictor.recipe.eval.nms)
     key = lambda row: (row["image_id"], row["score"])  # noqa: E731
     assert len(results) == len(rows)
     for row, expected in zip(sorted(results, key=key), sorted(rows, key=key), strict=True):
@@ -182,7 +182,7 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
         (lambda path: write_boxes(path / "b.json", [(7, [0, 0, 1, 1], 1)]), {"boxes": "b.json"}, "looked for: 1, 2"),
         (lambda path: None, {"boxes": "b.json", "min_score": 2.0}, "min_box_score=2.0"),
         (lambda path: (path / "out").write_text("text"), {}, "is a file"),
-        (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: shows images"),
+        (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: draws images"),
         (
             lambda path: (path / "b.json").write_text('{"annotations": [], "images": null}'),
             {"boxes": "b.json"},
@@ -303,8 +303,8 @@ def test_trace_is_the_prediction_without_flip(predictor, folder):
     """The last joints of the trajectory are those of the same run without flip test."""
     image = load_image(folder / "1.png")
     _, trajectory, joints = predictor.trace(image)
-    plain = Predictor(predictor.config, predictor.variables, flip=False, batch_sizes=(2,))(image)
-    to_image = predictor._views(image, None)[3]
+    plain = Predictor(predictor.recipe, predictor.variables, flip=False, batch_sizes=(2,))(image)
+    to_image = predictor._crops(image, None)[1]
     np.testing.assert_allclose(pose_sampler.to_image_pixels(joints[-1], to_image), plain.keypoints, atol=5e-3)
     np.testing.assert_allclose(trajectory[-1].max(axis=(1, 2)), plain.keypoint_scores, atol=1e-5)
 

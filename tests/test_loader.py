@@ -6,13 +6,12 @@ import cv2
 import grain
 import numpy as np
 import pytest
-from ml_collections import config_dict
 
-from configs import base
 from dpose_jax.data import crop, loader
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.recipe import Recipe
 
 KEYS = {"image", "keypoints", "visible", "annotation_id", "index", "mask", "bad_index", "to_image"}
 
@@ -39,20 +38,16 @@ class Memory:
 
 
 def settings(batch_size=4, workers=0, **augment):
-    config = base.get_config()
-    config.input_size = (64, 32)
-    config.train.batch_size = batch_size
-    config.data.workers = workers
-    config.augment.update(augment)
-    return config
+    values = {"input_size": (64, 32), "train.batch_size": batch_size, "data.workers": workers}
+    return Recipe().override(values | {f"augment.{name}": value for name, value in augment.items()})
 
 
 def still(batch_size=4):
     return settings(batch_size, flip=0.0, scale=0.0, rotation=0.0, half_body=0.0)
 
 
-def take(config, source, count, shard=(0, 1)):
-    batches = loader.train_iterator(config, source, shard=shard)
+def take(recipe, source, count, shard=(0, 1)):
+    batches = loader.train_iterator(recipe, source, shard=shard)
     taken = list(itertools.islice(batches, count))
     batches.close()
     return taken
@@ -111,33 +106,31 @@ def test_each_person_once_an_epoch_in_a_new_order():
 @pytest.mark.parametrize("count", [2, 3])
 def test_hosts_share_one_stream(count):
     """The global batch is the same, row by row, for every number of hosts, also where 13 persons do not divide."""
-    source, config = Memory(13), settings(batch_size=6)
-    alone = take(config, source, 9)
-    hosts = [take(config, source, 9, shard=(host, count)) for host in range(count)]
+    source, recipe = Memory(13), settings(batch_size=6)
+    alone = take(recipe, source, 9)
+    hosts = [take(recipe, source, 9, shard=(host, count)) for host in range(count)]
     for batch, *parts in zip(alone, *hosts, strict=True):
         assert all(len(part["index"]) == 6 // count for part in parts)
         for key in KEYS:
             np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), batch[key])
 
 
-def rows_by_epoch(config, persons, epochs):
+def rows_by_epoch(recipe, persons, epochs):
     """{(epoch, index): image}."""
-    batches = take(config, Memory(persons), epochs * persons // config.train.batch_size)
+    batches = take(recipe, Memory(persons), epochs * persons // recipe.train.batch_size)
     images = np.concatenate([batch["image"] for batch in batches])
     return {(place // persons, int(i)): images[place] for place, i in enumerate(indices(batches))}
 
 
 def test_a_row_depends_on_seed_epoch_and_index_only():
     first = rows_by_epoch(settings(), 8, 3)
-    other = settings()
-    other.seed = 1
-    other = rows_by_epoch(other, 8, 3)
+    other = rows_by_epoch(settings().override({"seed": 1}), 8, 3)
     assert not any(np.array_equal(first[place], other[place]) for place in first)
     assert not any(np.array_equal(first[0, i], first[1, i]) for i in range(8))
     # The same rows without any shuffle, so at other places of the stream.
-    config = settings()
-    example = loader._TrainExample(Memory(8), loader.crop_spec(config), crop.Augment(**config.augment), COCO)
-    unshuffled = grain.MapDataset.range(8).seed(config.seed).random_map(example).repeat()
+    recipe = settings()
+    example = loader._TrainExample(Memory(8), loader.crop_spec(recipe), recipe.augment, COCO)
+    unshuffled = grain.MapDataset.range(8).seed(recipe.seed).random_map(example).repeat()
     for (epoch, i), image in first.items():
         np.testing.assert_array_equal(image, unshuffled[8 * epoch + i]["image"])
 
@@ -221,10 +214,10 @@ def test_evaluation_reads_in_order_and_pads(workers):
 
 
 def test_evaluation_does_not_augment():
-    config = settings(flip=1.0, scale=0.9)
-    spec = loader.crop_spec(config)
+    recipe = settings(flip=1.0, scale=0.9)
+    spec = loader.crop_spec(recipe)
     source = Memory(3)
-    (batch,) = loader.eval_batches(config, source, 3)
+    (batch,) = loader.eval_batches(recipe, source, 3)
     for index in range(3):
         view = crop.padded_view(source[index].bbox, spec)
         np.testing.assert_array_equal(batch["image"][index], crop.warp_image(source.read_image(index), view, spec))
@@ -253,7 +246,7 @@ def test_a_batch_size_that_does_not_divide_is_named():
         loader.eval_batches(settings(), Memory(3), 0)
 
 
-def folder(path: pathlib.Path) -> config_dict.ConfigDict:
+def folder(path: pathlib.Path) -> Recipe:
     (path / "pictures").mkdir(parents=True)
     cv2.imwrite(str(path / "pictures" / "1.png"), np.zeros((50, 40, 3), np.uint8))
     image = {"id": 1, "file_name": "1.png", "width": 40, "height": 50}
@@ -264,68 +257,71 @@ def folder(path: pathlib.Path) -> config_dict.ConfigDict:
     (path / "val.json").write_text(json.dumps(truth))
     (path / "train.json").write_text(json.dumps(truth | {"annotations": [person | {"id": 6}, person | {"id": 7}]}))
     (path / "boxes.json").write_text(json.dumps([box, box | {"score": 0.1}]))
-    config = settings()
-    config.data.update({"train_annotations": "train.json", "train_images": "pictures", "val_annotations": "val.json"})
-    config.data.update({"val_images": "pictures", "val_detections": "boxes.json"})
-    return config
+    values = {"train_annotations": "train.json", "train_images": "pictures", "val_annotations": "val.json"}
+    values |= {"val_images": "pictures", "val_detections": "boxes.json"}
+    return settings().override({f"data.{name}": value for name, value in values.items()})
 
 
 def test_make_source_reads_a_folder(tmp_path, monkeypatch):
-    config = folder(tmp_path / "coco")
+    recipe = folder(tmp_path / "coco")
     monkeypatch.delenv("DPOSE_DATA", raising=False)
     with pytest.raises(ValueError, match="data.root is not set.*DPOSE_DATA"):
-        make_source(config, "train", training=True)
+        make_source(recipe, "train", training=True)
     monkeypatch.setenv("DPOSE_DATA", str(tmp_path))
-    assert len(make_source(config, "train", training=True)) == 2
-    config.data.root = str(tmp_path / "coco")
+    assert len(make_source(recipe, "train", training=True)) == 2
     monkeypatch.delenv("DPOSE_DATA")
-    config.eval.boxes, config.eval.min_box_score = "detections", 0.3
-    found = make_source(config, "val", training=False)
+    detected = {"eval.boxes": "detections", "eval.min_box_score": 0.3}
+    recipe = recipe.override({"data.root": str(tmp_path / "coco")} | detected)
+    found = make_source(recipe, "val", training=False)
     assert len(found) == 1 and found[0].score == 0.5
-    assert len(make_source(config, "train", training=True)) == 2
+    assert len(make_source(recipe, "train", training=True)) == 2
     with pytest.raises(ValueError, match="eval.boxes='detections' needs .* got 'folder', 'train'"):
-        make_source(config, "train", training=False)
-    config.data.root = str(tmp_path / "none")
+        make_source(recipe, "train", training=False)
     with pytest.raises(FileNotFoundError, match="data.root=.*none"):
-        make_source(config, "train", training=True)
+        make_source(recipe.override({"data.root": str(tmp_path / "none")}), "train", training=True)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("data.source", "web", "data.source='web': must be one of .*'folder'"),
-        ("eval.boxes", "yolo", "eval.boxes='yolo': must be 'gt' or 'detections'"),
+        ("eval.boxes", "yolo", "eval.boxes='yolo': must be one of"),
         ("joint_set", "dog", "joint_set='dog'"),
+        ("crop.warp", "udp", "crop.warp='udp': must be one of"),
+        ("crop.padding", 0, "crop.padding=0.0: must be positive"),
+        ("codec.label_margin", -1, "codec.label_margin=-1.0: must not be negative"),
     ],
 )
-def test_make_source_names_the_bad_field(tmp_path, field, value, message):
-    config = folder(tmp_path / "coco")
-    config.data.root = str(tmp_path / "coco")
-    config.update_from_flattened_dict({field: value})
+def test_a_bad_field_is_named(field, value, message):
     with pytest.raises(ValueError, match=message):
-        make_source(config, "val", training=False)
+        settings().override({field: value})
+
+
+def test_the_label_margin_is_in_sigmas_of_the_heatmaps():
+    assert loader.crop_spec(settings()).label_margin == 0
+    wide = settings().override({"codec.label_margin": 3.0, "codec.sigma": 1.5, "stride": 2})
+    assert loader.crop_spec(wide).label_margin == 3 * 1.5 * 2
+
+
+def test_make_source_names_a_split_that_does_not_exist():
     with pytest.raises(ValueError, match="split='test': must be one of"):
         make_source(settings(), "test", training=False)
 
 
 def test_synthetic_splits_share_no_image():
-    pytest.importorskip("dpose_jax.data.synthetic.dataset")
-    config = settings()
-    config.data.source = "synthetic"
-    config.data.synthetic.train_images, config.data.synthetic.val_images = 6, 4
-    train, val = (make_source(config, split, training=split == "train") for split in ("train", "val"))
+    images = {"data.synthetic.train_images": 6, "data.synthetic.val_images": 4}
+    recipe = settings().override({"data.source": "synthetic"} | images)
+    train, val = (make_source(recipe, split, training=split == "train") for split in ("train", "val"))
     images = [{source[i].image_id for i in range(len(source))} for source in (train, val)]
     assert images[0] and images[1] and not images[0] & images[1]
 
 
 def test_real_people_are_inside_their_crops(data_root):
-    config = settings(batch_size=32)
-    config.input_size = (128, 96)
-    config.joint_set = "crowdpose"
-    config.data.root = str(data_root / "lspet")
-    config.data.update({"val_annotations": "annotations/lspet_val_crowdpose.json", "val_images": "images"})
-    source = make_source(config, "val", training=False)
-    for batch in itertools.islice(loader.eval_batches(config, source, 32), 4):
+    values = {"input_size": (128, 96), "joint_set": "crowdpose", "data.root": str(data_root / "lspet")}
+    values |= {"data.val_annotations": "annotations/lspet_val_crowdpose.json", "data.val_images": "images"}
+    recipe = settings(batch_size=32).override(values)
+    source = make_source(recipe, "val", training=False)
+    for batch in itertools.islice(loader.eval_batches(recipe, source, 32), 4):
         labelled = np.stack([source[i].keypoints[:, 2] > 0 for i in batch["index"]])
         np.testing.assert_array_equal(batch["visible"], labelled)
         assert batch["image"].std(axis=(1, 2, 3)).min() > 5
