@@ -119,7 +119,7 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     found = [rows("recipe", seed, coarse, 0.0, 0.0) for seed in (0, 1)] + [rows("plain", 0, coarse, 0.0, 0.0)]
     found += [rows("recipe", seed, direct, 0.5, 0.7 + seed / 10) for seed in (0, 1)]
     figures = []
-    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
     plot.write_errors("errors.png", [row for row, _ in found], [joint for _, joints in found for joint in joints])
     axes = figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "occluded", "visible", "wrist", "ear"]
@@ -147,7 +147,7 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
         row("recipe", Reading("direct", 1, "none"), 0.6, 1.7),
     ]
     figures = []
-    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
     plot.write_plot("study.png", rows)
     drawn = [{line.get_label(): line[0].get_xydata().tolist() for line in axes.containers} for axes in figures[0].axes]
     assert drawn == [

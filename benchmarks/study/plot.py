@@ -1,14 +1,13 @@
 """The pictures of the study: AP over sampling steps and over latency, and error by joint and by visibility."""
 
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.report import write_figure
 from benchmarks.study.tables import KEYS, Reading, Row, reading_of, run_of
 from benchmarks.study.variants import MAIN, VARIANTS, title
-from dpose_jax.workdir.files import write_bytes
 
 # By panel: the updates that it shows, and what lies on its x axis.
 STEPS, LATENCY = "sampling steps", "latency / latency of the coarse branch"
@@ -47,7 +46,7 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
             axes.set_xscale("log", base=2)
             ticks = sorted({round(x) for line in axes.containers for x in line[0].get_xdata()})
             axes.set_xticks(ticks, [str(steps) for steps in ticks])
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
@@ -86,18 +85,12 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
     axes.legend(fontsize=7)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def _shown(names: Iterable[str]) -> list[str]:
     every = list(dict.fromkeys(names))
     return [name for name in every if name in MAIN] or every
-
-
-def _save(figure: Figure, path: str) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    write_bytes(path, data.getvalue())
 
 
 def _points(rows: Iterable[Row], across: str) -> list[tuple[float, float, float]]:

@@ -173,12 +173,12 @@ def _stepper(recipe: Recipe) -> Callable:
     """A call that takes the last training step of a run again and again, always with the same batch."""
     run = prepare(recipe)
     with contextlib.closing(run.data):
-        batch = sharding.put_batch(run.read(), run.mesh)
+        batch = sharding.put_batch(run.next_batch(), run.mesh)
     state = run.state
 
     def step():
         nonlocal state
-        state, metrics = run.take(recipe.train.steps, state, batch)
+        state, metrics = run.train_step(recipe.train.steps, state, batch)
         return metrics["loss"]
 
     return step

@@ -1,6 +1,6 @@
 """Writes the generated tables and the plots of the results pages: `python docs/appendix/tables.py`, from the clone.
 
-A table ends at `<!-- end -->`, and begins at `<!-- rows STUDIES | ROWS | COLUMNS -->` or `<!-- variants STUDY | NAMES -->`.
+A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->` or `<!-- variants STUDY | NAMES -->`, ends at `<!-- end -->`.
 Studies are those of docs/results/study.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one seed alone.
 """
 
