@@ -16,7 +16,7 @@ from benchmarks.study.summary import in_points, summarise
 from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, RunKey, run_of
 from benchmarks.study.variants import MAIN, VARIANTS
 from dpose_jax.recipe import Recipe
-from dpose_jax.runtime import app
+from dpose_jax.runtime import cpu
 from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import write_bytes
 
@@ -33,7 +33,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> None:
     """Trains and reads what is missing, and writes the report anew after every run."""
-    app.keep_compiled_programs()  # the seeds of a variant share theirs, and no compilation is timed here
+    cpu.keep_compiled_programs()  # the seeds of a variant share theirs, and no compilation is timed here
     steps = tuple(sorted(int(text) for text in STEPS.value))
     study = Study(OUT.value, Recipe.from_config(CONFIG.value), steps, NOISE_TIME.value, SECONDS.value)
     study.check(NAMES.value)
