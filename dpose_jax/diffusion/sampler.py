@@ -18,11 +18,11 @@ class SamplerSettings:
     """One sampling run.
 
     Attributes:
-      steps: K in 1..t_start, decoder passes. That DDIM may skip times is the DDIM paper's idea.
-      update_rule: a name of UPDATES. `direct` without `model.time_embedding` never reads t, so that `t_start` changes
-        nothing there but a noised start.
-      start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised`: its joints sent forward to
-        t_start and drawn; `random`: joints from N(0, 1), which is what y is at T.
+      steps: K in 1..t_start, decoder passes. Skipping times is the paper's, after DDIM.
+      update_rule: a name of UPDATES. `direct` without `model.time_embedding` never reads t: its times do nothing, and
+        t_start matters to a noised start alone.
+      start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised` (ours): its joints sent forward to t_start and
+        drawn; `random` (ours): joints from N(0, 1), which is what y is at T.
       t_start: in 1..T, the time of the start; the paper recipe starts at T.
       eta: of DDIM, in [0, 1].
       refresh: draw the masks anew at every step, else once from the start (the paper).

@@ -169,8 +169,6 @@ def main(recipe: Recipe, *, backbones: bool = False) -> None:
 
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-    BACKBONES_FLAG = flags.DEFINE_bool(
-        "backbones", False, "Every backbone with its head instead of the config's model."
-    )
+    BACKBONES_FLAG = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead.")
     flags.mark_flags_as_required(["config"])
     app.run(lambda: main(Recipe.from_config(CONFIG.value), backbones=BACKBONES_FLAG.value))
