@@ -78,5 +78,4 @@ def write_plot(path: str, rows: list[dict]) -> None:
         axes.set(xlabel="milliseconds a person, batch 1", ylabel=metric, xscale="log")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    figure.savefig(path, dpi=110)
+    report.write_figure(path, figure)

@@ -1,14 +1,13 @@
 """The pictures of the study: AP over sampling steps and over latency, and error by joint and by visibility."""
 
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.report import write_figure
 from benchmarks.study.tables import KEYS, Reading, Row, reading_of, run_of
 from benchmarks.study.variants import MAIN, VARIANTS, title
-from dpose_jax.workdir.files import write_bytes
 
 # By panel: the updates that it shows, and what lies on its x axis.
 STEPS, LATENCY = "sampling steps", "latency / latency of the coarse branch"
@@ -47,7 +46,7 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
             axes.set_xscale("log", base=2)
             ticks = sorted({round(x) for line in axes.containers for x in line[0].get_xdata()})
             axes.set_xticks(ticks, [str(steps) for steps in ticks])
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
@@ -81,22 +80,17 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
             style = {"color": COLOURS.get(name), "fmt": "o", "markersize": 4}
             style["label"] = f"{title(name)}, {reading_of(its[0])}"
             axes.errorbar(100 - 100 * shares.mean(axis=0), places + offset, xerr=bars, **style)
-        axes.set(xlabel=f"100 - {metric}", yticks=places, yticklabels=["all", *columns[1:]])
+        labels = ["all", *(column.removeprefix(f"{metric} ") for column in columns[1:])]
+        axes.set(xlabel=f"100 - {metric}", yticks=places, yticklabels=labels)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
     axes.legend(fontsize=7)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
 def _shown(names: Iterable[str]) -> list[str]:
     every = list(dict.fromkeys(names))
     return [name for name in every if name in MAIN] or every
-
-
-def _save(figure: Figure, path: str) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    write_bytes(path, data.getvalue())
 
 
 def _points(rows: Iterable[Row], across: str) -> list[tuple[float, float, float]]:
