@@ -18,7 +18,6 @@ from dpose_jax.recipe import Masks, Recipe
 from dpose_jax.runtime import multihost, sharding
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variables
-from dpose_jax.workdir.training_record import training_device
 
 
 def restore(recipe: Recipe, workdir: str) -> Restored:
@@ -90,8 +89,6 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     restored = restore(recipe, workdir)
     rows = evaluator.predict(restored.variables)
     metadata = protocol_facts(recipe, evaluator.sampler.model, restored)
-    if device := training_device(workdir):
-        metadata["training_device"] = device
     report, results = evaluator.score(rows, metadata)
     if not multihost.is_first():
         return report
