@@ -3,7 +3,7 @@
 python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo]
   [--boxes=FILE|--detector=FILE] [--steps=4] [--trajectory]
 
-Without --workdir or --model the small model that comes with the package predicts.
+Without --workdir or --model, the bundled model is used.
 """
 
 from absl import flags

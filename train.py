@@ -10,7 +10,8 @@ from absl import flags
 
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app, multihost
-from dpose_jax.training.loop import dry_run, train
+from dpose_jax.training.dry_run import dry_run
+from dpose_jax.training.loop import train
 from dpose_jax.training.metrics import DivergedError
 from dpose_jax.workdir import recipe_flags
 

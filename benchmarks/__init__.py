@@ -1,4 +1,4 @@
-"""Subcommands of benchmark.py: every module here that has a `main` is one, its docstring's first line the summary."""
+"""Subcommands of benchmark.py: each module or package here with a `main`; its docstring's first line is the summary."""
 
 import ast
 import importlib
@@ -8,17 +8,18 @@ from types import ModuleType
 
 
 def subcommands() -> dict[str, str]:
-    """Name and summary of every subcommand, in alphabetical order; imports none, so none can break the list."""
-    found = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    """Name and summary of every subcommand, sorted. The files are parsed, not imported: none can break the list."""
+    folder, found = pathlib.Path(__file__).parent, {}
+    for path in (*folder.glob("*.py"), *folder.glob("*/__init__.py")):
         tree = ast.parse(path.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").split("\n")[0]
-    return found
+            name = path.parent.name if path.stem == "__init__" else path.stem
+            found[name] = (ast.get_docstring(tree) or "").split("\n")[0]
+    return dict(sorted(found.items()))
 
 
 def load(name: str) -> ModuleType:
-    """Imports a subcommand, which defines its flags; without a package that it needs the program ends and names it."""
+    """Imports a subcommand, which defines its flags. Exits with the package's name if one that it needs is missing."""
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:

@@ -1,34 +1,139 @@
-"""What the codec costs: AP of encode -> decode of annotated joints, for each codec and stride."""
+"""What the codec costs: AP of encode -> decode of annotated joints, for each codec and stride.
 
+This is the upper bound that crop and codec leave to any network.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from benchmarks import codec_bound, report
-from dpose_jax.pose.joint_sets import get_joint_set
+from benchmarks import report
+from dpose_jax.data import crop
+from dpose_jax.evaluation.coco import evaluate_results
+from dpose_jax.models.pose_sampler import to_image_pixels
+from dpose_jax.pose.codec import Codec
+from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 from dpose_jax.workdir.files import read_json, sha256
 
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file; no image is read.", required=True)
+# The tests import several subcommands into one process; flags of the same name have to allow that.
+ANNOTATIONS = flags.DEFINE_string(
+    "annotations", None, "A COCO person_keypoints file; no image is read.", required=True, allow_override=True
+)
 JOINT_SET = flags.DEFINE_string("joint_set", "coco", "coco, crowdpose, aic, or a JSON file.")
 USE_AREA = flags.DEFINE_boolean("use_area", True, "OKS by the annotated area; otherwise by 0.53 w h of the box.")
 CASES = flags.DEFINE_list(
     "cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops and strides, HEIGHTxWIDTH/STRIDE."
 )
-OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", required=True)
+OUT = flags.DEFINE_string(
+    "out", None, "The report, a JSON file; the table goes beside it as .md.", required=True, allow_override=True
+)
+
+PADDING = 1.25  # of the boxes
+CODECS, REFINEMENTS = ("unbiased", "rounded"), ("dark", "quarter", "none")
+METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR")
 
 
 def main() -> None:
     """Measures, prints the table and writes the report."""
     environment = report.environment()
     joint_set = get_joint_set(JOINT_SET.value)
-    ground_truth = read_json(ANNOTATIONS.value)
-    rows = codec_bound.measure(ground_truth, joint_set, CASES.value, use_area=USE_AREA.value)
-    protocol = {
-        "annotations": ANNOTATIONS.value,
-        "annotations_sha256": sha256(ANNOTATIONS.value),
-        "joint_set": joint_set.name,
-        "use_area": USE_AREA.value,
-        "boxes": "the persons' own",
-        "padding": codec_bound.PADDING,
-        "flip": False,
-        "score": "1 for all",
-    }
+    rows = measure(read_json(ANNOTATIONS.value), joint_set, CASES.value, use_area=USE_AREA.value)
+    protocol = {"annotations": ANNOTATIONS.value, "annotations_sha256": sha256(ANNOTATIONS.value)}
+    protocol |= {"joint_set": joint_set.name, "use_area": USE_AREA.value, "boxes": "the persons' own"}
+    protocol |= {"padding": PADDING, "flip": False, "score": "1 for all"}
     report.write(OUT.value, rows, environment=environment, protocol=protocol)
+
+
+def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -> tuple[list[dict], dict]:
+    """Annotated persons, without crowds and persons without joints, as a perfect network would receive them.
+
+    Returns:
+      N annotations; and float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled; `labelled`
+      (N, J), 1 or 0; `visible` (N, J), 1 where labelled and on the crop; `to_image` (N, 2, 3), affine maps.
+    """
+    persons = [a for a in ground_truth["annotations"] if not a.get("iscrowd") and any(a["keypoints"][2::3])]
+    rows = []
+    for person in persons:
+        joints = np.array(person["keypoints"], np.float32).reshape(-1, 3)
+        view = crop.padded_view(np.array(person["bbox"], np.float32), spec)
+        keypoints, visible = crop.warp_joints(joints, view, spec, joint_set)
+        to_image = crop.invert(crop.view_matrix(view, spec))
+        rows.append({"keypoints": keypoints, "labelled": joints[:, 2] > 0, "visible": visible, "to_image": to_image})
+    return persons, {name: np.stack([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
+
+
+def encode_decode(codec: Codec, keypoints: np.ndarray, visible: np.ndarray) -> dict[str, np.ndarray]:
+    """Joints after encode -> decode, (N, J, 2) crop pixels, by refinement of the codec."""
+    codecs = {refine: dataclasses.replace(codec, refine=refine) for refine in REFINEMENTS}
+
+    @jax.jit
+    def run(*people):
+        heatmaps = codec.encode(*people)
+        return {refine: one.decode(heatmaps)[0] for refine, one in codecs.items()}
+
+    count = len(keypoints)
+    size = min(count, 4 * codec.stride**2)  # the larger the maps, the fewer at once
+    parts = []
+    for first in tqdm(range(0, count, size), desc=f"{codec.name} {codec.input_size} stride {codec.stride}"):
+        chosen = np.minimum(np.arange(first, first + size), count - 1)  # fills the last batch, so all have one shape
+        parts.append(jax.device_get(run(keypoints[chosen], visible[chosen])))
+    return jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
+
+
+def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, use_area: bool) -> list[dict[str, Any]]:
+    """A row for each case, codec and refinement, and one for each crop size without heatmaps.
+
+    Joints go the way of an evaluation: image -> crop -> heatmaps -> crop -> image. An empty heatmap, of a joint off the
+    crop, decodes to the crop's first pixel. The row without heatmaps puts such joints there too: it is the crop's cost.
+
+    Raises:
+      ValueError: if a case is not HEIGHTxWIDTH/STRIDE, or `results_check.check_inputs` refuses the ground truth.
+    """
+    strides: dict[tuple[int, int], list[int]] = {}
+    for size, stride in map(parse_case, cases):
+        strides.setdefault(size, []).append(stride)
+    rows = []
+    for name, size in itertools.product(CODECS, strides):
+        persons, crops = crop_persons(ground_truth, crop.CropSpec(size, PADDING, name), joint_set)
+        sigma = 2.0 * size[0] / 256  # heatmap pixels: 2 for crops of 256 x 192 and 3 for 384 x 288, as HRNet
+        found: dict[tuple[str, int | None], np.ndarray] = {}
+        found[f"{name} crop, no heatmaps", None] = crops["keypoints"] * crops["visible"][..., None]
+        for given in strides[size]:
+            codec = Codec(size, given, name, sigma=sigma)
+            for refine, joints in encode_decode(codec, crops["keypoints"], crops["visible"]).items():
+                found[f"{name}+{refine}", given] = joints
+        for (codec_name, stride), joints in found.items():
+            row = {"crop": f"{size[0]}x{size[1]}", "stride": stride, "codec": codec_name, "sigma": stride and sigma}
+            metrics = evaluate_results(ground_truth, _results(persons, crops, joints), joint_set, use_area=use_area)
+            error = np.linalg.norm(joints - crops["keypoints"], axis=-1)[crops["visible"] > 0].mean()
+            row |= {name: metrics[name] for name in METRICS} | {"mean_error_px": float(error)}
+            if stride is None:
+                off_crop = crops["labelled"] > crops["visible"]
+                row |= {"joints": int(crops["labelled"].sum()), "off_crop": int(off_crop.sum())}
+            rows.append(row)
+    return rows
+
+
+def parse_case(case: str) -> tuple[tuple[int, int], int]:
+    """HEIGHTxWIDTH/STRIDE -> ((height, width), stride). Raises ValueError for any other form."""
+    found = re.fullmatch(r"(\d+)x(\d+)/(\d+)", case)
+    if not found:
+        raise ValueError(f"--cases={case!r}: must be HEIGHTxWIDTH/STRIDE, such as 256x192/4")
+    return (int(found[1]), int(found[2])), int(found[3])
+
+
+def _results(persons: list[dict], crops: dict, joints: np.ndarray) -> list[dict]:
+    """(N, J, 2) joints in crop pixels as COCO results with score 1."""
+    moved = to_image_pixels(joints, crops["to_image"])
+    flat = np.insert(moved, 2, 1, axis=2).reshape(len(moved), -1).tolist()
+    return [
+        {"image_id": person["image_id"], "category_id": person["category_id"], "keypoints": row, "score": 1.0}
+        for person, row in zip(persons, flat, strict=True)
+    ]

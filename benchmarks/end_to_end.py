@@ -1,7 +1,11 @@
-"""Rows of the table of speeds that are of whole networks and programs: HRNet-W32, the input, the start, the memory."""
+"""Rows of the table of speeds for whole networks and programs: HRNet-W32, the input, the start, the memory."""
 
+import collections
+import contextlib
+import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,17 +26,17 @@ from dpose_jax.data.sample import Source
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import initial_variables
-from dpose_jax.pose.joint_sets import get_joint_set
+from dpose_jax.recipe import Recipe
 
 IMAGES = 4  # in a batch of the network
 PERSONS = 64  # in a call of the input
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-def network(wanted: peers.Peers, config) -> list[dict]:
+def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
-    variables = initial_variables(build_model(config.copy_and_resolve_references()), 0)
-    mine = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
+    variables = initial_variables(build_model(recipe.override({"model.backbone": "w32"})), 0)
+    ours = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
     images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
     net, rows = HRNet(HRNetSpec(32)), []
 
@@ -47,110 +51,97 @@ def network(wanted: peers.Peers, config) -> list[dict]:
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
-        program, seconds = report.compiled(function, mine, images)
-        contenders: Contenders = {"ours": lambda program=program: program(mine, images)}
+        program, seconds = report.compiled(function, ours, images)
+        contenders: Contenders = {"ours": functools.partial(program, ours, images)}
         if "torch" in wanted:
             contenders["torch, eager"] = peers.torch_hrnet(images, train)
         rows += entries(work, "ms an image", contenders, IMAGES, seconds)
     return rows
 
 
-def inputs(wanted: peers.Peers, config) -> list[dict]:
+def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
+    recipe = recipe.override({"data.root": data_root(recipe.data)})
     contenders: Contenders = {}
     with tempfile.TemporaryDirectory() as out:
         for kind in ("folder", "full", "crops"):
-            c = config.copy_and_resolve_references()
-            with c.unlocked():
-                c.data.root = data_root(c)
-                if kind != "folder":
-                    build(c, out, kind)
-                    c.data.root, c.data.source = out, kind
-            source = make_source(c, "train", training=True)
-            contenders[f"ours, {kind}"] = _each_person(source, _example_maker(c, source))
+            stored = recipe
+            if kind != "folder":
+                build(recipe, out, kind)
+                stored = recipe.override({"data.root": out, "data.source": kind})
+            source = make_source(stored, "train", training=True)
+            contenders[f"ours, {kind}"] = _each_person(source, _example_maker(stored, source))
             contenders[f"ours, {kind}, pixels alone"] = _each_person(source, source.read_image)
             if kind == "folder" and "hrnet" in wanted:
                 persons = [source[index] for index in range(len(source))]
-                for name, whole in (("hrnet", False), ("hrnet, targets too", True)):
-                    contenders[name] = _each_person(source, peers.hrnet_loader(wanted["hrnet"], persons, whole))
+                for name, targets in (("hrnet", False), ("hrnet, targets too", True)):
+                    contenders[name] = _each_person(source, peers.hrnet_loader(wanted["hrnet"], persons, targets))
         return entries("input", "persons/s", contenders, PERSONS)
 
 
-def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], None]:
-    """A call that does the work for the next PERSONS of a random order, in this thread."""
+def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], object]:
+    """A call that does the work for the next PERSONS of a random order, in this thread, and keeps no result."""
     rng = np.random.default_rng(0)
-
-    def call():
-        for index in rng.integers(len(source), size=PERSONS):
-            work(int(index))
-
-    return call
+    return lambda: collections.deque(map(work, rng.integers(len(source), size=PERSONS).tolist()), maxlen=0)
 
 
-def _example_maker(config, source: Source) -> Callable[[int], object]:
+def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
     """Index -> its training example."""
-    spec, rng = loader.crop_spec(config), np.random.default_rng(1)
-    augment, joint_set = config.augment, get_joint_set(config.joint_set)
+    spec, joint_set, rng = loader.crop_spec(recipe), recipe.joints, np.random.default_rng(1)
 
     def make(index):
-        person = source[index]
-        view = crop.draw_view(rng, person, spec, augment, joint_set)
-        return loader.make_example(source.read_image(index), person, view, spec, joint_set)
+        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
+        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
 
     return make
 
 
-def start(wanted: peers.Peers, config) -> list[dict]:
+def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """From the command to the end of a dry run of four steps of W32, batch 4, on synthetic people; cold, then warm."""
-    overrides = (
-        "data.source=synthetic",
-        "data.synthetic.train_images=64",
-        "train.batch_size=4",
-        "model.pretrained=none",
-    )
+    given = {"data.source": "synthetic", "data.synthetic.train_images": 64}
+    given |= {"train.batch_size": 4, "model.pretrained": "none"}
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
-            seconds, _ = run_program("configs/coco_w32_256x192.py", overrides, cache, "--dry_run")
+            seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
             rows.append({"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds})
     return rows
 
 
-def memory(wanted: peers.Peers, config) -> list[dict]:
-    """The main process of the demo's training, at its peak; by 20 steps it is reached."""
+def memory(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """Peak memory of the main process of the demo's training, which 20 steps reach."""
     with tempfile.TemporaryDirectory() as cache:
-        overrides = ("train.steps=20", "optim.warmup_steps=1")
-        _, peak = run_program("configs/synthetic.py", overrides, cache)
+        _, peak = run_training("configs/synthetic.py", {"train.steps": 20, "optim.warmup_steps": 1}, cache)
     return [{"work": "peak memory of the demo", "unit": "GB", "who": "ours", "value": peak / 1e9}]
 
 
-def run_program(config: str, overrides: tuple[str, ...], cache: str, *options: str) -> tuple[float, int]:
-    """Runs train.py of the clone: seconds, and the bytes of its main process at their peak."""
+def run_training(config: str, overrides: dict, cache: str, *options: str) -> tuple[float, int]:
+    """Runs train.py of the clone; returns its seconds, and the peak memory of its main process in bytes."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as workdir:
-        given = [f"--config.{text}" for text in overrides]
-        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *given, *options]
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-        with tempfile.TemporaryFile("w+") as said:
-            began, peak = time.perf_counter(), 0
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
-            while process.poll() is None:
-                peak = max(peak, _peak_memory(process.pid))
-                time.sleep(0.1)
-            seconds = time.perf_counter() - began
-            said.seek(0)
-            if process.returncode:
-                raise ValueError(f"{' '.join(command)}: {said.read()[-2000:]}")
+        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
+        command += [f"--config.{name}={value}" for name, value in overrides.items()]
+        began, peak, printed = time.perf_counter(), 0, None
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        while printed is None:
+            peak = max(peak, peak_memory(process.pid))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                printed, _ = process.communicate(timeout=0.1)
+        seconds = time.perf_counter() - began
+    if process.returncode:
+        raise ValueError(f"{' '.join(command)}: {printed[-2000:]}")
     return seconds, peak
 
 
-def _peak_memory(pid: int) -> int:
-    """Bytes of a running process at its peak, of Linux; 0 elsewhere and when it has just ended.
+def peak_memory(pid: int) -> int:
+    """Peak memory of a running process on Linux, bytes; 0 elsewhere and when it has just ended.
 
-    What `wait` reports begins with the memory of the process that started it.
+    The peak that `wait` reports would start with the memory of the parent process.
     """
-    try:
-        lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+        return 1024 * int(found[1]) if found else 0
+    return 0

@@ -2,11 +2,10 @@
 
 python benchmark.py growth --out=OUT [--config=configs/synthetic.py]
 
-The network has random weights, which cost what trained ones do; the data is synthetic.
+The network has random weights, which cost what trained ones do. The data is synthetic.
 """
 
 import contextlib
-import io
 import os
 from collections.abc import Callable
 
@@ -16,91 +15,85 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
-from ml_collections import config_flags
 
 from benchmarks import report
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.pose.codec import Codec
-from dpose_jax.workdir.files import write_bytes
+from dpose_jax.recipe import Recipe
+from dpose_jax.workdir import recipe_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/synthetic.py", "A file of configs/.")
+CONFIG = recipe_flags.define("A file of configs/.", "configs/synthetic.py")
 BATCHES = flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32", "64"], "Persons in a batch.")
 STRIDES = flags.DEFINE_list("strides", ["8", "4", "2", "1"], "Heatmap strides s.")
-JOINTS = flags.DEFINE_list("joints", ["5", "17", "68", "133"], "Joints of a person, rendered and decoded.")
+JOINTS = flags.DEFINE_list("joints", ["5", "17", "68", "133"], "Joints of a person, encoded and decoded.")
 STEPS = flags.DEFINE_list("steps", ["0", "1", "2", "4", "8"], "Sampling steps; 0 is the coarse branch.")
 WORKERS = flags.DEFINE_list("workers", ["0", "1", "2", "4"], "Processes that make training examples.")
 SECONDS = flags.DEFINE_float("seconds", 2.0, "To spend on timing each point.")
 OUT = flags.DEFINE_string("out", None, "The folder for growth.json, growth.md and growth.png.", required=True)
 
-BATCH = 16  # where it is not the batch that varies
-TAKEN = 16  # batches in a call of the loader, which holds two ready for each worker
+BATCH = 16  # persons, where another quantity varies
+TAKEN = 16  # batches in a call of the loader: more than it holds ready, two for each worker
 
 
 def main() -> None:
     """Measures, prints the table, writes the report and draws the plots."""
-    config, environment = CONFIG.value, report.environment()
-    rows = measure(config)
-    protocol = {"backbone": config.model.backbone, "input_size": list(config.input_size), "batch": BATCH, "flip": False}
+    recipe, environment = Recipe.from_config(CONFIG.value), report.environment()
+    rows = measure(recipe)
+    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
     report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "growth.png"), rows)
 
 
-def measure(config) -> list[dict]:
-    """A row for each point: `over`, `at`, and persons a second as `value`, `low`, `high` of the quartiles."""
+def measure(recipe: Recipe) -> list[dict]:
+    """A row for each point: `over`, `at`, and persons a second as `value`, with the quartiles `low` and `high`."""
     series = {
-        "batch": (BATCHES.value, lambda size, stack: prediction(config, size, config.stride, 1)),
-        "stride": (STRIDES.value, lambda stride, stack: prediction(config, BATCH, stride, 1)),
-        "joints": (JOINTS.value, lambda number, stack: joints(number)),
-        "steps": (STEPS.value, lambda steps, stack: prediction(config, BATCH, config.stride, steps)),
-        "workers": (WORKERS.value, lambda workers, stack: loader(config, workers, stack)),
+        "batch": (BATCHES.value, lambda size, stack: prediction(recipe, size, recipe.stride, 1)),
+        "stride": (STRIDES.value, lambda stride, stack: prediction(recipe, BATCH, stride, 1)),
+        "joints": (JOINTS.value, lambda number, stack: encode_decode(number)),
+        "steps": (STEPS.value, lambda steps, stack: prediction(recipe, BATCH, recipe.stride, steps)),
+        "workers": (WORKERS.value, lambda workers, stack: loader(recipe, workers, stack)),
     }
     rows = []
     for name, (values, make) in series.items():
         for value in map(int, values):
-            # What a point has started would otherwise work beside the next one.
-            with contextlib.ExitStack() as stack:
+            with contextlib.ExitStack() as stack:  # stops the point's worker processes before the next point
                 call, persons = make(value, stack)
-                taken = report.measure({name: call}, seconds=SECONDS.value)[name]
-            rates = {"value": taken.median, "low": taken.high, "high": taken.low}
-            rows.append({"over": name, "at": value} | {key: persons / seconds for key, seconds in rates.items()})
+                t = report.measure({name: call}, seconds=SECONDS.value)[name]
+            rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
+            rows.append({"over": name, "at": value} | rates)
     return rows
 
 
-def prediction(config, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
+def prediction(recipe: Recipe, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
     """A call that predicts a batch of crops with K `direct` steps, and its persons."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.stride = stride
-    model = build_model(config)
-    settings = SamplerSettings(steps=steps) if steps else None
-    poses = pose_sampler.make_poses(model, build_schedule(config.diffusion), settings, flip=False, seed=0)
-    crops = np.random.default_rng(0).integers(256, size=(batch, *config.input_size, 3), dtype=np.uint8)
+    model = build_model(recipe.override({"stride": stride}))
+    settings = (SamplerSettings(steps=steps),) if steps else ()
+    sampler = PoseSampler(model, build_schedule(recipe.diffusion), settings, flip=False, seed=0)
+    crops = np.random.default_rng(0).integers(256, size=(batch, *recipe.input_size, 3), dtype=np.uint8)
     inputs = jax.device_put((initial_variables(model, 0), crops, np.arange(batch, dtype=np.int32)))
-    program, _ = report.compiled(poses, *inputs)
+    program, _ = report.compiled(sampler.poses, *inputs)
     return lambda: program(*inputs), batch
 
 
-def joints(number: int) -> tuple[Callable, int]:
-    """A call that renders and decodes persons of so many joints, and its persons."""
+def encode_decode(joints: int) -> tuple[Callable, int]:
+    """A call that encodes and decodes persons of so many joints, and its persons."""
     codec, rng = Codec((256, 192)), np.random.default_rng(0)
-    keypoints = jnp.asarray(rng.random((BATCH, number, 2)) * [191, 255], jnp.float32)
+    keypoints = jnp.asarray(rng.random((BATCH, joints, 2)) * [191, 255], jnp.float32)
     program, _ = report.compiled(lambda k: codec.decode(codec.encode(k, jnp.ones(k.shape[:2]))), keypoints)
     return lambda: program(keypoints), BATCH
 
 
-def loader(config, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
-    """A call that takes the next training batches, more than are held ready, and their persons; `stack` ends it."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.workers = workers
-    iterator = train_iterator(config, make_source(config, "train", training=True))
+def loader(recipe: Recipe, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
+    """A call that reads the next training batches, and their persons; `stack` stops the workers."""
+    recipe = recipe.override({"data.workers": workers})
+    iterator = train_iterator(recipe, make_source(recipe, "train", training=True))
     batches = stack.enter_context(contextlib.closing(iterator))
-    return lambda: [next(batches)["image"].sum() for _ in range(TAKEN)], TAKEN * config.train.batch_size
+    return lambda: [next(batches)["image"].sum() for _ in range(TAKEN)], TAKEN * recipe.train.batch_size
 
 
 def write_plot(path: str, rows: list[dict]) -> None:
@@ -113,15 +106,10 @@ def write_plot(path: str, rows: list[dict]) -> None:
         axes.plot(at, value, "o-", markersize=4)
         axes.fill_between(at, low, high, alpha=0.2)
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")
-        if at.min() > 0:
-            axes.set_xscale("log", base=2)
-        else:
-            axes.set_xscale("symlog", base=2, linthresh=1)  # which spends an octave on what lies below 1
+        axes.set_xscale("symlog", base=2, linthresh=1)  # linear below 1, for 0
         axes.set_xticks(at, [str(number) for number in at])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    write_bytes(path, data.getvalue())
+    report.write_figure(path, figure)

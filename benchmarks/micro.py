@@ -1,5 +1,6 @@
-"""Rows of the table of speeds: one piece of work each, timed for us and for the peers that were asked for."""
+"""Rows of the table of speeds for single pieces of work: heatmaps, decoding, a sampling step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,8 @@ from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
 from dpose_jax.pose import masks
 from dpose_jax.pose.codec import Codec
-from dpose_jax.pose.joint_sets import COCO, JointSet
+from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.recipe import Recipe
 
 BATCH, SIZE = 64, (256, 192)
 STEPS = 9  # of the sampler: a step is an eighth of what nine take beyond one
@@ -19,15 +21,10 @@ Contenders = dict[str, Callable[[], object]]
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
-    """Times the contenders in turn.
+    """Times the contenders in turn; a row each, with the median as `value` and the quartiles as `low` and `high`.
 
-    Args:
-      unit: one that ends in `/s` reports `amount` over the seconds of a call, any other the milliseconds over `amount`.
-      amount: of persons, images or steps in a call.
-      compile_seconds: of ours.
-
-    Returns:
-      a row each: `work`, `unit`, `who`, `value` of the median, `low` and `high` of the quartiles, `compile_seconds`.
+    The `amount` of persons, images or steps in a call is reported a second if the unit ends in `/s`, and otherwise in
+    milliseconds each. `compile_seconds` are ours.
     """
     rows = []
     for who, t in report.measure(contenders).items():
@@ -41,29 +38,29 @@ def entries(work: str, unit: str, contenders: Contenders, amount: float, compile
     return rows
 
 
-def draw_people(codec: Codec, batch: int = BATCH, joint_set: JointSet = COCO, seed: int = 0):
-    """(B, J, 2) float32 joints anywhere in the crop, in crop pixels, and their flags, all 1."""
-    rng = np.random.default_rng(seed)
-    keypoints = rng.random((batch, joint_set.num_joints, 2)) * (np.array(codec.input_size[::-1]) - 1)
-    return keypoints.astype(np.float32), np.ones((batch, joint_set.num_joints), np.float32)
+def draw_people(codec: Codec, batch: int = BATCH):
+    """(B, 17, 2) float32 joints anywhere in the crop, in crop pixels, and their (B, 17) visibilities, all 1."""
+    shape = batch, COCO.num_joints
+    keypoints = np.random.default_rng(0).random((*shape, 2)) * (np.array(codec.input_size[::-1]) - 1)
+    return keypoints.astype(np.float32), np.ones(shape, np.float32)
 
 
 def draw_heatmaps(codec: Codec, batch: int = BATCH) -> jax.Array:
-    """(B, H, W, J) heatmaps of random people, with a little noise as a network's have."""
+    """(B, H, W, 17) float32 heatmaps of random people, with a little noise like a network's."""
     clean = np.asarray(codec.encode(*draw_people(codec, batch)))
     return jnp.asarray(clean + np.random.default_rng(1).normal(0, 0.01, clean.shape).astype(np.float32))
 
 
 def masks_of(keypoints: jax.Array, visible: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """M^kps and M^ske of COCO's joints in heatmap pixels, as wide as the recipes'."""
+    """M^kps and M^ske of COCO's joints in heatmap pixels, with the recipes' widths."""
     return (
         masks.joint_mask(keypoints, visible, size=size, radius=6.0),
         masks.limb_mask(keypoints, visible, limbs=COCO.limbs, size=size, half_width=3.0),
     )
 
 
-def heatmaps(wanted: peers.Peers, config) -> list[dict]:
-    """Targets of a batch of persons, without and with both masks."""
+def heatmaps(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """Target heatmaps of a batch of persons, without and with both masks."""
     codec = Codec(SIZE)
     people = draw_people(codec)
 
@@ -79,69 +76,59 @@ def heatmaps(wanted: peers.Peers, config) -> list[dict]:
     return rows + entries("heatmaps and both masks", "sets/s", {"ours": lambda: both(*people)}, BATCH, more)
 
 
-def decode(wanted: peers.Peers, config) -> list[dict]:
+def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Heatmaps to joints."""
     rows = []
     for refine in ("quarter", "dark"):
         codec = Codec(SIZE, refine=refine)
         maps = draw_heatmaps(codec)
         run, seconds = report.compiled(codec.decode, maps)
-        contenders: Contenders = {"ours": lambda run=run, maps=maps: run(maps)}
+        contenders: Contenders = {"ours": functools.partial(run, maps)}
         if refine == "quarter" and "hrnet" in wanted:
             contenders["hrnet, 1 core"] = peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))
         rows += entries(f"decode, {refine}", "sets/s", contenders, BATCH, seconds)
     return rows
 
 
-def sampling(settings: SamplerSettings, codec: Codec, batch: int = BATCH) -> Callable:
-    """The sampler around a network that costs nothing: heatmaps -> heatmaps; masks are drawn where they would be."""
+def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], jax.Array]:
+    """The sampler, heatmaps -> heatmaps, around a network that costs nothing. Masks are drawn as for a real one."""
 
     def condition(y):
-        seen = jnp.ones(y.shape[:2])
-        return masks_of(codec.denormalise(y), seen, codec.size)
+        return masks_of(codec.denormalise(y), jnp.ones(y.shape[:2]), codec.size)
 
     def denoise(heatmaps, context, t):
-        # A barrier, for a network would not be fused into what the sampler does either; and XLA draws the masks, for
-        # all that it knows their sum may be infinite, and 0 times that is not 0.
+        # The barrier stands for a network, which XLA would not fuse with the sampler either. Adding 0 times the masks
+        # keeps XLA from leaving them out: it cannot know that they are finite.
         heatmaps, (kps, ske) = jax.lax.optimization_barrier((heatmaps, context))
         return heatmaps.at[0, 0, 0, 0].add(0 * (jnp.sum(kps) + jnp.sum(ske)))
 
     def run(heatmaps):
-        keys = jax.random.split(jax.random.key(0), batch)
-        final, _ = sample(
-            heatmaps,
-            settings=settings,
-            schedule=Schedule(),
-            codec=codec,
-            condition=condition,
-            denoise=denoise,
-            keys=keys,
-        )
-        return final
+        keys = jax.random.split(jax.random.key(0), len(heatmaps))
+        work = {"condition": condition, "denoise": denoise, "keys": keys}
+        return sample(heatmaps, settings=settings, schedule=Schedule(), codec=codec, **work)[0]
 
     return run
 
 
-def sampler(wanted: peers.Peers, config) -> list[dict]:
-    """What a DDIM step costs beside its network: decode, step, draw; with `refresh` the masks too."""
+def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """What a DDIM step costs beside its network: decoding, the update, noise; with `refresh` the masks too."""
     codec, rows = Codec(SIZE), []
     maps = draw_heatmaps(codec)
-    for work, options in (
-        ("sampler, ddim, eta 0", {}),
-        ("sampler, ddim, eta 1", {"eta": 1.0}),
-        ("sampler, ddim, masks too", {"refresh": True}),
+    for work, eta, refresh in (
+        ("sampler, ddim, eta 0", 0.0, False),
+        ("sampler, ddim, eta 1", 1.0, False),
+        ("sampler, ddim, masks too", 0.0, True),
     ):
         runs, seconds = {}, 0.0
         for steps in (1, STEPS):
-            settings = SamplerSettings(steps=steps, update_rule="ddim", **options)
+            settings = SamplerSettings(steps=steps, update_rule="ddim", eta=eta, refresh=refresh)
             program, took = report.compiled(sampling(settings, codec), maps)
-            runs[steps] = lambda program=program: program(maps)
+            runs[steps] = functools.partial(program, maps)
             seconds += took
-        timings = report.measure({str(steps): run for steps, run in runs.items()})
-        each = 1e3 * (timings[str(STEPS)].median - timings["1"].median) / (STEPS - 1)
+        timings = report.measure(runs)
+        each = 1e3 * (timings[STEPS].median - timings[1].median) / (STEPS - 1)
         rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": seconds})
-        if "diffusers" in wanted and not options.get("refresh"):
-            eta = options.get("eta", 0.0)
+        if "diffusers" in wanted and not refresh:
             contenders = {"diffusers, on heatmaps": peers.diffusers_step(np.asarray(maps), eta)}
             rows += entries(work, "ms a step", contenders, 1)
     return rows

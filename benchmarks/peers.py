@@ -1,15 +1,16 @@
-"""The peers of the table of speeds, each doing the same work on the same arrays; all of them are optional.
+"""The peers of the table of speeds: other implementations that do the same work on the same arrays. All are optional.
 
-`torch` is the tests' reference of HRNet in PyTorch, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of the official
-HRNet repository.
+`torch` is the HRNet in PyTorch of the tests, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of the official HRNet
+repository.
 """
 
 import importlib.util
 import os
-import pathlib
+import runpy
 import sys
 import types
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -18,16 +19,11 @@ from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.pose.joint_sets import COCO
 
 PACKAGES = {"torch": "torch", "diffusers": "diffusers", "hrnet": "torchvision"}
-TESTS = pathlib.Path(__file__).parents[2] / "tests"
 Peers = dict[str, str]
 
 
 def parse(names: list[str]) -> Peers:
-    """`NAME` or `NAME:FOLDER` -> name: folder.
-
-    Raises:
-      ValueError: if a name is unknown, its package is not installed, or its folder is none of its repository.
-    """
+    """`NAME` or `NAME:FOLDER` -> name: folder. Raises ValueError if one is unknown or what it needs is missing."""
     found = {}
     for text in names:
         name, _, folder = text.partition(":")
@@ -42,69 +38,68 @@ def parse(names: list[str]) -> Peers:
 
 
 def hrnet_targets(folder: str, keypoints: np.ndarray, visible: np.ndarray) -> Callable[[], object]:
-    """Its loader's heatmaps of (B, J, 2) crop pixels, person by person as it draws them."""
+    """HRNet's target heatmaps of (B, J, 2) crop pixels, one person at a time as its loader draws them."""
     dataset = _hrnet_dataset(folder)
     joints = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1])], axis=-1)
     flags = np.repeat(visible[..., None], 3, axis=-1)
     return lambda: [dataset.generate_target(*person) for person in zip(joints, flags, strict=True)]
 
 
-def hrnet_loader(folder: str, persons: Iterable[Person], whole: bool) -> Callable[[int], object]:
-    """Index -> its training example of a person; `whole` with targets and normalised, else the crop alone, as ours."""
+def hrnet_loader(folder: str, persons: Iterable[Person], targets: bool) -> Callable[[int], object]:
+    """Index -> HRNet's training example: the crop alone, as ours, or with `targets` normalised and with heatmaps."""
     from torchvision import transforms
 
     dataset = _hrnet_dataset(folder)
     dataset.db = [_hrnet_record(person) for person in persons]
-    if whole:
+    if targets:
         normalise = transforms.Normalize(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
         dataset.transform = transforms.Compose([transforms.ToTensor(), normalise])
     else:
-        nothing = np.zeros(0, np.float32)
-        dataset.generate_target = lambda joints, flags: (nothing, nothing)
+        dataset.generate_target = lambda joints, flags: (np.zeros(0, np.float32),) * 2
     return dataset.__getitem__
 
 
 def _hrnet_dataset(folder: str):
-    """Its data set for COCO at 256 x 192, with the settings of its w32 recipe and nobody in it."""
-    module = _load(folder, "lib/dataset/JointsDataset.py")
-    model = {"TARGET_TYPE": "gaussian", "IMAGE_SIZE": [192, 256], "HEATMAP_SIZE": [48, 64], "SIGMA": 2}
+    """HRNet's data set for COCO at 256 x 192 with the settings of its w32 recipe, without persons."""
+    section = types.SimpleNamespace
     data = {"DATA_FORMAT": "jpg", "SCALE_FACTOR": 0.35, "ROT_FACTOR": 45, "FLIP": True, "COLOR_RGB": True}
-    data |= {"NUM_JOINTS_HALF_BODY": 8, "PROB_HALF_BODY": 0.3}
-    parts = {"DATASET": data, "MODEL": model, "LOSS": {"USE_DIFFERENT_JOINTS_WEIGHT": False}}
-    config = types.SimpleNamespace(
-        OUTPUT_DIR="", **{name: types.SimpleNamespace(**part) for name, part in parts.items()}
+    config = section(
+        OUTPUT_DIR="",
+        DATASET=section(NUM_JOINTS_HALF_BODY=8, PROB_HALF_BODY=0.3, **data),
+        MODEL=section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2),
+        LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False),
     )
-    dataset = module.JointsDataset(config, folder, "train", True)
+    dataset = _load(folder, "lib/dataset/JointsDataset.py")["JointsDataset"](config, folder, "train", True)
     dataset.num_joints, dataset.flip_pairs, dataset.aspect_ratio = COCO.num_joints, COCO.flip_pairs, 192 / 256
     dataset.upper_body_ids = COCO.upper_body
     return dataset
 
 
 def _hrnet_record(person: Person) -> dict:
-    """A person as its data sets list them: the box of the crop's shape, a quarter wider, in units of 200 pixels."""
+    """A person as HRNet's data sets list it: the box in the crop's shape, a quarter wider, in units of 200 pixels."""
     x, y, width, height = (float(side) for side in person.bbox)
-    height = max(height, width * 256 / 192)
+    tall = max(height, width * 256 / 192)
     flags = np.minimum(person.keypoints[:, 2:], 1)
     return {
         "image": person.file,
-        "center": np.array([x + width / 2, y + person.bbox[3] / 2], np.float32),
-        "scale": np.array([height * 192 / 256, height], np.float32) * 1.25 / 200,
+        "center": np.array([x + width / 2, y + height / 2], np.float32),
+        "scale": np.array([tall * 192 / 256, tall], np.float32) * 1.25 / 200,
         "joints_3d": np.concatenate([person.keypoints[:, :2] * flags, 0 * flags], axis=-1, dtype=np.float64),
         "joints_3d_vis": np.concatenate([flags, flags, 0 * flags], axis=-1, dtype=np.float64),
     }
 
 
 def hrnet_decode(folder: str, heatmaps: np.ndarray) -> Callable[[], object]:
-    """Its get_final_preds of (B, H, W, J) heatmaps, moved to its layout beforehand."""
-    module = _load(folder, "lib/core/inference.py")
+    """HRNet's get_final_preds of (B, H, W, J) heatmaps, transposed to its layout beforehand."""
+    decode = _load(folder, "lib/core/inference.py")["get_final_preds"]
     maps = np.ascontiguousarray(heatmaps.transpose(0, 3, 1, 2))
     config = types.SimpleNamespace(TEST=types.SimpleNamespace(POST_PROCESS=True))
     centres, scales = np.tile([95.5, 127.5], (len(maps), 1)), np.tile([0.96, 1.28], (len(maps), 1))
-    return lambda: module.get_final_preds(config, maps, centres, scales)
+    return lambda: decode(config, maps, centres, scales)
 
 
 def diffusers_step(heatmaps: np.ndarray, eta: float) -> Callable[[], object]:
-    """One step of its DDIM scheduler on heatmaps, which are what it can noise."""
+    """One step of its DDIM scheduler, on heatmaps: it has no joints."""
     import torch
     from diffusers import DDIMScheduler
 
@@ -119,7 +114,7 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     """HRNet-W32 in eager PyTorch, channels last: (B, Hx, Wx, 3) float32 -> features, or the gradient of their power."""
     import torch
 
-    sys.path.append(str(TESTS))
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from torch_hrnet import TorchHRNet  # type: ignore[import-not-found]
 
     net = TorchHRNet(HRNetSpec(32), 1).to(memory_format=torch.channels_last).train(train)
@@ -136,15 +131,7 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     return backward if train else forward
 
 
-def _load(folder: str, path: str):
-    """A module of a clone by its file, past its package, whose other modules need compiled extensions."""
-    file = pathlib.Path(folder) / path
-    lib = str(pathlib.Path(folder) / "lib")
-    if lib not in sys.path:
-        sys.path.append(lib)
-    spec = importlib.util.spec_from_file_location(f"peer_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--peer=hrnet:{folder}: cannot load {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load(folder: str, path: str) -> dict:
+    """The names that a file of a clone defines. Its package cannot be imported: it needs compiled extensions."""
+    sys.path.append(os.path.join(folder, "lib"))
+    return runpy.run_path(os.path.join(folder, path))

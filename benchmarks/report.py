@@ -1,12 +1,13 @@
-"""What all benchmarks share: timing with compilation apart, the machine they ran on, and the report they write."""
+"""Timing, the machine's description, and the report: a printed table and a JSON file."""
 
-import dataclasses
+import contextlib
 import importlib.metadata
+import io
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -18,58 +19,51 @@ Name = TypeVar("Name", bound=Hashable)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-headless", "pycocotools")
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds of one call: the median, the quartiles around it, and how many calls they are of."""
+class Timing(NamedTuple):
+    """Seconds of one call: median, quartiles, number of calls, and median processor time of all threads."""
 
     median: float
     low: float
     high: float
     calls: int
+    cpu: float = 0.0
 
 
 def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
-    """Times functions in turn, A B C A B C, so that a change of the machine's load meets them all alike.
+    """Times functions without arguments in turn, A B C A B C, so that other load on the machine affects all alike.
 
-    Each is called once unmeasured, and what it returns is waited for. Compile first, by `compiled`.
-
-    Args:
-      calls: a function without arguments for each name.
-      seconds: to spend on each, about, on average; least: calls of each, whatever they take.
+    Each is called once before; arrays that it returns are waited for. Compile first, with `compiled`. Each gets about
+    `seconds` of calls, and at the `least` so many.
     """
-    taken: dict[Name, list[float]] = {name: [] for name in calls}
+    taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
         rounds += 1
         for name, call in calls.items():
-            called = time.perf_counter()
+            called, spent = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
-            taken[name].append(time.perf_counter() - called)
-    return {name: timing(values) for name, values in taken.items()}
+            taken[name].append((time.perf_counter() - called, time.process_time() - spent))
+    return {name: timing(*zip(*both, strict=True)) for name, both in taken.items()}
 
 
-def timing(values: list[float]) -> Timing:
-    """The Timing of measured seconds."""
-    low, median, high = np.percentile(values, (25, 50, 75))
-    return Timing(float(median), float(low), float(high), len(values))
+def timing(wall: Sequence[float], cpu: Sequence[float] = (0.0,)) -> Timing:
+    """The Timing of measured seconds of wall clock and processor."""
+    low, median, high = np.percentile(wall, (25, 50, 75)).tolist()
+    return Timing(median, low, high, len(wall), float(np.median(cpu)))
 
 
-def compiled(function: Callable, *arguments, **options) -> tuple[Callable, float]:
-    """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took.
-
-    Args:
-      options: of `jax.jit`, for a plain function.
-    """
-    jitted = function if hasattr(function, "lower") else jax.jit(function, **options)
+def compiled(function: Any, *arguments) -> tuple[Any, float]:
+    """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took."""
+    jitted = function if hasattr(function, "lower") else jax.jit(function)
     began = time.perf_counter()
     executable = jitted.lower(*arguments).compile()
     return executable, time.perf_counter() - began
 
 
 def environment() -> dict[str, Any]:
-    """Machine, device, versions and load, as JSON values; call it before measuring, for the load is of now."""
+    """Machine, device, versions and load as JSON values. Call it before measuring: the load is the present one."""
     devices = jax.devices()
     return {
         "cpu": _cpu_model(),
@@ -87,30 +81,27 @@ def versions(*packages: str) -> dict[str, str]:
     """The versions of those of `packages` that are installed."""
     found = {}
     for name in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table, its columns those of all rows in the order of their first appearance."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    """Rows as a Markdown table. Its columns are the keys of all rows, in the order of their first appearance."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in names]
+    widths = [max(map(len, column)) for column in columns]
+    padded = [[text.ljust(width) for text in column] for column, width in zip(columns, widths, strict=True)]
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in zip(*padded, strict=True))
+    return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *body])
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, and writes them to `out`, JSON, and the table to `out` with the suffix .md.
+    """Prints the rows as a table, writes them as JSON to `out`, and the table to `out` with the suffix .md.
 
     Args:
-      rows: flat, one an entry of the table; what the table need not show goes into `facts`.
-      facts: written beside `rows` in the JSON, such as `environment=` (always) and `protocol=`.
+      rows: flat, one a line of the table.
+      facts: what the JSON holds beside `rows`, such as `environment=` (always) and `protocol=`.
 
     Raises:
       OSError, ValueError: if it cannot be written, or a number is not finite.
@@ -121,6 +112,13 @@ def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
     write_bytes(os.path.splitext(out)[0] + ".md", (text + "\n").encode())
 
 
+def write_figure(path: str, figure) -> None:
+    """Writes a matplotlib figure as PNG."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    write_bytes(path, data.getvalue())
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
@@ -128,8 +126,8 @@ def _cell(value: Any) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

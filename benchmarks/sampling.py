@@ -1,33 +1,35 @@
-"""Ways of sampling side by side: what each costs, part by part, and how accurate it is."""
+"""Ways of sampling side by side, and what each costs."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import report
 from dpose_jax.data.sample import Source
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
-from dpose_jax.evaluation.evaluator import checked_batches
-from dpose_jax.evaluation.report import Predictions, summarise
-from dpose_jax.models import pose_sampler
-from dpose_jax.models.diffusion_pose import DiffusionPose, build_schedule
-from dpose_jax.pose import uncertainty
+from dpose_jax.evaluation.predict_split import predict_split
+from dpose_jax.evaluation.report import summarise
+from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.pose_sampler import PoseSampler
+from dpose_jax.recipe import Recipe
 
-PARTS = ("backbone", "condition", "step", "decode")
-LATENCY_PERSONS = 16  # whose crops the calls of batch 1 go round
+# The paper's update; DDIM on coordinates (ours); the mean of K one-step samples from independently noised starts; and
+# `direct` at less cost: without denoising the mirrored crop, and without the flip test.
+UPDATES = ("direct", "ddim", "restarts", "unmirrored", "unflipped")
+LATENCY_PERSONS = 16  # whose crops the calls of batch 1 cycle through
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """A row: one way of sampling.
+class Sampling:
+    """One way of sampling: `coarse` or an update with a number of steps.
 
     Attributes:
-      settings: None is the coarse branch; hypotheses: samples that are averaged.
-      flip: with the flip test, if the config has it.
+      settings: of the sampler; None is the coarse branch.
+      hypotheses: samples that are averaged.
+      flip: with the flip test, if the recipe has it.
     """
 
     update: str
@@ -36,143 +38,84 @@ class Run:
     hypotheses: int = 1
     flip: bool = True
 
-    @property
-    def name(self) -> str:
-        """For the report of accuracies."""
-        return f"{self.update}_{self.steps}"
 
-
-def plan(config, steps: Sequence[int], updates: Sequence[str], restarts: int | None, early_stop: float) -> list[Run]:
-    """The rows: the coarse branch once, then each update with each number of steps above 0, then the extra lines.
+def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:
+    """The coarse branch for K = 0, then each update with each K above 0; `unflipped` has the coarse branch too.
 
     Args:
-      config: its sampler, but for steps and update.
-      restarts: t_start of the one-step samples that are averaged, None for no such line.
-      early_stop: heatmap pixels, for one more line an update; 0 for none.
+      recipe: gives the rest of the sampler.
+      noise_time: t_start of the restarts, in 1..T.
 
     Raises:
       ValueError: if a number or name is out of range.
     """
     if not steps or min(steps) < 0 or len(set(steps)) != len(steps):
         raise ValueError(f"steps={list(steps)}: must be distinct numbers, 0 or more")
-    base, some = sampler_settings(config)[0], sorted(k for k in steps if k)
-    runs = [Run("coarse", 0, None)] if 0 in steps else []
-    for update in updates:
-        settings = dataclasses.replace(base, update_rule=update, steps=1)
-        runs += [Run(update, k, dataclasses.replace(settings, steps=k)) for k in some]
-        if early_stop:
-            settings = dataclasses.replace(settings, early_stop=early_stop)
-            runs += [Run(f"{update}, early stop", k, dataclasses.replace(settings, steps=k)) for k in some if k > 1]
-    if restarts is not None:
-        once = dataclasses.replace(base, steps=1, update_rule="direct")
-        fresh = noised_start(once, restarts, config.diffusion.timesteps)
-        runs += [Run("restarts", k, fresh, k) for k in some]
-    return runs
-
-
-def measure_accuracy(config, source: Source, programs: dict[Run, Callable], size: int, joint_set) -> dict[str, dict]:
-    """The metrics of every run on all persons of the source, by the name of the run."""
-    parts: dict[str, list] = {run.name: [] for run in programs}
-    for batch in checked_batches(config, source, size):
-        valid = batch["mask"] > 0
-        for run, program in programs.items():
-            found = jax.device_get(program(batch["image"], batch["annotation_id"]))
-            moved = pose_sampler.to_image_pixels(found["keypoints"], batch["to_image"])
-            parts[run.name].append((batch["index"][valid], moved[valid], found["scores"][valid]))
-    columns = {name: [np.concatenate(column) for column in zip(*rows, strict=True)] for name, rows in parts.items()}
-    predictions = {name: Predictions(*its) for name, its in columns.items()}
-    return summarise(source, predictions, joint_set, config)[0]["results"]
-
-
-def make_parts(model: DiffusionPose, variables, images: jax.Array, *, flip: bool) -> dict[str, tuple[Callable, tuple]]:
-    """What a sampling run consists of, alone: (pure function, its arguments) by name of PARTS.
-
-    With the flip test all parts see twice the persons, and `decode` averages the two halves.
-    """
-    images = jnp.concatenate([images, images[:, :, ::-1]]) if flip else images
-    count, joints = len(images), model.joint_set.num_joints
-    seen = jnp.ones((count, joints))
-    like = jax.eval_shape(lambda v, x: model.apply(v, x, method="encode"), variables, images)
-    features, heatmaps = (jnp.zeros(one.shape, one.dtype) for one in like)
-    y = jnp.zeros((count, joints, 2))
-    like = jax.eval_shape(lambda v, f, y: model.apply(v, f, y, seen, method="condition"), variables, features, y)
-    context, t = jnp.zeros(like.shape, like.dtype), jnp.ones(count, jnp.int32)
-
-    def decode(heatmaps):
-        if flip:
-            plain, mirrored = jnp.split(heatmaps, 2)
-            turned = pose_sampler.unflip(mirrored, model.joint_set.flip_order, model.codec.flip_shift)
-            heatmaps = (plain + turned) / 2
-        return model.codec.decode(heatmaps), uncertainty.peak_covariance(heatmaps)
-
-    return {
-        "backbone": (lambda v, x: model.apply(v, x, method="encode"), (variables, images)),
-        "condition": (lambda v, f, y: model.apply(v, f, y, seen, method="condition"), (variables, features, y)),
-        "step": (lambda v, h, c, t: model.apply(v, h, c, t, method="denoise"), (variables, heatmaps, context, t)),
-        "decode": (decode, (heatmaps,)),
+    direct = dataclasses.replace(sampler_settings(recipe.sampler)[0], steps=1, update_rule="direct")
+    settings = dict.fromkeys(UPDATES, direct) | {
+        "ddim": dataclasses.replace(direct, update_rule="ddim"),
+        "unmirrored": dataclasses.replace(direct, mirrored=False),
     }
+    found = [Sampling("coarse", 0, None)] if 0 in steps else []
+    for update in updates:
+        if update not in UPDATES:
+            raise ValueError(f"update={update!r}: must be one of {', '.join(UPDATES)}")
+        if update == "unflipped" and 0 in steps:
+            found.append(Sampling(update, 0, None, flip=False))
+        for k in sorted(set(steps) - {0}):
+            if update == "restarts":
+                fresh = noised_start(direct, noise_time, recipe.diffusion.timesteps)
+                found.append(Sampling(update, k, fresh, hypotheses=k))
+            else:
+                one = dataclasses.replace(settings[update], steps=k)
+                found.append(Sampling(update, k, one, flip=update != "unflipped"))
+    return found
 
 
-def measure_costs(config, model, variables, runs: Sequence[Run], crops: np.ndarray, seconds: float):
-    """Times parts and whole runs of one batch size in turn.
+def measure_accuracy(
+    recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int
+) -> dict[Sampling, dict]:
+    """The metrics of every way of sampling on all persons of the source, in batches of `size`."""
+
+    def run(crops, ids):
+        found = [program(crops, ids) for program in programs.values()]
+        return [(its["keypoints"], its["scores"]) for its in found]
+
+    persons = predict_split(recipe, source, run, batch_size=size)
+    predictions = {str(number): persons.predictions(*its) for number, its in enumerate(persons.outputs)}
+    report, _ = summarise(source, predictions, recipe.joints, recipe)
+    return dict(zip(programs, report["results"].values(), strict=True))
+
+
+def measure_costs(
+    recipe: Recipe, variables, samplings: Sequence[Sampling], crops: np.ndarray, seconds: float
+) -> tuple[dict[Sampling, dict[str, float]], dict[Sampling, Callable]]:
+    """Times sampling runs of one batch size in turn.
 
     Args:
-      crops: (N, B, Hx, Wx, 3) uint8: N batches, which the calls go round.
+      crops: (N, B, Hx, Wx, 3) uint8: N batches, which the calls cycle through.
+      seconds: to spend on each.
 
     Returns:
-      {part: {"ms", "ms_low", "ms_high", "gflops"}}, and by run {"ms", "ms_low", "ms_high", "gflops", "memory_mib",
-      "compile_seconds", "ratio"} and the compiled program of (images, ids). `ratio` is the median over backbone + K
-      steps; FLOPs are the parts', for XLA counts the body of a scan once.
+      By sampling {"ms", "ms_low", "ms_high", "memory_mib", "compile_seconds"}, median and quartiles, arguments and
+      temporaries; and its compiled program, `PoseSampler.poses` of (crops, person_ids).
     """
-    schedule, flip, size = build_schedule(config.diffusion), config.eval.flip, crops.shape[1]
-    parts = make_parts(model, variables, jnp.asarray(crops[0]), flip=flip)
-    compiled = {name: report.compiled(function, *inputs)[0] for name, (function, inputs) in parts.items()}
-    calls = {name: _call(compiled[name], itertools.repeat(inputs)) for name, (_, inputs) in parts.items()}
-    ids, programs, figures = np.arange(size, dtype=np.int32), {}, {}
-    for run in runs:
-        options = {"flip": flip and run.flip, "seed": config.sampler.seed, "hypotheses": run.hypotheses}
-        function = pose_sampler.make_poses(model, schedule, run.settings, **options)
-        executable, took = report.compiled(function, variables, crops[0], ids)
-        memory = executable.memory_analysis()
+    model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
+    ids, calls, programs, figures = np.arange(crops.shape[1], dtype=np.int32), {}, {}, {}
+    for one in samplings:
+        settings, flip = (one.settings,) if one.settings else (), recipe.eval.flip and one.flip
+        sampler = PoseSampler(model, schedule, settings, flip, recipe.sampler.seed, one.hypotheses)
+        executable, took = report.compiled(sampler.poses, variables, crops[0], ids)
+        memory = executable.memory_analysis()  # type: ignore[attr-defined]
         used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
-        figures[run] = {"memory_mib": round(used, 1), "compile_seconds": round(took, 1)}
-        programs[run] = _bound(executable, variables)
-        calls[run] = _call(executable, itertools.cycle([(variables, batch, ids) for batch in crops]))
-    timings = report.measure(calls, seconds=seconds)
-    flops = {name: _gflops(executable) for name, executable in compiled.items()}
-    costs = {name: _milliseconds(timings[name]) | {"gflops": flops[name]} for name in PARTS}
-    for run in runs:
-        total = flops["decode"] + _of_network(run, flops, flip)
-        ratio = timings[run].median / _of_network(run, {name: timings[name].median for name in PARTS}, flip)
-        figures[run] |= _milliseconds(timings[run]) | {"gflops": round(total, 3), "ratio": round(ratio, 3)}
-    return costs, figures, programs
+        figures[one] = {"memory_mib": round(used, 1), "compile_seconds": round(took, 1)}
+        programs[one] = functools.partial(executable, variables)
+        calls[one] = _calls(programs[one], itertools.cycle(crops), ids)
+    for one, timing in report.measure(calls, seconds=seconds).items():
+        quartiles = {"ms": timing.median, "ms_low": timing.low, "ms_high": timing.high}
+        figures[one] |= {name: round(1e3 * value, 3) for name, value in quartiles.items()}
+    return figures, programs
 
 
-def _of_network(run: Run, part: dict[str, float], flip: bool) -> float:
-    """What the networks of a run cost, from the cost of each part."""
-    encoded = 0.5 if flip and not run.flip else 1.0
-    if run.settings is None:
-        return encoded * part["backbone"]
-    denoised = encoded if run.settings.mirrored or not flip else 0.5
-    conditions = run.settings.steps if run.settings.refresh else 1
-    sample = conditions * part["condition"] + run.settings.steps * part["step"]
-    return encoded * part["backbone"] + denoised * run.hypotheses * sample
-
-
-def _call(executable: Callable, inputs) -> Callable:
-    return lambda: executable(*next(inputs))
-
-
-def _bound(executable: Callable, variables) -> Callable:
-    return lambda images, ids: executable(variables, images, ids)
-
-
-def _milliseconds(timing: report.Timing) -> dict[str, float]:
-    seconds = {"ms": timing.median, "ms_low": timing.low, "ms_high": timing.high}
-    return {name: round(1e3 * value, 3) for name, value in seconds.items()}
-
-
-def _gflops(executable) -> float:
-    analysis = executable.cost_analysis()
-    first = analysis[0] if isinstance(analysis, list) else analysis
-    return first.get("flops", 0.0) / 1e9
+def _calls(program: Callable, batches: Iterator[np.ndarray], ids: np.ndarray) -> Callable:
+    return lambda: program(next(batches), ids)

@@ -1,36 +1,55 @@
-"""What the compiler says of the train step and the sampler: memory, FLOPs, memory traffic, collectives."""
+"""What programs cost on the chips of a TPU slice, by XLA's compiler alone: memory, FLOPs, traffic, collectives."""
 
-import dataclasses
+import importlib.util
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import topologies
 
 from benchmarks import report
-from benchmarks.chips import Chip
-from dpose_jax.diffusion.sampler import sampler_settings
-from dpose_jax.models import pose_sampler
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.pose_sampler import PoseSampler
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import jit_step
-from dpose_jax.training.state import initial_state, make_optimizer
+from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import make_train_step
 
+
+class Chip(NamedTuple):
+    """One Cloud TPU chip, with the figures of cloud.google.com/tpu/docs/KIND."""
+
+    hbm_bytes: int
+    hbm_bandwidth: float  # bytes a second
+    flops: float  # peak a second in bfloat16, which float32 products use too by default
+    host: tuple[int, ...]  # chips of one host
+    shapes: tuple[str, ...]  # slices of up to 256 chips
+
+
+_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
+CHIPS = {
+    "v5e": Chip(16 * 2**30, 819e9, 197e12, (2, 2), _PLANE),
+    "v5p": Chip(95 * 2**30, 2765e9, 459e12, (2, 2, 1), _CUBOIDS),
+    "v6e": Chip(32 * 2**30, 1638e9, 918e12, (2, 2), _PLANE),
+}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-UNIT, LANES = 8, 128  # `largest_batch` looks at multiples of 8 up to 128, and of 128, a tile's lanes, above
-TYPE_BITS = {"pred": 8, "bf16": 16}  # of other element types the name ends with the number, as in s32
+# Examples a device that `largest_batch` tries. From 128 the compiler lays them along a tile's 128 lanes.
+BATCHES = (8, 16, 32, 48, 64, 96, *range(128, 4097, 128))
 
 
 class DoesNotFitError(ValueError):
     """A program needs more memory than the chip has."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
+class Program(NamedTuple):
     """What is compiled: a jitted function, its abstract arguments, and the examples a device in them."""
 
     name: str
@@ -39,50 +58,72 @@ class Program:
     batch: int
 
 
-def train_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """The chip and the shape of a slice KIND:SHAPE, such as v5e:4x4. Raises ValueError if there is no such slice."""
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or shape not in CHIPS[kind].shapes:
+        known = "; ".join(f"{kind}: {', '.join(chip.shapes)}" for kind, chip in CHIPS.items())
+        raise ValueError(f"--topology={name!r}: must be KIND:SHAPE, one of {known}")
+    return CHIPS[kind], tuple(int(side) for side in shape.split("x"))
+
+
+def slice_mesh(name: str) -> jax.sharding.Mesh:
+    """A mesh over the chips of a slice that is only described: programs can be compiled for it, not run.
+
+    Raises:
+      ValueError: if there is no libtpu, or it cannot compile for such a slice.
+    """
+    chip, shape = parse_topology(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to query
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so two processes may compile at a time
+    options = {}
+    if math.prod(shape) < math.prod(chip.host):
+        options["chips_per_host_bounds"] = (*shape, *[1] * (3 - len(shape)))
+    try:
+        described = topologies.get_topology_desc(name, platform="tpu", **options)
+    except Exception as error:
+        raise ValueError(f"--topology={name}: this libtpu cannot describe it: {error}") from error
+    return sharding.make_mesh(list(described.devices))
+
+
+def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, optimizer = build_model(config), make_optimizer(config)
-    step = make_train_step(config, model, build_schedule(config.diffusion), optimizer, sharding.gather(mesh))
+    model, optimizer = build_model(recipe), make_optimizer(recipe.optim, recipe.train)
+    step = make_train_step(recipe, model, build_schedule(recipe.diffusion), optimizer, sharding.unshard(mesh))
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
-    places = sharding.state_sharding(mesh, state, fsdp=config.train.fsdp)
+    places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints
-    shapes = {
-        "image": ((count, *config.input_size, 3), np.uint8),
-        "keypoints": ((count, joints, 2), np.float32),
-        "visible": ((count, joints), np.float32),
-        "annotation_id": ((count,), np.int32),
-        "bad_index": ((count,), np.int32),
+    rows = {
+        "image": jax.ShapeDtypeStruct((count, *recipe.input_size, 3), np.uint8),
+        "keypoints": jax.ShapeDtypeStruct((count, joints, 2), np.float32),
+        "visible": jax.ShapeDtypeStruct((count, joints), np.float32),
+        "annotation_id": jax.ShapeDtypeStruct((count,), np.int32),
+        "bad_index": jax.ShapeDtypeStruct((count,), np.int32),
     }
-    rows = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
     key = jax.eval_shape(jax.random.key, 0)
     return Program("train step", jit_step(step, mesh, places), (state, rows, key), batch)
 
 
-def sampler_program(config, mesh: jax.sharding.Mesh, batch: int) -> Program:
-    """Prediction as evaluation runs it, flip test included, with `batch` examples a device and one denoising step.
+def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
+    """Prediction as in the evaluation, with its flip test, for `batch` examples a device and one denoising step.
 
-    One, since the compiler counts the body of a longer loop once, whatever its length.
+    One step, because the compiler counts the body of a loop once, whatever its length.
     """
-    model = build_model(config)
-    once = (dataclasses.replace(sampler_settings(config)[0], steps=1),)
-    predict = pose_sampler.make_predict(model, build_schedule(config.diffusion), once, flip=config.eval.flip, seed=0)
+    sampler = PoseSampler.of(recipe.override({"sampler.steps": (1,)}))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    jitted = jax.jit(predict, in_shardings=(everywhere, split, split), out_shardings=split)
-    images = jax.ShapeDtypeStruct((batch * mesh.size, *config.input_size, 3), np.uint8)
+    jitted = jax.jit(sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
+    images = jax.ShapeDtypeStruct((batch * mesh.size, *recipe.input_size, 3), np.uint8)
     ids = jax.ShapeDtypeStruct((batch * mesh.size,), np.int32)
-    return Program("sampler, 1 step", jitted, (abstract_variables(model), images, ids), batch)
+    return Program("sampler, 1 step", jitted, (abstract_variables(sampler.model), images, ids), batch)
 
 
 def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Compiles a program and reads what the compiler says of it, for one device.
+    """Compiles a program and returns the compiler's figures for one device.
 
-    Returns:
-      `program`, `devices`, `batch_per_device`; bytes of memory: `hbm_bytes_per_device`, of which
-      `hbm_arguments_bytes`, `hbm_temporaries_bytes`, `hbm_outputs_bytes` (those that do not reuse an argument), and
-      the chip's `hbm_limit_bytes`; `flops_per_device`, and `bytes_accessed_per_device` and
-      `bytes_accessed_per_image` of memory traffic; the milliseconds that these take at the chip's limits,
-      `compute_ms` and `memory_ms`, and which `binds`; `collectives`: {kind: {"count", "bytes"}}, and the sum
-      `collective_bytes`; `compile_seconds`.
+    `hbm_bytes_per_device` is the sum of arguments, temporaries, and the outputs that do not reuse an argument.
+    `compute_ms` and `memory_ms` are what FLOPs and memory traffic take at the chip's limits; the longer one `binds`.
 
     Raises:
       DoesNotFitError: if the program needs more memory than the chip has.
@@ -122,77 +163,41 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
 def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
     """Counts the collectives in a compiled program's text, and the bytes of their results on one device.
 
-    An asynchronous one is counted where it ends. One inside of a loop is counted once.
+    An asynchronous one counts where it ends. One in a loop counts once.
     """
     pattern = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
     found: dict[str, dict[str, int]] = {}
-    for line in lines:
-        match = pattern.search(line)
-        if match:
-            entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
-            entry["count"] += 1
-            entry["bytes"] += shape_bytes(match[1])
+    for match in filter(None, map(pattern.search, lines)):
+        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += shape_bytes(match[1])
     return found
 
 
 def shape_bytes(text: str) -> int:
-    """Bytes of a shape of a compiled program's text, such as `(f32[4,2]{1,0}, bf16[8])`; padding is not counted."""
-    total = 0
-    for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", text):
-        bits = TYPE_BITS.get(kind) or int(re.sub(r"\D", "", kind) or 0)
-        total += bits * math.prod(int(size) for size in sizes.split(",") if size) // 8
-    return total
+    """Bytes of a shape in a compiled program's text, such as `(f32[4,2]{1,0}, bf16[8], pred[])`, without padding."""
+    shapes = re.findall(r"\b[a-z]+(\d*)\[([\d,]*)\]", text)
+    return sum(int(bits or 8) * math.prod(map(int, filter(None, sizes.split(",")))) // 8 for bits, sizes in shapes)
 
 
-def candidate(index: int) -> int:
-    """The index-th batch that `largest_batch` may try, from 1: 8, 16, ..., 128, 256, 384, ...
-
-    From 128 on the compiler lays the examples along the lanes of its tiles, so only whole tiles are of interest.
-    """
-    whole = LANES // UNIT
-    return UNIT * index if index <= whole else LANES * (index - whole + 1)
-
-
-def largest_batch(train: Callable[[int], dict], hbm_bytes: int, parts: int) -> dict:
-    """The analysis of the train step with the most examples that fit, of those that `candidate` names for each part.
-
-    A compilation takes minutes, so each is reported when it ends. It starts at 128, then goes where the line through
-    the last two that fitted reaches the chip's memory, and halves what is left after one that did not fit.
+def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
+    """The analysis of the train step with the largest of BATCHES that fits; they are tried in order.
 
     Args:
       train: examples a device -> `analyse` of the step.
-      hbm_bytes: of the chip.
       parts: in which a device takes its examples, one after the other (`train.accumulate`).
 
     Raises:
-      DoesNotFitError: if not even the first candidate fits.
+      DoesNotFitError: if not even the smallest fits.
     """
-    low, high, index = 0, None, LANES // UNIT
-    best, fitted = None, []
-    while best is None or high is None or high - low > 1:
-        examples = parts * candidate(index)
+    best: dict = {}
+    for examples in (parts * batch for batch in BATCHES):
         try:
-            best, low = train(examples), index
-            fitted.append((candidate(index), best["hbm_bytes_per_device"]))
-            print(f"{examples} examples a device take {fitted[-1][1]:,} bytes", flush=True)
-            index = _beyond(low, fitted, hbm_bytes)
+            best = train(examples)
         except DoesNotFitError:
-            print(f"{examples} examples a device do not fit", flush=True)
-            if index == 1:
+            if not best:
                 raise
-            high, index = index, (low + index) // 2
-        if high is not None and index >= high:
-            index = (low + high) // 2
+            print(f"{examples} examples a device do not fit", flush=True)
+            break
+        print(f"{examples} examples a device take {best['hbm_bytes_per_device']:,} bytes", flush=True)
     return best
-
-
-def _beyond(index: int, fitted: Sequence[tuple[int, int]], hbm_bytes: int) -> int:
-    """The last candidate up to the batch that would fill the memory, by the line through the last two that fitted."""
-    index += 1
-    if len(fitted) < 2:
-        return index
-    (before, less), (batch, used) = fitted[-2:]
-    limit = batch + (hbm_bytes - used) * (batch - before) / max(used - less, 1)
-    while candidate(index + 1) <= min(limit, 4 * batch):
-        index += 1
-    return index

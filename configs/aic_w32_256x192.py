@@ -1,8 +1,8 @@
-"""AI Challenger, HRNet-W32, 256 x 192: trained on its training set, tested on validation. Not yet trained by anybody.
+"""AI Challenger, HRNet-W32, 256 x 192: training and validation sets. Not yet trained.
 
-The base recipe with AI Challenger's joints, for about 210 epochs of about 378,000 persons, from ImageNet weights; the
-run prints how many it keeps. `data.root` is the official layout, two folders that each hold images and AI Challenger's
-own JSON. OKS areas are 0.53 w h of the box, boxes ground truth, as in the literature.
+The base recipe with AI Challenger's joints: about 210 epochs of about 378,000 persons, from ImageNet weights. The run
+prints how many persons it keeps. `data.root` is the official layout, with AI Challenger's own JSON. OKS areas are
+0.53 w h of the box and boxes are ground truth, as in the literature.
 
   python train.py --config=configs/aic_w32_256x192.py --workdir=DIR --config.data.root=AIC
 
@@ -14,7 +14,7 @@ from configs import base
 
 
 def get_config():
-    """Returns the recipe; see configs/base.py for every field."""
+    """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
     c.joint_set = "aic"
     c.data.set = "aic"

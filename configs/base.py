@@ -1,4 +1,4 @@
-"""The defaults, see dpose_jax/recipe.py. A recipe is a short delta on them; this file is not run by itself."""
+"""The defaults of dpose_jax/recipe.py. The other recipes change fields of them; this file is not run by itself."""
 
 from ml_collections import ConfigDict
 

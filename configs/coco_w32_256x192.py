@@ -1,26 +1,25 @@
-"""COCO 2017, HRNet-W32, 256 x 192. Not yet trained by anybody.
+"""COCO 2017, HRNet-W32, 256 x 192. Not yet trained.
 
-The base recipe as it stands, at global batch 128 for 210 epochs of 149,813 persons, from ImageNet weights, which
-docs/pretrained.md says where to get. Its time and result are unknown; `--dry_run` estimates the time. `data.root` is
-the official layout: annotations/, train2017/, val2017/. Half of the examples are fed the model's own coarse heatmaps
-(`diffusion.own_share`), the others joints of little noise (`diffusion.t_range`), both ours: on small data the first
-raised what denoising gains, the second perhaps (docs/results.md).
-
-On more devices: with --config.train.batch_size=B the learning rate is 1e-3 x B / 128 (linear scaling,
-`optim.base_batch`); give --config.train.steps = 210 x 149,813 / B beside it.
+The base recipe: batch 128 for 210 epochs of 149,813 persons, from ImageNet weights (docs/pretrained.md). Time and
+result are unknown; `--dry_run` estimates the time. `data.root` is the official layout: annotations/, train2017/,
+val2017/. Half of the examples are fed the model's own coarse heatmaps (`diffusion.own_share`), the others joints of
+little noise (`diffusion.t_range`); both are (ours), from tests on small data (docs/results.md).
 
   python train.py --config=configs/coco_w32_256x192.py --workdir=DIR --config.data.root=COCO
+  python eval.py --workdir=DIR
 
-Boxes are ground truth. The literature's tables are with the boxes of a 56.4-AP detector, for which add
---config.eval.boxes=detections, with the detector's file as COCO/person_detection_results/
-COCO_val2017_detections_AP_H_56_person.json.
+On more devices set --config.train.batch_size=B and --config.train.steps = 210 x 149,813 / B. The learning rate follows:
+1e-3 x B / 128 (linear scaling, `optim.base_batch`).
+
+Boxes are ground truth. Published tables use a detector of 56.4 AP: add --config.eval.boxes=detections, with its file as
+COCO/person_detection_results/COCO_val2017_detections_AP_H_56_person.json.
 """
 
 from configs import base
 
 
 def get_config():
-    """Returns the recipe; see configs/base.py for every field."""
+    """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
     c.data.val_detections = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
     return c

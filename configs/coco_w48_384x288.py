@@ -1,7 +1,7 @@
-"""COCO 2017, HRNet-W48, 384 x 288. Not yet trained by anybody.
+"""COCO 2017, HRNet-W48, 384 x 288. Not yet trained.
 
-As coco_w32_256x192.py, data and boxes included, with the larger network and crop, and the widths of targets and
-smoothing that HRNet and DARK use at this size. Time and result are unknown; `--dry_run` estimates the time.
+As coco_w32_256x192.py with a larger network and crop, and HRNet's and DARK's widths of Gaussian and smoothing for this
+size. Time and result are unknown; `--dry_run` estimates the time.
 
   python train.py --config=configs/coco_w48_384x288.py --workdir=DIR --config.data.root=COCO
 """
@@ -10,7 +10,7 @@ from configs import coco_w32_256x192
 
 
 def get_config():
-    """Returns the recipe; see configs/base.py for every field."""
+    """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = coco_w32_256x192.get_config()
     c.input_size = (384, 288)
     c.model.backbone = "w48"

@@ -1,12 +1,12 @@
-"""CrowdPose, HRNet-W32, 256 x 192: trained on trainval, tested on test. Not yet trained by anybody.
+"""CrowdPose, HRNet-W32, 256 x 192: trained on trainval, evaluated on test. Not yet trained.
 
-The base recipe with CrowdPose's joints, for about 210 epochs, from ImageNet weights: about, because the steps take
-trainval for three fifths of the 80,000 persons that the data set's paper names; the run prints how many it keeps.
-`data.root` is the official layout: images/ and json/. OKS areas are 0.53 w h of the box: the files carry none.
+The base recipe with CrowdPose's joints, from ImageNet weights, for about 210 epochs. The steps assume that trainval
+holds three fifths of the 80,000 persons; the run prints how many it keeps. `data.root` is the official layout: images/
+and json/. OKS areas are 0.53 w h of the box, because the files carry none.
 
   python train.py --config=configs/crowdpose_w32_256x192.py --workdir=DIR --config.data.root=CROWDPOSE
 
-Boxes are ground truth. The literature also reports YOLOv3's boxes, several AP lower and not to be compared: add
+Boxes are ground truth. The literature also reports YOLOv3's boxes, several AP lower and not comparable: add
 --config.eval.boxes=detections, with that file as CROWDPOSE/annotations/det_for_crowd_test_0.1_0.5.json.
 """
 
@@ -14,7 +14,7 @@ from configs import base
 
 
 def get_config():
-    """Returns the recipe; see configs/base.py for every field."""
+    """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
     c.joint_set = "crowdpose"
     c.data.set = "crowdpose"

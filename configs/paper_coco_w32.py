@@ -1,33 +1,34 @@
-"""DiffusionPose as the paper writes it: COCO 2017, HRNet-W32, 256 x 192. Not yet trained by anybody.
+"""DiffusionPose with the settings of the paper: COCO 2017, HRNet-W32, 256 x 192. Not yet trained.
 
-A value that the paper does not give is marked (ours) below, or in configs/base.py for the fields that are not named
-here; both follow HRNet's published recipe where it has the field. The equations are in docs/model.md.
+Values that the paper does not give are marked (ours), here or in dpose_jax/recipe.py for fields that are not named
+here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md.
 
   python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
-  python eval.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
+  python eval.py --workdir=DIR
 
-`data.root` is COCO's official layout with the boxes of the 56.4 AP person detector, which published results use.
+`data.root` is COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
 """
 
 from configs import base
 
 
 def get_config():
-    """Returns the recipe; see configs/base.py for every field."""
+    """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
     c.data.val_detections = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
     c.eval.boxes = "detections"
 
-    # The paper does not say how joints become heatmaps: HRNet's own codec (ours).
+    # The paper does not state crop and codec: HRNet's (ours).
     c.crop.warp = "rounded"  # (ours)
     c.codec.name = "rounded"  # (ours)
     c.codec.refine = "quarter"  # (ours)
     c.codec.sigma = 2.0  # (ours)
+    c.codec.label_margin = 3.0  # (ours), HRNet's code
 
-    c.diffusion.timesteps = 1000
-    c.diffusion.schedule = "cosine"
+    c.diffusion.timesteps = 1000  # T (ours, after DDPM)
+    c.diffusion.schedule = "cosine"  # (ours, after improved DDPM)
     c.diffusion.zeta = 2.0  # (ours)
-    c.diffusion.t_range = (1, 1000)
+    c.diffusion.t_range = (1, 1000)  # t is uniform over 1..T
     c.diffusion.own_share = 0.0  # the decoder is trained on noised joints alone
 
     c.masks.keypoints = c.masks.skeleton = True
@@ -38,7 +39,7 @@ def get_config():
     c.model.backbone = "w32"
     c.model.pretrained = "imagenet"
     c.model.spatial_attention = c.model.channel_attention = True
-    c.model.channel_scale = "width"
+    c.model.channel_scale = "width"  # d^-1/2 (ours, after DaViT)
     c.model.decoder_channels = 64  # the paper's are 64, 128 and 256; which of them here: (ours)
     c.model.time_embedding = False  # D(y_t, x^c) as written
     c.loss.diffusion = c.loss.coarse = 1.0
@@ -56,7 +57,7 @@ def get_config():
 
     c.sampler.update_rule = "direct"  # y~_{t-1} = D(y~_t, x^c)
     c.sampler.start = "coarse"  # y~_T = conv(x^fea)
-    c.sampler.t_start = 1000
+    c.sampler.t_start = 1000  # T; without effect here: `direct` from `coarse` without time embedding never reads t
     c.sampler.refresh = False  # masks from y~_T
     c.sampler.steps = (1, 2, 4)  # (ours)
     return c

@@ -1,17 +1,17 @@
-"""Synthetic people drawn on the fly, 17 COCO joints: what `make demo` trains on two CPU cores.
+"""People drawn on the fly, 17 COCO joints: the demo, `make demo`, for two CPU cores.
 
   python train.py --config=configs/synthetic.py --workdir=runs/demo
-  python eval.py --config=configs/synthetic.py --workdir=runs/demo
+  python eval.py --workdir=runs/demo
 
-Reached on 160 unseen persons with one step: AP .72, PCK@0.2 .97 (coarse branch .70, .97); their own boxes, flip test,
-seed 0. About 6 minutes on one core, installing and evaluation included. See docs/results.md.
+Measured with one step on 160 unseen persons: AP 72, PCK@0.2 97 (coarse branch 70, 97). Their own boxes, flip test,
+seed 0. About 6 minutes on one core, with installation and evaluation. See docs/results.md.
 """
 
 from configs import tiny
 
 
 def get_config():
-    """Returns the recipe; see configs/base.py for every field."""
+    """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
     c.data.source = "synthetic"
     c.data.synthetic.train_images = 4000

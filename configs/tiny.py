@@ -1,4 +1,4 @@
-"""What the small recipes share: a 1.7 M parameter model that learns on two CPU cores. Not run by itself."""
+"""What the small recipes share: a model of 1.7 M parameters that trains on two CPU cores. Not run by itself."""
 
 from configs import base
 

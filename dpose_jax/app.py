@@ -2,21 +2,27 @@
 
 python -m dpose_jax.app [--workdir=runs/demo] [--port=7860]
 
-Without --workdir or --model it shows the small model that comes with the package.
+Without --workdir or --model, the bundled model is used.
 """
 
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
-# Before Gradio is imported: it would report its use to its makers.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
 import cv2
-import gradio as gr
 import numpy as np
 from absl import flags
+
+# Before Gradio is imported: it would report its use to its makers.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+try:
+    import gradio as gr
+except ImportError:
+    if __name__ != "__main__":
+        raise
+    sys.exit('error: the page needs the app extra: pip install -e ".[app]"')
 
 from dpose_jax import Predictor
 from dpose_jax.inference.boxes import checked_boxes
@@ -33,7 +39,7 @@ BOX_COLOR = (240, 228, 66)
 
 
 def parse_boxes(text: str) -> list[list[float]] | None:
-    """Boxes from lines of "x, y, width, height"; None where there is no line, which means the whole image.
+    """Boxes from lines of "x, y, width, height"; None (the whole image) without a line.
 
     Raises:
       ValueError: if a line is not four numbers; names it.
@@ -41,12 +47,10 @@ def parse_boxes(text: str) -> list[list[float]] | None:
     boxes = []
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
-            box = [float(part) for part in line.replace(",", " ").split()]
+            x, y, width, height = map(float, line.replace(",", " ").split())
         except ValueError as error:
             raise ValueError(f"box {line!r}: must be four numbers, x, y, width, height") from error
-        if len(box) != 4:
-            raise ValueError(f"box {line!r}: must be four numbers, x, y, width, height")
-        boxes.append(box)
+        boxes.append([x, y, width, height])
     return boxes or None
 
 
@@ -71,7 +75,7 @@ def draw_boxes(image: np.ndarray, boxes: list[list[float]] | None) -> np.ndarray
 
 
 def mark(image: np.ndarray | None, text: str):
-    """The photo with the usable boxes of the text; nothing new without a photo, or while a line is half typed."""
+    """The photo with the usable boxes of the text; nothing new without a photo, or with an unfinished line."""
     if image is None:
         return gr.skip()
     try:
@@ -82,7 +86,7 @@ def mark(image: np.ndarray | None, text: str):
 
 
 def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterator[tuple]:
-    """What the page shows, again and again: picture of the step, photo with poses, a line of text; or nothing new.
+    """The outputs of the page, step by step: picture of the step, photo with poses, a line of text; or nothing new.
 
     Raises:
       ValueError: if there is no photo, or a box cannot be used.
@@ -101,8 +105,8 @@ def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterat
             time.sleep(PAUSE)
     poses = predictor(image, boxes)
     scores = ", ".join(f"{score:.2f}" for score in poses.scores)
-    told = f"1 person, score {scores}" if len(poses) == 1 else f"{len(poses)} persons, scores {scores}"
-    yield gr.skip(), draw_poses(image, poses), told
+    summary = f"1 person, score {scores}" if len(poses) == 1 else f"{len(poses)} persons, scores {scores}"
+    yield gr.skip(), draw_poses(image, poses), summary
 
 
 def _side_by_side(predictor, crops, maps, joints, title) -> np.ndarray:
@@ -145,15 +149,15 @@ def build(load: Callable[[int], Predictor]) -> gr.Blocks:
                 boxes = gr.Textbox(label="boxes: x, y, width, height, a line each", lines=3, elem_id="boxes")
                 steps = gr.Slider(0, MAX_STEPS, value=4, step=1, label="steps (0: the coarse branch)")
                 start = gr.Button("Denoise", variant="primary", elem_id="start")
-                told = gr.Textbox(label="state", interactive=False, elem_id="told")
+                state = gr.Textbox(label="state", interactive=False, elem_id="state")
             with gr.Column():
                 shown = {"interactive": False, "height": HEIGHT, "buttons": BUTTONS}
                 result = gr.Image(label="boxes, then poses", elem_id="result", **shown)
                 strip = gr.Image(label="denoising", elem_id="strip", **shown)
-        photo.input(fresh, photo, [boxes, corner, result, strip, told])
+        photo.input(fresh, photo, [boxes, corner, result, strip, state])
         photo.select(click, [photo, boxes, corner], [boxes, corner, result], trigger_mode="multiple")
         boxes.input(mark, [photo, boxes], result, show_progress="hidden", trigger_mode="always_last")
-        start.click(run, [photo, boxes, steps], [strip, result, told])
+        start.click(run, [photo, boxes, steps], [strip, result, state])
     return page
 
 

@@ -25,11 +25,11 @@ OUTPUTS = ("keypoints", "scores", "covariances")
 
 
 def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
-    """The whole way from crops to joints, weights included, as one serialised program of any batch size.
+    """From crops to joints, weights included, as one serialised program for any batch size.
 
-    `jax.export.deserialize(data).call(crops, person_ids)`, with crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32
-    (whom the sampler's noise belongs to, where it has any), gives keypoints (B, J, 2) in crop pixels, scores (B, J)
-    and covariances (B, J, 2, 2), float32: what `PoseSampler.poses` gives.
+    `jax.export.deserialize(data).call(crops, person_ids)` takes crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32,
+    which seed the sampler's noise. It returns keypoints (B, J, 2) in crop pixels, scores (B, J) and covariances
+    (B, J, 2, 2), float32, as `PoseSampler.poses` does.
 
     Raises:
       ValueError: if a platform is unknown, or the package flatbuffers is missing.
@@ -38,7 +38,7 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
     if unknown or not platforms:
         raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
     if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError('out: a program needs the package flatbuffers: pip install -e ".[export]"')
+        raise ValueError('--out: a program needs the export extra: pip install -e ".[export]"')
     poses = predictor.sampler.poses
     variables = jax.device_get(predictor.variables)
 
@@ -47,33 +47,33 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
         return tuple(found[name] for name in OUTPUTS)
 
     (batch,) = jax_export.symbolic_shape("b")
-    size = predictor.model.codec.input_size
+    size = predictor.recipe.input_size
     inputs = (jax.ShapeDtypeStruct((batch, *size, 3), np.uint8), jax.ShapeDtypeStruct((batch,), np.int32))
     return bytes(jax_export.export(jax.jit(program), platforms=tuple(platforms))(*inputs).serialize())
 
 
-def facts_path(out: str, weights: str | None) -> str:
-    """Where the facts of the program `out` go: beside it, ending in .json.
+def metadata_path(out: str, weights: str | None) -> str:
+    """Where the metadata of the program `out` goes: beside it, ending in .json.
 
     Raises:
-      ValueError: if that is the program itself, or the facts of the model in the folder `weights`.
+      ValueError: if that is the program itself, or the metadata of the model in the folder `weights`.
     """
     path = f"{os.path.splitext(out)[0]}.json"
-    taken = [out] if weights is None else [out, os.path.join(weights, model_folder.FACTS_FILE)]
+    taken = [out] if weights is None else [out, os.path.join(weights, model_folder.METADATA_FILE)]
     if os.path.abspath(path) in map(os.path.abspath, taken):
-        raise ValueError(f"--out={out}: its facts would go to {path}, which is written as well; choose another name")
+        raise ValueError(f"--out={out!r}: its metadata would replace {path}; choose another name")
     return path
 
 
-def program_facts(predictor: Predictor, platforms: Sequence[str]) -> dict:
+def program_metadata(predictor: Predictor, platforms: Sequence[str]) -> dict:
     """What a user of the program needs to know, JSON values."""
-    settings, config, joints = predictor.sampler.settings, predictor.config, predictor.joint_set
+    settings, recipe, joints = predictor.sampler.settings, predictor.recipe, predictor.joint_set
     return {
         "platforms": list(platforms),
         "inputs": ["crops (B, height, width, 3) uint8 RGB", "person_ids (B,) int32"],
         "outputs": ["keypoints (B, J, 2) crop pixels", "scores (B, J)", "covariances (B, J, 2, 2) crop pixels squared"],
-        "input_size": list(predictor.model.codec.input_size),
-        "crop": {"padding": config.crop.padding, "warp": config.crop.warp},
+        "input_size": list(recipe.input_size),
+        "crop": {"padding": recipe.crop.padding, "warp": recipe.crop.warp},
         "steps": settings[0].steps if settings else 0,
         "flip": predictor.sampler.flip,
         "joints": list(joints.joints),
@@ -96,18 +96,20 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
         try:
             from huggingface_hub import HfApi
         except ImportError as error:
-            raise ValueError('push_to_hub: needs the package huggingface_hub: pip install -e ".[hub]"') from error
+            raise ValueError('--push_to_hub: needs the hub extra: pip install -e ".[hub]"') from error
         api = HfApi()
     address = api.create_repo(name, repo_type="model", exist_ok=True)
-    names = [model_folder.WEIGHTS_FILE, model_folder.FACTS_FILE, "README.md"]
+    names = [model_folder.WEIGHTS_FILE, model_folder.METADATA_FILE, "README.md"]
     api.upload_folder(folder_path=folder, repo_id=name, repo_type="model", allow_patterns=names)
     return str(address)
 
 
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
-    OUT = flags.DEFINE_string("out", None, "The program, for jax.export.deserialize; its facts go beside it as .json.")
-    PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the fewest of the config.")
+    OUT = flags.DEFINE_string(
+        "out", None, "The program, for jax.export.deserialize; its metadata goes beside it as .json."
+    )
+    PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the fewest of sampler.steps.")
     PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages with the mirrored crop.")
     PLATFORM = flags.DEFINE_list("platforms", ["cpu"], f"Where the program runs: {', '.join(PLATFORMS)}.")
     WEIGHTS = flags.DEFINE_string("weights", None, "A folder for model.safetensors and model.json, for --model.")
@@ -117,11 +119,11 @@ if __name__ == "__main__":
         if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
             raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
         if OUT.value:
-            facts = facts_path(OUT.value, WEIGHTS.value)
+            metadata = metadata_path(OUT.value, WEIGHTS.value)
             predictor = Predictor.from_workdir(WORKDIR.value, steps=PROGRAM_STEPS.value, flip=PROGRAM_FLIP.value)
             data = export_program(predictor, PLATFORM.value)
             write_bytes(OUT.value, data)
-            write_json(facts, program_facts(predictor, PLATFORM.value))
+            write_json(metadata, program_metadata(predictor, PLATFORM.value))
             print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
         if WEIGHTS.value:
             restored = read_variables(WORKDIR.value)

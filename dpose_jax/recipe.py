@@ -19,8 +19,8 @@ from dpose_jax.typed_fields import (
     below_one,
     choice,
     fail,
-    hints,
     is_section,
+    kinds,
     positive,
     random_seed,
     share,
@@ -265,7 +265,7 @@ class Recipe(Section):
     profile_steps: int = at_least(0, 0)  # steps of the run to trace, into WORKDIR/profile; 0: none
     joint_set: str | JointSet = "coco"  # coco, crowdpose, aic, or the path of a JSON file
     input_size: tuple[int, int] = (256, 192)  # of the crop; multiples of 32
-    stride: int = 4  # s: heatmaps are input_size / s; 1, 2, 4 or 8
+    stride: int = choice(4, 1, 2, 8)  # s: heatmaps are input_size / s
     data: Data = field(default_factory=Data)
     crop: Crop = field(default_factory=Crop)
     augment: Augment = field(default_factory=Augment)
@@ -283,8 +283,6 @@ class Recipe(Section):
         get_joint_set(self.joint_set)
         if any(side < 1 or side % 32 for side in self.input_size):
             fail("input_size", self.input_size, "be (height, width), positive multiples of 32 each")
-        if self.stride not in (1, 2, 4, 8):
-            fail("stride", self.stride, "be 1, 2, 4 or 8")
         if self.optim.warmup_steps >= self.train.steps:
             fail("optim.warmup_steps", self.optim.warmup_steps, f"lie in [0, train.steps={self.train.steps})")
         last, start = self.diffusion.timesteps, self.sampler.t_start
@@ -304,15 +302,15 @@ class Recipe(Section):
         return cls.read(config.to_dict())
 
     def to_config(self) -> ConfigDict:
-        """The same fields for ml_collections' flags; one that may be None takes its type's values too."""
+        """The same fields for ml_collections: each keeps its type."""
 
         def convert(section: Section) -> ConfigDict:
             made = ConfigDict()
-            for name, hint in hints(type(section)).items():
+            for name, kind in kinds(type(section)).items():
                 value = getattr(section, name)
                 if value is None:
-                    value = config_dict.placeholder(str if hint == str | None else int)
-                made[name] = convert(value) if is_section(hint) else value
+                    value = config_dict.placeholder(str if kind == str | None else int)
+                made[name] = convert(value) if is_section(kind) else value
             return made
 
         return convert(self)

@@ -1,11 +1,10 @@
-"""Sections: frozen dataclasses of plain values, whose types and ranges are checked whoever builds them.
+"""Sections: frozen dataclasses of plain values, whose types and ranges are checked at construction.
 
-An error is one line that names the field by its dotted path, the value and what is allowed.
+An error is one line: the field by its dotted path, its value, and what is allowed.
 """
 
 import dataclasses
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -15,8 +14,8 @@ LARGEST = 2**53  # of an integer: what JSON's readers agree on
 WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 
 
-def _ruled(default: Any, holds: Callable[[Any], bool], text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"rule": (holds, text)})
+def _ruled(default: Any, holds: Callable[[Any], bool], rule: str) -> Any:
+    return dataclasses.field(default=default, metadata={"holds": holds, "rule": rule})
 
 
 def at_least(low: float, default: Any) -> Any:
@@ -39,8 +38,8 @@ def below_one(default: float) -> Any:
     return _ruled(default, lambda value: 0 <= value < 1, "lie in [0, 1)")
 
 
-def choice(default: str, *others: str) -> Any:
-    """A field that is one of these strings."""
+def choice(default: Any, *others: Any) -> Any:
+    """A field that is one of these values."""
     return _ruled(default, lambda value: value in (default, *others), f"be one of {(default, *others)}")
 
 
@@ -58,7 +57,7 @@ def fail(name: str, value: Any, rule: str) -> typing.NoReturn:
 class Section:
     """The base of sections: fields are scalars, tuples of scalars, optional scalars, or sections.
 
-    Lists are taken for tuples, integers for floats, mappings for sections.
+    Lists are read as tuples, integers as floats, mappings as sections.
 
     Raises:
       ValueError: if a value has another type or is out of range.
@@ -67,13 +66,12 @@ class Section:
     PREFIX: ClassVar[str] = ""  # of the names of its fields, such as `model.`
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            name, given = self.PREFIX + field.name, getattr(self, field.name)
-            value = _convert(hints(type(self))[field.name], given, name)
+        for field, kind in zip(dataclasses.fields(self), kinds(type(self)).values(), strict=True):
+            name = self.PREFIX + field.name
+            value = _convert(kind, getattr(self, field.name), name)
             object.__setattr__(self, field.name, value)
-            holds, text = field.metadata.get("rule", (None, ""))
-            if holds and value is not None and not holds(value):
-                fail(name, value, text)
+            if field.metadata and value is not None and not field.metadata["holds"](value):
+                fail(name, value, field.metadata["rule"])
         self.check()
 
     def check(self) -> None:
@@ -81,9 +79,9 @@ class Section:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """A section from a mapping; a field that is missing takes its default, an unknown one is a ValueError."""
+        """A section from a mapping; a missing field takes its default, an unknown one raises ValueError."""
         for name in values:
-            if name not in hints(cls):
+            if name not in kinds(cls):
                 full = f"{cls.PREFIX}{name}"
                 raise ValueError(f"{full}: unknown field{nearest(full, cls.names())}")
         return cls(**values)
@@ -92,15 +90,14 @@ class Section:
     def names(cls) -> list[str]:
         """The dotted names of all fields, those of the sections inside too."""
         found = []
-        for name, hint in hints(cls).items():
-            found.append(cls.PREFIX + name)
-            found += hint.names() if is_section(hint) else []
+        for name, kind in kinds(cls).items():
+            found += [cls.PREFIX + name, *(kind.names() if is_section(kind) else [])]
         return found
 
     def flatten(self) -> dict[str, Any]:
         """Every value by its dotted name."""
         found: dict[str, Any] = {}
-        for name in hints(type(self)):
+        for name in kinds(type(self)):
             value = getattr(self, name)
             found |= value.flatten() if isinstance(value, Section) else {self.PREFIX + name: value}
         return found
@@ -112,28 +109,32 @@ class Section:
         return type(self).read(unflatten(flat))
 
 
-def hints(cls: type) -> dict[str, Any]:
+def kinds(section: type) -> dict[str, Any]:
     """The types of a section's fields, by name and in their order."""
-    return _hints(cls)
+    found = typing.get_type_hints(section)
+    return {field.name: found[field.name] for field in dataclasses.fields(section)}
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    found = typing.get_type_hints(cls)
-    return {field.name: found[field.name] for field in dataclasses.fields(cls)}
-
-
-def is_section(hint: Any) -> bool:
+def is_section(kind: Any) -> bool:
     """Whether a field's type is a section."""
-    return isinstance(hint, type) and issubclass(hint, Section)
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as nested dicts."""
+    """Values by dotted name as nested dicts.
+
+    Raises:
+      ValueError: if a name lies inside another one that has a plain value.
+    """
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")
-        functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, nested)[last] = value
+        inner = nested
+        for depth, part in enumerate(path, 1):
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                fail(".".join(path[:depth]), inner, "be a section")
+        inner[last] = value
     return nested
 
 
@@ -143,28 +144,28 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    if is_section(hint):
-        if not isinstance(value, Mapping | hint):
-            raise ValueError(f"{name}={value!r}: must be a section with the fields {', '.join(hints(hint))}")
-        return value if isinstance(value, hint) else hint.read(value)
-    if isinstance(hint, types.UnionType):
-        first, *others = typing.get_args(hint)
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    if is_section(kind):
+        if not isinstance(value, Mapping | kind):
+            fail(name, value, f"be a section with the fields {', '.join(kinds(kind))}")
+        return value if isinstance(value, kind) else kind.read(value)
+    if isinstance(kind, types.UnionType):
+        first, *others = typing.get_args(kind)
         return value if isinstance(value, tuple(others)) else _convert(first, value, name)
-    if typing.get_origin(hint) is not tuple:
-        return _scalar(hint, value, f"{name}={value!r}")
-    kinds = typing.get_args(hint)
+    if typing.get_origin(kind) is not tuple:
+        return _scalar(kind, value, f"{name}={value!r}")
+    elements = typing.get_args(kind)
     if not isinstance(value, tuple | list):
         fail(name, value, "be a tuple")
-    if kinds[-1] is not Ellipsis and len(value) != len(kinds):
-        fail(name, tuple(value), f"be {len(kinds)} numbers")
-    return tuple(_scalar(kinds[0], each, f"{name}={tuple(value)}: element {i}") for i, each in enumerate(value))
+    if elements[-1] is not Ellipsis and len(value) != len(elements):
+        fail(name, tuple(value), f"be {len(elements)} numbers")
+    return tuple(_scalar(elements[0], each, f"{name}={tuple(value)}: element {i}") for i, each in enumerate(value))
 
 
-def _scalar(kind: type, value: Any, said: str) -> Any:
+def _scalar(kind: type, value: Any, place: str) -> Any:
     fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
     if not fits or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{said}: must be {WORDS[kind]}")
-    if kind in (int, float) and not (abs(value) <= LARGEST):
-        raise ValueError(f"{said[:80]}: must be finite and at most 2**53 in size")
+        raise ValueError(f"{place[:120]}: must be {WORDS[kind]}")
+    if kind in (int, float) and not abs(value) <= LARGEST:  # which NaN is not either
+        raise ValueError(f"{place[:120]}: must be finite and at most 2**53 in size")
     return float(value) if kind is float else value

@@ -15,10 +15,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 _PROGRAMS = tempfile.TemporaryDirectory(prefix="dpose_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
 
-from dpose_jax.runtime.app import fuse_on_the_cpu  # noqa: E402
+from dpose_jax.runtime import cpu  # noqa: E402
 
 # What the entry points ask of XLA, so that their programs and those of the tests are the same.
-fuse_on_the_cpu()
+cpu.fuse_elementwise()
 
 
 @pytest.fixture(scope="session")

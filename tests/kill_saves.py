@@ -26,7 +26,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import miniature  # noqa: E402
 
-from dpose_jax.runtime.app import fuse_on_the_cpu  # noqa: E402
+from dpose_jax.recipe import Recipe  # noqa: E402
+from dpose_jax.runtime import cpu  # noqa: E402
 from dpose_jax.training import loop  # noqa: E402
 from dpose_jax.workdir.checkpoints import Checkpoints  # noqa: E402
 
@@ -34,7 +35,7 @@ STEPS = 80
 FIELDS = {"train.steps": STEPS, "train.checkpoint_every": 1, "train.log_every": 1}
 FIRST_SAVES = 3  # one of so many is struck
 WRITTEN_BESIDE = "*orbax-checkpoint-tmp*"
-fuse_on_the_cpu()  # as train.py does: the run without kills has to be the same program
+cpu.fuse_elementwise()  # as train.py does: the run without kills has to be the same program
 
 
 def digest(state, position) -> str:
@@ -46,18 +47,18 @@ def digest(state, position) -> str:
     return sums.hexdigest()
 
 
-def straight(config) -> dict[int, str]:
+def straight(recipe) -> dict[int, str]:
     """The digest after every step of a run that nothing stops."""
     digests = {}
 
     class Recorder(Checkpoints):
-        def save(self, step, state, data, ap=None):
+        def save(self, step, state, data):
             digests[step] = digest(state, data.get_state())
 
     kept, loop.Checkpoints = loop.Checkpoints, Recorder
     try:
         with tempfile.TemporaryDirectory() as workdir:
-            loop.train(config, workdir)
+            loop.train(recipe, workdir)
     finally:
         loop.Checkpoints = kept
     return digests
@@ -90,23 +91,23 @@ def kill_in_save(workdir: str, rng: random.Random, seconds: float) -> tuple[floa
     return moment, any(folder.glob(WRITTEN_BESIDE))
 
 
-def left(config, workdir: str, abstract) -> tuple[int | None, str | None]:
+def left(recipe, workdir: str) -> tuple[int | None, str | None]:
     """The newest checkpoint's step and digest."""
-    data = loop.prepare(config).data
+    run = loop.prepare(recipe)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if checkpoints.latest is None:
             return None, None
-        state = checkpoints.restore(abstract, data)
-        return checkpoints.latest, digest(state, data.get_state())
+        state = checkpoints.restore(run.state, run.data)
+        return checkpoints.latest, digest(state, run.data.get_state())
 
 
-def save_seconds(config, state) -> float:
+def save_seconds(recipe) -> float:
     """How long a save takes here: the span that the moments are drawn from."""
-    data = loop.prepare(config).data
+    run = loop.prepare(recipe)
     with tempfile.TemporaryDirectory() as workdir, Checkpoints(workdir) as checkpoints:
-        checkpoints.save(1, state, data)
+        checkpoints.save(1, run.state, run.data)
         began = time.monotonic()
-        checkpoints.save(2, state, data)
+        checkpoints.save(2, run.state, run.data)
         return time.monotonic() - began
 
 
@@ -115,23 +116,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    config = miniature.get_config()
-    config.update_from_flattened_dict(FIELDS)
-    expected, rng, cut = straight(config), random.Random(given.seed), 0
-    state = loop.prepare(config).state
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    seconds = save_seconds(config, state)
+    recipe = Recipe.from_config(miniature.get_config()).override(FIELDS)
+    expected, rng, cut = straight(recipe), random.Random(given.seed), 0
+    seconds = save_seconds(recipe)
     print(f"a save takes {seconds * 1e3:.0f} ms", flush=True)
     with tempfile.TemporaryDirectory() as workdir:
         for kill in range(1, given.kills + 1):
             moment, unfinished = kill_in_save(workdir, rng, seconds)
             cut += unfinished
-            step, found = left(config, workdir, abstract)
+            step, found = left(recipe, workdir)
             if step is not None and found != expected[step]:
                 raise SystemExit(f"kill {kill}: the checkpoint of step {step} is not what it was")
             place, kept = "cut short" if unfinished else "done", "nothing yet" if step is None else f"step {step} whole"
             print(f"kill {kill}: {moment * 1e3:.0f} ms into a save, which was {place}; {kept}", flush=True)
-        if start(workdir).wait() or left(config, workdir, abstract) != (STEPS, expected[STEPS]):
+        if start(workdir).wait() or left(recipe, workdir) != (STEPS, expected[STEPS]):
             raise SystemExit("the run did not end as the one without kills")
     print(f"{given.kills} kills, {cut} before the save was done: every newest checkpoint is whole, the end is the same")
 

@@ -126,8 +126,8 @@ def page(browser, url, photo, tmp_path):
 
 def last_shown(predictor, photo, text):
     """The strip of the last step, the photo with poses and the line, as the page's own generator gives them."""
-    *_, (strip, _, _), (_, drawn, told) = app.denoise(predictor, photo, text)
-    return strip, drawn, told
+    *_, (strip, _, _), (_, drawn, summary) = app.denoise(predictor, photo, text)
+    return strip, drawn, summary
 
 
 def test_a_typed_box_is_denoised(page, predictor, photo, monkeypatch):
@@ -136,9 +136,9 @@ def test_a_typed_box_is_denoised(page, predictor, photo, monkeypatch):
     page.find("#boxes textarea").send_keys(text)
     page.until_shown("#result", app.draw_boxes(photo, [[80, 40, 240, 320]]), photo)
     page.press()
-    strip, drawn, told = last_shown(predictor, photo, text)
-    page.until(lambda: page.text("#told") == told)
-    assert told.startswith("1 person, score 0.")
+    strip, drawn, summary = last_shown(predictor, photo, text)
+    page.until(lambda: page.text("#state") == summary)
+    assert summary.startswith("1 person, score 0.")
     page.until_shown("#result", drawn, photo)
     page.until_shown("#strip", strip)
     assert strip.std() > 20
@@ -160,13 +160,13 @@ def test_clicks_mark_persons(page, predictor, photo, monkeypatch):
     np.testing.assert_allclose(found, boxes, atol=2)
     page.until_shown("#result", app.draw_boxes(photo, found), photo)
     page.press()
-    _, drawn, told = last_shown(predictor, photo, page.text("#boxes"))
-    page.until(lambda: page.text("#told") == told)
-    assert told.startswith("2 persons, scores 0.")
+    _, drawn, summary = last_shown(predictor, photo, page.text("#boxes"))
+    page.until(lambda: page.text("#state") == summary)
+    assert summary.startswith("2 persons, scores 0.")
     page.until_shown("#result", drawn, photo)
 
 
-def test_an_error_is_told_and_a_new_photo_starts_anew(page, photo, tmp_path):
+def test_an_error_is_shown_and_a_new_photo_starts_anew(page, photo, tmp_path):
     page.find("#boxes textarea").send_keys("900, 0, 5, 5")
     page.press()
     page.until(lambda: "lies outside of the image, 512 x 384" in page.find("body").text)

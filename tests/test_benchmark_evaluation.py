@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from evaluation_cases import ground_truth
 
-from benchmarks import codec_bound, evaluation
+from benchmarks import codec, oks
 from dpose_jax.data import crop
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 
@@ -21,7 +21,7 @@ def rows():
     for annotation in truth["annotations"]:
         annotation["iscrowd"] = 0
     truth["annotations"][1]["bbox"] = [300.0, 300.0, 60.0, 80.0]
-    found = codec_bound.measure(truth, COCO, ["256x192/4", "256x192/8"], use_area=True)
+    found = codec.measure(truth, COCO, ["256x192/4", "256x192/8"], use_area=True)
     return {(row["codec"], row["stride"]): row for row in found}
 
 
@@ -29,11 +29,11 @@ def test_codec_costs_what_its_largest_error_allows(rows):
     """Unbiased targets with DARK lose nothing; rounding at most half a stride on each axis, and more at stride 8."""
     assert len(rows) == 2 * (1 + 2 * 3)
     assert rows["unbiased+dark", 4]["mean_error_px"] < 1e-2
-    for codec in ("unbiased", "rounded"):
-        bound = rows[f"{codec} crop, no heatmaps", None]
+    for name in ("unbiased", "rounded"):
+        bound = rows[f"{name} crop, no heatmaps", None]
         assert bound["mean_error_px"] == 0
         for stride in (4, 8):
-            none = rows[f"{codec}+none", stride]
+            none = rows[f"{name}+none", stride]
             assert 0.2 * stride < none["mean_error_px"] < 0.5 * np.sqrt(2) * stride
             assert none["AP"] <= bound["AP"]
     assert rows["unbiased+dark", 4]["AP"] == pytest.approx(rows["unbiased crop, no heatmaps", None]["AP"], abs=1e-9)
@@ -58,25 +58,26 @@ def test_command_line(tmp_path):
 
 
 def test_persons_are_all_but_crowds_and_joints_off_the_crop_are_not_visible():
-    truth = ground_truth(COCO, images=1, per_image=2)
+    truth, spec = ground_truth(COCO, images=1, per_image=2), crop.CropSpec((64, 48), 1.25, "unbiased")
     entry = truth["annotations"][0]
     entry["keypoints"][:3] = -900.0, -900.0, 2
-    crops = codec_bound.crop_persons(truth, crop.CropSpec((64, 48), 1.25, "unbiased"), COCO)
-    assert [person["id"] for person in crops.persons] == [0, 1] and crops.visible[0, 0] == 0
+    persons, crops = codec.crop_persons(truth, spec, COCO)
+    assert [person["id"] for person in persons] == [0, 1]
+    assert crops["labelled"][0, 0] == 1 and crops["visible"][0, 0] == 0
     entry["iscrowd"] = 1
-    assert len(codec_bound.crop_persons(truth, crop.CropSpec((64, 48), 1.25, "unbiased"), COCO).persons) == 1
+    assert len(codec.crop_persons(truth, spec, COCO)[0]) == 1
 
 
 @pytest.mark.parametrize("case", ["256x192", "256/4", "axb/4", "256x192x3/4"])
 def test_case_of_another_form(case):
     with pytest.raises(ValueError, match=f"--cases='{case}': must be HEIGHTxWIDTH/STRIDE"):
-        codec_bound.measure(ground_truth(COCO), COCO, [case], use_area=True)
+        codec.measure(ground_truth(COCO), COCO, [case], use_area=True)
 
 
 def test_noisy_detections_hold_every_person_and_the_false_ones():
     truth = ground_truth(CROWDPOSE)
     persons = [a for a in truth["annotations"] if a["num_keypoints"]]
-    found = evaluation.noisy_detections(truth, false_persons=30, seed=1)
+    found = oks.noisy_detections(truth, false_persons=30, seed=1)
     assert len(found) == len(persons) + 30 and json.dumps(found)
     assert [r["image_id"] for r in found[: len(persons)]] == [a["image_id"] for a in persons]
     moved = np.array([r["keypoints"] for r in found[: len(persons)]]).reshape(len(persons), -1, 3)
@@ -84,12 +85,12 @@ def test_noisy_detections_hold_every_person_and_the_false_ones():
     size = np.sqrt([a["area"] for a in persons])[:, None, None]
     assert 0 < np.abs((moved - exact)[..., :2] / size).mean() < 0.05
     assert {r["image_id"] for r in found} <= {i["id"] for i in truth["images"]}
-    assert found == evaluation.noisy_detections(truth, false_persons=30, seed=1)
+    assert found == oks.noisy_detections(truth, false_persons=30, seed=1)
 
 
 def test_timing_has_a_row_for_ours_and_each_peer_and_they_agree(tmp_path):
     path = tmp_path / "gt.json"
     path.write_text(json.dumps({**(truth := ground_truth(COCO)), "annotations": truth["annotations"][1:]}))
-    found = {row["who"]: row for row in evaluation.evaluation(str(path), false_persons=5, calls=2)}
+    found = {row["who"]: row for row in oks.measure(str(path), false_persons=5, calls=2)}
     assert {"ours", "hotcoco", "pycocotools"} <= set(found)
     assert all(row["difference"] < 1e-12 and row["value"] > 0 and row["cpu"] > 0 for row in found.values())

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from image_files import exif_turned
 
-from configs import base
 from dpose_jax.data import browse as browse_module
 from dpose_jax.data.browse import browse, joints_sheet
 from dpose_jax.data.datasets import make_source
@@ -15,25 +14,24 @@ from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.statistics import format_statistics, statistics
 from dpose_jax.data.synthetic.dataset import write_coco_folder
 from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def recipe(tmp_path_factory):
     root = tmp_path_factory.mktemp("people")
     write_coco_folder(root, train_images=6, val_images=2, difficulty=0.6)
     turned = sorted((root / "train2017").iterdir())[0]
     turned.write_bytes(exif_turned(turned.read_bytes()))
-    config = base.get_config()
-    config.input_size, config.model.backbone = (64, 64), "tiny"
-    config.data.root, config.data.workers, config.train.batch_size = str(root), 0, 4
-    return config
+    values = {"input_size": (64, 64), "model.backbone": "tiny", "data.root": str(root), "data.workers": 0}
+    return Recipe().override(values | {"train.batch_size": 4})
 
 
-def test_browse_writes_pictures_and_statistics(config, tmp_path):
-    facts = browse(config, str(tmp_path), persons=5)
+def test_browse_writes_pictures_and_statistics(recipe, tmp_path):
+    found = browse(recipe, str(tmp_path), persons=5)
     names = {"train_joints.png", "train_targets.png", "train_inputs.png", "val_joints.png", "statistics.json"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    assert json.loads((tmp_path / "statistics.json").read_text())["train"]["joints"] == facts["train"]["joints"]
+    assert json.loads((tmp_path / "statistics.json").read_text())["train"]["joints"] == found["train"]["joints"]
     targets, inputs = (cv2.imread(str(tmp_path / f"train_{name}.png")) for name in ("targets", "inputs"))
     assert targets.shape == inputs.shape and targets.shape[0] > 5 * 256
     # The noise moves heatmaps and masks, and leaves the crops (the first of four columns) as they are.
@@ -43,12 +41,12 @@ def test_browse_writes_pictures_and_statistics(config, tmp_path):
     last = slice(targets.shape[0] - 280, targets.shape[0] - 40)
     assert (targets[last, column:] != inputs[last, column:]).mean() > 0.05
     with pytest.raises(ValueError, match="persons=0"):
-        browse(config, str(tmp_path), persons=0)
+        browse(recipe, str(tmp_path), persons=0)
 
 
-def test_joints_are_drawn_where_training_has_them(config, monkeypatch):
-    source = make_source(config, "train", training=True)
-    stream = train_iterator(config, source)
+def test_joints_are_drawn_where_training_has_them(recipe, monkeypatch):
+    source = make_source(recipe, "train", training=True)
+    stream = train_iterator(recipe, source)
     batch = next(stream)
     stream.close()
     drawn = []
@@ -57,7 +55,7 @@ def test_joints_are_drawn_where_training_has_them(config, monkeypatch):
         drawn.append((points, shown))
         return image
 
-    monkeypatch.setattr(browse_module.visualize, "draw_pose", record)
+    monkeypatch.setattr(browse_module.draw, "draw_pose", record)
     joints_sheet(batch, source, COCO)
     scale = browse_module.CROP_HEIGHT // 64
     for row, (points, shown) in enumerate(drawn):
@@ -74,26 +72,26 @@ def test_names_keep_their_order_and_distance():
     assert browse_module._spread(far, 512) == far.tolist()
 
 
-def test_statistics_count_the_annotations(config):
-    source = make_source(config, "train", training=True)
-    facts = statistics(source, COCO)
-    with open(f"{config.data.root}/annotations/person_keypoints_train2017.json") as file:
+def test_statistics_count_the_annotations(recipe):
+    source = make_source(recipe, "train", training=True)
+    found = statistics(source, COCO)
+    with open(f"{recipe.data.root}/annotations/person_keypoints_train2017.json") as file:
         annotations = json.load(file)["annotations"]
     joints = np.array([entry["keypoints"] for entry in annotations]).reshape(-1, 17, 3)
-    assert facts["persons"] == len(annotations)
-    assert facts["images"] == len({entry["image_id"] for entry in annotations})
-    assert sum(count * images for count, images in facts["persons_an_image"].items()) == len(annotations)
-    assert sum(facts["labelled_joints"].values()) == len(annotations)
+    assert found["persons"] == len(annotations)
+    assert found["images"] == len({entry["image_id"] for entry in annotations})
+    assert sum(count * images for count, images in found["persons_an_image"].items()) == len(annotations)
+    assert sum(found["labelled_joints"].values()) == len(annotations)
     for j, name in enumerate(COCO.joints):
         visibility = joints[:, j, 2]
         expected = {"labelled": (visibility > 0).sum(), "visible": (visibility == 2).sum()}
         expected |= {"occluded": (visibility == 1).sum(), "share": round((visibility > 0).mean(), 4)}
-        assert facts["joints"][name] == expected
+        assert found["joints"][name] == expected
     boxes = np.array([entry["bbox"] for entry in annotations])
-    assert facts["boxes"]["width"]["50"] == pytest.approx(np.median(boxes[:, 2]))
-    assert facts["boxes"]["side"]["100"] == pytest.approx(np.sqrt(boxes[:, 2] * boxes[:, 3]).max(), abs=1e-3)
-    assert facts["report"]["image_exif_rotated"] == 1 and facts["report"]["image_grey"] == 0
-    table = format_statistics("train", facts)
+    assert found["boxes"]["width"]["50"] == pytest.approx(np.median(boxes[:, 2]))
+    assert found["boxes"]["side"]["100"] == pytest.approx(np.sqrt(boxes[:, 2] * boxes[:, 3]).max(), abs=1e-3)
+    assert found["report"]["image_exif_rotated"] == 1 and found["report"]["image_grey"] == 0
+    table = format_statistics("train", found)
     assert f"train: {len(annotations)} persons" in table and "image_exif_rotated 1" in table
     assert all(name in table for name in COCO.joints)
-    json.dumps(facts)
+    json.dumps(found)

@@ -13,29 +13,24 @@ import numpy as np
 import pytest
 from image_files import CMYK_JPEG, exif_turned
 
-from configs import base
 from dpose_jax.data import build as build_module
 from dpose_jax.data import loader
 from dpose_jax.data.array_record import writer
 from dpose_jax.data.array_record.reader import records_folder
-from dpose_jax.data.build import build, shown
+from dpose_jax.data.build import build, format_report
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.image_files import decode_image
 from dpose_jax.data.sample import BadRecordError
 from dpose_jax.data.synthetic.dataset import write_coco_folder
+from dpose_jax.recipe import Recipe
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra [records] is not installed")
 
 
 def recipe(root, source="folder"):
-    config = base.get_config()
-    config.input_size = (64, 48)
-    config.data.root, config.data.source = str(root), source
-    config.data.workers = 0
-    config.data.max_bad_share = 0.6
-    config.data.val_detections = str(pathlib.Path(root).parent / "boxes.json")
-    config.train.batch_size = 4
-    return config
+    values = {"input_size": (128, 96), "data.root": str(root), "data.source": source, "data.workers": 0}
+    values |= {"data.max_bad_share": 0.6, "data.val_detections": str(pathlib.Path(root).parent / "boxes.json")}
+    return Recipe().override(values | {"train.batch_size": 4})
 
 
 def edit(path, change):
@@ -83,14 +78,12 @@ def records(folder):
 
 
 def batches(root, kind, count=8, workers=0):
-    config = recipe(root, kind)
-    config.data.workers = workers
-    source = make_source(config, "train", training=True)
-    stream = loader.train_iterator(config, source)
+    plain = recipe(root, kind)
+    source = make_source(plain, "train", training=True)
+    stream = loader.train_iterator(plain.override({"data.workers": workers}), source)
     taken = [next(stream) for _ in range(count)]
     stream.close()
-    config.data.workers = 0
-    taken += loader.eval_batches(config, make_source(config, "val", training=False), 4)
+    taken += loader.eval_batches(plain, make_source(plain, "val", training=False), 4)
     return taken, source
 
 
@@ -145,7 +138,7 @@ def test_the_report_says_what_was_dropped_and_why(records):
         reasons = json.loads((at / "train_index.json").read_text())["unreadable"]
         size = "the image is 320 x 255 px, its annotation says 320 x 256"
         assert sorted(reasons.values()) == ["the JPEG is cut short: no end marker", size]
-    assert "box_entry 1" in shown(reports["full"]) and "no_joints" not in shown(reports["full"])
+    assert "box_entry 1" in format_report(reports["full"]) and "no_joints" not in format_report(reports["full"])
 
 
 def test_unreadable_images_keep_their_reason(folder, records):
@@ -166,23 +159,19 @@ def test_unreadable_images_keep_their_reason(folder, records):
 
 
 def test_detected_boxes_lie_in_images_without_persons(records):
-    config = recipe(records[0], "full")
-    config.eval.boxes = "detections"
-    source = make_source(config, "val", training=False)
+    detected = {"eval.boxes": "detections"}
+    source = make_source(recipe(records[0], "full").override(detected), "val", training=False)
     assert len(source) == 1 and source.read_image(0).shape == (40, 30, 3)
-    config.data.source = "crops"
     with pytest.raises(ValueError, match="eval.boxes='detections' needs data.source 'folder' or 'full'"):
-        make_source(config, "val", training=False)
+        make_source(recipe(records[0], "crops").override(detected), "val", training=False)
 
 
 def test_a_recipe_beyond_the_margin_is_refused(records):
-    config = recipe(records[0], "crops")
-    config.augment.scale = 0.5
+    wider = recipe(records[0], "crops").override({"augment.scale": 0.5})
     with pytest.raises(ValueError, match="crops.*augment.scale is 0.5, they were built for 0.35"):
-        make_source(config, "train", training=True)
-    make_source(config, "val", training=False)
-    config.data.source = "full"
-    make_source(config, "train", training=True)
+        make_source(wider, "train", training=True)
+    make_source(wider, "val", training=False)
+    make_source(wider.override({"data.source": "full"}), "train", training=True)
 
 
 def test_other_readers_of_tfds_find_all_about_a_person(folder, records):
@@ -222,15 +211,14 @@ def test_a_source_that_was_read_can_be_sent_to_a_worker(records, kind):
 
 @pytest.mark.parametrize("name", ["coco", "crowdpose", "aic"])
 def test_official_samples_go_through_records(data_root, tmp_path, name):
-    config = recipe(data_root / "samples" / name)
-    config.input_size, config.joint_set = (256, 192), name
+    values = {"input_size": (256, 192), "joint_set": name}
     for split in ("train", "val"):
-        config.data[f"{split}_annotations"], config.data[f"{split}_images"] = f"test_{name}.json", ""
-    expected = next(iter(loader.eval_batches(config, make_source(config, "train", training=True), 20)))
+        values |= {f"data.{split}_annotations": f"test_{name}.json", f"data.{split}_images": ""}
+    plain = recipe(data_root / "samples" / name).override(values)
+    expected = next(iter(loader.eval_batches(plain, make_source(plain, "train", training=True), 20)))
     for kind in writer.KINDS:
-        build(config, str(tmp_path), kind)
-        stored = config.copy_and_resolve_references()
-        stored.data.root, stored.data.source = str(tmp_path), kind
+        build(plain, str(tmp_path), kind)
+        stored = plain.override({"data.root": str(tmp_path), "data.source": kind})
         given = next(iter(loader.eval_batches(stored, make_source(stored, "train", training=True), 20)))
         noise = np.abs(given["image"].astype(int) - expected["image"])[expected["mask"] > 0]
         assert expected["mask"].sum() > 0 and noise.mean() < (3 if kind == "crops" else 1e-9)
@@ -255,14 +243,13 @@ def test_ai_challengers_own_format_goes_through_records(tmp_path):
     (root / "images").mkdir(parents=True)
     cv2.imwrite(str(root / "images" / "a.jpg"), np.full((40, 30, 3), 99, np.uint8))
     (root / "own.json").write_text(json.dumps([entry, entry | {"image_id": "gone"}]))
-    config = recipe(root)
-    config.joint_set, config.data.use_area, config.data.max_bad_share = "aic", False, 1.0
+    values = {"joint_set": "aic", "data.use_area": False, "data.max_bad_share": 1.0}
     for split in ("train", "val"):
-        config.data[f"{split}_annotations"], config.data[f"{split}_images"] = "own.json", "images"
-    build(config, str(tmp_path), "full")
-    stored = config.copy_and_resolve_references()
-    stored.data.root, stored.data.source = str(tmp_path), "full"
-    one, other = (make_source(each, "val", training=False) for each in (config, stored))
+        values |= {f"data.{split}_annotations": "own.json", f"data.{split}_images": "images"}
+    plain = recipe(root).override(values)
+    build(plain, str(tmp_path), "full")
+    stored = plain.override({"data.root": str(tmp_path), "data.source": "full"})
+    one, other = (make_source(each, "val", training=False) for each in (plain, stored))
     assert one.report() == other.report() and one.report()["image_missing"] == 1
     assert one.ground_truth() == other.ground_truth()
     np.testing.assert_array_equal(one[0].keypoints, other[0].keypoints)
@@ -270,34 +257,31 @@ def test_ai_challengers_own_format_goes_through_records(tmp_path):
 
 
 def test_a_build_that_was_stopped_is_done_anew_and_a_finished_one_is_kept(folder, tmp_path, monkeypatch, capsys):
-    config, out = recipe(folder), str(tmp_path)
+    plain, out = recipe(folder), str(tmp_path)
 
-    def killed(self, *args):
-        pathlib.Path(self.data_dir).mkdir(parents=True)
-        (pathlib.Path(self.data_dir) / "coco_keypoints-train.array_record-00000").write_bytes(b"half a file")
+    def killed(folder, *args):
+        pathlib.Path(folder).mkdir(parents=True)
+        (pathlib.Path(folder) / "coco_keypoints-train.array_record-00000").write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    from dpose_jax.data.array_record.tfds_builder import CocoKeypoints
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(CocoKeypoints, "write", killed)
-        build(config, out, "crops")
+        patch.setattr("dpose_jax.data.array_record.tfds_writer.write_records", killed)
+        build(plain, out, "crops")
     with pytest.raises(FileNotFoundError, match="no finished records"):
         make_source(recipe(out, "crops"), "train", training=True)
-    report = build(config, out, "crops")
+    report = build(plain, out, "crops")
     at = pathlib.Path(records_folder(out, "crops"))
     made = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in at.iterdir()}
     assert sorted(os.listdir(out)) == [".crops.lock", "coco_keypoints"]
     capsys.readouterr()
-    assert build(config, out, "crops") == report
+    assert build(plain, out, "crops") == report
     assert "is finished" in capsys.readouterr().out
     assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in at.iterdir()} == made
-    config.augment.rotation = 10.0
     with pytest.raises(ValueError, match="holds records of another build: margin is"):
-        build(config, out, "crops")
+        build(plain.override({"augment.rotation": 10.0}), out, "crops")
     with pytest.raises(ValueError, match="another build: quality is 90, asked for 50"):
         build(recipe(folder), out, "crops", quality=50)
-    with build_module._alone(out, "crops"), pytest.raises(ValueError, match="another process builds 'crops' there"):
+    with build_module._locked(out, "crops"), pytest.raises(ValueError, match="another process builds 'crops' there"):
         build(recipe(folder), out, "crops")
 
 

@@ -5,7 +5,8 @@ import sys
 import jax
 import pytest
 
-from dpose_jax.runtime import app
+import dpose_jax
+from dpose_jax.runtime import cpu
 
 
 @pytest.fixture
@@ -18,28 +19,28 @@ def cache_folder():
 def test_compiled_programs_are_kept_in_the_users_cache(cache_folder, monkeypatch, tmp_path):
     cache_folder(None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    app.keep_compiled_programs()
+    cpu.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "dpose_jax" / "programs")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     cache_folder(None)
-    app.keep_compiled_programs()
+    cpu.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache" / "dpose_jax" / "programs")
 
 
 def test_a_folder_that_jax_was_given_stays(cache_folder, tmp_path):
     cache_folder(str(tmp_path / "mine"))
-    app.keep_compiled_programs()
+    cpu.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
 
 
 def test_a_fusion_that_the_user_names_stays(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
-    app.fuse_on_the_cpu()
-    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_max_isa=AVX2 {app.CPU_FUSION}"
+    cpu.fuse_elementwise()
+    assert os.environ["XLA_FLAGS"] == f"--xla_cpu_max_isa=AVX2 {cpu.FUSION_FLAG}={cpu.FUSIONS}"
     mine = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT"
     monkeypatch.setenv("XLA_FLAGS", mine)
-    app.fuse_on_the_cpu()
+    cpu.fuse_elementwise()
     assert os.environ["XLA_FLAGS"] == mine
 
 
@@ -47,10 +48,16 @@ def test_xla_reads_the_fusion_at_the_first_computation():
     """An unknown flag would end the process here, and one that came too late would change nothing."""
     program = """
 import jax, jax.numpy as jnp
-from dpose_jax.runtime import app
-app.fuse_on_the_cpu()
+import dpose_jax
+from dpose_jax.runtime import cpu
+cpu.fuse_elementwise()
 x = jnp.linspace(0, 1, 64 * 48 * 32 * 8).reshape(8, 64, 48, 32)
 text = jax.jit(lambda x: jnp.maximum(x * 2 + 1, 0) * x - x).lower(x).compile().as_text()
 assert "ynn" in text, text
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ | {"XLA_FLAGS": ""})
+
+
+def test_the_predictor_of_a_notebook_is_as_fast_as_the_command(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert dpose_jax.Predictor.__name__ == "Predictor" and cpu.FUSION_FLAG in os.environ["XLA_FLAGS"]

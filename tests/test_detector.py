@@ -166,9 +166,9 @@ def test_video_with_persons_in_some_frames(predictor, detector, tmp_path, monkey
     ("name", "change", "message"),
     [
         ("yolo", None, r"detector_model='yolo': must be one of fasterrcnn_resnet50_fpn_v2, "),
-        (SMALL, "missing", r"w.pth': not the weights .*91 categories: backbone.features.0.0.0.weight is absent in the"),
-        (SMALL, "more", r"91 categories: zero is \(2,\) in the file and absent in the model"),
-        (SMALL, "shape", r"backbone.features.0.0.0.weight is \(16, 3, 3, 4\) in the file and \(16, 3, 3, 3\) in the"),
+        (SMALL, "missing", r"w.pth': not the weights .*91 categories: Missing .*\"backbone.features.0.0.0.weight\""),
+        (SMALL, "more", r"91 categories: Unexpected .*\"zero\""),
+        (SMALL, "shape", r"size mismatch for backbone.features.0.0.0.weight: .*\[16, 3, 3, 4\].*\[16, 3, 3, 3\]"),
         ("ssd300_vgg16", None, r"not the weights of detector_model='ssd300_vgg16'"),
         (SMALL, "text", r"w.pth: no PyTorch file"),
         (SMALL, "gone", r"detector='.*w.pth': no such file"),

@@ -8,29 +8,17 @@ import os
 import numpy as np
 import pytest
 from evaluation_cases import ground_truth
-from ml_collections import ConfigDict
 
 from dpose_jax.data.sample import Person
-from dpose_jax.evaluation.coco import METRICS, evaluate_results, write_results
-from dpose_jax.evaluation.report import Predictions, format_table, summarise, to_results
+from dpose_jax.evaluation.coco import METRICS, evaluate_results
+from dpose_jax.evaluation.predict_split import Predictions
+from dpose_jax.evaluation.report import format_table, summarise, to_results
+from dpose_jax.evaluation.results import write_results
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
+from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.files import write_json
 
-CONFIG = ConfigDict(
-    {
-        "input_size": (256, 192),
-        "crop": {"padding": 1.25},
-        "data": {"use_area": True, "val_detections": "boxes.json"},
-        "eval": {
-            "boxes": "gt",
-            "min_box_score": 0.1,
-            "min_joint_score": 0.2,
-            "nms": 0.9,
-            "soft_nms": False,
-            "engine": "pycocotools",
-        },
-    }
-)
+RECIPE = Recipe().override({"data.val_detections": "boxes.json", "eval.min_box_score": 0.1})
 
 
 class Persons(list):
@@ -65,7 +53,7 @@ def predictions(persons, shift=0.0, order=None):
 def test_report_of_perfect_and_shifted_predictions(tmp_path):
     persons = Persons(ground_truth(COCO))
     named = {"coarse": predictions(persons, 9.0), "steps_1": predictions(persons), "steps_2": predictions(persons)}
-    report, results = summarise(persons, named, COCO, CONFIG, {"codec": "unbiased", "flip": True})
+    report, results = summarise(persons, named, COCO, RECIPE, {"codec": "unbiased", "flip": True})
     assert report["results"]["steps_1"] == pytest.approx({**dict.fromkeys(METRICS, 1), "PCK@0.2": 1, "PCK@0.1": 1})
     assert report["best"] == {"name": "steps_1", **{k: pytest.approx(1) for k in ("AP", "AP50", "PCK@0.2")}}
     assert report["results"]["coarse"]["AP"] < 0.9
@@ -90,10 +78,10 @@ def test_report_of_perfect_and_shifted_predictions(tmp_path):
 def test_report_does_not_depend_on_order_and_counts_the_skipped():
     persons = Persons(ground_truth(CROWDPOSE))
     order = np.random.default_rng(1).permutation(len(persons))
-    first, _ = summarise(persons, {"coarse": predictions(persons, 3.0)}, CROWDPOSE, CONFIG)
-    second, _ = summarise(persons, {"coarse": predictions(persons, 3.0, order)}, CROWDPOSE, CONFIG)
+    first, _ = summarise(persons, {"coarse": predictions(persons, 3.0)}, CROWDPOSE, RECIPE)
+    second, _ = summarise(persons, {"coarse": predictions(persons, 3.0, order)}, CROWDPOSE, RECIPE)
     assert first["results"] == second["results"]
-    third, _ = summarise(persons, {"coarse": predictions(persons, 0.0, order[4:])}, CROWDPOSE, CONFIG)
+    third, _ = summarise(persons, {"coarse": predictions(persons, 0.0, order[4:])}, CROWDPOSE, RECIPE)
     missing = sum((persons[i].keypoints[:, 2] > 0).sum() for i in order[:4])
     labelled = sum((p.keypoints[:, 2] > 0).sum() for p in persons)
     assert third["protocol"]["skipped"] == 4
@@ -105,9 +93,8 @@ def test_detected_boxes_are_rescored_suppressed_and_matched_for_pck():
     persons = Persons(ground_truth(COCO, images=2, per_image=2))
     persons[0] = dataclasses.replace(persons[0], score=0.5)
     persons.append(dataclasses.replace(persons[0], score=0.25))
-    config = ConfigDict(CONFIG.to_dict())
-    config.eval.boxes = "detections"
-    report, results = summarise(persons, {"coarse": predictions(persons)}, COCO, config)
+    recipe = RECIPE.override({"eval.boxes": "detections"})
+    report, results = summarise(persons, {"coarse": predictions(persons)}, COCO, recipe)
     assert len(results["coarse"]) == len(persons) - 1
     scores = predictions(persons).scores
     assert results["coarse"][0]["score"] == pytest.approx(0.5 * scores[0].astype(float).mean())
@@ -116,14 +103,12 @@ def test_detected_boxes_are_rescored_suppressed_and_matched_for_pck():
     assert (protocol["pck_match"], protocol["min_box_score"]) == ("best assignment by OKS", 0.1)
     assert (protocol["detections"], len(protocol["detections_sha256"])) == ("boxes.json", 64)
     assert report["results"]["coarse"]["AP"] == pytest.approx(1)
-    config.eval.soft_nms = True
-    soft = to_results(persons, predictions(persons), COCO, config)
+    soft = to_results(persons, predictions(persons), COCO, recipe.override({"eval.soft_nms": True}))
     assert len(soft) == len(persons)
     duplicate = 0.25 * scores[-1].astype(float).mean()
     assert 0 < soft[-1]["score"] <= duplicate * math.exp(-1 / 0.9) * (1 + 1e-12)
-    config.eval.soft_nms = False
-    config.eval.nms = 1.0
-    assert len(to_results(persons, predictions(persons), COCO, config)) == len(persons)
+    every = to_results(persons, predictions(persons), COCO, recipe.override({"eval.nms": 1.0}))
+    assert len(every) == len(persons)
 
 
 def test_without_annotations_there_are_results_and_no_metric():
@@ -131,9 +116,8 @@ def test_without_annotations_there_are_results_and_no_metric():
     truth = ground_truth(COCO, images=2)
     persons = Persons(truth)
     persons.truth = {**truth, "annotations": []}
-    config = ConfigDict(CONFIG.to_dict())
-    config.eval.boxes = "detections"
-    report, results = summarise(persons, {"coarse": predictions(persons)}, COCO, config)
+    recipe = RECIPE.override({"eval.boxes": "detections"})
+    report, results = summarise(persons, {"coarse": predictions(persons)}, COCO, recipe)
     assert set(report["results"]["coarse"].values()) == {None} and report["best"]["AP"] is None
     assert len(results["coarse"]) == len(persons) == report["protocol"]["persons"]
     assert "-" in format_table(report).splitlines()[-2]
@@ -141,7 +125,7 @@ def test_without_annotations_there_are_results_and_no_metric():
 
 def test_results_hold_python_numbers():
     persons = Persons(ground_truth(COCO))
-    results = to_results(persons, predictions(persons), COCO, CONFIG)
+    results = to_results(persons, predictions(persons), COCO, RECIPE)
     assert len(json.dumps(results, allow_nan=False)) > 1000
     assert results[0]["keypoints"][2::3] == pytest.approx(predictions(persons).scores[0].tolist())
 
@@ -149,7 +133,7 @@ def test_results_hold_python_numbers():
 def test_table_is_aligned_and_marks_the_best():
     persons = Persons(ground_truth(COCO))
     named = {"coarse": predictions(persons, 9.0), "steps_1": predictions(persons)}
-    report, _ = summarise(persons, named, COCO, CONFIG, {"sampler_steps": (1, 2)})
+    report, _ = summarise(persons, named, COCO, RECIPE, {"sampler_steps": (1, 2)})
     report["results"]["coarse"]["APl"] = None
     lines = format_table(report).splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("result"))
@@ -160,18 +144,10 @@ def test_table_is_aligned_and_marks_the_best():
     assert "nms=0.9" in " ".join(lines[:head]) and "sampler_steps=(1, 2)" in " ".join(lines[:head])
 
 
-def test_bad_predictions_are_refused():
+def test_predictions_of_another_joint_set_or_none_are_refused():
     persons = Persons(ground_truth(COCO))
     good = predictions(persons)
-    with pytest.raises(ValueError, match=r"must not repeat, got \[0\]"):
-        dataclasses.replace(good, index=np.where(good.index == 1, 0, good.index))
-    broken = good.keypoints.copy()
-    broken[5, 0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"not finite for index \[5\]"):
-        dataclasses.replace(good, keypoints=broken)
-    with pytest.raises(ValueError, match="need keypoints"):
-        dataclasses.replace(good, scores=good.scores[1:])
     with pytest.raises(ValueError, match="'coarse': have 17 joints, joint set 'crowdpose' has 14"):
-        summarise(persons, {"coarse": good}, CROWDPOSE, CONFIG)
+        summarise(persons, {"coarse": good}, CROWDPOSE, RECIPE)
     with pytest.raises(ValueError, match="at least one"):
-        summarise(persons, {}, COCO, CONFIG)
+        summarise(persons, {}, COCO, RECIPE)

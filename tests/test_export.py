@@ -9,7 +9,7 @@ from commands import command
 
 from dpose_jax import Predictor, export
 from dpose_jax.workdir import model_folder
-from dpose_jax.workdir.checkpoints import stored_config
+from dpose_jax.workdir.compatibility import as_stored, stored_recipe
 
 RNG = np.random.default_rng(0)
 
@@ -56,15 +56,20 @@ def test_program_takes_any_batch_and_runs_everywhere(exported):
     program = jax_export.deserialize((exported / "model.bin").read_bytes())
     assert program.platforms == ("cpu", "cuda", "tpu")
     assert str(program.in_avals[0].shape[0]) == "b" and program.in_avals[0].shape[1:] == (64, 64, 3)
-    facts = json.loads((exported / "model.json").read_text())
-    assert (facts["input_size"], facts["steps"], facts["flip"], len(facts["joints"])) == ([64, 64], 2, True, 17)
-    assert facts["crop"] == {"padding": 1.25, "warp": "unbiased"}
+    metadata = json.loads((exported / "model.json").read_text())
+    assert (metadata["input_size"], metadata["steps"], metadata["flip"], len(metadata["joints"])) == (
+        [64, 64],
+        2,
+        True,
+        17,
+    )
+    assert metadata["crop"] == {"padding": 1.25, "warp": "unbiased"}
 
 
 def test_weights_are_the_workdirs(trained, exported):
-    config, variables, facts = model_folder.load(str(exported / "model"))
-    assert facts["trained"] == {"step": 4}
-    assert facts["config"] == stored_config(trained[1])
+    _, variables, metadata = model_folder.load(str(exported / "model"))
+    assert metadata["trained"] == {"step": 4}
+    assert metadata["config"] == as_stored(stored_recipe(trained[1]))
     average = Predictor.from_workdir(trained[1]).variables
     np.testing.assert_array_equal(
         variables["params"]["coarse_head"]["kernel"], average["params"]["coarse_head"]["kernel"]
@@ -98,12 +103,12 @@ def test_hub_client_takes_these_arguments():
     )
 
 
-def test_facts_overwrite_neither_the_program_nor_a_model(tmp_path):
+def test_metadata_overwrites_neither_the_program_nor_a_model(tmp_path):
     folder = str(tmp_path / "model")
-    assert export.facts_path(str(tmp_path / "model.bin"), folder) == str(tmp_path / "model.json")
+    assert export.metadata_path(str(tmp_path / "model.bin"), folder) == str(tmp_path / "model.json")
     for out, weights in ((f"{folder}/model.bin", folder), ("program.json", None)):
-        with pytest.raises(ValueError, match=r"--out=.*: its facts would go to .*json"):
-            export.facts_path(out, weights)
+        with pytest.raises(ValueError, match=r"--out=.*: its metadata would replace .*json"):
+            export.metadata_path(out, weights)
 
 
 def test_unknown_platform(trained):

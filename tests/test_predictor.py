@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -8,14 +9,14 @@ import pytest
 
 from dpose_jax import Predictor
 from dpose_jax.data.datasets import make_source
-from dpose_jax.data.loader import eval_batches
 from dpose_jax.evaluation.evaluator import restore
+from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.inference.predictor import BATCH_SIZES, split_batches
-from dpose_jax.models import pose_sampler
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.workdir import model_folder
-from dpose_jax.workdir.checkpoints import stored_config
+from dpose_jax.workdir.compatibility import stored_recipe
 
 SIZES = (2, 32)
 
@@ -50,19 +51,15 @@ def assert_same(some, other, atol=2e-3):
 
 def test_gives_what_the_evaluation_gives(trained, predictor, people):
     """The evaluation's own path over the same persons: batches of the pipeline, flip test, moving average."""
-    config, workdir = trained
-    source = make_source(config, "val", training=False)
-    model, schedule, settings = predictor.model, predictor.schedule, (predictor.settings,)
-    assert predictor.settings.steps == 1
-    predict = jax.jit(pose_sampler.make_predict(model, schedule, settings, flip=True, seed=config.sampler.seed))
-    variables, batch = restore(config, workdir).variables, next(iter(eval_batches(config, source, 4)))
-    keypoints, scores = predict(variables, batch["image"], batch["annotation_id"])["steps_1"]
-    expected = pose_sampler.to_image_pixels(np.asarray(keypoints), batch["to_image"])
+    recipe, workdir = trained
+    source = make_source(recipe, "val", training=False)
+    sampler, variables = PoseSampler.of(recipe), restore(recipe, workdir).variables
+    assert predictor.sampler.settings == sampler.settings[:1] and predictor.sampler.settings[0].steps == 1
+    rows = predict_split(recipe, source, functools.partial(jax.jit(sampler.joints), variables))
+    expected = rows.predictions(*rows.outputs["steps_1"])
     found = predictor([image for image, _ in people], [boxes for _, boxes in people])
-    ours = np.concatenate([poses.keypoints for poses in found])[:4]
-    np.testing.assert_allclose(ours, expected[: len(ours)], atol=5e-3)
-    ours = np.concatenate([poses.keypoint_scores for poses in found])[:4]
-    np.testing.assert_allclose(ours, np.asarray(scores)[: len(ours)], atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([poses.keypoints for poses in found]), expected.keypoints, atol=5e-3)
+    np.testing.assert_allclose(np.concatenate([poses.keypoint_scores for poses in found]), expected.scores, atol=1e-5)
 
 
 def test_poses_say_what_they_are(predictor, people):
@@ -111,7 +108,7 @@ def test_covariance_is_that_of_the_crops_heatmap(predictor, people):
     image, boxes = people[0]
     crops, trajectory, _ = predictor.trace(image, boxes[:1])
     assert crops.shape == (1, 64, 64, 3) and trajectory.shape[:2] == (2, 1)
-    plain = Predictor(predictor.config, predictor.variables, flip=False, batch_sizes=(2,))
+    plain = Predictor(predictor.recipe, predictor.variables, flip=False, batch_sizes=(2,))
     heatmap_pixels = np.asarray(uncertainty.peak_covariance(trajectory[-1]))
     # Unbiased: 63 crop pixels are 15 heatmap pixels; the padded square box is 63 crop pixels.
     side = 1.25 * max(boxes[0][2:])
@@ -121,16 +118,16 @@ def test_covariance_is_that_of_the_crops_heatmap(predictor, people):
 
 def test_hypotheses_have_their_own_noise(predictor, people):
     image, boxes = people[0]
-    some = Predictor(predictor.config, predictor.variables, hypotheses=3, batch_sizes=(2,), steps=1)
+    some = Predictor(predictor.recipe, predictor.variables, hypotheses=3, batch_sizes=(2,), steps=1)
     poses = some(image, boxes)
-    assert some.settings.start == "coarse_noised" and some.settings.t_start == 300
+    assert (some.sampler.settings[0].start, some.sampler.settings[0].t_start) == ("coarse_noised", 300)
     assert poses.hypotheses.shape == (len(boxes), 3, 17, 2)
     assert uncertainty.spread(poses.hypotheses).max() > 1e-3
 
 
 def test_no_steps_is_the_coarse_branch(predictor, people):
     image, boxes = people[0]
-    coarse = Predictor(predictor.config, predictor.variables, steps=0, batch_sizes=(2,), flip=False)
+    coarse = Predictor(predictor.recipe, predictor.variables, steps=0, batch_sizes=(2,), flip=False)
     crops, _, _ = predictor.trace(image, boxes[:1])
     _, heatmaps = coarse.model.apply(coarse.variables, crops, method="encode")
     np.testing.assert_allclose(coarse(image, boxes[:1]).keypoint_scores, np.max(heatmaps, axis=(1, 2)), atol=1e-5)
@@ -157,7 +154,7 @@ def test_bad_boxes(predictor, people, boxes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, r"sampler\.steps=-1"),
+        ({"steps": -1}, r"sampler\.steps=\(-1,\)"),
         ({"steps": 0, "hypotheses": 2}, r"hypotheses=2"),
         ({"hypotheses": 0}, r"hypotheses=0"),
         ({"hypotheses": 2, "noise_time": 1001}, r"noise_time=1001"),
@@ -167,7 +164,7 @@ def test_bad_boxes(predictor, people, boxes, message):
 def test_bad_options_stop_before_anything_is_compiled(predictor, options, message, monkeypatch):
     monkeypatch.setattr("jax.jit", lambda *a, **k: pytest.fail("compiled before the check"))
     with pytest.raises(ValueError, match=message):
-        Predictor(predictor.config, predictor.variables, **options)
+        Predictor(predictor.recipe, predictor.variables, **options)
 
 
 def test_folders_that_hold_no_model(tmp_path):
@@ -202,7 +199,7 @@ def test_import_alone_loads_nothing():
 
 @pytest.fixture
 def folder(trained, predictor, tmp_path):
-    model_folder.save(str(tmp_path / "model"), predictor.variables, stored_config(trained[1]), step=4)
+    model_folder.save(str(tmp_path / "model"), predictor.variables, stored_recipe(trained[1]), step=4)
     return tmp_path / "model"
 
 
@@ -218,18 +215,18 @@ def test_a_model_folder_gives_what_the_workdir_gives(folder, predictor, people):
 
 def test_the_joint_set_comes_from_the_model(folder):
     """The file that named it may be gone."""
-    facts = json.loads((folder / "model.json").read_text())
-    facts["config"]["joint_set"] = "gone.json"
-    (folder / "model.json").write_text(json.dumps(facts))
+    metadata = json.loads((folder / "model.json").read_text())
+    metadata["config"]["joint_set"] = "gone.json"
+    (folder / "model.json").write_text(json.dumps(metadata))
     assert Predictor.from_file(str(folder)).joint_set == COCO
 
 
 def change(name, **fields):
     def apply(folder):
-        facts = json.loads((folder / "model.json").read_text())
-        part = facts["config"] if name == "config" else facts["config"]["model"] if name == "model" else facts
-        part.update(fields)
-        (folder / "model.json").write_text(json.dumps(facts))
+        metadata = json.loads((folder / "model.json").read_text())
+        parts = {"metadata": metadata, "config": metadata["config"], "model": metadata["config"]["model"]}
+        parts[name].update(fields)
+        (folder / "model.json").write_text(json.dumps(metadata))
 
     return apply
 
@@ -240,7 +237,7 @@ def change(name, **fields):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), r"model\.safetensors: damaged"),
         (lambda folder: (folder / "model.json").write_text("{"), r"model\.json: not JSON"),
         (lambda folder: (folder / "model.json").write_text("{}"), r"model\.json: describes no model"),
-        (change("facts", format=2), r"model\.json: format 2"),
+        (change("metadata", format=2), r"model\.json: format 2"),
         (change("config", joint_set_facts={}), r"model\.json: missing keys \["),
         (change("model", width=16), r"(?s)not the weights of its config.*\(.*8.*\) there, the model has \(.*16"),
         (change("model", backbone="w99"), r"model\.json: model\.backbone='w99'"),

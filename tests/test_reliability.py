@@ -1,17 +1,13 @@
-import types
-
 import numpy as np
 import pytest
 
+from benchmarks import reliability
 from dpose_jax.data.synthetic.dataset import SyntheticSource
-from dpose_jax.evaluation import reliability
-from dpose_jax.evaluation.report import Predictions
+from dpose_jax.evaluation.predict_split import Predictions
 from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.recipe import Recipe
 
-SETTINGS = types.SimpleNamespace(min_joint_score=0.2, nms=1.0, soft_nms=False)
-CONFIG = types.SimpleNamespace(
-    eval=SETTINGS, crop=types.SimpleNamespace(padding=1.25), input_size=(64, 64)
-)  # the fields that the scores read
+RECIPE = Recipe().override({"input_size": (64, 64), "eval.nms": 1.0})
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,7 @@ def test_dropping_the_worst(source, predictions):
     share = wrong.sum() / count
 
     def accuracy(doubt):
-        found = reliability.accuracy_without_worst(source, predictions, doubt, (0.0, share), COCO, CONFIG)
+        found = reliability.accuracy_without_worst(source, predictions, doubt, (0.0, share), COCO, RECIPE)
         return list(found.values())
 
     plain, best = accuracy(wrong)

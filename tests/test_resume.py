@@ -12,20 +12,29 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.evaluator import evaluate
+from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.training import loop
-from dpose_jax.training.metrics import MetricsWriter, StepLog
+from dpose_jax.training.metrics import MetricsWriter
 from dpose_jax.training.preemption import PREEMPTED_STATUS
 from dpose_jax.workdir import checkpoints as checkpoints_module
 from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
+from dpose_jax.workdir.checkpoints import (
+    Checkpoints,
+    check_workdir,
+    claim_workdir,
+    holds_checkpoint,
+    read_variables,
+)
+from dpose_jax.workdir.compatibility import stored_recipe
+from dpose_jax.workdir.training_record import record_start, training_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 # The run of the config, which sends itself a signal while it handles the figures of a step.
 STRUCK = """
 import os, sys
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.training import loop
 from dpose_jax.training.metrics import StepLog
@@ -41,7 +50,7 @@ def strike(self, step, metrics):
 
 StepLog.push = strike
 sys.argv[1:] = []
-app.run(lambda: loop.train(miniature.get_config(), workdir))
+app.run(lambda: loop.train(Recipe.from_config(miniature.get_config()), workdir))
 """
 
 
@@ -89,12 +98,11 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(trained, tmp
     loop.train(config, str(tmp_path))
 
     run = loop.prepare(config)
-    abstract = jax.tree.map(loop._abstract, run.state)
     states = []
     for workdir in (straight, str(tmp_path)):
         with Checkpoints(workdir, keep=2) as checkpoints:
             assert checkpoints.latest == 4
-            states.append(checkpoints.restore(abstract, run.data))
+            states.append(checkpoints.restore(run.state, run.data))
         assert run.data.get_state() == {"examples": 4 * config.train.batch_size}
     for one, other in zip(*(jax.tree.leaves(state) for state in states), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -107,7 +115,7 @@ def test_an_evaluation_that_sigterm_broke_off_is_made_up(trained, miniature, tmp
     shutil.copytree(trained[1], workdir)
 
     def due(preemption):
-        preemption.told = True
+        preemption._preempted = True
         return True
 
     with monkeypatch.context() as patch:
@@ -131,25 +139,31 @@ def tree():
     return {"w": jax.numpy.arange(20_000, dtype=np.float32)}
 
 
-def test_a_failing_evaluation_loses_no_step(tree, miniature, tmp_path):
-    """It is saved without an AP, after its metrics; on one that ran alone, whatever failed."""
+@pytest.mark.parametrize("error", [ValueError("too many unreadable"), MemoryError("no room")])
+def test_a_failing_evaluation_loses_no_step(error, trained, miniature, tmp_path, monkeypatch):
+    """Its step is saved before, without an AP, and its metrics before that; the same command evaluates it."""
+    workdir, recipe = str(tmp_path / "run"), miniature(train__steps=5, train__evaluate_every=5, train__log_every=5)
+    shutil.copytree(trained[1], workdir)
+    saved, save = [], Checkpoints.save
 
-    def fail(error):
+    def spy(self, step, *arguments):
+        saved.append((step, lines(workdir)[-1]["step"]))
+        save(self, step, *arguments)
+
+    def fail(*_):
         raise error
 
-    source, workdir = make_source(miniature(), "train", training=True), "gs://bucket/run"
-    with epath_bucket.over(tmp_path), Checkpoints(str(tmp_path / "run"), keep=3) as checkpoints:
-        writer = MetricsWriter(workdir, 0)
-        log = StepLog(miniature(), source, 0, writer)
-        for step, error in ((1, ValueError("too many unreadable")), (2, MemoryError("no room"))):
-            log.write(step, {"loss": 1.0})
-            with pytest.raises(type(error), match=str(error)):
-                loop._save(checkpoints, log, step, tree, Position(), lambda error=error: fail(error))
-            assert [line["step"] for line in lines(tmp_path / "bucket/run")] == list(range(1, step + 1))
-            assert (checkpoints.latest, checkpoints.best) == (step, None)
-        loop._save(checkpoints, log, 3, tree, Position(), lambda: 0.25)
-        assert lines(tmp_path / "bucket/run")[2:] == [{"step": 3, "AP": 0.25}] and checkpoints.best == 3
-        writer.close()
+    monkeypatch.setattr(Checkpoints, "save", spy)
+    with monkeypatch.context() as patch, pytest.raises(type(error), match=str(error)):
+        patch.setattr(loop.Evaluator, "best_ap", fail)
+        loop.train(recipe, workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert (checkpoints.latest, checkpoints.best) == (5, None)
+    monkeypatch.setattr(loop.Evaluator, "best_ap", lambda *_: 0.25)
+    loop.train(recipe, workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.best == 5
+    assert lines(workdir)[-1] == {"step": 5, "AP": 0.25} and saved == [(5, 5)]
 
 
 def test_the_newest_and_the_best_stay(tree, tmp_path):
@@ -159,7 +173,9 @@ def test_the_newest_and_the_best_stay(tree, tmp_path):
         checkpoints.save(1, tree, Position(8))
         assert checkpoints.best is None
         for step, ap in ((2, 0.5), (3, 0.5), (4, 0.0), (5, None), (6, None)):
-            checkpoints.save(step, tree, Position(8 * step), ap)
+            checkpoints.save(step, tree, Position(8 * step))
+            if ap is not None:
+                checkpoints.add_ap(step, ap)
     assert steps(tmp_path) == [3, 5, 6]
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
         assert (checkpoints.best, checkpoints.latest) == (3, 6)
@@ -200,6 +216,24 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tree, tmp_path):
     assert steps(tmp_path) == [2]
 
 
+def test_parameters_are_read_without_the_optimizer(trained, monkeypatch):
+    """The moving averages or the newest values, as numpy; nothing else of the optimizer is read."""
+    recipe, workdir = trained
+    state = Checkpoints(workdir, read_only=True).restore(loop.prepare(recipe).state)
+    kept = []
+    read = Checkpoints.read
+    monkeypatch.setattr(Checkpoints, "read", lambda self, step: kept.append(read(self, step)) or kept[-1])
+    for ema in (True, False):
+        restored = read_variables(workdir, ema=ema)
+        assert (restored.step, restored.averaged, restored.seed) == (4, ema, 0)
+        expected = state.opt_state[-1] if ema else state
+        for name in ("params", "batch_stats"):
+            jax.tree.map(np.testing.assert_array_equal, restored.variables[name], getattr(expected, name))
+            assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(restored.variables[name]))
+    arrays = [leaf for leaf in jax.tree.leaves(kept[0]["opt_state"][:-1]) if isinstance(leaf, np.ndarray)]
+    assert not arrays and len(jax.tree.leaves(state.opt_state[:-1])) > 100
+
+
 def test_a_bucket_is_a_workdir(miniature, tmp_path):
     """gs:// paths, over a stand-in for the bucket: config, claims and metrics; they are objects written whole."""
     with epath_bucket.over(tmp_path):
@@ -212,6 +246,10 @@ def test_a_bucket_is_a_workdir(miniature, tmp_path):
         (checkpoint / "commit_success.txt").touch()
         with pytest.raises(ValueError, match=r"(?s)gs://bucket/run.*another model.*stride: 8 there, 4 in"):
             check_workdir(miniature(), "gs://bucket/run")
+        assert stored_recipe("gs://bucket/run") == miniature(stride=8, joint_set=COCO)
+        for step in (0, 4):
+            record_start("gs://bucket/run", step)
+        assert training_device("gs://bucket/run") == "cpu"
         files.write_bytes("gs://bucket/run/metrics.jsonl", b'{"step": 1}\n{"step": 2}\n{"st')
         writer = MetricsWriter("gs://bucket/run", 1)
         writer.write(2, {"loss": 3.0})

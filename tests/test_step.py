@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dpose_jax.diffusion.process import Schedule
+from dpose_jax.models.diffusion_pose import Outputs
 from dpose_jax.training.state import TrainState
 from dpose_jax.training.step import heatmap_loss, make_train_step
 
@@ -35,11 +36,11 @@ class Echo:
         self.codec, self._outputs = codec, outputs
 
     def apply(self, variables, images, *inputs, mutable, method="__call__", **_):
-        outputs = tuple(out * variables["params"]["gain"] for out in self._outputs)
+        outputs = Outputs(*(out * variables["params"]["gain"] for out in self._outputs))
         if method == "encode":
-            return (None, outputs[1]), {"batch_stats": {}}
-        _, _, t, noise, own, unrolled = inputs
-        return outputs, {"batch_stats": {"t": t, "noise": noise, "own": own, "unrolled": unrolled}}
+            return (None, outputs.coarse), {"batch_stats": {}}
+        _, _, t, noise, coarse_input = inputs
+        return outputs, {"batch_stats": {"t": t, "noise": noise, "coarse_input": coarse_input}}
 
 
 @pytest.fixture(scope="module")
@@ -103,32 +104,21 @@ def test_step_draws_from_key_and_step_alone(echo):
 
 
 def test_step_draws_from_the_ranges_of_the_config(echo):
-    """t fills its closed range, noise is standard normal, own and unrolled heatmaps come in their shares, apart."""
-    run, _ = echo(diffusion__t_range=(3, 6), diffusion__own_share=0.25, diffusion__unroll_share=0.5)
+    """t fills its closed range, noise is standard normal, coarse heatmaps come in their share."""
+    run, _ = echo(diffusion__t_range=(3, 6), diffusion__own_share=0.25)
     drawn = [run(number)[0].batch_stats for number in range(300)]
-    names = ("t", "noise", "own", "unrolled")
-    t, noise, own, unrolled = (np.concatenate([d[name] for d in drawn]) for name in names)
+    t, noise, coarse = (np.concatenate([d[name] for d in drawn]) for name in ("t", "noise", "coarse_input"))
     values, counts = np.unique(t, return_counts=True)
     np.testing.assert_array_equal(values, [3, 4, 5, 6])
     assert np.abs(counts / t.size - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / t.size)
     assert abs(noise.mean()) < 5 / np.sqrt(noise.size) and abs(noise.std() - 1) < 5 / np.sqrt(2 * noise.size)
-    for drawn, share in ((own, 0.25), (unrolled, 0.5), (own * unrolled, 0.125)):
-        assert set(drawn) == {0.0, 1.0}
-        assert abs(drawn.mean() - share) < 5 * np.sqrt(share * (1 - share) / drawn.size)
+    assert set(coarse) == {0.0, 1.0}
+    assert abs(coarse.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / coarse.size)
 
 
-def test_unrolling_draws_nothing_anew(echo):
-    """With and without it the other inputs of a step are the same, so that arms of a study stay comparable."""
-    without, with_it = (echo(diffusion__unroll_share=share)[0](7)[0].batch_stats for share in (0.0, 0.5))
-    assert without["unrolled"] is None
-    for name in ("t", "noise", "own"):
+def test_coarse_inputs_draw_nothing_anew(echo):
+    """With and without them the other inputs of a step are the same, so that variants of a study stay comparable."""
+    without, with_it = (echo(diffusion__own_share=share)[0](7)[0].batch_stats for share in (0.0, 0.5))
+    assert without["coarse_input"] is None
+    for name in ("t", "noise"):
         np.testing.assert_array_equal(without[name], with_it[name])
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("t_range", (0, 10)), ("t_range", (5, 4)), ("t_range", (1, 1001)), ("own_share", -0.1), ("unroll_share", 1.5)],
-)
-def test_step_names_fields_out_of_range(echo, field, value):
-    with pytest.raises(ValueError, match=rf"diffusion\.{field}="):
-        echo(**{f"diffusion__{field}": value})

@@ -1,290 +1,292 @@
-"""The study, on a miniature: what its arms are, what is read from them, how it goes on after a stop."""
+"""The study, on a miniature: its variants, what is read from them, its tables, and how it resumes."""
 
-import json
-import types
+import dataclasses
 
-import cv2
+import jax
 import numpy as np
 import pytest
 from commands import command
-from dpose_jax.training.fields import check_fields
 
-from benchmarks import study
 from benchmarks.report import Timing
-from benchmarks.study import plot
-from benchmarks.study.pictures import person_oks, write_changes
-from benchmarks.study.readings import predict, score
-from benchmarks.study.variants import ARMS, arm_config, lines_of
+from benchmarks.study import plot, runs
+from benchmarks.study.readings import make_readers, samplings_of, score
+from benchmarks.study.runs import Study
+from benchmarks.study.summary import METRICS, Estimate, in_points, summarise
+from benchmarks.study.tables import Reading, read_table, reading_of, write_table
+from benchmarks.study.variants import VARIANTS
 from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.evaluator import evaluate, restore
-from dpose_jax.evaluation.report import Predictions
+from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.models.diffusion_pose import build_model
-from dpose_jax.visualization import draw
-from dpose_jax.workdir.files import write_json
+from dpose_jax.workdir.files import read_json, write_json
 
-ENDS = ("", " without DARK")
-VARIANTS = (("direct", "eval.flip", True), ("unflipped", "eval.flip", False), ("unmirrored", "sampler.mirrored", False))
+REFINES = ("dark", "none")
+SAME = (("direct", "eval.flip", True), ("unflipped", "eval.flip", False), ("unmirrored", "sampler.mirrored", False))
 
 
-def test_every_arm_is_a_valid_config(miniature):
-    for name, arm in ARMS.items():
-        config = arm_config(miniature(input_size=(128, 96)), arm, 3, 7)
-        assert (config.seed, config.train.steps) == (3, 7), name
-        check_fields(config)
-        build_model(config)
-        lines = lines_of(config, arm, [1, 2], 300)
-        assert list(lines) == list(arm.samplings) and all(lines.values()), name
-    assert [run.name for run in lines_of(config, ARMS["one_pass"], [1, 2], 300)["direct"]] == ["direct_1"]
+@pytest.fixture
+def study(miniature, tmp_path):
+    return Study(str(tmp_path), miniature(input_size=(128, 96)), (1, 2), 300)
+
+
+def test_every_variant_is_a_valid_recipe(study):
+    for name, variant in VARIANTS.items():
+        recipe = study.recipe_of(name, 3, 7)
+        assert (recipe.seed, recipe.train.steps) == (3, 7), name
+        build_model(recipe)
+        found = dict.fromkeys(one.update for one in samplings_of(recipe, variant, [1, 2], 300))
+        assert list(found) == ["coarse", *variant.updates] if variant.most_steps != 0 else ["coarse", "unflipped"], name
+    refiner = samplings_of(study.recipe, VARIANTS["one_pass"], [1, 2], 300)
+    assert [one.steps for one in refiner if one.update == "direct"] == [1]
 
 
 def test_readings_are_those_of_the_evaluation(trained, tmp_path):
     """By DARK; and without it the peak's own pixel decides."""
-    config, workdir = trained
-    source = make_source(config, "val", training=False)
-    predictions = predict(config, ARMS["written"], restore(config, workdir).variables, source, [1, 2], 300)
-    found = score(config, source, predictions)
-    lines = [f"{line}_{k}" for line in ("direct", "unmirrored", "unflipped", "ddim", "restarts") for k in (1, 2)]
-    lines.append("unflipped_0")
-    assert set(found) == {f"{name}{end}" for name in ("coarse", *lines) for end in ENDS}
-    for line, field, value in VARIANTS:
-        other = config.copy_and_resolve_references()
-        other.update_from_flattened_dict({field: value})
-        report = evaluate(other, workdir, str(tmp_path / "report.json"))
-        pairs = {f"{line}_1": "steps_1", f"{line}_2": "steps_2"}
-        pairs |= {"direct": {"coarse": "coarse"}, "unflipped": {"unflipped_0": "coarse"}}.get(line, {})
+    recipe, workdir = trained
+    source = make_source(recipe, "val", training=False)
+    variables = restore(recipe, workdir).variables
+    readers = make_readers(recipe, VARIANTS["written"], [1, 2], 300)
+
+    @jax.jit
+    def read(crops, ids):
+        return {reading: its for reader in readers for reading, its in reader(variables, crops, ids).items()}
+
+    persons = predict_split(recipe, source, read)
+    metrics, joints = score(recipe, source, {name: persons.predictions(*its) for name, its in persons.outputs.items()})
+    updates = ("direct", "unmirrored", "unflipped", "ddim", "restarts")
+    expected = {Reading(update, k, refine) for update in updates for k in (1, 2) for refine in REFINES}
+    expected |= {Reading(update, 0, refine) for update in ("coarse", "unflipped") for refine in REFINES}
+    assert set(metrics) == expected
+    for update, field, value in SAME:
+        report = evaluate(recipe.override({field: value}), workdir, str(tmp_path / "report.json"))
+        pairs = {Reading(update, k): f"steps_{k}" for k in (1, 2)}
+        if update != "unmirrored":
+            pairs[Reading("coarse" if update == "direct" else update, 0)] = "coarse"
         for mine, theirs in pairs.items():
             for metric, value in report["results"][theirs].items():
-                assert found[mine][metric] == pytest.approx(value, abs=1e-3), (mine, metric)
-            assert found[mine]["joints"].keys() == report["joints"][theirs].keys()
-    assert found["direct_1"] != found["unflipped_1"] and found["direct_1"] != found["unmirrored_1"]
-    assert found["coarse"] != found["coarse without DARK"]
+                assert metrics[mine][metric] == pytest.approx(value, abs=1e-3), (mine, metric)
+            by_metric = {row["metric"]: row for row in joints[mine]}
+            for joint, its in report["joints"][theirs].items():
+                assert {name: by_metric[name][joint] for name in its} == pytest.approx(its, abs=1e-3), joint
+    assert metrics[Reading("direct", 1)] != metrics[Reading("unflipped", 1)]
+    assert metrics[Reading("direct", 1)] != metrics[Reading("unmirrored", 1)]
+    assert metrics[Reading("coarse", 0)] != metrics[Reading("coarse", 0, "none")]
 
 
-def test_pages_show_the_largest_changes(miniature, tmp_path, monkeypatch):
-    """Persons 1 and 2 are mended, person 0 is spoilt."""
-    config = miniature()
-    source = make_source(config, "val", training=False)
-    truth = np.stack([source[i].keypoints for i in range(len(source))])[..., :2].astype(np.float64)
-    index, scores = np.arange(len(source)), np.ones(truth.shape[:2])
-    wrong, spoilt = truth.copy(), truth.copy()
-    wrong[1:3] += [[[4.0]], [[2.0]]]
-    spoilt[0] += 3.0
-    found = {"a": Predictions(index, wrong, scores), "b": Predictions(index, spoilt, scores)}
-    similarity = person_oks(config, source, found["a"])
-    np.testing.assert_allclose(np.delete(similarity, [1, 2]), 1.0)
-    assert similarity[1] < similarity[2] < 0.95
+def test_tables_keep_what_was_written(tmp_path):
+    """Six significant digits; None, whole numbers and text come back as they were."""
+    rows = [
+        {"study": "a", "variant": "plain", "seed": 0, **Reading("coarse", 0)._asdict(), "AP": 0.123456789, "APm": None},
+        {
+            "study": "a",
+            "variant": "recipe",
+            "seed": 1,
+            **Reading("direct", 2, "none")._asdict(),
+            "AP": 1 / 3,
+            "AR": 1e-7,
+        },
+    ]
+    for name in ("study.csv", "joints.csv.gz"):
+        path = str(tmp_path / name)
+        assert read_table(path) == []
+        write_table(path, rows)
+        first, second = read_table(path)
+        assert first == rows[0] | {"AP": 0.123457, "AR": None}
+        assert second == rows[1] | {"AP": 0.333333, "APm": None}
+        assert reading_of(second) == Reading("direct", 2, "none")
+        content = (tmp_path / name).read_bytes()
+        write_table(path, read_table(path))
+        assert (tmp_path / name).read_bytes() == content
+    assert str(Reading("direct", 2, "none")) == "direct_2 without DARK" and str(Reading("coarse", 0)) == "coarse"
 
-    shown, comparison_sheet = [], draw.comparison_sheet
-    monkeypatch.setattr(
-        draw, "comparison_sheet", lambda *args, **kw: shown.append(args) or comparison_sheet(*args, **kw)
-    )
-    write_changes(str(tmp_path), config, source, found, "a", "b")
-    (_, helped, _, captions), (_, harmed, _, _) = shown
-    assert captions[:2] == [f"OKS {similarity[i]:.2f} -> 1.00" for i in (1, 2)]
-    np.testing.assert_allclose(helped["b"][:2], helped["ground truth"][:2], atol=1e-3)
-    assert np.all(np.abs(helped["a"][0] - helped["ground truth"][0]) > 0.5)
-    np.testing.assert_allclose(harmed["a"][0], harmed["ground truth"][0], atol=1e-3)
-    assert np.all(np.abs(harmed["b"][0] - harmed["ground truth"][0]) > 0.5)
-    for name in ("helps.png", "harms.png"):
-        assert cv2.imread(str(tmp_path / name)).shape[0] > 5 * config.input_size[0]
+
+def row_of(variant, seed, reading, ap, device="cpu", **others):
+    values = dict.fromkeys(METRICS, 0.5) | {"AP": ap, "training_device": device} | others
+    return {"study": "a", "variant": variant, "seed": seed, **reading._asdict(), **values}
 
 
 def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     """The mean over seeds of what PCK leaves, with its standard error; a joint without any is left blank."""
 
-    def reading(pck, wrist):
-        joints = {"wrist": {"PCK@0.2": wrist, "PCK@0.1": pck}, "ear": {"PCK@0.2": None, "PCK@0.1": pck}}
-        every = {f"{metric}{end}": pck for metric in ("PCK@0.2", "PCK@0.1") for end in ("", " occluded", " visible")}
-        return every | {"joints": joints}
+    def rows(variant, seed, reading, pck, wrist):
+        names = (f"{metric}{end}" for metric in ("PCK@0.2", "PCK@0.1") for end in ("", " occluded", " visible"))
+        run = {"study": "a", "variant": variant, "seed": seed, **reading._asdict()}
+        wide, near = run | {"metric": "PCK@0.2"}, run | {"metric": "PCK@0.1"}
+        joints = [wide | {"wrist": wrist, "ear": None, "tail": None}, near | {"wrist": pck, "ear": pck, "tail": None}]
+        return run | dict.fromkeys(names, pck), joints
 
-    worst = {"coarse": reading(0.0, 0.0)}
-    runs = {("recipe", seed): {"readings": worst | {"direct_1": reading(0.5, 0.7 + seed / 10)}} for seed in (0, 1)}
+    coarse, direct = Reading("coarse", 0), Reading("direct", 1)
+    found = [rows("recipe", seed, coarse, 0.0, 0.0) for seed in (0, 1)] + [rows("plain", 0, coarse, 0.0, 0.0)]
+    found += [rows("recipe", seed, direct, 0.5, 0.7 + seed / 10) for seed in (0, 1)]
     figures = []
-    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
-    plot.write_errors("errors.png", runs | {("plain", 0): {"readings": worst}})
+    monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
+    plot.write_errors("errors.png", [row for row, _ in found], [joint for _, joints in found for joint in joints])
     axes = figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["all", "occluded", "visible", "wrist", "ear"]
     both, one = axes.containers
-    np.testing.assert_allclose(both[0].get_xdata(), [0.5, 0.5, 0.5, 0.25, np.nan])
-    np.testing.assert_allclose(one[0].get_xdata(), [1, 1, 1, 1, np.nan])
+    np.testing.assert_allclose(both[0].get_xdata(), [50, 50, 50, 25, np.nan])
+    np.testing.assert_allclose(one[0].get_xdata(), [100, 100, 100, 100, np.nan])
     (bars,) = both[2]
-    np.testing.assert_allclose(np.ptp(bars.get_segments()[3][:, 0]), 2 * 0.05)
-    assert both.get_label() == "recipe, direct_1" and one.get_label() == "plain, coarse"
+    np.testing.assert_allclose(np.ptp(bars.get_segments()[3][:, 0]), 2 * 5)
+    assert both.get_label() == "recipe, direct_1" and one.get_label() == "HRNet, coarse"
 
 
 def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     """A panel a question; what is of an ablation, without DARK or not timed is left to the table."""
 
-    def row(arm, reading, ap, times=None):
-        return {"arm": arm, "reading": reading, "AP": ap, "AP se": 0.01 if times else None, "times_plain": times}
+    def row(variant, reading, ap, times=None):
+        return {"variant": variant, "reading": reading, "AP": Estimate(ap, 0.01 if times else None), "times": times}
 
     rows = [
-        row("plain", "coarse", 0.2, 1.0),
-        row("plain", "unflipped_0", 0.1, 0.7),
-        row("recipe_residual", "direct_1", 0.9),
+        row("plain", Reading("coarse", 0), 0.2, 1.0),
+        row("plain", Reading("unflipped", 0), 0.1, 0.7),
+        row("recipe_no_own", Reading("direct", 1), 0.9),
+        row("recipe", Reading("direct", 1), 0.3, 1.7),
+        row("recipe", Reading("direct", 2), 0.4),
+        row("recipe", Reading("ddim", 2), 0.35, 2.5),
+        row("recipe", Reading("direct", 1, "none"), 0.6, 1.7),
     ]
-    rows += [row("recipe", name, ap, times) for name, ap, times in (("direct_1", 0.3, 1.7), ("direct_2", 0.4, None))]
-    rows += [row("recipe", "ddim_2", 0.35, 2.5), row("recipe", "direct_1 without DARK", 0.6, 1.7)]
     figures = []
-    monkeypatch.setattr(plot, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
     plot.write_plot("study.png", rows)
     drawn = [{line.get_label(): line[0].get_xydata().tolist() for line in axes.containers} for axes in figures[0].axes]
     assert drawn == [
-        {"recipe, direct": [[1, 0.3], [2, 0.4]]},
-        {"recipe, ddim": [[2, 0.35]]},
-        {"recipe, direct": [[1.7, 0.3]]},
+        {"recipe, direct": [[1, 30], [2, 40]]},
+        {"recipe, ddim": [[2, 35]]},
+        {"recipe, direct": [[1.7, 30]]},
     ]
     # Of one seed there is no error to show.
     (bars,) = figures[0].axes[0].containers[0][2]
-    np.testing.assert_allclose([np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)], [0.02])
+    np.testing.assert_allclose([np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)], [2])
     levels = [axes.lines[0].get_ydata() for axes in figures[0].axes[:2]]
-    np.testing.assert_allclose(levels, 0.2)
+    np.testing.assert_allclose(levels, 20)
 
 
-def test_steps_in_the_same_time(miniature, tmp_path, monkeypatch):
-    """A step counts as the mean over the run's phases; what was timed is kept for the config that it was timed with."""
-    monkeypatch.setattr(study, "OUT", types.SimpleNamespace(value=str(tmp_path)))
-    monkeypatch.setattr(study, "REPORT_ONLY", types.SimpleNamespace(value=False))
-    phases = {"late_same_time": {1: None, 4: None}, "recipe": {4: None}}
-    monkeypatch.setattr(study, "_steppers", lambda recipe, name: phases[name])
-    seconds = {("late_same_time", 1): 1.0, ("late_same_time", 4): 3.0, ("recipe", 4): 5.0}
+def test_steps_in_the_same_time(study, monkeypatch):
+    """The recipe's step over the variant's, timed once and kept."""
+    monkeypatch.setattr(runs, "_stepper", lambda recipe: recipe.loss.diffusion)
+    measured = []
 
-    timed = {name: Timing(median, 0.0, 9.0, 5) for name, median in seconds.items()}
-    monkeypatch.setattr(study.report, "measure", lambda calls, **_: {name: timed[name] for name in calls})
-    assert study.pace(miniature(), "late_same_time") == pytest.approx(5.0 / 2.5)
-    kept = json.loads((tmp_path / "late_same_time" / "pace.json").read_text())
-    assert kept["config"]["optim"]["denoiser_from"] == 0.5 and kept["seconds"]["recipe"] == 5.0
-    timed["recipe", 4] = Timing(10.0, 0.0, 19.0, 5)
-    assert study.pace(miniature(), "late_same_time") == pytest.approx(2.0)
-    assert study.pace(miniature(stride=8), "late_same_time") == pytest.approx(4.0)
+    def measure(calls, **_):
+        measured.append(calls)
+        return {name: Timing({"plain_same_time": 2.0, "recipe": 5.0}[name], 0.0, 9.0, 5) for name in calls}
+
+    monkeypatch.setattr(runs.report, "measure", measure)
+    assert study.pace("plain_same_time") == pytest.approx(2.5)
+    assert measured == [{"plain_same_time": 0.0, "recipe": 1.0}]
+    assert study.pace("plain_same_time") == pytest.approx(2.5) and len(measured) == 1
+    own, recipe = study.table("latency.csv")
+    assert (own["timed"], own["ms"], recipe["ms"], recipe["times"]) == ("train_step", 2000, 5000, 2.5)
+    assert {"cpu", "cores", "device", "load", "jax"} <= own.keys()
 
 
 def test_gains_are_paired_by_seed_and_decoding():
-    def reading(ap):
-        return dict.fromkeys(study.METRICS, 0.5) | {"AP": ap, "PCK@0.1 occluded": None}
-
-    def run(coarse, step=None):
-        found = {"coarse": coarse} | ({} if step is None else {"direct_1": step})
-        return {
-            "readings": {
-                f"{name}{end}": reading(ap - (0.1 if end else 0)) for name, ap in found.items() for end in ENDS
-            }
-        }
-
-    runs = {("plain", 0): run(0.25), ("plain", 1): run(0.5), ("one_pass", 1): run(0.5, 0.75)}
-    runs |= {("recipe", 0): run(0.25, 0.5), ("recipe", 1): run(0.5, 0.875)}
-    ms = dict.fromkeys(("coarse", "direct_1"), {"ms": 1.0, "times_plain": 1.0})
-    rows = study.summarise(runs, dict.fromkeys(("plain", "one_pass", "recipe"), ms))
-    for end in ENDS:
-        (row,) = [row for row in rows if (row["arm"], row["reading"]) == ("recipe", f"direct_1{end}")]
-        assert row["gain"] == pytest.approx((0.25 + 0.375) / 2) and row["gain se"] == pytest.approx(0.125 / 2)
-        assert row["gain on one_pass"] == pytest.approx(0.125) and row["gain on one_pass se"] is None
-        assert row["PCK@0.1 occluded"] is None and row["PCK@0.1 visible"] == 0.5
-    # Without K = 1 the control has no reading to be held against, and a kept latency may lack one.
-    runs["one_pass", 1] = run(0.5)
-    rows = study.summarise(runs, dict.fromkeys(("plain", "one_pass", "recipe"), {"coarse": ms["coarse"]}))
-    (row,) = [row for row in rows if (row["arm"], row["reading"]) == ("recipe", "direct_1")]
-    assert row["gain on one_pass"] is None and row["gain"] == pytest.approx(0.3125) and "ms" not in row
-
-
-def test_a_run_of_another_config_is_named(trained, tmp_path):
-    """Before anything is trained, finished or not."""
-    config, workdir = trained
-    wanted = {"config": json.loads(config.to_json_best_effort()), "K": [1, 2], "noise_time": 300}
-    study.check_folder(str(tmp_path / "nothing"), wanted)
-    study.check_folder(workdir, wanted)
-    other = json.loads(json.dumps(wanted))
-    other["config"]["diffusion"]["own_share"] = 0.25
-    with pytest.raises(
-        ValueError, match=rf"^{workdir}: is of another config.*: config.diffusion.own_share=0.5 there and 0.25 here;"
-    ):
-        study.check_folder(workdir, other)
-    write_json(str(tmp_path / "readings.json"), wanted | {"run": {}, "protocol": {}})
-    study.check_folder(str(tmp_path), wanted)
-    with pytest.raises(ValueError, match=r"readings.json: .*: K=\[1, 2\] there and \[4\] here;"):
-        study.check_folder(str(tmp_path), wanted | {"K": [4]})
-
-
-def test_what_was_measured_is_kept_for_its_settings(tmp_path):
-    path, measured = str(tmp_path / "latency.json"), iter([{"ms": 1.0}, {"ms": 2.0}])
-    for wanted, ms in (({"K": [1]}, 1.0), ({"K": [1]}, 1.0), ({"K": [2]}, 2.0), ({"K": [2]}, 2.0)):
-        assert study._kept(path, wanted, lambda: next(measured)) == wanted | {"ms": ms}
-
-
-def test_facts_that_differ_are_not_shared():
-    facts = {"zeta": 2.0, "codec": "unbiased", "flip": True, "seed": 0}
-    runs = {("a", 0): {"protocol": facts}, ("b", 1): {"protocol": facts | {"zeta": 5.0}}}
-    assert study.shared_facts(runs) == {"codec": "unbiased"}
-
-
-def test_a_study_reports_every_run_and_goes_on(tmp_path):
-    steps = "--config.train.steps=2"
-    arguments = [
-        "study",
-        "--config=tests/miniature.py",
-        f"--out={tmp_path}",
-        "--steps=2",
-        "--arms=plain,recipe",
-        "--seconds=0.1",
+    coarse, step = Reading("coarse", 0), Reading("direct", 1)
+    values = {("plain", 0, coarse): 0.25, ("plain", 1, coarse): 0.5, ("one_pass", 1, step): 0.75}
+    values |= {("recipe", 0, step): 0.5, ("recipe", 1, step): 0.875}
+    rows = [
+        row_of(variant, seed, reading._replace(refine=refine), ap - (0.1 if refine == "none" else 0))
+        for (variant, seed, reading), ap in values.items()
+        for refine in REFINES
     ]
-    arguments += ["--config.model.backbone=speck", "--config.train.checkpoint_every=2"]
+    timed = [{"variant": "recipe", "timed": "direct", "K": 1, "ms": 3.0, "times": 1.5}]
+    for refine in REFINES:
+        found = {(row["variant"], row["reading"]): row for row in summarise(rows, timed)}
+        row = found["recipe", Reading("direct", 1, refine)]
+        assert row["gain on HRNet"] == pytest.approx(((0.25 + 0.375) / 2, 0.125 / 2, False))
+        assert row["gain on U-Net refiner"][:2] == (pytest.approx(0.125), None)
+        assert (row["seeds"], row["ms"], row["times"]) == (2, 3.0, 1.5)
+        assert found["plain", Reading("coarse", 0, refine)]["gain on HRNet"].mean == 0
+        assert found["plain", Reading("coarse", 0, refine)]["gain on U-Net refiner"].mean == pytest.approx(-0.25)
+    # A metric that is None everywhere has no mean; a control without the seed no gain.
+    rows = [row_of("recipe", 0, step, 0.5, **{"PCK@0.1 occluded": None}), row_of("plain", 0, coarse, 0.25, "gpu")]
+    (row, _) = summarise(rows)
+    assert row["PCK@0.1 occluded"] is None and row["gain on U-Net refiner"] is None and row["ms"] is None
+    assert row["gain on HRNet"] == (0.25, None, True)
+    cells = in_points(row)
+    assert (cells["variant"], cells["AP"], cells["gain on HRNet"], cells["AP75"]) == (
+        "recipe",
+        "50.0",
+        "+25.0†",
+        "50.0",
+    )
+    assert Estimate(-0.0123, 0.004).points(sign=True) == "−1.2 ± 0.4"
+
+
+def test_a_study_of_another_recipe_is_named(study):
+    """Before anything is trained; variants that are new there are none of that."""
+    names = ["plain", "recipe"]
+    study.check(names)
+    study.begin(names)
+    study.check([*names, "written"])
+    other = dataclasses.replace(study, recipe=study.recipe.override({"diffusion.own_share": 0.25, "seed": 7}))
+    with pytest.raises(
+        ValueError, match=r"study.json: is of another .*: recipe.diffusion.own_share=0.5 there and 0.25 here;"
+    ):
+        other.check(names)
+    with pytest.raises(ValueError, match=r"study.json: .*: K=\[1, 2\] there and \[4\] here;"):
+        dataclasses.replace(study, steps=(4,)).check(names)
+    path = f"{study.folder}/study.json"
+    write_json(path, read_json(path) | {"variants.plain": {"loss.diffusion": 0.5}})
+    study.check(["recipe"])
+    with pytest.raises(
+        ValueError, match=r"variants.plain={'loss.diffusion': 0.5} there and {'loss.diffusion': 0.0} here"
+    ):
+        study.check(names)
+
+
+def test_a_study_reports_every_run_and_resumes(tmp_path):
+    steps = "--config.train.steps=2"
+    arguments = ["study", "--config=tests/miniature.py", f"--out={tmp_path}", "--steps=2", "--arms=plain,recipe"]
+    arguments += ["--seconds=0.1", "--config.model.backbone=speck", "--config.train.checkpoint_every=2"]
+    table, latencies = tmp_path / "study.csv", tmp_path / "latency.csv"
     done = command("benchmark.py", *arguments, steps, "--seeds=0")
     assert done.returncode == 0, done.stderr
-    first = json.loads((tmp_path / "study.json").read_text())
+    first = read_table(str(table))
     weights = tmp_path / "plain" / "seed_0" / "checkpoints" / "2"
-    # As if an earlier version, which had no such reading, had finished it.
-    path = tmp_path / "recipe" / "seed_0" / "readings.json"
-    finished = json.loads(path.read_text())
-    for readings in (finished["run"]["readings"], first["runs"][1]["readings"]):
-        del readings["ddim_2"], readings["ddim_2 without DARK"]
-    path.write_text(json.dumps(finished))
     before = weights.stat().st_mtime_ns
+    # As if an earlier version, which had no such reading, had finished it.
+    first = [row for row in first if row["update"] != "ddim"]
+    write_table(str(table), first)
     done = command("benchmark.py", *arguments, steps, "--seeds=0,1")
     assert done.returncode == 0, done.stderr
     assert weights.stat().st_mtime_ns == before and "recipe, seed 1:" in done.stdout
-    report = json.loads((tmp_path / "study.json").read_text())
-    assert [(run["arm"], run["seed"]) for run in report["runs"]] == [
-        (arm, seed) for seed in (0, 1) for arm in ("plain", "recipe")
+    rows = read_table(str(table))
+    assert rows[: len(first)] == first
+    assert list(dict.fromkeys((row["variant"], row["seed"]) for row in rows)) == [
+        (variant, seed) for seed in (0, 1) for variant in ("plain", "recipe")
     ]
-    assert report["runs"][:2] == first["runs"]
-    assert all(row["seeds"] == (1 if row["reading"].startswith("ddim") else 2) for row in report["rows"])
-    by_name = {(row["arm"], row["reading"]): row for row in report["rows"]}
-    assert ("plain", "direct_1") not in by_name and ("recipe", "ddim_2 without DARK") in by_name
-    assert by_name["plain", "coarse"]["gain"] == 0
-    values = [run["readings"]["direct_2"]["AP"] for run in report["runs"] if run["arm"] == "recipe"]
-    row = by_name["recipe", "direct_2"]
-    assert row["AP"] == pytest.approx(np.mean(values))
-    assert row["AP se"] == pytest.approx(abs(values[0] - values[1]) / 2)
-    assert row["gain"] == pytest.approx(row["AP"] - by_name["plain", "coarse"]["AP"])
-    coarse, undark = by_name["recipe", "coarse"], by_name["recipe", "direct_2 without DARK"]
-    assert coarse["times_plain"] == 1 and row["times_plain"] == pytest.approx(row["ms"] / coarse["ms"], abs=1e-3)
-    assert (undark["ms"], undark["times_plain"]) == (row["ms"], row["times_plain"])
-    assert (tmp_path / "recipe" / "seed_1" / "harms.png").exists()
+    facts = {name: rows[-1][name] for name in ("train_steps", "epochs", "training_device", "evaluation_device")}
+    epochs = pytest.approx(2 * 8 / 21, abs=1e-6)  # 21 persons on 8 images
+    assert facts == {"train_steps": 2, "epochs": epochs, "training_device": "cpu", "evaluation_device": "cpu"}
+    joints = read_table(str(tmp_path / "joints.csv.gz"))
+    assert {row["metric"] for row in joints} == {"AP", "PCK@0.2", "PCK@0.1"} and "left_wrist" in joints[0]
+    summaries = {(row["variant"], row["reading"]): row for row in summarise(rows, read_table(str(latencies)))}
+    assert all(row["seeds"] == (1 if reading.update == "ddim" else 2) for (_, reading), row in summaries.items())
+    assert ("plain", Reading("direct", 2)) not in summaries
+    coarse, direct = (summaries["recipe", reading] for reading in (Reading("coarse", 0), Reading("direct", 2)))
+    assert coarse["times"] == 1 and direct["times"] == pytest.approx(direct["ms"] / coarse["ms"], abs=1e-3)
+    assert "U-Net refiner" in (tmp_path / "study.md").read_text()
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png"))
 
-    # `one_pass` is not there and stays so, and what no longer has a latency is not timed.
-    arms = ["--seeds=0,1", "--arms=plain,plain_same_time,recipe,one_pass", "--report_only"]
-    done = command("benchmark.py", *arguments, steps, *arms)
+    # `one_pass` is not there and stays so, and nothing is timed.
+    only = ["--seeds=0,1", "--arms=plain,plain_same_time,recipe,one_pass", "--report_only"]
+    report, identity = (tmp_path / "study.md").read_text(), (tmp_path / "study.json").read_text()
+    latencies.unlink()
+    # As if three steps fit in the time of two.
+    same_time = [row | {"variant": "plain_same_time", "train_steps": 3} for row in first if row["variant"] == "plain"]
+    write_table(str(table), [*rows, *same_time])
+    done = command("benchmark.py", *arguments, steps, *only)
     assert done.returncode == 0, done.stderr
-    again = json.loads((tmp_path / "study.json").read_text())
-    assert again["rows"] == report["rows"] and again["runs"] == report["runs"]
-    (tmp_path / "plain" / "latency.json").unlink()
-    # As if it had been timed that three steps fit in the time of two.
-    same_time = json.loads((tmp_path / "plain" / "seed_0" / "readings.json").read_text())
-    same_time["config"]["train"]["steps"] = same_time["run"]["steps"] = 3
-    write_json(str(tmp_path / "plain_same_time" / "seed_0" / "readings.json"), same_time)
-    done = command("benchmark.py", *arguments, steps, *arms)
-    assert done.returncode == 0 and "plain: no latency is kept" in done.stdout, done.stderr
-    rows = {(row["arm"], row["reading"]): row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
-    assert "ms" not in rows["plain", "coarse"] and "ms" in rows["recipe", "coarse"]
-    assert rows["plain_same_time", "coarse"]["AP"] == same_time["run"]["readings"]["coarse"]["AP"]
-    absent = [tmp_path / "one_pass", tmp_path / "plain" / "latency.json", tmp_path / "plain_same_time" / "pace.json"]
-    assert not any(path.exists() for path in absent)
-    done = command("benchmark.py", *arguments, steps, "--arms=one_pass", "--report_only")
-    assert done.returncode == 1 and "no run of --arms=one_pass is finished there" in done.stderr
-    done = command("benchmark.py", *arguments, "--config.train.steps=3", "--seeds=0")
-    assert done.returncode == 1 and "readings.json: is of another config" in done.stderr
-    done = command("benchmark.py", *arguments, steps, "--config.eval.boxes=detections")
-    assert done.returncode == 1 and "eval.boxes='detections': the study compares" in done.stderr
-    done = command("benchmark.py", *arguments, steps, "--arms=plane")
-    assert done.returncode == 1 and "--arms=plane: must be among plain, " in done.stderr
+    again = (tmp_path / "study.md").read_text()
+    assert again.count("HRNet, same training time") == 4 and again != report
+    assert (tmp_path / "study.json").read_text() == identity
+    assert not any((tmp_path / name).exists() for name in ("one_pass", "latency.csv", "plain_same_time"))
+    for wrong, message in (
+        (("--arms=one_pass", "--report_only", steps), "no run of --arms=one_pass is finished there"),
+        (("--config.train.steps=3", "--seeds=0"), "study.json: is of another recipe"),
+        ((steps, "--config.eval.boxes=detections"), "eval.boxes='detections': the study compares"),
+        ((steps, "--arms=plane"), "--arms=plane: must be among plain, "),
+    ):
+        done = command("benchmark.py", *arguments, *wrong)
+        assert done.returncode == 1 and message in done.stderr, done.stderr

@@ -17,15 +17,11 @@ from dpose_jax.data.sample import Person
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training import initial_weights, loop
 from dpose_jax.training.metrics import DivergedError, MetricsWriter, StepLog
-from dpose_jax.training.state import (
-    TrainState,
-    average_variables,
-    evaluated_variables,
-    initial_state,
-    learning_rate,
-    make_optimizer,
-)
+from dpose_jax.training.optimizer import average_variables, learning_rate, make_optimizer
+from dpose_jax.training.profiling import Trace
+from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir
+from dpose_jax.workdir.training_record import record_start, training_device
 
 
 def read_metrics(workdir):
@@ -50,44 +46,45 @@ def test_moving_averages_are_their_recursion():
         decay = min(0.6, n / (9 + n))
         newest = params["w"], stats["mean"]
         expected = [decay * e + (1 - decay) * np.asarray(x) for e, x in zip(expected, newest, strict=True)]
-        variables, averaged = evaluated_variables(TrainState(n, params, stats, state), ema=True)
-        assert averaged
+        variables = evaluated_variables(TrainState(n, params, stats, state), ema=True)
         np.testing.assert_allclose(variables["params"]["w"], expected[0], atol=1e-5)
         np.testing.assert_allclose(variables["batch_stats"]["mean"], expected[1], atol=1e-5)
     plain = {"params": params, "batch_stats": stats}
-    assert evaluated_variables(TrainState(n, params, stats, state), ema=False) == (plain, False)
+    assert evaluated_variables(TrainState(n, params, stats, state), ema=False) == plain
     without = TrainState(0, params, stats, optax.chain(optax.sgd(1.0)).init(params))
-    assert evaluated_variables(without, ema=True) == (plain, False)
+    assert evaluated_variables(without, ema=True) == plain
 
 
-def test_cosine_schedule(miniature):
-    rate = learning_rate(
-        miniature(optim__schedule="cosine", optim__learning_rate=0.02, optim__warmup_steps=10, train__steps=110)
-    )
+@pytest.fixture
+def rates(miniature):
+    """A function from overrides to the learning rate by step."""
+
+    def build(**overrides):
+        recipe = miniature(**overrides)
+        return learning_rate(recipe.optim, recipe.train)
+
+    return build
+
+
+def test_cosine_schedule(rates):
+    rate = rates(optim__schedule="cosine", optim__learning_rate=0.02, optim__warmup_steps=10, train__steps=110)
     steps = np.arange(111)
     cosine = 0.02 * (1 + np.cos(np.pi * (steps - 10) / 100)) / 2
     expected = np.where(steps < 10, 0.02 * steps / 10, cosine)
     np.testing.assert_allclose([rate(step) for step in steps], expected, atol=1e-8)
 
 
-def test_rate_is_linear_in_the_batch(miniature):
+def test_rate_is_linear_in_the_batch(rates):
     fields = {"optim__learning_rate": 0.01, "optim__warmup_steps": 0, "train__batch_size": 64}
     for base, expected in ((0, 0.01), (64, 0.01), (128, 0.005), (16, 0.04)):
-        assert learning_rate(miniature(**fields, optim__base_batch=base))(0) == pytest.approx(expected)
+        assert rates(**fields, optim__base_batch=base)(0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
-def test_step_schedule(miniature, warmup):
+def test_step_schedule(rates, warmup):
     """A tenth from each share of the run on, whatever the warm-up."""
-    rate = learning_rate(
-        miniature(
-            optim__schedule="step",
-            optim__learning_rate=1.0,
-            optim__warmup_steps=warmup,
-            optim__decay_at=(0.5, 0.8),
-            train__steps=100,
-        )
-    )
+    fields = {"optim__schedule": "step", "optim__learning_rate": 1.0, "optim__decay_at": (0.5, 0.8)}
+    rate = rates(**fields, optim__warmup_steps=warmup, train__steps=100)
     for step, value in [(warmup, 1.0), (49, 1.0), (50, 0.1), (79, 0.1), (80, 0.01), (99, 0.01)]:
         assert float(rate(step)) == pytest.approx(value, rel=1e-5), step
     if warmup:
@@ -101,7 +98,8 @@ def test_optimizer_clips_and_decays_kernels_alone(miniature):
         "optim__weight_decay": 0.5,
         "optim__clip_norm": 1.0,
     }
-    optimizer = make_optimizer(miniature(**fields))
+    recipe = miniature(**fields)
+    optimizer = make_optimizer(recipe.optim, recipe.train)
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
     state = optimizer.init(params)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params, batch_stats={})
@@ -111,16 +109,6 @@ def test_optimizer_clips_and_decays_kernels_alone(miniature):
     _, state = optimizer.update(gradients, state, params, batch_stats={})
     moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
     np.testing.assert_allclose(moments.mu["bias"], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("learning_rate", 0.0), ("schedule", "linear"), ("warmup_steps", 4), ("warmup_steps", -1), ("base_batch", -1)]
-    + [("clip_norm", -1.0), ("weight_decay", -1.0), ("ema", 1.0), ("ema", -0.1)],
-)
-def test_fields_out_of_range_are_named(miniature, field, value):
-    with pytest.raises(ValueError, match=rf"optim\.{field}={value!r}: must"):
-        make_optimizer(miniature(**{f"optim__{field}": value}))
 
 
 class People:
@@ -138,9 +126,9 @@ class People:
 
 @pytest.fixture
 def log(miniature, tmp_path):
-    config = miniature(train__steps=6, train__log_every=2)
+    recipe = miniature(train__steps=6, train__log_every=2)
     with contextlib.closing(MetricsWriter(str(tmp_path), 0)) as writer:
-        yield StepLog(config, People(), 0, writer)
+        yield StepLog(recipe.data, recipe.train, People(), 0, writer)
 
 
 def figures(ids=(5,), **changes):
@@ -223,7 +211,7 @@ def test_a_workdir_keeps_its_model(miniature, tmp_path):
         model__width=16, model__decoder_blocks=2, stride=2, diffusion__zeta=1.0, masks__skeleton=False, codec__sigma=3.0
     )
     for check in (claim_workdir, check_workdir):
-        with pytest.raises(ValueError, match="holds the checkpoint of another model, optimizer or seed") as caught:
+        with pytest.raises(ValueError, match="holds the checkpoint of another model") as caught:
             check(other, workdir)
         lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
         assert lines == [
@@ -242,31 +230,31 @@ def test_a_workdir_keeps_its_model(miniature, tmp_path):
 
 
 def test_checkpoint_brings_back_state_and_data_position(trained, tmp_path):
-    config, workdir = trained
-    run = loop.prepare(config)
+    recipe, workdir = trained
+    run = loop.prepare(recipe)
     checkpoints = Checkpoints(workdir, keep=2)
     assert checkpoints.latest == 4
-    state = checkpoints.restore(jax.tree.map(loop._abstract, run.state), run.data)
+    state = checkpoints.restore(run.state, run.data)
     checkpoints.close()
     assert run.data.get_state() == {"examples": 4 * 8}
     assert int(state.step) == 4
 
     again = Checkpoints(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        again.restore(jax.tree.map(loop._abstract, run.state))
+        again.restore(run.state)
     again.save(3, state, run.data)
-    expected = run.read()
+    expected = run.next_batch()
     again.save(4, state, run.data)
     again.close()
     again = Checkpoints(str(tmp_path), keep=1)
-    other = loop.prepare(config)
-    restored = again.restore(jax.tree.map(loop._abstract, other.state), other.data)
+    other = loop.prepare(recipe)
+    restored = again.restore(other.state, other.data)
     assert again.latest == 4 and sorted(os.listdir(tmp_path / "checkpoints")) == ["4"]
     again.close()
     for one, copy in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(one, copy)
-    after = run.read()
-    np.testing.assert_array_equal(other.read()["image"], after["image"])
+    after = run.next_batch()
+    np.testing.assert_array_equal(other.next_batch()["image"], after["image"])
     assert (after["image"] != expected["image"]).any()
     run.data.close(), other.data.close()
 
@@ -280,17 +268,51 @@ def test_another_optimizer_in_the_workdir_is_named(trained, miniature, tmp_path)
             loop.train(miniature(**{f"optim__{name}": value}), workdir)
 
 
+def test_every_start_records_its_devices_and_versions(tmp_path, monkeypatch):
+    workdir = str(tmp_path)
+    assert training_device(workdir) is None
+    record_start(workdir, 0)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    for step in (2, 4):
+        record_start(workdir, step)
+    assert training_device(workdir) == "cpu and 8 x cpu"
+    starts = json.loads((tmp_path / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 2, 4] and starts[0]["jax"] == jax.__version__
+    assert {"device", "devices", "processes", "dpose_jax"} < set(starts[0])
+
+
 def test_a_finished_run_does_nothing_more(trained, capsys):
-    config, workdir = trained
-    before = read_metrics(workdir)
-    loop.train(config, workdir)
-    assert read_metrics(workdir) == before
+    recipe, workdir = trained
+    before, starts = read_metrics(workdir), training_device(workdir)
+    loop.train(recipe, workdir)
+    assert read_metrics(workdir) == before and training_device(workdir) == starts == "cpu"
     assert "resuming at step 4 of 4" in capsys.readouterr().out
 
 
 def test_initial_state_is_a_copy(miniature):
     """The first donated step must not destroy the average, which starts as the parameters."""
     params = {"kernel": np.ones((2, 2), np.float32)}
-    state = initial_state({"params": params, "batch_stats": {}}, make_optimizer(miniature()))
+    recipe = miniature()
+    state = initial_state({"params": params, "batch_stats": {}}, make_optimizer(recipe.optim, recipe.train))
     average = evaluated_variables(state, ema=True)["params"]["kernel"]
     assert average.unsafe_buffer_pointer() != state.params["kernel"].unsafe_buffer_pointer()
+
+
+def test_the_profile_holds_the_steps_after_the_warm_up(tmp_path, monkeypatch):
+    traced = []
+
+    @contextlib.contextmanager
+    def trace(folder):
+        traced.append(folder)
+        yield
+        traced.append("end")
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    for count, steps, expected in ((0, 9, []), (2, 9, [5, "end"]), (2, 5, [5, "end"])):
+        traced.clear()
+        with Trace(count, 2, "folder") as profile:
+            for step in range(3, steps + 1):
+                profile.after(step, jnp.ones(3))
+                traced[:] = [step if each == "folder" else each for each in traced]
+            assert traced == (expected if steps == 9 else expected[:1])
+        assert traced == expected

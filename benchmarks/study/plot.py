@@ -1,111 +1,103 @@
 """The pictures of the study: AP over sampling steps and over latency, and error by joint and by visibility."""
 
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.study.variants import ARMS, MAIN
-from dpose_jax.workdir.files import write_bytes
+from benchmarks.report import write_figure
+from benchmarks.study.tables import KEYS, Reading, Row, reading_of, run_of
+from benchmarks.study.variants import MAIN, VARIANTS, title
 
-# By panel: the ways of sampling that it shows, and what lies on its x axis.
-STEPS, LATENCY = "sampling steps", "latency, in multiples of the coarse branch's"
+# By panel: the updates that it shows, and what lies on its x axis.
+STEPS, LATENCY = "sampling steps", "latency / latency of the coarse branch"
 PANELS = {
     "direct": (("direct",), STEPS),
-    "ddim and fresh restarts": (("ddim", "restarts"), STEPS),
+    "DDIM on coordinates, and restarts": (("ddim", "restarts"), STEPS),
     "direct, also without denoising the mirrored crop": (("direct", "unmirrored"), LATENCY),
 }
 MARKERS = {"direct": "o-", "unmirrored": "D-.", "ddim": "s:", "restarts": "^-."}
-COLOURS = {arm: f"C{number % 10}" for number, arm in enumerate((*MAIN, *(arm for arm in ARMS if arm not in MAIN)))}
+COLOURS = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys((*MAIN, *VARIANTS)))}
 
 
-def write_plot(path: str, rows: list[dict]) -> None:
-    """Draws mean AP, by DARK, with its standard error over K and over the latency.
+def write_plot(path: str, rows: Sequence[Row]) -> None:
+    """Draws mean AP, by DARK, with its standard error over K and over the latency; rows are of `summarise`.
 
-    A colour is an arm, a marker a way of sampling; an arm without denoiser is a level across. Which arms: `_shown`.
-
-    Args:
-      rows: with `arm`, `reading` (`coarse`, `direct_2`, `direct_2 without DARK`), `AP`, `AP se` and `times_plain`.
+    A colour is a variant, a marker an update; a variant without denoiser is a level across. The variants are MAIN's, or
+    all where none of them is there.
     """
-    rows = [row for row in rows if not row["reading"].endswith("DARK") and row["AP"] is not None]
-    figure = Figure(figsize=(18, 6), layout="constrained")
-    for axes, (title, (ways, across)) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        for arm in _shown(row["arm"] for row in rows):
-            its = [row for row in rows if row["arm"] == arm]
-            lines = {way: _points([row for row in its if row["reading"].startswith(f"{way}_")], across) for way in ways}
-            for way, points in lines.items():
+    rows = [row for row in rows if row["reading"].refine == "dark" and row["AP"]]
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    for axes, (heading, (updates, across)) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+        for name in _shown(row["variant"] for row in rows):
+            its = {row["reading"]: row for row in rows if row["variant"] == name}
+            for update in updates:
+                points = _points([row for reading, row in its.items() if reading.update == update], across)
                 if points:
-                    style = {"color": COLOURS[arm], "fmt": MARKERS[way], "markersize": 5, "capsize": 3}
-                    axes.errorbar(*zip(*points, strict=True), label=f"{arm}, {way}", **style)
-            if all(row["reading"].startswith(("coarse", "unflipped_0")) for row in its):
-                level = next(row["AP"] for row in its if row["reading"] == "coarse")
-                axes.axhline(level, color=COLOURS[arm], linestyle="--", label=f"{arm}, coarse")
-        axes.set(xlabel=across, ylabel="AP", title=title)
+                    style = {"color": COLOURS.get(name), "fmt": MARKERS[update], "markersize": 5, "capsize": 3}
+                    axes.errorbar(*zip(*points, strict=True), label=f"{title(name)}, {update}", **style)
+            if {reading.update for reading in its} <= {"coarse", "unflipped"}:
+                level = 100 * its[Reading("coarse", 0)]["AP"].mean
+                axes.axhline(level, color=COLOURS.get(name), linestyle="--", label=title(name))
+        axes.set(xlabel=across, ylabel="AP", title=heading)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
         if across == STEPS:
             axes.set_xscale("log", base=2)
             ticks = sorted({round(x) for line in axes.containers for x in line[0].get_xdata()})
             axes.set_xticks(ticks, [str(steps) for steps in ticks])
-    _save(figure, path)
+    write_figure(path, figure)
 
 
-def write_errors(path: str, runs: Mapping[tuple[str, int], dict]) -> None:
+def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
     """Draws the share of joints beyond each threshold of PCK: of all, by visibility where both are, and by joint.
 
-    Every arm (which: `_shown`) is read by the first of its readings that is `direct`, or by its coarse branch.
+    Every variant (which: as in `write_plot`) is read by its fewest steps of `direct`, or by its coarse branch.
 
     Args:
-      runs: by arm and seed; of each, `readings`: by reading, its metrics and `joints` (see `readings.score`).
+      rows: of study.csv; joints: of joints.csv.gz.
     """
-    groups: dict[tuple[str, str], list[dict]] = {}
-    shown = _shown(arm for arm, _ in runs)
-    for arm, readings in ((arm, run["readings"]) for (arm, _), run in runs.items() if arm in shown):
-        reading = next((name for name in readings if name.startswith("direct_")), "coarse")
-        groups.setdefault((arm, reading), []).append(readings[reading])
+    by_joint = {(run_of(row), reading_of(row), row["metric"]): row for row in joints}
+    every = [row for row in rows if row["refine"] == "dark" and row["update"] in ("direct", "coarse")]
+    groups: dict[str, list[Row]] = {}
+    for name in _shown(row["variant"] for row in every):
+        its = [row for row in every if row["variant"] == name]
+        best = min((reading_of(row) for row in its), key=lambda reading: (reading.update == "coarse", reading.K))
+        groups[name] = [row for row in its if reading_of(row) == best]
     first = next(iter(groups.values()))[0]
-    figure = Figure(figsize=(14, 1.5 + 0.35 * len(first["joints"])), layout="constrained")
+    values = by_joint[run_of(first), reading_of(first), "PCK@0.1"]
+    names = [name for name, value in values.items() if name not in KEYS and value is not None]
+    figure = Figure(figsize=(14, 1.5 + 0.35 * len(names)), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("PCK@0.2", "PCK@0.1"), strict=True):
-        seen = all(first[f"{metric} {name}"] is not None for name in ("occluded", "visible"))
-        names = ["all", *(("occluded", "visible") if seen else ()), *first["joints"]]
-        places = np.arange(len(names))
-        for number, ((arm, reading), readings) in enumerate(groups.items()):
-            errors = 1 - np.array([[_pck(reading, metric, name) for name in names] for reading in readings])
-            bars = errors.std(axis=0, ddof=1) / len(errors) ** 0.5 if len(errors) > 1 else None
+        kinds = [kind for kind in (f"{metric} occluded", f"{metric} visible") if first.get(kind) is not None]
+        columns = [metric, *(kinds if len(kinds) == 2 else ()), *names]
+        places = np.arange(len(columns))
+        for number, (name, its) in enumerate(groups.items()):
+            both = [row | by_joint[run_of(row), reading_of(row), metric] for row in its]
+            shares = np.array([[row[column] for column in columns] for row in both], float)
+            bars = 100 * shares.std(axis=0, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else None
             offset = 0.6 * ((number + 0.5) / len(groups) - 0.5)
-            style = {"color": COLOURS[arm], "fmt": "o", "markersize": 4, "label": f"{arm}, {reading}"}
-            axes.errorbar(errors.mean(axis=0), places + offset, xerr=bars, **style)
-        axes.set(xlabel=f"1 - {metric}", yticks=places, yticklabels=names)
+            style = {"color": COLOURS.get(name), "fmt": "o", "markersize": 4}
+            style["label"] = f"{title(name)}, {reading_of(its[0])}"
+            axes.errorbar(100 - 100 * shares.mean(axis=0), places + offset, xerr=bars, **style)
+        labels = ["all", *(column.removeprefix(f"{metric} ") for column in columns[1:])]
+        axes.set(xlabel=f"100 - {metric}", yticks=places, yticklabels=labels)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
     axes.legend(fontsize=7)
-    _save(figure, path)
+    write_figure(path, figure)
 
 
-def _shown(arms: Iterable[str]) -> list[str]:
-    """Those of `arms.MAIN`, the rest being for the table; all if there is none."""
-    every = list(dict.fromkeys(arms))
-    return [arm for arm in every if arm in MAIN] or every
+def _shown(names: Iterable[str]) -> list[str]:
+    every = list(dict.fromkeys(names))
+    return [name for name in every if name in MAIN] or every
 
 
-def _pck(reading: dict, metric: str, name: str) -> float:
-    """A reading's PCK of `all`, of a visibility or of a joint; NaN where there is none."""
-    if name in reading["joints"]:
-        value = reading["joints"][name][metric]
-    else:
-        value = reading[metric if name == "all" else f"{metric} {name}"]
-    return np.nan if value is None else value
-
-
-def _save(figure: Figure, path: str) -> None:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    write_bytes(path, data.getvalue())
-
-
-def _points(rows: list[dict], across: str) -> list[tuple[float, float, float]]:
-    """(x, AP, its standard error or NaN) of each reading whose x is known."""
-    at = [int(row["reading"].split("_")[1]) if across == STEPS else row.get("times_plain") for row in rows]
-    points = [(x, row["AP"], row["AP se"]) for x, row in zip(at, rows, strict=True) if x is not None]
-    return [(x, ap, np.nan if error is None else error) for x, ap, error in points]
+def _points(rows: Iterable[Row], across: str) -> list[tuple[float, float, float]]:
+    """(x, AP, its standard error or NaN), points, of each reading whose x is known."""
+    found = []
+    for row in rows:
+        x, ap = row["reading"].K if across == STEPS else row["times"], row["AP"]
+        if x is not None:
+            found.append((x, 100 * ap.mean, np.nan if ap.error is None else 100 * ap.error))
+    return found

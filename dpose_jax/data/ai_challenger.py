@@ -11,23 +11,21 @@ from dpose_jax.pose.joint_sets import AIC
 
 # To COCO's 0 not labelled, 1 occluded, 2 visible.
 _VISIBILITY = {1: 2, 2: 1, 3: 0}
-_BROKEN = -1  # no visibility of COCO's, so that the rule `joint_visibility` finds it
-_UNKNOWN_SIDE = 1 << 20  # of an image that cannot be looked at: it must not seem to cut the boxes
+_BROKEN = -1  # no visibility of COCO's: the rule `joint_visibility` counts it
+_UNKNOWN_SIDE = 1 << 20  # pixels, for an image that is missing or unreadable: no box sticks out of it
 
 
 def is_own_format(content) -> bool:
-    """Whether parsed JSON is a list of AI Challenger's entries (by its first one)."""
-    return isinstance(content, list) and any(
-        isinstance(entry, dict) and "keypoint_annotations" in entry for entry in content[:1]
-    )
+    """Whether parsed JSON is a list of AI Challenger's entries, judged by the first one."""
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and "keypoint_annotations" in first
 
 
 def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dict:
     """AI Challenger's list as a COCO `person_keypoints` dict.
 
-    Image and annotation ids are places in the file, from 1, and do not change when an entry breaks a rule. What is
-    malformed stays so that the rules of `annotations.Annotations` find and count it; the humans of an image that
-    comes again are left out with it.
+    Image and annotation ids are places in the file, from 1, and do not change when an entry breaks a rule. Malformed
+    values are copied, so that `coco_format.Annotations` counts them. The humans of a repeated image are left out.
 
     Args:
       content: the parsed file.
@@ -46,7 +44,8 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
         width, height = size(f"{name}.jpg") or (_UNKNOWN_SIDE, _UNKNOWN_SIDE)
         image = {"id": ids.setdefault(name, place), "file_name": f"{name}.jpg", "width": width, "height": height}
         images.append(image)
-        joints, boxes = (_mapping(entry.get(f"{kind}_annotations")) for kind in ("keypoint", "human"))
+        found = (entry.get(f"{kind}_annotations") for kind in ("keypoint", "human"))
+        joints, boxes = (value if isinstance(value, dict) else {} for value in found)
         for human in dict.fromkeys([*joints, *boxes]):
             humans += 1
             if not again:
@@ -60,10 +59,6 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
                 })  # fmt: skip
     category = {"id": 1, "name": "person", "keypoints": list(AIC.joints)}
     return {"images": images, "annotations": annotations, "categories": [category]}
-
-
-def _mapping(value) -> dict:
-    return value if isinstance(value, dict) else {}
 
 
 def _joints(values):

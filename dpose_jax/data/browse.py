@@ -1,65 +1,65 @@
-"""Shows what the model will be given: crops after augmentation with their joints, heatmaps and masks, as pictures.
+"""Draws the model's inputs: crops after augmentation with their joints, heatmaps and masks, as pictures.
 
 python -m dpose_jax.data.browse --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR
 
-Writes into DIR, for the persons that training meets first: `train_joints.png`, each crop with the names of its joints;
-`train_targets.png`, the heatmaps that the model is to find; `train_inputs.png`, the noised heatmaps and masks that it
-is fed, at the t under each. `val_joints.png` has the first persons of validation, which are not augmented.
-`statistics.json` has what is printed.
+Writes into DIR, for the first persons of training: `train_joints.png`, each crop with the names of its joints;
+`train_targets.png`, the target heatmaps; `train_inputs.png`, the noised heatmaps and masks that the model is fed, each
+with its t. `val_joints.png` has the first persons of validation, which are not augmented. `statistics.json` has what is
+printed.
 """
 
 import os
+from collections.abc import Iterator
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from dpose_jax.data.datasets import make_source
-from dpose_jax.data.loader import eval_batches, train_iterator
+from dpose_jax.data.loader import Batch, eval_batches, train_iterator
+from dpose_jax.data.sample import Source
 from dpose_jax.data.statistics import format_statistics, statistics
 from dpose_jax.diffusion.process import q_sample, to_normalised
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.visualization import draw, grid
+from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import write_json
 
-CROP_HEIGHT = 512  # crops are enlarged to at least this, so that names find place
+CROP_HEIGHT = 512  # crops are enlarged to at least this, which leaves room for the names
 COLUMNS = 3
-TIE = (165, 165, 165)  # from a name to its joint: seen on paper and on dark pictures
+TIE = (165, 165, 165)  # of the line from a name to its joint: visible on paper and on dark pictures
 _GUTTER, _LINE, _FONT, _SIZE = 118, 17, cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
-def browse(config: Recipe, out: str, persons: int = 12) -> dict:
-    """Draws the first `persons` of both splits and counts what the sets hold; see the module.
-
-    Returns:
-      the statistics by split.
+def browse(recipe: Recipe, out: str, persons: int = 12) -> dict:
+    """Draws the first `persons` of both splits into the folder `out`, and returns the statistics by split.
 
     Raises:
-      ValueError, FileNotFoundError: if a field or the data breaks the rules.
+      ValueError, FileNotFoundError: if `persons` is below 1, or the data breaks the rules.
     """
     if persons < 1:
         raise ValueError(f"persons={persons}: must be at least 1")
-    model = build_model(config)
-    sources = {split: make_source(config, split, training=split == "train") for split in ("train", "val")}
-    stream = train_iterator(config, sources["train"])
+    model = build_model(recipe)
+    sources = {split: make_source(recipe, split, training=split == "train") for split in ("train", "val")}
+    stream = train_iterator(recipe, sources["train"])
     train = _first(stream, persons)
     stream.close()
-    val = _first(iter(eval_batches(config, sources["val"], min(persons, len(sources["val"])))), persons)
+    val = _first(iter(eval_batches(recipe, sources["val"], min(persons, len(sources["val"])))), persons)
     for split, batch in (("train", train), ("val", val)):
         sheet = joints_sheet(batch, sources[split], model.joint_set)
         draw.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
-    _write_heatmaps(config, model, train, out)
-    facts = {split: statistics(source, model.joint_set) for split, source in sources.items()}
-    write_json(os.path.join(out, "statistics.json"), facts)
-    return facts
+    _write_heatmaps(recipe, model, train, out)
+    found = {split: statistics(source, model.joint_set) for split, source in sources.items()}
+    write_json(os.path.join(out, "statistics.json"), found)
+    return found
 
 
-def _first(batches, count: int) -> dict[str, np.ndarray]:
+def _first(batches: Iterator[Batch], count: int) -> Batch:
     """The first rows of the batches, as one."""
     taken, rows = [], 0
     while rows < count and (batch := next(batches, None)) is not None:
@@ -68,27 +68,29 @@ def _first(batches, count: int) -> dict[str, np.ndarray]:
     return {key: np.concatenate([batch[key] for batch in taken])[:count] for key in taken[0]}
 
 
-def _write_heatmaps(config: Recipe, model, batch: dict[str, np.ndarray], out: str) -> None:
+def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str) -> None:
     """The targets, and the inputs at t spread over `diffusion.t_range`."""
-    codec, schedule = model.codec, build_schedule(config.diffusion)
+    codec, schedule = model.codec, build_schedule(recipe.diffusion)
     crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]
-    low, high = config.diffusion.t_range
-    t = np.linspace(low, high, len(crops)).round().astype(np.int32)
-    y_0 = codec.normalise(codec.to_heatmap(batch["keypoints"]))
-    noise = jax.random.normal(jax.random.key(config.seed), y_0.shape)
+    low, high = recipe.diffusion.t_range
+    t = jnp.asarray(np.linspace(low, high, len(crops)).round(), jnp.int32)
+    y_0 = codec.normalise(codec.to_heatmap(jnp.asarray(batch["keypoints"])))
+    noise = jax.random.normal(jax.random.key(recipe.seed), y_0.shape)
     y_t = to_normalised(schedule, q_sample(schedule, y_0, t, noise))
     for name, y, captions in (
         ("targets", y_0, [f"#{i}" for i in ids]),
         ("inputs", y_t, [f"#{i}, t = {k} of {schedule.timesteps}" for i, k in zip(ids, t, strict=True)]),
     ):
-        heatmaps = codec.render(codec.denormalise(y), visible)
+        heatmaps = codec.render(codec.denormalise(y), jnp.asarray(visible))
         masks = model.apply({}, y, visible, method="draw_masks")
-        drawn = jax.device_get((heatmaps, *masks))
-        sheet = draw.heatmap_sheet(crops, *drawn, model.joint_set, warp=codec.name, captions=captions)
+        heatmaps, joint_masks, limb_masks = jax.device_get((heatmaps, *masks))
+        sheet = draw.heatmap_sheet(
+            crops, heatmaps, joint_masks, limb_masks, model.joint_set, warp=codec.name, captions=captions
+        )
         draw.write_png(os.path.join(out, f"train_{name}.png"), sheet)
 
 
-def joints_sheet(batch: dict[str, np.ndarray], source, joint_set: JointSet) -> np.ndarray:
+def joints_sheet(batch: Batch, source: Source, joint_set: JointSet) -> np.ndarray:
     """Crops with the names of their joints beside them, (height, width, 3) uint8; occluded joints have a pale name."""
     scale = -(-CROP_HEIGHT // batch["image"].shape[1])
     cells = []
@@ -104,7 +106,7 @@ def joints_sheet(batch: dict[str, np.ndarray], source, joint_set: JointSet) -> n
 
 
 def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) -> np.ndarray:
-    """The crop between two columns of names, each tied to its joint."""
+    """The crop between two columns of names, with a line from each name to its joint."""
     big = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     points = (keypoints.astype(np.float64) + 0.5) * scale - 0.5  # pixel centres are at integers
     height, width = big.shape[:2]
@@ -128,7 +130,7 @@ def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) 
 
 
 def _spread(heights: np.ndarray, limit: int) -> list[int]:
-    """Sorted heights moved apart to a line's distance, inside of the picture."""
+    """Sorted heights moved at least a line apart, inside the picture."""
     placed: list[float] = []
     for height in np.clip(heights, _LINE, limit - _LINE):
         placed.append(max(height, placed[-1] + _LINE) if placed else height)
@@ -139,14 +141,14 @@ def _spread(heights: np.ndarray, limit: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-    OUT = flags.DEFINE_string("out", None, "Where pictures and statistics go.")
+    CONFIG = recipe_flags.define("A file of configs/.")
+    OUT = flags.DEFINE_string("out", None, "The folder for pictures and statistics.")
     PERSONS = flags.DEFINE_integer("persons", 12, "How many persons of each split to draw.")
     flags.mark_flags_as_required(["config", "out"])
 
     def main():
-        for split, facts in browse(CONFIG.value, OUT.value, PERSONS.value).items():
-            print(format_statistics(split, facts))
+        for split, found in browse(Recipe.from_config(CONFIG.value), OUT.value, PERSONS.value).items():
+            print(format_statistics(split, found))
         print(f"pictures: {OUT.value}")
 
     app.run(main)

@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpose_jax.data.coco_format import Annotations, Audit, is_int, is_number, numbers
+from dpose_jax.data.coco_format import (
+    BOX_AREA,
+    Annotations,
+    Audit,
+    BadEntryError,
+    excerpt,
+    finite_numbers,
+    is_int,
+    is_number,
+    require_list,
+)
 from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
@@ -24,8 +34,18 @@ class ListedImage(NamedTuple):
     persons: list[int]
 
 
+class _Row(NamedTuple):
+    """A person of the source; the box is clipped to the image, joints that are not labelled are zeros."""
+
+    id: int
+    image_id: int
+    box: list[float]
+    joints: np.ndarray
+    score: float
+
+
 class AnnotatedSource:
-    """The persons of one annotation file over a store of images; implements `records.Source`.
+    """The persons of one annotation file over a store of images; implements `sample.Source`.
 
     The source holds arrays and file names only, so that worker processes can be given a copy.
 
@@ -51,11 +71,11 @@ class AnnotatedSource:
           annotation_file: in COCO's keypoint format, or AI Challenger's own; with a `box_file` also a list of images
             without annotations, such as COCO's image_info_test-dev2017.json.
           images: what `file_name` names.
-          joint_set: must fit the annotations, see `annotations.check_joint_names`.
+          joint_set: must fit the annotations, see `coco_format.check_joint_names`.
           box_file: detected boxes; the persons are then these (without joints) instead of the annotated ones.
             Not for training.
           min_box_score: detected boxes below it are left out, in [0, 1].
-          use_area: `ground_truth` gives the annotation's area where it has one, else 0.53 w h.
+          use_area: `ground_truth` gives the annotation's area where it has one, else BOX_AREA w h.
           max_bad_share: share of the records that may be malformed, in [0, 1].
           training: whether the persons are for training.
 
@@ -66,11 +86,8 @@ class AnnotatedSource:
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
-        self._images = images
-        self._annotation_file = annotation_file
-        self._joint_set = joint_set
-        self._use_area = use_area
-        self.box_file = box_file
+        self._images, self._annotation_file, self._joint_set = images, annotation_file, joint_set
+        self._use_area, self.box_file = use_area, box_file
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
         if box_file is None:
@@ -87,19 +104,20 @@ class AnnotatedSource:
         annotated = self.box_file is None
         return Annotations(self._annotation_file, self._joint_set, audit, self._images.size, annotated=annotated)
 
-    def _with_image(self, rows, images, audit):
+    def _with_image(self, rows: list[_Row], images: dict[int, dict], audit: Audit) -> list[_Row]:
         """The rows whose image the store has."""
-        names = {row[1]: images[row[1]]["file_name"] for row in rows}
+        names = {row.image_id: images[row.image_id]["file_name"] for row in rows}
         problems = {image_id: self._images.problem(name) for image_id, name in names.items()}
         kept = []
         for row in rows:
-            if problems[row[1]]:
-                audit.bad(problems[row[1]], f"id {row[0]}, image {row[1]}, file {names[row[1]]!r}")
-            else:
+            problem = problems[row.image_id]
+            if problem is None:
                 kept.append(row)
+            else:
+                audit.bad(problem, f"id {row.id}, image {row.image_id}, file {names[row.image_id]!r}")
         return kept
 
-    def _fill(self, rows, images, file):
+    def _fill(self, rows: list[_Row], images: dict[int, dict], file: str) -> None:
         ids, image_ids, boxes, keypoints, scores = zip(*rows, strict=True)
         if max(ids) > _INT32_MAX or min(ids) < -_INT32_MAX:
             raise ValueError(f"{file}: id {max(ids, key=abs)} does not fit 32 bits; renumber the annotations")
@@ -137,27 +155,23 @@ class AnnotatedSource:
           BadRecordError: if the file cannot be read or decoded, is cut short, or has another size than
             its annotation says.
         """
-        name = self._files[self._image_rows[index]]
-        where = f"{self._images.place(name)} (id {self._ids[index]})"
+        row = self._image_rows[index]
+        where = f"{self._images.place(self._files[row])} (id {self._ids[index]})"
         try:
-            image = decode_image(self._images.read(name))
+            image = decode_image(self._images.read(self._files[row]))
+            check_size(image, self._sizes[row])
         except (OSError, ValueError) as error:
             raise BadRecordError(f"{where}: {error}") from error
-        height, width = self._sizes[self._image_rows[index]]
-        if image.shape[:2] != (height, width):
-            found = f"{image.shape[1]} x {image.shape[0]}"
-            raise BadRecordError(f"{where}: the image is {found} px, its annotation says {width} x {height}")
         return image
 
-    def images(self, *, whole: bool) -> list[ListedImage]:
-        """The images in the order in which persons name them; with `whole` those without persons follow."""
+    def images(self, *, with_empty: bool) -> list[ListedImage]:
+        """The images in the order in which persons name them; `with_empty` those without persons follow."""
         persons: list[list[int]] = [[] for _ in self._files]
         for index, row in enumerate(self._image_rows.tolist()):
             persons[row].append(index)
         sizes = map(tuple, self._sizes.tolist())
-        rows = zip(self._files, self._image_ids.tolist(), sizes, persons, strict=True)
-        found = [ListedImage(*row) for row in rows]
-        if whole:
+        found = list(map(ListedImage, self._files, self._image_ids.tolist(), sizes, persons))
+        if with_empty:
             known = set(self._files)
             for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
                 name = image["file_name"]
@@ -169,34 +183,27 @@ class AnnotatedSource:
     def ground_truth(self) -> dict:
         """The split as a COCO dict, read anew: every well-formed annotation, crowds and persons without joints too.
 
-        `area` is positive: the annotation's if `use_area` and it has one, else 0.53 w h of its box (1 if that
+        `area` is positive: the annotation's if `use_area` and it has one, else BOX_AREA w h of its box (1 if that
         is not positive). The category has id 1, as the results. `num_keypoints` is kept where given.
 
         Raises:
           ValueError: if the file is no longer in the format.
         """
         coco = self._annotations(Audit(self._annotation_file, lines=0))
-        seen: set[int] = set()
         kept = []
-        for entry in coco.entries:
-            checked = coco.check(entry, seen)
-            if checked is None:
-                continue
-            keypoints, box = checked
-            if self._use_area and _has_area(entry):
-                area = entry["area"]
-            else:
-                area = 0.53 * box[2] * box[3] if min(box[2:]) > 0 else 1.0
-            labelled = int((keypoints[:, 2] > 0).sum())
+        for entry, joints, box, _ in coco.well_formed():
+            area = BOX_AREA * box[2] * box[3] if min(box[2:]) > 0 else 1.0
+            given = entry.get("num_keypoints")
             kept.append(
                 {
-                    **{key: entry[key] for key in ("id", "image_id")},
+                    "id": entry["id"],
+                    "image_id": entry["image_id"],
                     "category_id": 1,
                     "bbox": box,
-                    "area": float(area),
+                    "area": float(entry["area"] if self._use_area and _has_area(entry) else area),
                     "iscrowd": int(bool(entry.get("iscrowd"))),
-                    "num_keypoints": entry["num_keypoints"] if is_int(entry.get("num_keypoints")) else labelled,
-                    "keypoints": keypoints.ravel().tolist(),
+                    "num_keypoints": given if is_int(given) else int((joints[:, 2] > 0).sum()),
+                    "keypoints": joints.ravel().tolist(),
                 }
             )
         category = {"id": 1, "name": "person", "keypoints": list(self._joint_set.joints)}
@@ -214,63 +221,61 @@ class FolderSource(AnnotatedSource):
         self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
     ):
         """Args: the folder of one data set; files and the images' folder relative to it; see AnnotatedSource."""
-        folder = ImageFolder(os.path.join(root, images))
+        self.folder = ImageFolder(os.path.join(root, images))
         box_file = None if detections is None else os.path.join(root, detections)
-        super().__init__(os.path.join(root, annotations), folder, joint_set, box_file=box_file, **options)
+        super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
 
     def image_notes(self) -> dict[str, int]:
         """Images with persons by each of IMAGE_NOTES, from their headers; reads the beginning of every file."""
-        headers = [self._images.header(name) for name in self._files]
-        found = collections.Counter(note for header in headers if header for note in header.notes())
+        headers = [self.folder.header(name) for name in self._files]
+        found = collections.Counter(note for header in headers if header for note in header.notes)
         return {note: found[note] for note in IMAGE_NOTES}
+
+
+def check_size(image: np.ndarray, size) -> None:
+    """Raises ValueError if an image (h, w, 3) has not the (height, width) that its annotation says."""
+    if image.shape[:2] != tuple(size):
+        found = f"{image.shape[1]} x {image.shape[0]}"
+        raise ValueError(f"the image is {found} px, its annotation says {size[1]} x {size[0]}")
 
 
 def _has_area(entry: dict) -> bool:
     return is_number(entry.get("area")) and entry["area"] > 0
 
 
-def _annotated_rows(coco: Annotations, audit: Audit) -> list[tuple]:
-    """(id, image id, clipped box, joints, score 1) of every person with joints."""
+def _annotated_rows(coco: Annotations, audit: Audit) -> list[_Row]:
+    """Every person with joints."""
     rows = []
-    seen: set[int] = set()
-    for entry in coco.entries:
-        checked = coco.check(entry, seen)
-        if checked is None:
-            continue
-        joints, box = checked
+    for entry, joints, _, box in coco.well_formed():
         audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
-        labelled = joints[:, 2] > 0
-        if entry.get("iscrowd"):
-            audit.counts["crowd"] += 1
-        elif not labelled.any():
-            audit.counts["no_joints"] += 1
-        else:
-            image = coco.images[entry["image_id"]]
-            box = coco.clip(box, entry["image_id"], f"id {entry['id']}")
-            inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
-            audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
-            rows.append((entry["id"], entry["image_id"], box, joints * labelled[:, None], 1.0))
+        if box is None:
+            audit.counts["crowd" if entry.get("iscrowd") else "no_joints"] += 1
+            continue
+        image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
+        inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
+        audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
+        rows.append(_Row(entry["id"], entry["image_id"], box, joints * labelled[:, None], 1.0))
     return rows
 
 
-def _detected_rows(file, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[tuple]]:
-    """Number of boxes in the file, and (position, image id, clipped box, zeros, score) of those to use."""
-    boxes = read_json(file)
-    if not isinstance(boxes, list):
-        raise ValueError(f"{file}: must be a list of detections, as COCO's result files, got {type(boxes).__name__}")
+def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[_Row]]:
+    """Number of boxes in the file, and those to use, which have their position as id."""
+    entries = require_list(read_json(file), file)
     rows = []
-    empty = np.zeros((joints, 3))
-    for position, entry in enumerate(boxes):
-        where = f"detection {position}"
-        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
-        if box is None or not np.isfinite(box).all() or not is_number(entry.get("score")):
-            audit.bad("detection_entry", f"{where}: {str(entry)[:80]}")
+    for position, entry in enumerate(entries):
+        box = finite_numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
+        if box is None or not is_number(entry.get("score")):
+            audit.bad("detection_entry", f"detection {position}: {excerpt(entry)}")
         elif entry.get("category_id") != coco.category_id:
             audit.counts["other_category"] += 1
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:
             audit.counts["detection_without_image"] += 1
         elif entry["score"] < min_score:
             audit.counts["low_score"] += 1
-        elif (box := coco.clip(box.tolist(), entry["image_id"], where)) is not None:
-            rows.append((position, entry["image_id"], box, empty, entry["score"]))
-    return len(boxes), rows
+        else:
+            try:
+                clipped = coco.clip(box.tolist(), entry["image_id"], f"detection {position}")
+                rows.append(_Row(position, entry["image_id"], clipped, np.zeros((joints, 3)), entry["score"]))
+            except BadEntryError as error:
+                audit.bad(*error.args)
+    return len(entries), rows

@@ -1,14 +1,14 @@
-"""COCO-format annotation files, checked entry by entry.
+"""COCO-format files (`person_keypoints_*.json`, detections, results), checked entry by entry.
 
-Every entry that breaks a rule is left out, counted under the rule's name and logged with file and id.
-The rules are ours; the format is COCO's (`person_keypoints_*.json`).
+An entry that breaks a rule is left out, counted under the rule's name and logged with file and id. The rules are ours.
 """
 
 import collections
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -38,20 +38,81 @@ MALFORMED = (
 )
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
-# Kept, but worth knowing.
+# Kept, but counted.
 NOTED = ("area_entry", "box_clipped", "joint_outside_image")
 
+# The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
+BOX_AREA = 0.53
 PERSON_CATEGORY = 1  # COCO's, of its detection files too
 _LOG_LINES = 20
 _MAX_SIDE = 2**31 - 1  # of an image: sizes are kept as int32
 
 
+def is_int(value) -> bool:
+    """Whether a value is an integer, of Python or numpy; a bool is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    """Whether a value is a finite number, of Python or numpy, that fits a float64; a bool is not."""
+    numeric = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return numeric and bool(abs(value) <= sys.float_info.max)
+
+
+def numbers(value, count: int) -> np.ndarray | None:
+    """float64 numbers (null becomes NaN) if the value is a flat list of that many, else None."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    try:
+        array = np.asarray(value)
+        # A list that holds text becomes an array of text, which astype would parse.
+        return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "iufO" else None
+    except (OverflowError, TypeError, ValueError):  # JSON has integers that no float64 holds
+        return None
+
+
+def finite_numbers(value, count: int) -> np.ndarray | None:
+    """As `numbers`, and None too if one of them is NaN, infinite or null."""
+    array = numbers(value, count)
+    return array if array is not None and np.isfinite(array).all() else None
+
+
+def excerpt(value) -> str:
+    """A value as text of at most 80 characters, for messages."""
+    return str(value)[:80]
+
+
+def require_lists(content, file: str) -> tuple[list, list, list]:
+    """The lists `images`, `annotations` and `categories` of a parsed file; raises ValueError if it lacks one."""
+    names = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
+        raise ValueError(f"{file}: must be an object with the lists {', '.join(names)}, as COCO's files")
+    return content["images"], content["annotations"], content["categories"]
+
+
+def require_list(content, file: str) -> list:
+    """The content of a parsed file of detections or results; raises ValueError if it is no list."""
+    if not isinstance(content, list):
+        found = type(content).__name__
+        raise ValueError(f"{file}: must be a list of detections or poses, as COCO's result files, got {found}")
+    return content
+
+
+def read_coco(file: str, size: ImageSize):
+    """The parsed file; AI Challenger's own format is converted to COCO's.
+
+    `size` gives an image's (width, height) by file name, or None.
+    """
+    content = read_json(file)
+    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
+
+
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
     """Checks that a joint set fits the joint names of an annotation file (rule ours).
 
-    The count must be equal. Case, spaces and punctuation do not matter. At each position the names must be
-    equal, or the file's name must be one that the set does not know and of the same side (so "head" passes
-    for "top_head"). At least half of the names must be equal.
+    The counts must be equal. Case, spaces and punctuation do not matter. At each position the names must be equal,
+    or the file's name must be unknown to the set and of the same side ("head" fits "top_head"). At least half of the
+    names must be equal.
 
     Raises:
       ValueError: if the set does not fit; names the file, the position and both names.
@@ -72,156 +133,6 @@ def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
         raise ValueError(f"{given}: only {equal} of {len(ours)} joint names agree, annotations have {names}")
 
 
-class Audit:
-    """Counts records by rule, and logs the first malformed ones."""
-
-    def __init__(self, file: str, lines: int = _LOG_LINES):
-        self.file = file
-        self._lines = lines
-        self.counts: collections.Counter[str] = collections.Counter()
-
-    def bad(self, rule: str, what: str) -> None:
-        self.counts[rule] += 1
-        if self._lines > 0:
-            logging.warning("%s: %s: %s", self.file, rule, what)
-            self._lines -= 1
-
-    def check(self, total: int, kept: int, max_bad_share: float) -> None:
-        bad = {rule: self.counts[rule] for rule in MALFORMED if self.counts[rule]}
-        if sum(bad.values()) > max_bad_share * total:
-            raise ValueError(
-                f"{self.file}: {sum(bad.values())} malformed records for {total} annotations, more than "
-                f"data.max_bad_share={max_bad_share}: {bad}"
-            )
-        if not kept:
-            raise ValueError(f"{self.file}: no person is left of {total} records, left out: {dict(self.counts)}")
-
-    def report(self, total: int, kept: int) -> dict[str, int]:
-        return {"records": total, "kept": kept} | {rule: self.counts[rule] for rule in MALFORMED + LEFT_OUT + NOTED}
-
-
-class Annotations:
-    """An annotation file whose outer form is right; its entries are still unchecked."""
-
-    def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize, *, annotated: bool = True):
-        """Args: without `annotated` a file of images alone will do, such as COCO's image_info_test-dev2017.json."""
-        self._audit = audit
-        self._joints = joint_set.num_joints
-        content = read_coco(file, size)
-        if not annotated and isinstance(content, dict) and "annotations" not in content:
-            person = {"id": PERSON_CATEGORY, "keypoints": list(joint_set.joints)}
-            content = {**content, "annotations": [], "categories": [person]}
-        lists = ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
-            raise ValueError(f"{file}: must be an object with the lists {lists}, as COCO's person_keypoints files")
-        category = _category(content["categories"], file)
-        check_joint_names([str(name) for name in category["keypoints"]], joint_set, file)
-        self.images: dict[int, dict] = {}
-        for entry in content["images"]:
-            self._add_image(entry)
-        self.category_id = category["id"]
-        self.entries = [entry for entry in content["annotations"] if self._same_category(entry)]
-        audit.counts["other_category"] += len(content["annotations"]) - len(self.entries)
-
-    def _same_category(self, entry) -> bool:
-        return not isinstance(entry, dict) or entry.get("category_id", self.category_id) == self.category_id
-
-    def _add_image(self, entry):
-        size = (entry.get("width"), entry.get("height")) if isinstance(entry, dict) else ()
-        if not size or not is_int(entry.get("id")) or not isinstance(entry.get("file_name"), str):
-            self._audit.bad("image_entry", f"{str(entry)[:80]}")
-        elif not all(is_int(side) and 0 < side <= _MAX_SIDE for side in size) or not entry["file_name"]:
-            self._audit.bad("image_entry", f"image {entry['id']}: file {entry['file_name']!r}, size {size}")
-        elif entry["id"] in self.images:
-            self._audit.bad("image_duplicate_id", f"image {entry['id']}, file {entry['file_name']!r}")
-        else:
-            self.images[entry["id"]] = entry
-
-    def check(self, entry, seen: set[int]):
-        """(J, 3) float64 joints and the box [x, y, w, h] of a well-formed entry, else None; a crowd needs no joints."""
-        if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
-            return self._audit.bad("annotation_entry", str(entry)[:80])
-        where = f"id {entry['id']}, image {entry['image_id']}"
-        if entry["id"] in seen:
-            return self._audit.bad("annotation_duplicate_id", where)
-        seen.add(entry["id"])
-        if entry["image_id"] not in self.images:
-            return self._audit.bad("annotation_without_image", where)
-        box = numbers(entry.get("bbox"), 4)
-        if box is None or not np.isfinite(box).all():
-            return self._audit.bad("box_entry", f"{where}: bbox {entry.get('bbox')}")
-        crowd = bool(entry.get("iscrowd"))
-        joints = numbers(entry.get("keypoints"), 3 * self._joints)
-        if joints is None and crowd:
-            joints = np.zeros(3 * self._joints)
-        if joints is None:
-            return self._audit.bad("joint_list", f"{where}: needs {self._joints} x 3 numbers")
-        joints = joints.reshape(-1, 3)
-        if not np.isfinite(joints).all():
-            return self._audit.bad("joint_nan", where)
-        if not set(joints[:, 2].tolist()) <= {0, 1, 2}:
-            return self._audit.bad("joint_visibility", f"{where}: {sorted(set(joints[:, 2].tolist()))}")
-        box = box.tolist()
-        if not crowd and joints[:, 2].any() and self.clip(box, entry["image_id"], where, note=False) is None:
-            return None
-        return joints, box
-
-    def clip(self, box, image_id: int, where: str, note: bool = True):
-        """The part of the box inside the image, or None if it is empty; counts what it finds."""
-        x, y, w, h = box
-        if w <= 0 or h <= 0:
-            return self._audit.bad("box_empty", f"{where}: bbox {box}")
-        image = self.images[image_id]
-        left, top = max(x, 0.0), max(y, 0.0)
-        right, bottom = min(x + w, image["width"]), min(y + h, image["height"])
-        if right <= left or bottom <= top:
-            return self._audit.bad("box_outside", f"{where}: bbox {box}, image {image['width']} x {image['height']}")
-        clipped = [left, top, right - left, bottom - top]
-        # Adding and subtracting x alone moves the last bit, so a real cut is one that is visible.
-        if all(math.isclose(new, old, abs_tol=1e-3) for new, old in zip(clipped, box, strict=True)):
-            return box
-        if note:
-            self._audit.counts["box_clipped"] += 1
-        return clipped
-
-
-def _category(categories: list, file: str) -> dict:
-    """The one category that lists joints."""
-    found = [c for c in categories if isinstance(c, dict) and isinstance(c.get("keypoints"), list) and c["keypoints"]]
-    if len(found) != 1 or not is_int(found[0].get("id")):
-        raise ValueError(f"{file}: needs exactly one category with an id and a list of keypoints, found {len(found)}")
-    return found[0]
-
-
-def read_coco(file: str, size: ImageSize):
-    """The parsed file; AI Challenger's own format is brought to COCO's.
-
-    `size` gives an image's (width, height) by file name, or None.
-    """
-    content = read_json(file)
-    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
-
-
-def numbers(value, count: int) -> np.ndarray | None:
-    """float64 numbers (null becomes NaN) if the value is a flat list of that many, else None."""
-    if not isinstance(value, list) or len(value) != count:
-        return None
-    try:
-        array = np.asarray(value)
-        # A list that holds text becomes an array of text, which astype would parse.
-        return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "iufO" else None
-    except (OverflowError, TypeError, ValueError):  # JSON has integers that no float64 holds
-        return None
-
-
-def is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
@@ -232,3 +143,170 @@ def _side(name: str) -> str:
             if word == side[0] or word.startswith(side):
                 return side
     return ""
+
+
+class BadEntryError(ValueError):
+    """An entry breaks a rule of MALFORMED: (rule, what the log says of the entry)."""
+
+
+class Audit:
+    """Counts records by rule, and logs the first malformed ones."""
+
+    def __init__(self, file: str, lines: int = _LOG_LINES):
+        """`lines`: how many records are logged at most."""
+        self.file, self._lines = file, lines
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def bad(self, rule: str, what: str) -> None:
+        """Counts a malformed record."""
+        self.counts[rule] += 1
+        if self._lines > 0:
+            logging.warning("%s: %s: %s", self.file, rule, what)
+            self._lines -= 1
+
+    def check(self, total: int, kept: int, max_bad_share: float) -> None:
+        """Raises ValueError if more than `max_bad_share` of `total` records are malformed, or none was kept."""
+        bad = {rule: self.counts[rule] for rule in MALFORMED if self.counts[rule]}
+        if sum(bad.values()) > max_bad_share * total:
+            raise ValueError(
+                f"{self.file}: {sum(bad.values())} malformed records for {total} annotations, more than "
+                f"data.max_bad_share={max_bad_share}: {bad}"
+            )
+        if not kept:
+            raise ValueError(f"{self.file}: no person is left of {total} records, left out: {dict(self.counts)}")
+
+    def report(self, total: int, kept: int) -> dict[str, int]:
+        """`records`, `kept`, and the count of every rule."""
+        return {"records": total, "kept": kept} | {rule: self.counts[rule] for rule in MALFORMED + LEFT_OUT + NOTED}
+
+
+def format_counts(report: dict[str, int]) -> str:
+    """The counters of a report that are not zero, as `name count, name count`."""
+    return ", ".join(f"{name} {count}" for name, count in report.items() if count and name not in ("records", "kept"))
+
+
+class Annotation(NamedTuple):
+    """A well-formed annotation.
+
+    Attributes:
+      entry: as in the file.
+      joints: (J, 3) float64 x, y in image pixels and visibility; zeros for a crowd without joints.
+      box: x, y, width, height in image pixels, as in the file.
+      clipped: the part of the box inside the image; None for a crowd and where no joint is labelled.
+    """
+
+    entry: dict
+    joints: np.ndarray
+    box: list[float]
+    clipped: list[float] | None
+
+
+class Annotations:
+    """The annotations of a file.
+
+    Attributes:
+      images: the well-formed image entries by id.
+      category_id: of the one category that lists joints.
+      entries: the unchecked annotations of that category.
+    """
+
+    def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize, *, annotated: bool = True):
+        """Reads the file; unless `annotated` a file of images alone will do, such as COCO's image_info files.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if it is not in COCO's or AI Challenger's format, or the joint set does not fit.
+        """
+        self._audit, self._joints = audit, joint_set.num_joints
+        content = read_coco(file, size)
+        if not annotated and isinstance(content, dict) and "annotations" not in content:
+            person = {"id": PERSON_CATEGORY, "keypoints": list(joint_set.joints)}
+            content = {**content, "annotations": [], "categories": [person]}
+        images, annotations, categories = require_lists(content, file)
+        listing = [c for c in categories if isinstance(c, dict) and isinstance(c.get("keypoints"), list)]
+        listing = [category for category in listing if category["keypoints"]]
+        if len(listing) != 1 or not is_int(listing[0].get("id")):
+            found = f"found {len(listing)}"
+            raise ValueError(f"{file}: needs exactly one category with an id and a list of keypoints, {found}")
+        check_joint_names([str(name) for name in listing[0]["keypoints"]], joint_set, file)
+        self.images: dict[int, dict] = {}
+        for entry in images:
+            self._add_image(entry)
+        self.category_id = listing[0]["id"]
+        self.entries = [
+            entry for entry in annotations
+            if not isinstance(entry, dict) or entry.get("category_id", self.category_id) == self.category_id
+        ]  # fmt: skip
+        audit.counts["other_category"] += len(annotations) - len(self.entries)
+
+    def _add_image(self, entry) -> None:
+        entry = entry if isinstance(entry, dict) else {"entry": entry}
+        sides = [entry.get(side) for side in ("width", "height")]
+        good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
+        name = entry.get("file_name")
+        if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
+            self._audit.bad("image_entry", excerpt(entry))
+        elif entry["id"] in self.images:
+            self._audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
+        else:
+            self.images[entry["id"]] = entry
+
+    def well_formed(self) -> Iterator[Annotation]:
+        """Yields the entries that break no rule of MALFORMED, and counts the others."""
+        seen: set[int] = set()
+        for entry in self.entries:
+            try:
+                found = self._checked(entry, seen)
+            except BadEntryError as error:
+                self._audit.bad(*error.args)
+            else:
+                yield found
+
+    def _checked(self, entry, seen: set[int]) -> Annotation:
+        if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
+            raise BadEntryError("annotation_entry", excerpt(entry))
+        where = f"id {entry['id']}, image {entry['image_id']}"
+        if entry["id"] in seen:
+            raise BadEntryError("annotation_duplicate_id", where)
+        seen.add(entry["id"])
+        if entry["image_id"] not in self.images:
+            raise BadEntryError("annotation_without_image", where)
+        box = finite_numbers(entry.get("bbox"), 4)
+        if box is None:
+            raise BadEntryError("box_entry", f"{where}: bbox {entry.get('bbox')}")
+        crowd = bool(entry.get("iscrowd"))
+        joints = numbers(entry.get("keypoints"), 3 * self._joints)
+        if joints is None and crowd:
+            joints = np.zeros(3 * self._joints)
+        if joints is None:
+            raise BadEntryError("joint_list", f"{where}: needs {self._joints} x 3 numbers")
+        joints = joints.reshape(-1, 3)
+        if not np.isfinite(joints).all():
+            raise BadEntryError("joint_nan", where)
+        visibility = set(joints[:, 2].tolist())
+        if not visibility <= {0, 1, 2}:
+            raise BadEntryError("joint_visibility", f"{where}: {sorted(visibility)}")
+        is_person = not crowd and bool(joints[:, 2].any())
+        clipped = self.clip(box.tolist(), entry["image_id"], where) if is_person else None
+        return Annotation(entry, joints, box.tolist(), clipped)
+
+    def clip(self, box: list[float], image_id: int, where: str) -> list[float]:
+        """The part of a box inside its image; counts a box that is cut.
+
+        Raises:
+          BadEntryError: if nothing is left.
+        """
+        x, y, w, h = box
+        if w <= 0 or h <= 0:
+            raise BadEntryError("box_empty", f"{where}: bbox {box}")
+        image = self.images[image_id]
+        left, top = max(x, 0.0), max(y, 0.0)
+        right, bottom = min(x + w, image["width"]), min(y + h, image["height"])
+        if right <= left or bottom <= top:
+            raise BadEntryError("box_outside", f"{where}: bbox {box}, image {image['width']} x {image['height']}")
+        clipped = [left, top, right - left, bottom - top]
+        # Adding and subtracting x alone changes the last bit, so smaller differences are no cut.
+        if all(math.isclose(new, old, abs_tol=1e-3) for new, old in zip(clipped, box, strict=True)):
+            return box
+        self._audit.counts["box_clipped"] += 1
+        return clipped

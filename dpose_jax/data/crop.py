@@ -1,11 +1,11 @@
 """From a person and an image to a crop: geometry, augmentation, pixels. numpy and OpenCV only.
 
-One 2 x 3 matrix describes the whole way from image to crop, mirroring included; pixels and joints both
-follow it, so they cannot part.
+One 2 x 3 matrix maps the image to the crop, mirroring included. Pixels and joints follow the same matrix.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,10 +14,8 @@ from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment
 
-# Of the joints' extent, for half bodies (HRNet's code).
-_HALF_BODY_PADDING = 1.5
-# A half body needs this many joints (HRNet's code).
-_HALF_BODY_JOINTS = 3
+_HALF_BODY_PADDING = 1.5  # of the joints' extent (HRNet's code)
+_HALF_BODY_JOINTS = 3  # a half body needs this many (HRNet's code)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +28,18 @@ class CropSpec:
       warp: `unbiased` (UDP, arXiv 1911.07524): the padded box [x, x + w] maps so that the centres of the
         crop's first and last pixel span it, scale (width - 1) / w; `rounded` (HRNet's code): scale
         width / w, the box's centre goes to (width / 2, height / 2).
+      label_margin: crop pixels that a joint may lie off the crop and keep its label.
     """
 
     input_size: tuple[int, int]
     padding: float
     warp: str
+    label_margin: float = 0.0
+
+    @property
+    def aspect(self) -> float:
+        """Width / height."""
+        return self.input_size[1] / self.input_size[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +61,16 @@ class View:
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
-def padded_view(bbox: np.ndarray, spec: CropSpec, padding: float | None = None) -> View:
-    """The plain view of a box [x, y, w, h]: widened to the crop's aspect, times the padding, around its centre."""
+def padded_view(bbox: np.ndarray, spec: CropSpec) -> View:
+    """The view of a box without augmentation; see `widened_view`."""
+    return widened_view(bbox, spec.aspect, spec.padding)
+
+
+def widened_view(bbox: np.ndarray, aspect: float, padding: float) -> View:
+    """The view around a box [x, y, w, h]: widened to aspect = width / height, then multiplied by `padding`."""
     x, y, w, h = np.asarray(bbox, np.float64)
-    aspect = spec.input_size[1] / spec.input_size[0]
     width = max(w, h * aspect)
-    size = np.array([width, width / aspect]) * (spec.padding if padding is None else padding)
-    return View(np.array([x + w / 2, y + h / 2]), size)
+    return View(np.array([x + w / 2, y + h / 2]), np.array([width, width / aspect]) * padding)
 
 
 def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment: Augment, joint_set: JointSet) -> View:
@@ -72,7 +80,8 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     noise = rng.standard_normal(2)
     view = padded_view(person.bbox, spec)
     if half < augment.half_body and (person.keypoints[:, 2] > 0).sum() > augment.half_body_min_joints:
-        view = half_body_view(person.keypoints, upper < augment.half_body_upper, spec, joint_set) or view
+        wants_upper = upper < augment.half_body_upper
+        view = half_body_view(person.keypoints, joint_set.upper_body, wants_upper, spec.aspect) or view
     center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
     size = view.size * min(max(1 + augment.scale * noise[0], 1 - augment.scale), 1 + augment.scale)
     rotation = min(max(augment.rotation * noise[1], -2 * augment.rotation), 2 * augment.rotation)
@@ -85,24 +94,30 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     )
 
 
-def half_body_view(keypoints: np.ndarray, upper: bool, spec: CropSpec, joint_set: JointSet) -> View | None:
-    """The view around the labelled joints of one half, centred on their mean; None where there is none (HRNet's code).
+def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
+    """The view around the labelled joints of half a body, centred on their mean (HRNet's code).
 
-    The half asked for gives way to the other one where fewer than three of its joints are labelled.
+    Args:
+      keypoints: (J, 3) x, y in image pixels and visibility.
+      upper_body: indices of the joints of the upper half.
+      wants_upper: which half. If fewer than three of its joints are labelled, the other half is taken.
+      aspect: width / height of the view.
+
+    Returns:
+      None if neither half has three labelled joints, they span less than a pixel, or `upper_body` is empty.
     """
-    labelled = keypoints[:, 2] > 0
-    is_upper = np.zeros(len(keypoints), bool)
-    is_upper[list(joint_set.upper_body)] = True
-    if not is_upper.any():
+    if not upper_body:
         return None
+    labelled = keypoints[:, 2] > 0
+    is_upper = np.isin(np.arange(len(keypoints)), upper_body)
     halves = [keypoints[labelled & side, :2].astype(np.float64) for side in (is_upper, ~is_upper)]
-    halves = [half for half in (halves if upper else halves[::-1]) if len(half) >= _HALF_BODY_JOINTS]
+    halves = [half for half in (halves if wants_upper else halves[::-1]) if len(half) >= _HALF_BODY_JOINTS]
     if not halves:
         return None
     low, high = halves[0].min(axis=0), halves[0].max(axis=0)
     if (high - low).max() < 1:
         return None
-    size = padded_view(np.concatenate([low, high - low]), spec, _HALF_BODY_PADDING).size
+    size = widened_view(np.concatenate([low, high - low]), aspect, _HALF_BODY_PADDING).size
     return View(halves[0].mean(axis=0), size)
 
 
@@ -174,14 +189,15 @@ def warp_joints(
       joint_set: of J joints.
 
     Returns:
-      Joints (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and on
-      the crop, [-.5, width - .5] x [-.5, height - .5], else 0.
+      Joints (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and at most
+      `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5], else 0.
     """
     height, width = spec.input_size
+    margin = spec.label_margin
     labelled = keypoints[:, 2] > 0
     points = np.where(labelled[:, None], map_points(view_matrix(view, spec), keypoints[:, :2]), 0.0)
-    inside = ((points >= -0.5) & (points <= np.array([width, height]) - 0.5)).all(axis=1)
-    visible = labelled & inside
+    inside = (points >= -0.5 - margin) & (points <= np.array([width, height]) - 0.5 + margin)
+    visible = labelled & inside.all(axis=1)
     if view.flip:
         order = list(joint_set.flip_order)
         points, visible = points[order], visible[order]

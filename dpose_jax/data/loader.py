@@ -11,24 +11,23 @@ from absl import flags
 
 from dpose_jax.data import crop
 from dpose_jax.data.sample import BadRecordError, Person, Source
-from dpose_jax.pose.joint_sets import JointSet, get_joint_set
+from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
 
-# Unreadable records in a row after which the data is taken to be broken.
-_MAX_REPLACEMENTS = 100
-
-# Bytes from which an array travels from a worker by shared memory: images do, the small arrays do not.
-_MIN_SHARED = 1 << 16
+_MAX_REPLACEMENTS = 100  # unreadable records in a row after which the data is taken to be broken
+_MIN_SHARED = 1 << 16  # bytes from which an array leaves a worker by shared memory: images do, small arrays do not
 
 Batch = dict[str, np.ndarray]
+Row = dict[str, Any]  # of a batch: arrays and numpy scalars
 
 
-def crop_spec(config: Recipe) -> crop.CropSpec:
-    """The crop of `config.input_size` and `config.crop`; raises ValueError if a field is out of range."""
-    return crop.CropSpec(config.input_size, config.crop.padding, config.crop.warp)
+def crop_spec(recipe: Recipe) -> crop.CropSpec:
+    """The crop of a recipe; uses `input_size`, `stride`, `crop` and `codec`."""
+    margin = recipe.codec.label_margin * recipe.codec.sigma * recipe.stride
+    return crop.CropSpec(recipe.input_size, recipe.crop.padding, recipe.crop.warp, margin)
 
 
-def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.CropSpec, joint_set: JointSet) -> Batch:
+def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.CropSpec, joint_set: JointSet) -> Row:
     """One row of a batch, all but `index`, `mask` and `bad_index`."""
     keypoints, visible = crop.warp_joints(person.keypoints, view, spec, joint_set)
     return {
@@ -42,14 +41,14 @@ def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample:
-    """Index -> augmented row; an unreadable record gives way to the next readable one in the source."""
+    """Index -> augmented row; the next readable record of the source replaces an unreadable one."""
 
     source: Source
     spec: crop.CropSpec
     augment: Augment
     joint_set: JointSet
 
-    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+    def __call__(self, index: int, rng: np.random.Generator) -> Row:
         for step in range(min(len(self.source), _MAX_REPLACEMENTS)):
             used = (index + step) % len(self.source)
             try:
@@ -75,19 +74,17 @@ class _EvalExample:
     spec: crop.CropSpec
     joint_set: JointSet
 
-    def __call__(self, index: int) -> Batch:
-        blank = np.zeros((*self.spec.input_size, 3), np.uint8)
-        nobody = Person(0, 0, "", np.array([0, 0, 1, 1]), np.zeros((self.joint_set.num_joints, 3), np.float32))
-        person, image, bad = (self.source[index], None, -1) if index >= 0 else (nobody, blank, -1)
-        if image is None:
+    def __call__(self, index: int) -> Row:
+        image, bad = np.zeros((*self.spec.input_size, 3), np.uint8), -1
+        unlabelled = np.zeros((self.joint_set.num_joints, 3), np.float32)
+        person = Person(0, 0, "", np.array([0, 0, 1, 1]), unlabelled)
+        if index >= 0:
+            person = self.source[index]
             try:
                 image = self.source.read_image(index)
             except BadRecordError:
-                image, bad = blank, index
-        view = crop.padded_view(person.bbox, self.spec)
-        row = make_example(image, person, view, self.spec, self.joint_set)
-        if bad >= 0:
-            row |= {"keypoints": np.zeros_like(row["keypoints"]), "visible": np.zeros_like(row["visible"])}
+                person, bad = dataclasses.replace(person, keypoints=unlabelled), index
+        row = make_example(image, person, crop.padded_view(person.bbox, self.spec), self.spec, self.joint_set)
         mask = np.float32(index >= 0 and bad < 0)
         return row | {"index": np.int32(index), "mask": mask, "bad_index": np.int32(bad)}
 
@@ -95,42 +92,36 @@ class _EvalExample:
 class TrainIterator(grain.DatasetIterator):
     """Endless training batches; its state is the number of examples consumed.
 
-    The state does not know of workers, hosts or the batch size: a run may be resumed with others and goes on
-    at the same example of the same stream.
+    The state does not depend on workers, hosts or the batch size. A run may be resumed with others and goes on at the
+    same example of the same stream.
     """
 
     def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
         """Args: the endless stream of rows; the global batch size; (index, count) of this host; processes."""
         super().__init__()
-        self._stream = stream
-        self._batch_size = batch_size
-        self._shard = shard
-        self._workers = workers
+        self._stream, self._batch_size, self._shard, self._workers = stream, batch_size, shard, workers
         self._examples = 0
         self._batches: grain.DatasetIterator | None = None
-        self._ended = False
+        self._closed = False
 
     def __next__(self) -> Batch:
         """The next host-local batch."""
-        if self._ended:
+        if self._closed:
             raise ValueError("the iterator is closed")
         if self._batches is None:
-            self._batches = self._start()
-        batch = _own(next(self._batches))
+            index, count = self._shard
+            parts = self._stream[self._examples :].batch(self._batch_size // count)
+            self._batches = iter(read_ahead(parts[index::count], self._workers))
+        batch = _copied(next(self._batches))
         self._examples += self._batch_size
         return batch
-
-    def _start(self) -> grain.DatasetIterator:
-        index, count = self._shard
-        parts = self._stream[self._examples :].batch(self._batch_size // count)
-        return iter(read_ahead(parts[index::count], self._workers))
 
     def get_state(self) -> dict[str, Any]:
         """{"examples": examples consumed by all hosts together since the stream began}."""
         return {"examples": self._examples}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a state of `get_state`, at no cost in the number of examples."""
+        """Moves to a state of `get_state`, in constant time."""
         self.close_workers()
         self._examples = int(state["examples"])
 
@@ -142,83 +133,80 @@ class TrainIterator(grain.DatasetIterator):
 
     def close(self) -> None:
         """Ends worker processes and threads for good."""
-        self._ended = True
+        self._closed = True
         self.close_workers()
         super().close()
 
 
-def train_iterator(config: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
+def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
     """Endless augmented batches, host-local, of the format in docs/data.md.
 
-    All hosts together read one endless stream, epoch after epoch of a fresh permutation, so each person comes
-    exactly once an epoch whatever the numbers; a batch may straddle two epochs. Host i of n takes the i-th of
-    n equal parts of every global batch, so that it is the same, row by row, for every n. A row depends on
-    `config.seed`, the epoch and its index in the source only.
+    All hosts together read one endless stream of epochs, each a new permutation of all persons. A batch may straddle
+    two epochs. Host i of n takes the i-th of n equal parts of every global batch, which is thus the same for every n.
+    A row depends on `recipe.seed`, the epoch and its index in the source only.
 
     Args:
-      config: uses `seed`, `joint_set`, `input_size`, `crop`, `augment`, `train.batch_size` (of all hosts
-        together) and `data.workers`.
+      recipe: uses `seed`, `joint_set`, `augment`, `train.batch_size` (of all hosts together), `data.workers` and the
+        fields of `crop_spec`.
       source: of the training persons.
       shard: (index, count) of this host.
 
     Raises:
-      ValueError: if the batch size is not a multiple of the host count, or a field is out of range.
+      ValueError: if the batch size is not a multiple of the host count.
       BadRecordError: on reading, if a hundred records in a row are unreadable.
     """
-    size = config.train.batch_size
+    size = recipe.train.batch_size
     _check_shard("train.batch_size", size, shard)
-    joint_set = get_joint_set(config.joint_set)
-    example = _TrainExample(source, crop_spec(config), config.augment, joint_set)
+    example = _TrainExample(source, crop_spec(recipe), recipe.augment, recipe.joints)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
-    stream = grain.MapDataset.range(len(source)).seed(config.seed).random_map(example).shuffle().repeat()
-    return TrainIterator(stream, size, shard, config.data.workers)
+    stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
+    return TrainIterator(stream, size, shard, recipe.data.workers)
 
 
-class _EvalBatches:
-    """Batches that can be read again and again; see `eval_batches`."""
+class EvalBatches:
+    """Batches that can be read more than once; see `eval_batches`."""
 
-    def __init__(self, rows: grain.MapDataset, workers: int):
-        self._rows = rows
-        self._workers = workers
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        self._batches, self._workers = batches, workers
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(read_ahead(self._rows, self._workers))
+        batches = iter(read_ahead(self._batches, self._workers))
         try:
-            yield from map(_own, batches)
+            yield from map(_copied, batches)
         finally:
             batches.close()
 
 
-def eval_example(config: Recipe, source: Source) -> Callable[[int], Batch]:
+def eval_example(recipe: Recipe, source: Source) -> Callable[[int], Row]:
     """The function from an index into the source to its row of an evaluation batch; see `eval_batches`."""
-    return _EvalExample(source, crop_spec(config), get_joint_set(config.joint_set))
+    return _EvalExample(source, crop_spec(recipe), recipe.joints)
 
 
-def eval_batches(config: Recipe, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> _EvalBatches:
+def eval_batches(recipe: Recipe, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> EvalBatches:
     """Every person once in source order, without augmentation; has a length and can be read more than once.
 
     Host i of n gets the i-th part of every global batch, so all hosts run the same number of steps. Padding
     rows have mask 0 and index -1; unreadable records have mask 0 and their index in `bad_index`.
 
     Args:
-      config: uses `joint_set`, `input_size`, `crop` and `data.workers`.
+      recipe: uses `joint_set`, `data.workers` and the fields of `crop_spec`.
       source: of the persons.
       batch_size: of all hosts together.
       shard: (index, count) of this host.
 
     Raises:
-      ValueError: if the batch size is not a multiple of the host count, or a field is out of range.
+      ValueError: if the batch size is not a positive multiple of the host count.
     """
     _check_shard("batch_size", batch_size, shard)
     host, count = shard
     rows = np.full(-(-len(source) // batch_size) * batch_size, -1)
     rows[: len(source)] = np.arange(len(source))
     local = rows.reshape(-1, count, batch_size // count)[:, host].ravel()
-    dataset = grain.MapDataset.source(local).map(eval_example(config, source)).batch(batch_size // count)
-    return _EvalBatches(dataset, config.data.workers)
+    dataset = grain.MapDataset.source(local).map(eval_example(recipe, source)).batch(batch_size // count)
+    return EvalBatches(dataset, recipe.data.workers)
 
 
 def _check_shard(field: str, batch_size: int, shard: tuple[int, int]) -> None:
@@ -229,20 +217,20 @@ def _check_shard(field: str, batch_size: int, shard: tuple[int, int]) -> None:
         raise ValueError(f"{field}={batch_size}: must be a positive multiple of the number of hosts, {count}")
 
 
-def _own(batch: Batch) -> Batch:
+def _copied(batch: Batch) -> Batch:
     """A copy outside of shared memory, whose blocks go back at once: one still held at exit is reported as leaked."""
     return {key: np.array(value) for key, value in batch.items()}
 
 
 def _one_thread(*_) -> None:
-    """Workers are the parallelism; OpenCV's own threads would only fight them and XLA's."""
+    """Turns off OpenCV's own threads, which would compete with the workers and with XLA."""
     cv2.setNumThreads(0)
 
 
 def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> grain.IterDataset:
-    """Reads elements ahead, in a thread of this process (0 workers) or in worker processes; in order, all the same.
+    """Reads a dataset ahead, in order: in a thread of this process (0 workers) or in worker processes.
 
-    `elements` are held ready by each: 2 if they are batches, for which Grain's defaults would hold hundreds.
+    Each thread or worker holds `elements` ready. Of batches 2 are enough; Grain's defaults would hold hundreds.
     """
     _one_thread()
     ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements))

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 
-class BadRecordError(Exception):
+class BadRecordError(ValueError):
     """An image or annotation that cannot be used; the message names the file and the id."""
 
 
@@ -22,8 +22,8 @@ class Person:
       keypoints: (J, 3) float32, x, y in image pixels and visibility 0 (not labelled),
         1 (occluded) or 2 (visible); zeros for a detected box.
       score: of the box, in [0, 1]; 1 for an annotated box.
-      origin: x, y of the image pixel that is the first one of what `read_image` gives: (0, 0), unless only the
-        person's surroundings are stored.
+      origin: x, y of the first pixel of `read_image` in the image; (0, 0) unless only the person's surroundings
+        are stored.
     """
 
     annotation_id: int

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 
 from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.coco_format import format_counts
 from dpose_jax.data.sample import Source
 from dpose_jax.pose.joint_sets import JointSet
 
@@ -12,7 +13,7 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def statistics(source: Source, joint_set: JointSet) -> dict:
-    """Facts about the persons of a source.
+    """Counts the persons of a source.
 
     Returns:
       JSON values: `persons`, `images`, `persons_an_image` {count: images}, `labelled_joints` {count: persons},
@@ -50,20 +51,16 @@ def statistics(source: Source, joint_set: JointSet) -> dict:
     }
 
 
-def format_statistics(title: str, facts: dict) -> str:
+def format_statistics(title: str, found: dict) -> str:
     """The statistics as a table, with the counters that are not zero."""
-    longest = max(len(name) for name in facts["joints"])
-    lines = [f"{title}: {facts['persons']} persons in {facts['images']} images"]
-    lines.append("  left out or noted: " + (_counters(facts["report"]) or "nothing"))
+    longest = max(len(name) for name in found["joints"])
+    lines = [f"{title}: {found['persons']} persons in {found['images']} images"]
+    lines.append("  left out or noted: " + (format_counts(found["report"]) or "nothing"))
     lines.append(f"  {'joint':{longest}}  labelled   share  visible  occluded")
-    for name, joint in facts["joints"].items():
+    for name, joint in found["joints"].items():
         columns = f"{joint['labelled']:8d}  {joint['share']:6.1%} {joint['visible']:8d}  {joint['occluded']:8d}"
         lines.append(f"  {name:{longest}}  {columns}")
     lines.append(f"  {'box, px':{longest}}  " + "".join(f"{f'{p}%':>8}" for p in _PERCENTILES))
-    for name, values in facts["boxes"].items():
+    for name, values in found["boxes"].items():
         lines.append(f"  {name:{longest}}  " + "".join(f"{value:8.5g}" for value in values.values()))
     return "\n".join(lines)
-
-
-def _counters(report: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in report.items() if count and name not in ("records", "kept"))

@@ -12,9 +12,10 @@ class Schedule:
     """The noise schedule gamma_0 = 1 .. gamma_T.
 
     Attributes:
-      name: `cosine` (offset 0.008) or `linear` (beta from 1e-4 to 0.02 at T = 1000, rescaled to keep
-        the same total noise at other T).
-      timesteps: T, at least 1.
+      name: `cosine` (offset 0.008) (ours, after improved DDPM); or `linear` (ours, after DDPM): beta from 1e-4 to 0.02
+        at T = 1000, times 1000 / T at other T. Their sum is about the same at every T; gamma_T is not:
+        4.0e-5 at T = 1000, 2.0e-5 at T = 100.
+      timesteps: T, at least 1; 1000 (ours, after DDPM).
       zeta: signal scale, positive (ours).
     """
 
@@ -30,7 +31,7 @@ class Schedule:
 def gamma_table(name: str, timesteps: int) -> np.ndarray:
     """(T + 1,) float32 gamma_0 .. gamma_T, computed in float64.
 
-    The cosine's betas are clipped at 0.999, so it leaves its closed form only at t = T.
+    Betas are clipped at 0.999, so the cosine leaves its closed form only at t = T.
     """
     if name == "cosine":
         angle = (np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2
@@ -68,7 +69,7 @@ def to_normalised(schedule: Schedule, y_t: jax.Array) -> jax.Array:
 def ddim_step(
     schedule: Schedule, y_t: jax.Array, y_0: jax.Array, t: jax.Array, t_next: jax.Array, eta: float, noise: jax.Array
 ) -> jax.Array:
-    """One DDIM step from t to t_next given an estimate of y_0 (Song et al., ICLR 2021, eq. 12).
+    """One DDIM step from t to t_next, which may skip times, given an estimate of y_0 (Song et al., ICLR 2021, eq. 12).
 
     Args:
       schedule: gamma_t and zeta.

@@ -1,12 +1,12 @@
-"""COCO's keypoint evaluation for any joint set, wholly in memory.
+"""COCO's keypoint evaluation for any joint set, in memory.
 
-Two engines give the ten metrics: pycocotools, the official one, and hotcoco, a port of it with the same numbers to the
-bit, which the tests hold against pycocotools. What pycocotools has not, parts of a set and single joints, is hotcoco's.
+Two engines give the ten metrics: pycocotools, the official one, and hotcoco, a port of it. The tests hold hotcoco to
+pycocotools' numbers. hotcoco alone evaluates parts of a set and single joints.
 """
 
 import contextlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import hotcoco
 import numpy as np
@@ -15,7 +15,6 @@ from pycocotools.cocoeval import COCOeval
 
 from dpose_jax.evaluation.results_check import Inputs, check_inputs
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.workdir.files import write_json
 
 ENGINES = ("pycocotools", "hotcoco")
 METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
@@ -24,7 +23,7 @@ METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl
 def evaluate_results(
     ground_truth: dict, results: list[dict], joint_set: JointSet, *, use_area: bool = True, engine: str = "hotcoco"
 ) -> dict[str, float | None]:
-    """COCO's ten keypoint metrics; see `inputs.check_inputs` for arguments and errors, `coco_metrics` for the rest."""
+    """COCO's ten keypoint metrics; see `check_inputs` for arguments and errors, `coco_metrics` for the rest."""
     return coco_metrics(check_inputs(ground_truth, results, joint_set, use_area=use_area), engine=engine)[0]
 
 
@@ -33,40 +32,32 @@ def coco_metrics(
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """COCO's ten keypoint metrics, and the AP of some of the images alone.
 
-    Crowds and persons with `num_keypoints` 0 are neither hits nor misses, an image counts its 20 results of highest
-    score, and equal scores keep the order in which they came. The area of a result, which APm, APl, ARm and ARl
-    use, is that of its `bbox` if the results have one, else of its joints' extent, as for HRNet's result files.
+    Crowds and persons with `num_keypoints` 0 are neither hits nor misses. An image counts its 20 results of highest
+    score; equal scores keep their order. APm, APl, ARm and ARl read the area of a result: that of its `bbox` if the
+    results have one, else of its joints' extent, as for HRNet's result files.
 
     Args:
       inputs: may hold no result: every metric is then 0.
       slices: by name, the ids of images.
-      engine: of the ten metrics, `pycocotools` or `hotcoco`; the numbers are the same.
+      engine: of the ten metrics, one of ENGINES; the numbers are the same.
 
     Returns:
-      AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm and ARl as floats in [0, 1]; None where the ground truth holds no
-      person of that size (pycocotools' -1), so that the dict is valid JSON.
+      AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm and ARl as floats in [0, 1]; None (pycocotools' -1) where the
+      ground truth holds no person of that size.
       The AP over each slice; None where its images hold no person.
-
-    Raises:
-      ValueError: if the engine is neither.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine={engine!r}: must be one of {ENGINES}")
     slices = dict(slices or {})
-    parts, whole = {}, {}
+    parts: dict = {}
     if slices or engine == "hotcoco":
         parts = _evaluate(inputs, inputs.annotations, inputs.results, inputs.joint_set.sigmas).slice_by(slices)
-        whole = parts["_overall"]
-    if engine == "pycocotools":
-        whole = _official(inputs)
+    whole = parts["_overall"] if engine == "hotcoco" else _official(inputs)
     return {name: _fraction(whole[name]) for name in METRICS}, {name: _fraction(parts[name]["AP"]) for name in slices}
 
 
 def joint_ap(inputs: Inputs) -> dict[str, float | None]:
-    """AP of each joint alone (ours): COCO's AP in which OKS is that of the one joint.
+    """AP of each joint alone (ours): COCO's AP with the OKS of that joint.
 
-    A person in whom the joint is not labelled is treated as COCO treats a person without labelled joints: neither
-    hit nor miss.
+    A person without a label of the joint is neither hit nor miss, as COCO's persons without any labelled joint.
 
     Returns:
       by joint name, floats in [0, 1]; None where the joint is labelled in nobody.
@@ -122,28 +113,3 @@ def _evaluate(
 
 def _fraction(value: float) -> float | None:
     return None if value < 0 else float(value)
-
-
-def without_boxes(results: Iterable[dict]) -> list[dict]:
-    """The results in COCO's submission format: `image_id`, `category_id`, `keypoints` and `score`, Python numbers.
-
-    A `bbox` would change the areas that pycocotools gives to results, hence APm and APl.
-    """
-    return [
-        {
-            "image_id": int(result["image_id"]),
-            "category_id": int(result["category_id"]),
-            "keypoints": np.asarray(result["keypoints"], np.float64).tolist(),
-            "score": float(result["score"]),
-        }
-        for result in results
-    ]
-
-
-def write_results(path: str, results: Iterable[dict]) -> None:
-    """Writes a COCO results file, as the evaluation server takes it (see `without_boxes`); atomic.
-
-    Raises:
-      ValueError: if a number is not finite.
-    """
-    write_json(path, without_boxes(results), indent=None)

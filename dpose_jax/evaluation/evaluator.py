@@ -1,21 +1,17 @@
-"""Evaluates a workdir: restore, predict every person of a split, score, write the report and pictures."""
+"""Evaluates a workdir: restores, predicts every person of a split, scores, writes the report and pictures."""
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
-from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.datasets import make_source
-from dpose_jax.data.loader import eval_batches, eval_example
-from dpose_jax.data.sample import Source
-from dpose_jax.evaluation import pictures
-from dpose_jax.evaluation.coco import write_results
+from dpose_jax.evaluation.pictures import draw_pictures
 from dpose_jax.evaluation.predict_split import Rows, Stopped, predict_split
 from dpose_jax.evaluation.report import format_table, summarise
+from dpose_jax.evaluation.results import write_results
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Masks, Recipe
@@ -25,7 +21,7 @@ from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variable
 
 
 def restore(recipe: Recipe, workdir: str) -> Restored:
-    """The checkpoint of `workdir` that `recipe.eval` names; with `eval.ema`, its moving averages where there are any.
+    """The checkpoint of `workdir` that `recipe.eval` names, with `eval.ema` its moving averages where there are any.
 
     Raises:
       ValueError: if the workdir holds another model.
@@ -74,18 +70,6 @@ class Evaluator:
         return self.score(rows)[0]["best"]["AP"] or 0.0
 
 
-def checked_batches(config: Recipe, source: Source, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """`eval_batches` of one process, with a bar.
-
-    Raises:
-      ValueError: as soon as too many records are unreadable.
-    """
-    bad = BadRecords(source, config.data.max_bad_share)
-    for batch in tqdm(eval_batches(config, source, size), unit="batch", desc="predict"):
-        bad.add(batch["bad_index"])
-        yield batch
-
-
 def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     """Evaluates the coarse branch and each K of `sampler.steps` on `eval.split`.
 
@@ -104,7 +88,8 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     evaluator = Evaluator(recipe, sharding.make_mesh())
     restored = restore(recipe, workdir)
     rows = evaluator.predict(restored.variables)
-    report, results = evaluator.score(rows, protocol_facts(recipe, evaluator.sampler.model, restored))
+    metadata = protocol_facts(recipe, evaluator.sampler.model, restored)
+    report, results = evaluator.score(rows, metadata)
     if not multihost.is_first():
         return report
     folder = out.removesuffix(".json") if out else workdir
@@ -112,19 +97,17 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
         write_results(os.path.join(folder, "results", f"{recipe.eval.split}_{recipe.eval.boxes}_{name}.json"), lines)
     files.write_json(out or os.path.join(workdir, "eval.json"), report)
     print(format_table(report))
-    drawn = _drawn_rows(evaluator, rows)
-    if drawn:
-        # On the host: this process alone draws, which arrays of all processes do not allow.
-        variables = jax.device_get(restored.variables)
-        folder = os.path.join(folder, "pictures")
-        pictures.draw_pictures(folder, evaluator.source, evaluator.sampler, variables, drawn, report["best"]["name"])
+    folder = os.path.join(folder, "pictures")
+    source, sampler, best = evaluator.source, evaluator.sampler, report["best"]["name"]
+    if draw_pictures(folder, recipe, source, sampler, restored.variables, rows, best):
         print(f"pictures: {folder}")
     return report
 
 
 def protocol_facts(recipe: Recipe, model: DiffusionPose, restored: Restored) -> dict:
     """What a report needs to say beside the data and the boxes; JSON values."""
-    sampler, codec = recipe.sampler, model.codec
+    codec, sampler = model.codec, dataclasses.asdict(recipe.sampler)
+    sampler |= {"steps": list(recipe.sampler.steps), "sampler_seed": sampler.pop("seed")}
     return {
         "source": recipe.data.source,
         "data": "synthetic" if recipe.data.source == "synthetic" else recipe.data.annotations(recipe.eval.split),
@@ -137,19 +120,13 @@ def protocol_facts(recipe: Recipe, model: DiffusionPose, restored: Restored) -> 
         "masks": _masks_in_words(recipe.masks),
         "flip": recipe.eval.flip,
         "flip_shift": codec.flip_shift if recipe.eval.flip else 0,
-        "steps": list(sampler.steps),
-        "update_rule": sampler.update_rule,
-        "start": sampler.start,
-        "t_start": sampler.t_start,
-        "eta": sampler.eta,
-        "refresh": sampler.refresh,
-        "mirrored": sampler.mirrored,
-        "sampler_seed": sampler.seed,
+        **sampler,
         "seed": restored.seed,
         "ema": restored.averaged,
         "step": restored.step,
         "dtype": recipe.model.dtype,
         "device": jax.devices()[0].device_kind,
+        "training_device": restored.training_device,
     }
 
 
@@ -157,13 +134,3 @@ def _masks_in_words(masks: Masks) -> str:
     sizes = {"keypoints": masks.radius, "skeleton": masks.half_width}
     kinds = [f"{name} {size}" for name, size in sizes.items() if getattr(masks, name)]
     return ", ".join([*kinds, f"softness {masks.softness}"]) if kinds else "none"
-
-
-def _drawn_rows(evaluator: Evaluator, rows: Rows) -> list[dict]:
-    """The persons to be drawn, each as its row of a batch, with `joints` in crop pixels by result name."""
-    chosen = pictures.choose(len(evaluator.source), evaluator.recipe.eval.pictures)
-    read = eval_example(evaluator.recipe, evaluator.source)
-    return [
-        read(int(rows.index[row])) | {"joints": {name: keypoints[row] for name, (keypoints, _) in rows.outputs.items()}}
-        for row in np.flatnonzero(np.isin(rows.index, chosen))
-    ]

@@ -1,5 +1,6 @@
 """Every metric of one set of results: COCO's, those of the data set, PCK, and AP and PCK joint by joint."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -7,12 +8,12 @@ from hotcoco import primitives
 
 from dpose_jax.evaluation.aic import official_score
 from dpose_jax.evaluation.coco import coco_metrics, joint_ap
-from dpose_jax.evaluation.crowdpose import crowd_slices
 from dpose_jax.evaluation.oks import oks, pck
 from dpose_jax.evaluation.results_check import Inputs
 from dpose_jax.pose.joint_sets import AIC
 
 PCK_THRESHOLDS = (0.2, 0.1)  # of the longer side of the box
+CROWD_MEDIUM, CROWD_HARD = 0.2, 0.8  # the crowdIndex from which an image is of that level
 
 Metrics = dict[str, float | None]
 
@@ -36,8 +37,8 @@ def score(
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """All metrics, as fractions in [0, 1] or None where there is nothing to measure.
 
-    What is measured follows the data: AP_easy, AP_medium and AP_hard if the images carry CrowdPose's `crowdIndex`, and
-    `AIC`, AI Challenger's own score, for its joint set.
+    Images with CrowdPose's `crowdIndex` add AP_easy, AP_medium and AP_hard; AI Challenger's joint set adds `AIC`, its
+    own score.
 
     Args:
       matched: of the PCK; by default the results are matched with the persons by `best_assignment`.
@@ -48,7 +49,7 @@ def score(
       AP .. ARl, the data set's own, PCK@0.2 and PCK@0.1; and, by joint, AP, PCK@0.2 and PCK@0.1.
 
     Raises:
-      ValueError: if some images carry a `crowdIndex` and others do not, or the engine is unknown.
+      ValueError: as `crowd_slices`.
     """
     metrics, crowded = coco_metrics(inputs, crowd_slices(inputs.images, name), engine=engine)
     metrics |= crowded
@@ -67,8 +68,8 @@ def score(
 def best_assignment(inputs: Inputs) -> Matched:
     """The annotated persons, crowds and those without a joint left out, each with at most one result of its image.
 
-    The results are given to the persons so that the sum of OKS is largest, whatever their scores (ours): PCK then says
-    how well the persons' joints are placed, and nothing of results too many.
+    The assignment maximises the sum of OKS, whatever the scores (ours). PCK then measures how well the persons' joints
+    are placed; it ignores results too many.
     """
     boxes, areas = inputs.boxes, inputs.areas
     crowd = np.array([a["iscrowd"] for a in inputs.annotations], bool)
@@ -82,3 +83,31 @@ def best_assignment(inputs: Inputs) -> Matched:
             rows, columns = primitives.lsap(likeness, maximize=True)
             predicted[np.array(persons)[columns]] = joints[rows]
     return Matched(predicted[counts], inputs.truth[counts], boxes[counts, 2:].max(axis=1))
+
+
+def crowd_slices(images: Sequence[dict], name: str = "ground truth") -> dict[str, list[int]]:
+    """The ids of the images of each level of CrowdPose, by `crowdIndex`: below 0.2, below 0.8, and from 0.8 on.
+
+    Source: Li et al., CVPR 2019, and its evaluation API.
+
+    Args:
+      images: image entries of a ground truth.
+      name: of the ground truth, for errors.
+
+    Returns:
+      `{"AP_easy": [...], "AP_medium": [...], "AP_hard": [...]}`, named after the metrics; empty if no image has a
+      `crowdIndex`.
+
+    Raises:
+      ValueError: if some images have one and others have not, or it is no number from 0 on; names the image.
+    """
+    if not any("crowdIndex" in image for image in images):
+        return {}
+    slices: dict[str, list[int]] = {"AP_easy": [], "AP_medium": [], "AP_hard": []}
+    for image in images:
+        index = image.get("crowdIndex")
+        if not isinstance(index, int | float) or not index >= 0:
+            raise ValueError(f"{name}: image {image['id']}: crowdIndex must be a number from 0 on, got {index}")
+        level = "AP_easy" if index < CROWD_MEDIUM else "AP_medium" if index < CROWD_HARD else "AP_hard"
+        slices[level].append(image["id"])
+    return slices

@@ -16,14 +16,14 @@ def oks(
     """OKS of every predicted person with every annotated person of an image, by COCO's rules.
 
     OKS = mean over labelled joints of exp(-d^2 / (2 area (2 sigma)^2)), d in image pixels. For a person without a
-    labelled joint the mean is over all joints and d the distance, along each axis, to the box grown by its own size
-    on every side (x - w .. x + 2w): pycocotools' rule, by which such persons absorb the predictions near them.
+    labelled joint the mean is over all joints, and d is the distance along each axis to the box grown by its own size
+    on every side (x - w .. x + 2w). By this rule of pycocotools such persons absorb the predictions near them.
 
     Args:
       predicted: (P, J, 2) joints, image pixels.
       truth: (G, J, 3) x, y and visibility; a joint is labelled where the visibility is above 0.
       areas: (G,) square pixels, positive.
-      boxes: (G, 4) x, y, width, height; looked at only for persons without a labelled joint.
+      boxes: (G, 4) x, y, width, height; used for persons without a labelled joint.
       sigmas: J OKS sigmas.
 
     Returns:
@@ -32,22 +32,13 @@ def oks(
     Raises:
       ValueError: if the shapes do not agree or an area is negative.
     """
-    predicted, truth, areas, boxes, sigmas = (
-        np.asarray(a, np.float64) for a in (predicted, truth, areas, boxes, sigmas)
-    )
-    joints = sigmas.shape[0]
+    predicted, truth, areas, boxes = (np.asarray(array, np.float64) for array in (predicted, truth, areas, boxes))
+    joints, persons = len(sigmas), len(truth)
     if predicted.shape[1:] != (joints, 2) or truth.shape[1:] != (joints, 3):
-        raise ValueError(
-            f"oks: for {joints} sigmas predicted must be (P, {joints}, 2) and truth (G, {joints}, 3), "
-            f"got {predicted.shape} and {truth.shape}"
-        )
-    if areas.shape != truth.shape[:1] or boxes.shape != (truth.shape[0], 4):
-        raise ValueError(
-            f"oks: {truth.shape[0]} persons need as many areas and boxes, got {areas.shape}, {boxes.shape}"
-        )
-    if areas.size and areas.min() < 0:
-        raise ValueError(f"oks: areas must not be negative, got {areas.min()}")
-    labelled = truth[..., 2] > 0
+        raise ValueError(f"oks: {joints} sigmas do not fit joints of shape {predicted.shape} and {truth.shape}")
+    if areas.shape != (persons,) or boxes.shape != (persons, 4) or np.any(areas < 0):
+        raise ValueError(f"oks: needs areas ({persons},), not negative, and boxes ({persons}, 4)")
+    labelled = np.greater(truth[..., 2], 0)
     unlabelled_person = ~labelled.any(axis=1)
     offset = predicted[:, None] - truth[None, :, :, :2]
     low, size = boxes[None, :, None, :2], boxes[None, :, None, 2:]
@@ -55,7 +46,7 @@ def oks(
     outside = np.maximum(0, low - size - joint) + np.maximum(0, joint - low - 2 * size)
     offset = np.where(unlabelled_person[None, :, None, None], outside, offset)
     weight = np.where(unlabelled_person[:, None], True, labelled)
-    return _similarity(np.sum(offset**2, axis=-1), areas[None, :], sigmas, weight[None])
+    return _similarity(np.sum(offset**2, axis=-1), areas[None, :], np.array(sigmas), weight[None])
 
 
 def _similarity(squared: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -67,26 +58,20 @@ def _similarity(squared: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, weig
 def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, soft: bool = False) -> list[dict]:
     """Removes duplicate persons within each image, by OKS between results (HRNet's `oks_nms`).
 
-    Two results are compared over all joints, with the mean of their areas. Hard: going down the scores, a result
-    whose OKS with a kept one is above `threshold` is dropped. Soft: nothing is dropped for overlap, but scores are
-    multiplied by exp(-OKS^2 / threshold) for every better one (Bodla et al., 2017), and 20 an image are kept; the
-    decayed scores are returned (ours: HRNet's code only ranks by them).
+    Two results are compared over all joints, with the mean of their areas. Hard: in the order of the scores, a result
+    is dropped if its OKS with a kept one is above `threshold`. Soft: each better result multiplies the score by
+    exp(-OKS^2 / threshold) (Bodla et al., 2017), and the best 20 an image are kept. The decayed scores are returned
+    (ours: HRNet's code only ranks by them).
 
     Args:
-      results: COCO results; the area of a person is its `area`, else width x height of its `bbox`, else that of its
-        joints' extent.
+      results: COCO results with an `area`, see `results.make_results`.
       sigmas: J OKS sigmas.
       threshold: in (0, 1]; 1 turns the suppression off.
       soft: decay instead of dropping.
 
     Returns:
-      The kept results in the order in which they came; the dicts are the given ones (hard) or copies (soft).
-
-    Raises:
-      ValueError: if the threshold is out of range.
+      The kept results in their order; the dicts are the given ones (hard) or copies (soft).
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"nms={threshold}: must be in (0, 1], and 1 turns it off")
     if threshold == 1:
         return list(results)
     by_image: dict[int, list[int]] = {}
@@ -105,7 +90,7 @@ def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, s
 
 def _hard_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
     """(index, score) of the kept results."""
-    alive, kept = np.ones(len(scores), bool), []
+    alive, kept = np.ones(len(scores), bool), list[tuple[int, float]]()
     for i in np.argsort(-scores, kind="stable"):
         if alive[i]:
             kept.append((int(i), float(scores[i])))
@@ -126,19 +111,10 @@ def _soft_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> li
 
 def _overlaps(results: list[dict], sigmas: Sequence[float]) -> np.ndarray:
     """(n, n) OKS between the results of one image."""
-    sigmas = np.asarray(sigmas, np.float64)
     joints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)[..., :2]
-    areas = np.array([_area(r, xy) for r, xy in zip(results, joints, strict=True)])
+    areas = np.array([r["area"] for r in results], np.float64)
     squared = np.sum((joints[:, None] - joints[None]) ** 2, axis=-1)
-    return _similarity(squared, (areas[:, None] + areas[None]) / 2, sigmas, np.ones_like(sigmas))
-
-
-def _area(result: dict, joints: np.ndarray) -> float:
-    if "area" in result:
-        return float(result["area"])
-    if "bbox" in result:
-        return float(result["bbox"][2] * result["bbox"][3])
-    return float(np.prod(np.ptp(joints, axis=0)))
+    return _similarity(squared, (areas[:, None] + areas[None]) / 2, np.array(sigmas), np.ones(len(sigmas)))
 
 
 def pck(
@@ -162,11 +138,9 @@ def pck(
     """
     predicted, truth, lengths = (np.asarray(a, np.float64) for a in (predicted, truth, lengths))
     labelled = np.asarray(visible) > 0
-    if predicted.shape != truth.shape or truth.shape != (*labelled.shape, 2) or lengths.shape != labelled.shape[:1]:
-        raise ValueError(
-            f"pck: predicted and truth must be (N, J, 2), visible (N, J) and lengths (N,), "
-            f"got {predicted.shape}, {truth.shape}, {labelled.shape}, {lengths.shape}"
-        )
+    shapes = [array.shape for array in (predicted, truth, labelled, lengths)]
+    if shapes != [truth.shape, (*labelled.shape, 2), labelled.shape, labelled.shape[:1]]:
+        raise ValueError(f"pck: predicted, truth, visible and lengths have the shapes {shapes}")
     distance = np.linalg.norm(predicted - truth, axis=-1)
     correct = labelled & (distance <= threshold * lengths[:, None])
     count, hits = labelled.sum(axis=0), correct.sum(axis=0)

@@ -47,4 +47,8 @@ if __name__ == "__main__":
     recipe_flags.define_beside_workdir()
     WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
     flags.mark_flags_as_required(["workdir"])
-    app.run(lambda: print(format_distances(joint_distances(recipe_flags.of_workdir(WORKDIR.value), WORKDIR.value))))
+
+    def main():
+        print(format_distances(joint_distances(recipe_flags.of_workdir(WORKDIR.value), WORKDIR.value)))
+
+    app.run(main)

@@ -3,17 +3,18 @@
 import array
 import dataclasses
 import functools
-import math
-import sys
+import itertools
 from collections.abc import Collection
+from math import isfinite
 
 import numpy as np
 
+from dpose_jax.data.coco_format import is_int, is_number
 from dpose_jax.pose.joint_sets import JointSet
 
-# The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
+# The share of its box that a person covers, where no area is annotated (xtcocotools' constant).
 BOX_AREA = 0.53
-_RESULT_FIELDS = ("image_id", "category_id", "keypoints", "score")
+_LISTS = ("images", "categories", "annotations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,7 @@ class Inputs:
     @functools.cached_property
     def predicted(self) -> np.ndarray:
         """(P, J, 3) float64, x and y in image pixels and a third number that no metric reads."""
-        rows = [result["keypoints"] for result in self.results]
-        return _finite_rows(rows, 3 * self.joint_set.num_joints).reshape(-1, self.joint_set.num_joints, 3)
+        return _joints(self.results, self.joint_set)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -85,38 +85,25 @@ def check_inputs(
       ValueError: if an entry lacks a field, has the wrong number of joints, holds what is no finite number, repeats
         an id, or names an unknown image or category. Names the side and the entry.
     """
-    images, categories, annotations, truth = _check_ground_truth(ground_truth, joint_set, use_area, names[0])
-    known = {image["id"] for image in images}, {category["id"] for category in categories}
-    _check_results(results, joint_set, *known, names[1])
-    with_box = sum("bbox" in result for result in results)
-    if with_box not in (0, len(results)):  # the area of a result would otherwise depend on its neighbours
-        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-    return Inputs(joint_set, images, categories, annotations, truth, results)
-
-
-def _check_ground_truth(ground_truth: dict, joint_set: JointSet, use_area: bool, name: str):
-    """`images`, `categories`, `annotations` and `truth` of `Inputs`."""
-    lists = ("images", "categories", "annotations")
-    if not isinstance(ground_truth, dict) or not all(isinstance(ground_truth.get(key), list) for key in lists):
-        raise ValueError(f"{name}: must be an object with the lists {', '.join(lists)}, as COCO's files")
-    images, categories, annotations = (ground_truth[key] for key in lists)
-    known = _ids(images, f"{name}: image"), _ids(categories, f"{name}: category")
-    _ids(annotations, f"{name}: annotation")
+    if not isinstance(ground_truth, dict) or not all(isinstance(ground_truth.get(key), list) for key in _LISTS):
+        raise ValueError(f"{names[0]}: must be an object with the lists {', '.join(_LISTS)}, as COCO's files")
+    if not isinstance(results, list):
+        raise ValueError(f"{names[1]}: must be a list, as COCO's result files, got {type(results).__name__}")
+    images, categories, annotations = (ground_truth[key] for key in _LISTS)
+    known = _Known(joint_set, _ids(images, f"{names[0]}: image"), _ids(categories, f"{names[0]}: category"))
+    _ids(annotations, f"{names[0]}: annotation")
     no_joints = {"keypoints": [0] * (3 * joint_set.num_joints)}
     annotations = [{**no_joints, **entry} if entry.get("iscrowd") else entry for entry in annotations]
-    try:  # all at once: looking at every entry alone takes longer than the evaluation itself
-        truth = _finite_rows([a["keypoints"] for a in annotations], 3 * joint_set.num_joints)
-        truth = truth.reshape(-1, joint_set.num_joints, 3)
-        boxes = _finite_rows([a["bbox"] for a in annotations], 4)
-        areas = _finite([a["area"] for a in annotations]) if use_area else BOX_AREA * boxes[:, 2] * boxes[:, 3]
-        good = (areas >= 0).all() and np.isin(truth[..., 2], (0, 1, 2)).all() and _all_known(annotations, *known)
-    except (KeyError, OverflowError, TypeError, ValueError):
-        good = False
-    if not good:
+    fields = ("bbox", "area") if use_area else ("bbox",)
+    if not known.fits(annotations, *fields):
         for entry in annotations:
-            problem = _annotation_problem(entry, joint_set, *known, use_area)
-            if problem:
-                raise ValueError(f"{name}: annotation {entry['id']}: {problem}")
+            if problem := known.problem(entry, *fields):
+                raise ValueError(f"{names[0]}: annotation {entry['id']}: {problem}")
+    if not known.fits(results, "score"):
+        for i, result in enumerate(results):
+            if problem := known.problem(result, "score"):
+                raise ValueError(f"{names[1]}: result {i}: {problem}")
+    truth = _joints(annotations, joint_set)
     labelled = (truth[..., 2] > 0).sum(axis=1).tolist()
     plain = [
         {
@@ -124,56 +111,26 @@ def _check_ground_truth(ground_truth: dict, joint_set: JointSet, use_area: bool,
             "image_id": entry["image_id"],
             "category_id": entry["category_id"],
             "bbox": entry["bbox"],
-            "area": area,
+            "area": float(entry["area"] if use_area else BOX_AREA * entry["bbox"][2] * entry["bbox"][3]),
             "iscrowd": int(bool(entry.get("iscrowd"))),
             "num_keypoints": given if isinstance(given := entry.get("num_keypoints"), int) and given >= 0 else count,
             "keypoints": entry["keypoints"],
         }
-        for number, (entry, area, count) in enumerate(zip(annotations, areas.tolist(), labelled, strict=True), start=1)
+        for number, (entry, count) in enumerate(zip(annotations, labelled, strict=True), start=1)
     ]
-    return images, categories, plain, truth
+    with_box = sum("bbox" in result for result in results)
+    if with_box not in (0, len(results)):  # the area of a result would otherwise depend on its neighbours
+        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    return Inputs(joint_set, images, categories, plain, truth, results)
 
 
-def _check_results(results: list[dict], joint_set: JointSet, images: set, categories: set, name: str) -> None:
-    """Raises for the first bad result, named by its place, from 0."""
-    if not isinstance(results, list):
-        raise ValueError(f"{name}: must be a list, as COCO's result files, got {type(results).__name__}")
-    try:
-        rows = [r["keypoints"] for r in results]
-        good = not rows or set(map(len, rows)) == {3 * joint_set.num_joints}
-        # A sum is finite only if all its numbers are, and takes a third of the time of converting them.
-        good = good and all(map(math.isfinite, map(sum, rows))) and _all_known(results, images, categories)
-        good = good and all(math.isfinite(r["score"]) for r in results)
-        _finite_rows([r["bbox"] for r in results if "bbox" in r], 4)
-    except (KeyError, OverflowError, TypeError, ValueError):
-        good = False
-    if not good:
-        for i, result in enumerate(results):
-            problem = _result_problem(result, joint_set, images, categories)
-            if problem:
-                raise ValueError(f"{name}: result {i}: {problem}")
-
-
-def _finite_rows(rows: list[list], width: int) -> np.ndarray:
-    """(N, width) float64; KeyError, TypeError or ValueError unless each is a list of so many finite numbers."""
+def _joints(entries: list[dict], joint_set: JointSet) -> np.ndarray:
+    """(N, J, 3) float64 of N checked entries."""
     flat = array.array("d")
-    for row in rows:
-        if len(row) != width:
-            raise ValueError
-        flat.fromlist(row)
-    return _finite(flat).reshape(-1, width)
-
-
-def _finite(values) -> np.ndarray:
-    """(N,) float64; TypeError or ValueError unless all are finite numbers."""
-    numbers = np.frombuffer(array.array("d", values)) if len(values) else np.zeros(0)
-    if not np.isfinite(numbers).all():
-        raise ValueError
-    return numbers
-
-
-def _all_known(entries: list[dict], images: set, categories: set) -> bool:
-    return {e["image_id"] for e in entries} <= images and {e["category_id"] for e in entries} <= categories
+    for entry in entries:
+        flat.fromlist(entry["keypoints"])
+    numbers = np.frombuffer(flat) if flat else np.zeros(0)
+    return numbers.reshape(-1, joint_set.num_joints, 3)
 
 
 def _ids(entries: list, what: str) -> set[int]:
@@ -188,55 +145,63 @@ def _ids(entries: list, what: str) -> set[int]:
     return seen
 
 
-def _annotation_problem(entry: dict, joint_set: JointSet, images: set, categories: set, use_area: bool) -> str | None:
-    fields = ("image_id", "category_id", "keypoints", "bbox", *(["area"] if use_area else []))
-    problem = _entry_problem(entry, fields, joint_set, images, categories)
-    if problem:
-        return problem
-    flags = set(entry["keypoints"][2::3])
-    if not flags <= {0, 1, 2}:
-        return f"visibility must be 0, 1 or 2, got {sorted(flags)}"
-    if not _are_numbers(entry["bbox"], 4):
-        return f"bbox must be 4 finite numbers, got {_cut(entry['bbox'])}"
-    if use_area and not (_is_number(entry["area"]) and entry["area"] >= 0):
-        return f"area must be a finite number, not negative, got {_cut(entry['area'])}"
-    return None
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What entries may name. Annotations need the field `bbox` and their joints' visibility, results a `score`."""
+
+    joint_set: JointSet
+    images: set[int]
+    categories: set[int]
+
+    def fits(self, entries: list, *fields: str) -> bool:
+        """True only if no entry has a problem; looking at each alone takes longer than the evaluation itself."""
+        try:
+            rows, boxes = [e["keypoints"] for e in entries], [e["bbox"] for e in entries if "bbox" in e]
+            return (
+                {e["image_id"] for e in entries} <= self.images
+                and {e["category_id"] for e in entries} <= self.categories
+                and set(map(len, rows)) <= {3 * self.joint_set.num_joints}
+                and set(map(len, boxes)) <= {4}
+                # A sum is finite only if all its numbers are, and takes a third of the time of converting them.
+                and all(map(isfinite, map(sum, itertools.chain(rows, boxes))))
+                and ("score" not in fields or all(isfinite(e["score"]) for e in entries))
+                and ("area" not in fields or all(isfinite(e["area"]) and e["area"] >= 0 for e in entries))
+                and ("bbox" not in fields or len(boxes) == len(rows) and _flags(rows) <= {0, 1, 2})
+            )
+        except (KeyError, OverflowError, TypeError):
+            return False
+
+    def problem(self, entry, *fields: str) -> str | None:
+        """The first thing that is wrong with an entry, which may be any JSON value; None if nothing is."""
+        if not isinstance(entry, dict):
+            return f"must be an object, got {_cut(entry)}"
+        for field in ("image_id", "category_id", "keypoints", *fields):
+            if field not in entry:
+                return f"has no {field!r}"
+        for field, known in (("image_id", self.images), ("category_id", self.categories)):
+            if not is_int(entry[field]) or entry[field] not in known:
+                return f"{field} {_cut(entry[field])}: the ground truth has no such {field[:-3]}"
+        where, count, values = f"image {entry['image_id']}", 3 * self.joint_set.num_joints, entry["keypoints"]
+        if not isinstance(values, list) or len(values) != count:
+            found = len(values) if isinstance(values, list) else type(values).__name__
+            return f"{where}: keypoints must be {count} numbers for {self.joint_set.name!r}, got {found}"
+        for value in values:
+            if not is_number(value):
+                return f"{where}: keypoints must be finite numbers, got {_cut(value)}"
+        if "bbox" in fields and not _flags([values]) <= {0, 1, 2}:
+            return f"{where}: visibility must be 0, 1 or 2, got {sorted(_flags([values]))}"
+        box = entry.get("bbox", [0] * 4)
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            return f"{where}: bbox must be 4 finite numbers, got {_cut(box)}"
+        if "score" in fields and not is_number(entry["score"]):
+            return f"{where}: score must be a finite number, got {_cut(entry['score'])}"
+        if "area" in fields and not (is_number(entry["area"]) and entry["area"] >= 0):
+            return f"{where}: area must be a finite number, not negative, got {_cut(entry['area'])}"
+        return None
 
 
-def _result_problem(entry, joint_set: JointSet, images: set, categories: set) -> str | None:
-    if not isinstance(entry, dict):
-        return f"must be an object, got {_cut(entry)}"
-    problem = _entry_problem(entry, _RESULT_FIELDS, joint_set, images, categories)
-    if not problem and not _is_number(entry["score"]):
-        problem = f"image {entry['image_id']}: score must be a finite number, got {_cut(entry['score'])}"
-    if not problem and "bbox" in entry and not _are_numbers(entry["bbox"], 4):
-        problem = f"image {entry['image_id']}: bbox must be 4 finite numbers, got {_cut(entry['bbox'])}"
-    return problem
-
-
-def _entry_problem(entry: dict, fields, joint_set: JointSet, images: set, categories: set) -> str | None:
-    missing = [field for field in fields if field not in entry]
-    if missing:
-        return f"has no {missing[0]!r}"
-    for field, known in (("image_id", images), ("category_id", categories)):
-        if not isinstance(entry[field], int | np.integer) or entry[field] not in known:
-            return f"{field} {_cut(entry[field])}: the ground truth has no such {field[:-3]}"
-    count, values = 3 * joint_set.num_joints, entry["keypoints"]
-    if not isinstance(values, list) or len(values) != count:
-        found = len(values) if isinstance(values, list) else type(values).__name__
-        return f"image {entry['image_id']}: keypoints must be {count} numbers for {joint_set.name!r}, got {found}"
-    if not _are_numbers(values, count):
-        bad = next(value for value in values if not _is_number(value))
-        return f"image {entry['image_id']}: keypoints must be finite numbers, got {_cut(bad)}"
-    return None
-
-
-def _are_numbers(values, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, int | float | np.number) and abs(value) <= sys.float_info.max
+def _flags(rows: list[list]) -> set:
+    return set().union(*(row[2::3] for row in rows))
 
 
 def _cut(value) -> str:

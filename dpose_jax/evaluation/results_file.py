@@ -22,16 +22,16 @@ def score_files(
     Args:
       annotations: COCO's `person_keypoints` format, or AI Challenger's own.
       results: a COCO results file, or AI Challenger's submission.
-      joint_set: must fit the annotations, see `annotations.check_joint_names`.
+      joint_set: must fit the annotations, see `coco_format.check_joint_names`.
       use_area: the scale of OKS is the annotated area; otherwise 0.53 w h of the box.
-      engine: `pycocotools` or `hotcoco`, see `coco.coco_metrics`.
+      engine: see `coco.coco_metrics`.
 
     Returns:
-      `{**metrics, "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `scores.score`.
+      `{**metrics, "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if a file is cut short, in another format, or breaks a rule of `inputs.check_inputs`. Names the file
+      ValueError: if a file is cut short, in another format, or breaks a rule of `check_inputs`. Names the file
         and the entry.
     """
     truth, found = read_json(annotations), read_json(results)

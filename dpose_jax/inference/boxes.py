@@ -1,18 +1,18 @@
 """Boxes of persons: where they come from, checked, clipped to their image."""
 
-import abc
 import itertools
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.coco_format import is_int, is_number, numbers
+from dpose_jax.data.coco_format import PERSON_CATEGORY, is_int, is_number, numbers
 from dpose_jax.workdir.files import read_json
 
 
 def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """Clips boxes to their image and says what is wrong with those that cannot be used.
+    """Clips boxes to their image, and lists what is wrong with those that cannot be used.
 
     Args:
       boxes: (N, 4) x, y, width, height in image pixels, or (N, 5) with a score in [0, 1]; N may be 0.
@@ -37,36 +37,36 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     extent = np.array([size[1], size[0]], np.float64)
     low = np.maximum(given[:, :2], 0)
     high = np.minimum(given[:, :2] + given[:, 2:4], extent)
-    rules = (
-        (~np.isfinite(given[:, :4]).all(axis=1), "not finite"),
-        (~(given[:, 2:4] > 0).all(axis=1), "width and height must be positive"),
-        (~(high > low).all(axis=1), f"lies outside of the image, {size[1]} x {size[0]}"),
-        (~((given[:, 4] >= 0) & (given[:, 4] <= 1)), "the score must lie in [0, 1]"),
-    )
-    problems = [""] * len(given)
-    for broken, text in reversed(rules):
-        for i in np.flatnonzero(broken):
-            problems[i] = f"box {i} {np.round(given[i, :4], 2).tolist()}: {text}"
+    rules = {
+        "not finite": ~np.isfinite(given[:, :4]).all(axis=1),
+        "width and height must be positive": (given[:, 2:4] <= 0).any(axis=1),
+        f"lies outside of the image, {size[1]} x {size[0]}": (high <= low).any(axis=1),
+        "the score must lie in [0, 1]": ~((given[:, 4] >= 0) & (given[:, 4] <= 1)),
+    }
+    broken = np.select(list(rules.values()), list(rules), "").tolist()
+    problems = [
+        f"box {i} {np.round(box[:4], 2).tolist()}: {rule}" if rule else ""
+        for i, (box, rule) in enumerate(zip(given, broken, strict=True))
+    ]
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
 
 
-class BoxSource(abc.ABC):
-    """Where the boxes of an image's persons come from.
+class BoxSource:
+    """Where the boxes of an image's persons come from; this one takes every image for one person.
 
     Attributes:
       problems: what is wrong with the source, though the rest of it can be used; one text each.
     """
 
-    problems: Sequence[str] = ()
+    problems: list[str] = []
 
     def image_ids(self, names: Sequence[str]) -> list[int]:
         """The ids of image files; ValueError if the source cannot have a box for any of them."""
         return number_images(names)
 
-    def check(self, ids: Sequence[int]) -> None:  # noqa: B027 - what looks at the pixels may find a box in any image
+    def check(self, ids: Sequence[int]) -> None:
         """Raises ValueError if the source cannot have a box for any of these images."""
 
-    @abc.abstractmethod
     def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray | None:
         """The boxes of an image, unchecked.
 
@@ -76,13 +76,6 @@ class BoxSource(abc.ABC):
         Returns:
           (N, 5) x, y, width, height in image pixels and score; None takes the whole image for one person.
         """
-
-
-class WholeImages(BoxSource):
-    """Takes every image for one person."""
-
-    def of(self, image_id: int, pixels: np.ndarray) -> None:
-        """None, whatever the image."""
         return None
 
 
@@ -92,8 +85,8 @@ class BoxFile(BoxSource):
     def __init__(self, path: str, min_score: float = 0.0):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
 
-        Entries of another category than the persons' (1, or the one that the file calls "person") and detections
-        below `min_score` are left out; crowds too.
+        Left out are detections below `min_score`, crowds, and entries of another category than the persons', which is
+        1 or the one that the file calls "person".
 
         Raises:
           FileNotFoundError: if there is no such file.
@@ -101,12 +94,14 @@ class BoxFile(BoxSource):
         """
         check_min_score(min_score)
         content = read_json(path)
-        self.path, self.problems = path, list[str]()
+        self.path = path
+        self.problems: list[str] = []
         self._ids: dict[str, set[int]] = {}
-        person, entries, images = 1, content, []
+        person, entries, images = PERSON_CATEGORY, content, list[Any]()
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])
-            person = _person_category(content)
+            categories = [c for c in content.get("categories", []) if isinstance(c, dict) and "id" in c]
+            person = next((c["id"] for c in categories if c.get("name") == "person"), person)
         if not isinstance(entries, list) or not isinstance(images, list):
             raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
         for position, image in enumerate(images):
@@ -123,12 +118,12 @@ class BoxFile(BoxSource):
             self._ids.setdefault(os.path.basename(name), set()).add(image["id"])
 
     def _add(self, position: int, entry, person: int, min_score: float) -> None:
-        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
-        score = entry.get("score", 1.0) if isinstance(entry, dict) else None
-        if box is None or not is_int(entry.get("image_id")) or not is_number(score):
+        fields = entry if isinstance(entry, dict) else {}
+        box, score = numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
+        if box is None or not is_int(fields.get("image_id")) or not is_number(score):
             self.problems.append(f"{self.path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
-        elif entry.get("category_id", person) == person and score >= min_score and not entry.get("iscrowd"):
-            self._boxes.setdefault(entry["image_id"], []).append([*box.tolist(), score])
+        elif fields.get("category_id", person) == person and score >= min_score and not fields.get("iscrowd"):
+            self._boxes.setdefault(fields["image_id"], []).append([*box.tolist(), score])
 
     def image_ids(self, names: Sequence[str]) -> list[int]:
         """The ids of image files: by the file's own list of images, else by `number_images`.
@@ -139,12 +134,13 @@ class BoxFile(BoxSource):
         """
         ids = number_images(names)
         if self._ids:
-            free = itertools.count(max(max(ids, default=0), *(max(known) for known in self._ids.values())) + 1)
-            found = [self._ids.get(name) or {next(free)} for name in names]
-            for name, known in zip(names, found, strict=True):
+            free = itertools.count(1 + max(*ids, *itertools.chain(*self._ids.values())))
+            ids = []
+            for name in names:
+                known = self._ids.get(name, set())
                 if len(known) > 1:
                     raise ValueError(f"{self.path}: lists {name!r} under the ids {sorted(known)}, of several folders")
-            ids = [number for (number,) in found]
+                ids += known or {next(free)}
         self.check(ids)
         return ids
 
@@ -155,7 +151,7 @@ class BoxFile(BoxSource):
             raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
 
     def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
-        """The boxes that the file has for this id; the pixels are not looked at."""
+        """The boxes that the file has for this id; the pixels are not used."""
         return self._boxes.get(image_id, [])
 
 
@@ -171,8 +167,3 @@ def number_images(names: Sequence[str]) -> list[int]:
     if all(stem.isascii() and stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
         return [int(stem) for stem in stems]
     return list(range(1, len(stems) + 1))
-
-
-def _person_category(content: dict) -> int:
-    named = [c.get("id") for c in content.get("categories", []) if isinstance(c, dict) and c.get("name") == "person"]
-    return named[0] if named else 1

@@ -1,4 +1,4 @@
-"""Boxes of persons by a detector of torchvision, the extra `detector`; its weights are the user's to fetch."""
+"""Boxes of persons by a detector of torchvision, the extra `detector`. The user fetches its weights."""
 
 import os
 
@@ -8,8 +8,8 @@ from dpose_jax.inference.boxes import BoxSource, check_min_score
 from dpose_jax.inference.images import shrink
 from dpose_jax.models.weights import hub
 
-# The most accurate first. fasterrcnn_resnet50_fpn and retinanet_resnet50_fpn are not among them: torchvision's weights
-# of these need an epsilon of BatchNorm that a model built without them does not have.
+# The most accurate first. Not fasterrcnn_resnet50_fpn and retinanet_resnet50_fpn: torchvision's weights of these need
+# another epsilon of BatchNorm than a model has that is built without them.
 MODELS = (
     "fasterrcnn_resnet50_fpn_v2",
     "retinanet_resnet50_fpn_v2",
@@ -54,8 +54,12 @@ class Detector(BoxSource):
         self._torch, self._min_score = torch, min_score
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = get_model(model, weights=None, weights_backbone=None).eval()
-        weights = _matched(path, model, hub.read(path), self._model.state_dict())
-        self._model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        try:
+            self._model.load_state_dict({name: torch.tensor(value) for name, value in hub.read(path).items()})
+        except RuntimeError as error:  # a title, then lines of what is missing, more, or of another shape
+            given, problem = f"detector={path!r}", str(error).split("\n")[1].strip()[:200]
+            text = f"{given}: not the weights of detector_model={model!r} with COCO's 91 categories: {problem}"
+            raise ValueError(text) from error
         self._model.to(self._device)
 
     def of(self, image_id: int, pixels: np.ndarray) -> np.ndarray:
@@ -76,20 +80,3 @@ class Detector(BoxSource):
         kept = (labels == PERSON) & (scores >= self._min_score) & (sizes > 0).all(axis=1)
         rows = np.concatenate([corners[:, :2], sizes, scores[:, None]], axis=1)[kept]
         return rows[np.argsort(-rows[:, 4], kind="stable")]
-
-
-def _matched(path: str, model: str, given: dict[str, np.ndarray], wanted: dict) -> dict[str, np.ndarray]:
-    """The file's arrays as the model's tensors have them; ValueError if one is missing, more, or of another shape."""
-    # Frozen BatchNorm has no counter of training steps, and nothing here needs it.
-    shapes = [
-        {name: tuple(value.shape) for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
-        for tensors in (given, wanted)
-    ]
-    differing = sorted(name for name, _ in shapes[0].items() ^ shapes[1].items())
-    if differing:
-        here, there = (one.get(differing[0], "absent") for one in shapes)
-        raise ValueError(
-            f"detector={path!r}: not the weights of detector_model={model!r} with COCO's 91 categories: "
-            f"{differing[0]} is {here} in the file and {there} in the model"
-        )
-    return {name: np.array(given[name], wanted[name].numpy().dtype) for name in shapes[1]}

@@ -1,6 +1,7 @@
 """A user's images, whatever they come as: upright RGB arrays."""
 
 import os
+import pathlib
 from typing import Any
 
 import cv2
@@ -27,19 +28,17 @@ def load_image(image: ImageLike) -> np.ndarray:
       ValueError: if it is no image, is cut short, of another shape or dtype, empty, or above 32,766 pixels a side;
         names the file.
     """
-    name, where = None, "image"
+    where = "image"
     if isinstance(image, str | os.PathLike):
-        name = where = os.fspath(image)
-        with open(name, "rb") as file:
-            data = file.read()
+        where = os.fspath(image)
         try:
-            image = decode_image(data, upright=True)
+            image = decode_image(pathlib.Path(image).read_bytes(), upright=True)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
     elif hasattr(image, "getexif") and hasattr(image, "convert"):
         from PIL import ImageOps  # whoever passes a PIL image has it
 
-        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # type: ignore[arg-type]
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{where}: must be a path, a uint8 array or a PIL image, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):

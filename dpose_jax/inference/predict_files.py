@@ -1,4 +1,4 @@
-"""Predicts an image, a folder or a video: COCO results, drawn pictures, and a list of what went wrong."""
+"""Predicts an image, a folder or a video: COCO results, drawn pictures, and a line for every problem."""
 
 import contextlib
 import dataclasses
@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from tqdm import tqdm
 
-from dpose_jax.evaluation.coco import write_results
 from dpose_jax.evaluation.oks import oks_nms
-from dpose_jax.evaluation.report import crop_area
-from dpose_jax.inference.boxes import BoxSource, WholeImages, checked_boxes
+from dpose_jax.evaluation.results import make_results, write_results
+from dpose_jax.inference.boxes import BoxSource, checked_boxes
 from dpose_jax.inference.images import SUFFIXES, list_images, load_image, shrink
-from dpose_jax.inference.predictor import Poses, Predictor
+from dpose_jax.inference.poses import Poses
+from dpose_jax.inference.predictor import Predictor
 from dpose_jax.inference.video import VideoReader, VideoWriter
+from dpose_jax.recipe import Recipe
 from dpose_jax.visualization import draw
 from dpose_jax.workdir.files import write_json
 
@@ -30,22 +31,12 @@ class PartlyDone(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One image: its id, the name of its file (or the number of its frame), and its upright RGB pixels."""
+    """One image: its id, the names of its file and of its drawings, and its upright RGB pixels."""
 
     id: int
-    name: str
+    file_name: str
+    title: str
     pixels: np.ndarray
-
-
-class Problems:
-    """Messages, shown as they come and counted."""
-
-    def __init__(self):
-        self.count = 0
-
-    def add(self, text: str) -> None:
-        self.count += 1
-        tqdm.write(f"problem: {text}", file=sys.stderr)
 
 
 def predict(
@@ -53,13 +44,13 @@ def predict(
 ) -> None:
     """Predicts every person of `source` and writes the results into the folder `out`.
 
-    Files: results.json, COCO results after the evaluation's suppression of duplicates; images.json, the ids, names and
-    sizes of the images; pictures/NAME.png, or NAME.mp4 for a video; denoising/NAME.png with `strips`. Each is whole
-    or absent.
+    Writes results.json, COCO results after the evaluation's suppression of duplicates; images.json, the ids, names and
+    sizes of the images; pictures/NAME.png, or NAME.mp4 for a video; with `strips` denoising/NAME.png. Each file is
+    written atomically.
 
     Args:
       source: an image, a folder of images, or a video, whose frames are images 0, 1, 2, ...
-      boxes: of a `BoxFile` or a `Detector`; without, every image is one person.
+      boxes: a `BoxFile` or a `Detector`; without, every image is one person.
       strips: draw the denoising of up to eight persons an image; not for videos.
 
     Raises:
@@ -71,93 +62,102 @@ def predict(
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
-    boxes, problems = boxes or WholeImages(), Problems()
-    for text in boxes.problems:
-        problems.add(text)
+    job = _Job(predictor, source, out, boxes or BoxSource())
     if os.path.isdir(source) or source.lower().endswith(SUFFIXES):
-        _predict_images(predictor, source, out, boxes, problems, strips)
+        job.predict_images(strips)
+    elif strips:
+        raise ValueError(f"trajectory: draws images, {source!r} is none")
     else:
-        if strips:
-            raise ValueError(f"trajectory: shows images, {source} is none")
-        _predict_video(predictor, source, out, boxes, problems)
-    if problems.count:
-        raise PartlyDone(f"problems: {problems.count}; they are listed above, everything else is done, see {out}")
+        job.predict_video()
+    if job.problems:
+        raise PartlyDone(f"problems: {job.problems}; they are listed above, everything else is done, see {out}")
 
 
-def _predict_images(predictor, source, out, boxes, problems, strips) -> None:
-    paths = list_images(source) if os.path.isdir(source) else [source]
-    names = [os.path.basename(path) for path in paths]
-    ids = boxes.image_ids(names)
-    stems = [os.path.splitext(name)[0] for name in names]
-    titles = stems if len(set(stems)) == len(stems) else names
-    folders = {kind: os.path.join(out, kind) for kind in ("pictures", "denoising")}
-    _check_apart(paths, [os.path.join(folder, f"{title}.png") for folder in folders.values() for title in titles])
+class _Job:
+    """One call of `predict`; counts the problems that it prints."""
 
-    def items() -> Iterator[Item]:
-        for path, number, title in zip(paths, ids, titles, strict=True):
-            try:
-                yield Item(number, title, load_image(path))
-            except (OSError, ValueError) as error:
-                problems.add(str(error))
+    def __init__(self, predictor: Predictor, source: str, out: str, boxes: BoxSource):
+        self.predictor, self.source, self.out, self.boxes, self.problems = predictor, source, out, boxes, 0
+        for text in boxes.problems:
+            self.report(text)
 
-    def draw_item(item: Item, poses: Poses) -> None:
-        draw.write_png(os.path.join(folders["pictures"], f"{item.name}.png"), draw_poses(item.pixels, poses))
-        if strips and len(poses):
-            strip = draw_strip(predictor, item.pixels, poses.boxes[:STRIP_PERSONS])
-            draw.write_png(os.path.join(folders["denoising"], f"{item.name}.png"), strip)
+    def report(self, problem: str) -> None:
+        self.problems += 1
+        tqdm.write(f"problem: {problem}", file=sys.stderr)
 
-    file_names = dict(zip(ids, names, strict=True))
-    _predict_items(predictor, items(), len(paths), out, boxes, problems, draw_item, file_names)
+    def predict_images(self, strips: bool) -> None:
+        paths = list_images(self.source) if os.path.isdir(self.source) else [self.source]
+        names = [os.path.basename(path) for path in paths]
+        ids = self.boxes.image_ids(names)
+        stems = [os.path.splitext(name)[0] for name in names]
+        titles = stems if len(set(stems)) == len(stems) else names
+        pictures, denoising = (os.path.join(self.out, kind) for kind in ("pictures", "denoising"))
+        _check_apart(paths, [os.path.join(folder, f"{t}.png") for folder in (pictures, denoising) for t in titles])
 
+        def items() -> Iterator[Item]:
+            for path, number, name, title in zip(paths, ids, names, titles, strict=True):
+                try:
+                    yield Item(number, name, title, load_image(path))
+                except (OSError, ValueError) as error:
+                    self.report(str(error))
 
-def _predict_video(predictor, source, out, boxes, problems) -> None:
-    film = os.path.join(out, f"{os.path.splitext(os.path.basename(source))[0]}.mp4")
-    _check_apart([source], [film])
-    reader = VideoReader(source)
-    writer = VideoWriter(film, reader.fps)
-    frames = (Item(number, f"frame {number}", pixels) for number, pixels in enumerate(reader))
-    if reader.count:
-        boxes.check(range(reader.count))
-    with contextlib.closing(reader), contextlib.closing(writer):
-        draw_item = lambda item, poses: writer.add(draw_poses(item.pixels, poses, side=None))  # noqa: E731
-        read = _predict_items(predictor, frames, reader.count, out, boxes, problems, draw_item, {})
-        # A hundredth is forgiven, because some containers only estimate their number of frames.
-        if read < 0.99 * reader.count - 1 or not read:
-            problems.add(f"{source}: ends early, {read} of {reader.count} frames could be read")
-        writer.finish()
+        def draw_item(item: Item, poses: Poses) -> None:
+            draw.write_png(os.path.join(pictures, f"{item.title}.png"), draw_poses(item.pixels, poses))
+            if strips and len(poses):
+                strip = draw_strip(self.predictor, item.pixels, poses.boxes[:STRIP_PERSONS])
+                draw.write_png(os.path.join(denoising, f"{item.title}.png"), strip)
+
+        self._predict_items(items(), len(paths), draw_item)
+
+    def predict_video(self) -> None:
+        film = os.path.join(self.out, f"{os.path.splitext(os.path.basename(self.source))[0]}.mp4")
+        _check_apart([self.source], [film])
+        reader = VideoReader(self.source)
+        writer = VideoWriter(film, reader.fps)
+        frames = (Item(number, name := f"frame {number}", name, pixels) for number, pixels in enumerate(reader))
+        if reader.count:
+            self.boxes.check(range(reader.count))
+
+        def draw_item(item: Item, poses: Poses) -> None:
+            writer.add(draw_poses(item.pixels, poses, side=None))
+
+        with contextlib.closing(reader), contextlib.closing(writer):
+            read = self._predict_items(frames, reader.count, draw_item)
+            # A hundredth is forgiven, because some containers only estimate their number of frames.
+            if read < 0.99 * reader.count - 1 or not read:
+                self.report(f"{self.source}: ends early, {read} of {reader.count} frames could be read")
+            writer.finish()
+
+    def _predict_items(self, items: Iterable[Item], total: int, draw_item: Callable[[Item, Poses], None]) -> int:
+        """Predicts, draws and lists every item, then writes results.json and images.json; the number of items."""
+        results, images = [], []
+        with tqdm(total=total or None, unit="image", dynamic_ncols=True) as bar:
+            for group in _groups(items):
+                boxes = [self._usable_boxes(item) for item in group]
+                for item, poses in zip(group, self.predictor([item.pixels for item in group], boxes), strict=True):
+                    kept, rows = without_duplicates(item.id, poses, self.predictor.recipe)
+                    draw_item(item, kept)
+                    results += rows
+                    height, width = item.pixels.shape[:2]
+                    images.append({"id": item.id, "file_name": item.file_name, "width": width, "height": height})
+                bar.update(len(group))
+        write_results(os.path.join(self.out, "results.json"), results)
+        write_json(os.path.join(self.out, "images.json"), images)
+        return len(images)
+
+    def _usable_boxes(self, item: Item) -> np.ndarray | None:
+        given = self.boxes.of(item.id, item.pixels)
+        if given is None:
+            return None
+        clipped, texts = checked_boxes(given, item.pixels.shape[:2])
+        for text in filter(None, texts):
+            self.report(f"{item.title} (image {item.id}): {text}")
+        return clipped[[not text for text in texts]]
 
 
 def _check_apart(read: Iterable[str], written: Iterable[str]) -> None:
     for path in {os.path.realpath(path) for path in read} & {os.path.realpath(path) for path in written}:
         raise ValueError(f"out: would replace the input {path} by its drawing; choose another folder")
-
-
-def _predict_items(
-    predictor: Predictor,
-    items: Iterable[Item],
-    total: int,
-    out: str,
-    boxes: BoxSource,
-    problems: Problems,
-    draw_item: Callable[[Item, Poses], None],
-    file_names: dict[int, str],
-) -> int:
-    """Predicts, draws and lists every item, then writes results.json and images.json; the number of items."""
-    results, images = [], []
-    with tqdm(total=total or None, unit="image", dynamic_ncols=True) as bar:
-        for group in _groups(items):
-            chosen = [_usable_boxes(item, boxes, problems) for item in group]
-            for item, poses in zip(group, predictor([item.pixels for item in group], chosen), strict=True):
-                kept = without_duplicates(predictor, poses)
-                draw_item(item, kept)
-                results += to_results(item.id, kept)
-                height, width = item.pixels.shape[:2]
-                name = file_names.get(item.id, item.name)
-                images.append({"id": item.id, "file_name": name, "width": width, "height": height})
-            bar.update(len(group))
-    write_results(os.path.join(out, "results.json"), results)
-    write_json(os.path.join(out, "images.json"), images)
-    return len(images)
 
 
 def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -173,35 +173,15 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def _usable_boxes(item: Item, boxes: BoxSource, problems: Problems) -> np.ndarray | None:
-    given = boxes.of(item.id, item.pixels)
-    if given is None:
-        return None
-    clipped, texts = checked_boxes(given, item.pixels.shape[:2])
-    for text in filter(None, texts):
-        problems.add(f"{item.name} (image {item.id}): {text}")
-    return clipped[[not text for text in texts]]
-
-
-def without_duplicates(predictor: Predictor, poses: Poses) -> Poses:
-    """The poses that the evaluation's suppression, `eval.nms`, keeps, with the scores that it gives them."""
-    config = predictor.config
-    rows = [
-        {**row, "row": i, "area": crop_area(box, config.crop.padding, config.input_size)}
-        for i, (row, box) in enumerate(zip(to_results(0, poses), poses.boxes, strict=True))
-    ]
-    soft = config.eval.soft_nms
-    kept = oks_nms(rows, poses.joint_set.sigmas, config.eval.nms, soft=soft)
-    return dataclasses.replace(poses.select([row["row"] for row in kept]), scores=np.array([r["score"] for r in kept]))
-
-
-def to_results(image_id: int, poses: Poses) -> list[dict]:
-    """COCO results of the poses of one image: x, y and joint score of every joint, and the person's score."""
-    rows = np.concatenate([poses.keypoints, poses.keypoint_scores[..., None]], axis=-1)
-    return [
-        {"image_id": image_id, "category_id": 1, "keypoints": row.ravel().tolist(), "score": float(score)}
-        for row, score in zip(rows, poses.scores, strict=True)
-    ]
+def without_duplicates(image_id: int, poses: Poses, recipe: Recipe) -> tuple[Poses, list[dict]]:
+    """The poses that the evaluation's suppression, `eval.nms`, keeps, with the scores that it gives, and as results."""
+    rows = make_results(
+        [image_id] * len(poses), poses.boxes, poses.keypoints, poses.keypoint_scores, poses.scores, recipe
+    )
+    numbered = [row | {"row": number} for number, row in enumerate(rows)]
+    results = oks_nms(numbered, poses.joint_set.sigmas, recipe.eval.nms, soft=recipe.eval.soft_nms)
+    kept = poses.select([result["row"] for result in results])
+    return dataclasses.replace(kept, scores=np.array([result["score"] for result in results])), results
 
 
 def draw_poses(image: np.ndarray, poses: Poses, *, side: int | None = PICTURE_SIDE) -> np.ndarray:

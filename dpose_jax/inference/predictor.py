@@ -1,9 +1,9 @@
 """`Predictor`: a trained model that takes images and gives poses."""
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ import numpy as np
 from dpose_jax.data import crop
 from dpose_jax.data.loader import crop_spec
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
-from dpose_jax.evaluation.report import score_persons
+from dpose_jax.evaluation.results import score_persons
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
+from dpose_jax.inference.poses import Poses
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.pose import uncertainty
-from dpose_jax.pose.joint_sets import JointSet, Pair
+from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
@@ -26,76 +27,21 @@ from dpose_jax.workdir.compatibility import stored_recipe
 BATCH_SIZES = (1, 4, 16, 64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Poses:
-    """The N persons of one image.
-
-    Attributes:
-      keypoints: (N, J, 2) float64, x and y in image pixels.
-      keypoint_scores: (N, J) float32, heatmap peaks.
-      scores: (N,) float64, box score x mean of the joint scores above `eval.min_joint_score`.
-      covariances: (N, J, 2, 2) float64, image pixels squared, by the curvature of the heatmap's peak: it contains the
-        sigma of the training targets, see `uncertainty.peak_covariance`.
-      boxes: (N, 4) float64, x, y, width, height, clipped to the image.
-      hypotheses: (N, K, J, 2) float64, image pixels, one sample each; None unless K > 1 was asked for.
-      joint_set: names, limbs, flip pairs, OKS sigmas.
-    """
-
-    keypoints: np.ndarray
-    keypoint_scores: np.ndarray
-    scores: np.ndarray
-    covariances: np.ndarray
-    boxes: np.ndarray
-    hypotheses: np.ndarray | None
-    joint_set: JointSet
-
-    def __len__(self) -> int:
-        return len(self.keypoints)
-
-    def select(self, rows: Sequence[int]) -> "Poses":
-        """The persons of these rows."""
-        chosen = np.asarray(rows, int)
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Poses(
-            **{key: value[chosen] if isinstance(value, np.ndarray) else value for key, value in fields.items()}
-        )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """J joint names."""
-        return self.joint_set.joints
-
-    @property
-    def limbs(self) -> tuple[Pair, ...]:
-        """Pairs of joint indices."""
-        return self.joint_set.limbs
-
-
-def split_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """`count` rows as batches of compiled sizes: (first row, rows, size).
-
-    No batch is less than half full, unless of the smallest size: few sizes are enough, and padding stays cheap.
-    """
-    sizes, batches, start = sorted(sizes), [], 0
-    while (left := count - start) > 0:
-        above = min((size for size in sizes if size >= left), default=sizes[-1])
-        below = max((size for size in sizes if size <= left), default=above)
-        size = above if 2 * left >= above else below
-        batches.append((start, min(left, size), size))
-        start += size
-    return batches
-
-
 class Predictor:
     """A trained model: `predictor(image, boxes)` gives the poses of the persons in the boxes.
 
     Every batch has one of a few sizes, so that few programs are compiled: each at its first use, or all by `warm_up`.
     It runs on JAX's default device, and never downloads anything.
+
+    Attributes:
+      recipe: of the model; variables: its `params` and `batch_stats`, on the device.
+      sampler: from crops to joints; model: its network.
+      batch_sizes: the sizes that are compiled.
     """
 
     def __init__(
         self,
-        config: Recipe,
+        recipe: Recipe,
         variables,
         *,
         steps: int | None = None,
@@ -107,7 +53,7 @@ class Predictor:
         """Checks everything and compiles nothing.
 
         Args:
-          config: the recipe; `variables`: its `params` and `batch_stats`.
+          recipe: of the model; `variables`: its `params` and `batch_stats`.
           steps: sampling steps; 0 is the coarse branch; by default the fewest of `sampler.steps`.
           flip: average with the mirrored crop (twice the work); by default `eval.flip`.
           hypotheses: K samples a person from independently noised starts. With K > 1 a `coarse` start, which has no
@@ -116,24 +62,22 @@ class Predictor:
           batch_sizes: the sizes that are compiled.
 
         Raises:
-          ValueError: if an argument or a field of the config is out of range.
+          ValueError: if an argument is out of range.
         """
         if hypotheses < 1 or (hypotheses > 1 and steps == 0):
             raise ValueError(f"hypotheses={hypotheses}: must be at least 1, and 1 for the coarse branch (steps=0)")
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes={batch_sizes}: must be one or more positive numbers")
-        self.config, self.variables = config, jax.device_put(variables)
-        flip = config.eval.flip if flip is None else flip
-        settings, schedule = _settings(config, steps, hypotheses, noise_time), build_schedule(config.diffusion)
-        self.sampler = PoseSampler(build_model(config), schedule, settings, flip, config.sampler.seed, hypotheses)
+        self.recipe, self.variables = recipe, jax.device_put(variables)
+        flip = recipe.eval.flip if flip is None else flip
+        settings, schedule = _settings(recipe, steps, hypotheses, noise_time), build_schedule(recipe.diffusion)
+        self.sampler = PoseSampler(build_model(recipe), schedule, settings, flip, recipe.sampler.seed, hypotheses)
         self.model, self.batch_sizes = self.sampler.model, tuple(sorted(batch_sizes))
-        self._spec, self._run = crop_spec(config), jax.jit(self.sampler.poses)
+        self._spec, self._run = crop_spec(recipe), jax.jit(self.sampler.poses)
 
     @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":
-        """The newest checkpoint of a training run, with its config and joint set.
-
-        The parameters are those that an evaluation uses; see `read_variables`.
+        """The newest checkpoint of a training run, with its recipe; the parameters are those of an evaluation.
 
         Args:
           options: see `__init__`.
@@ -150,20 +94,20 @@ class Predictor:
     def from_file(cls, path: str = model_folder.SHIPPED, **options) -> "Predictor":
         """A model folder as `python -m dpose_jax.export --weights=FOLDER` writes it; see `model_folder.load`.
 
-        By default the small model that comes with the package: its README.md says what it can do, and what not.
+        By default the small model of the package, whose README.md lists its limits.
         """
-        config, variables, _ = model_folder.load(path)
-        return cls(config, variables, **options)
+        recipe, variables, _ = model_folder.load(path)
+        return cls(recipe, variables, **options)
 
     @classmethod
     def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":
-        """`from_workdir` or `from_file`, whichever is given; without either, the model that comes with the package.
+        """`from_workdir` or `from_file`, whichever is given; without either, the bundled model.
 
         Raises:
           ValueError: if both are given; else as those two.
         """
         if workdir is not None and model is not None:
-            raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the package's own")
+            raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the bundled model")
         if workdir is not None:
             return cls.from_workdir(workdir, **options)
         return cls.from_file(model or model_folder.SHIPPED, **options)
@@ -179,7 +123,7 @@ class Predictor:
             blank = np.zeros((size, *self._spec.input_size, 3), np.uint8)
             jax.block_until_ready(self._run(self.variables, blank, np.zeros(size, np.int32)))
 
-    def __call__(self, image, boxes=None):
+    def __call__(self, image, boxes=None) -> Any:
         """The poses of an image, or of a list of images, whose persons then share batches.
 
         Args:
@@ -201,22 +145,20 @@ class Predictor:
             raise ValueError(f"boxes: {len(image)} images need as many, got {len(boxes)}")
         places: list[tuple[np.ndarray, np.ndarray]] = []
 
-        def crops():
+        def persons() -> Iterator[tuple[np.ndarray, int]]:
             for one, its in zip(image, boxes, strict=True):
-                pixels, clipped, views, to_image = self._views(one, its)
+                clipped, to_image, crops = self._crops(one, its)
                 places.append((clipped, to_image))
-                for number, view in enumerate(views):
-                    yield crop.warp_image(pixels, view, self._spec), number
+                yield from zip(crops, itertools.count())
 
-        found = self._in_batches(crops())
-        ends = np.cumsum([len(clipped) for clipped, _ in places])
-        return [
-            self._poses({key: value[end - len(clipped) : end] for key, value in found.items()}, clipped, to_image)
-            for (clipped, to_image), end in zip(places, ends, strict=True)
-        ]
+        found, poses, end = self._in_batches(self._run, persons()), [], 0
+        for clipped, to_image in places:
+            start, end = end, end + len(clipped)
+            poses.append(self._poses({key: value[start:end] for key, value in found.items()}, clipped, to_image))
+        return poses
 
     def trace(self, image: ImageLike, boxes=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The denoising of each person, for `visualize.denoising_strip`; no flip test, one hypothesis.
+        """The denoising of each person, for `draw.denoising_strip`; no flip test, one hypothesis.
 
         Returns:
           crops (N, Hx, Wx, 3) uint8, trajectory (K + 1, N, H, W, J), joints (K + 1, N, J, 2) in crop pixels.
@@ -224,57 +166,53 @@ class Predictor:
         Raises:
           ValueError: for the coarse branch, which denoises nothing, or without a box; else as `__call__`.
         """
-        trace = self._trace
-        pixels, boxes, views, _ = self._views(image, boxes)
-        if not views:
+        if not self.sampler.settings:
+            raise ValueError("steps=0: the coarse branch has no denoising to show")
+        crops = list(self._crops(image, boxes)[2])
+        if not crops:
             raise ValueError("boxes: at least one is needed to show a denoising")
-        crops = np.stack([crop.warp_image(pixels, view, self._spec) for view in views])
-        parts = []
-        for start, rows, size in split_batches(len(crops), self.batch_sizes):
-            inputs = _padded(size, crops[start : start + rows], np.arange(start, start + rows, dtype=np.int32))
-            trajectory, joints, _ = jax.device_get(trace(self.variables, *inputs))
-            parts.append((trajectory[:, :rows], joints[:, :rows]))
-        trajectory, joints = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
-        return crops, trajectory, joints
+        found = self._in_batches(self._trace, zip(crops, itertools.count()))
+        return np.stack(crops), np.moveaxis(found["trajectory"], 1, 0), np.moveaxis(found["joints"], 1, 0)
 
     @functools.cached_property
     def _trace(self) -> Callable:
-        if not self.sampler.settings:
-            raise ValueError("steps=0: the coarse branch has no denoising to show")
-        return jax.jit(self.sampler.trace)
+        def trace(*inputs):
+            trajectory, joints, _ = self.sampler.trace(*inputs)
+            return {"trajectory": jnp.moveaxis(trajectory, 1, 0), "joints": jnp.moveaxis(joints, 1, 0)}
 
-    def _views(self, image: ImageLike, boxes) -> tuple[np.ndarray, np.ndarray, list[crop.View], np.ndarray]:
-        """The image's pixels, its clipped boxes (N, 5), their views, and the maps (N, 2, 3) from crop to image."""
+        return jax.jit(trace)
+
+    def _crops(self, image: ImageLike, boxes) -> tuple[np.ndarray, np.ndarray, Iterator[np.ndarray]]:
+        """The clipped boxes (N, 5) of an image, the maps (N, 2, 3) from crop to image pixels, and the crops."""
         pixels = load_image(image)
         boxes = [[0, 0, pixels.shape[1], pixels.shape[0]]] if boxes is None else boxes
-        boxes, problems = checked_boxes(boxes, pixels.shape[:2])
-        if any(problems):
-            raise ValueError(next(text for text in problems if text))
-        views = [crop.padded_view(box[:4], self._spec) for box in boxes]
+        clipped, problems = checked_boxes(boxes, pixels.shape[:2])
+        for problem in filter(None, problems):
+            raise ValueError(problem)
+        views = [crop.padded_view(box[:4], self._spec) for box in clipped]
         to_image = [crop.invert(crop.view_matrix(view, self._spec)) for view in views]
-        return pixels, boxes, views, np.array(to_image).reshape(-1, 2, 3)
+        crops = (crop.warp_image(pixels, view, self._spec) for view in views)
+        return clipped, np.array(to_image).reshape(-1, 2, 3), crops
 
-    def _in_batches(self, persons: Iterable[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
-        """(crop, number) of every person -> what `PoseSampler.poses` gives, one row a person."""
+    def _in_batches(self, run: Callable, persons: Iterable[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+        """(crop, ID) of every person -> the arrays that `run` gives, one row a person."""
         pending, counts, persons = [], [], iter(persons)
         # A largest batch at a time: of thousands of crops no more are held than are on their way.
         while chunk := list(itertools.islice(persons, self.batch_sizes[-1])):
-            crops, numbers = (np.stack(column) for column in zip(*chunk, strict=True))
             for start, rows, size in split_batches(len(chunk), self.batch_sizes):
-                some = slice(start, start + rows)
-                pending.append(self._run(self.variables, *_padded(size, crops[some], numbers[some].astype(np.int32))))
+                crops, ids = zip(*chunk[start : start + rows], strict=True)
+                padding = [np.zeros_like(crops[0])] * (size - rows)
+                padded_ids = np.array([*ids, *[0] * (size - rows)], np.int32)
+                pending.append(run(self.variables, np.stack([*crops, *padding]), padded_ids))
                 counts.append(rows)
         if not pending:
-            return self._empty()
+            blank = jax.ShapeDtypeStruct((1, *self._spec.input_size, 3), jnp.uint8)
+            shapes = jax.eval_shape(run, self.variables, blank, jax.ShapeDtypeStruct((1,), jnp.int32))
+            return {key: np.zeros((0, *shape.shape[1:]), shape.dtype) for key, shape in shapes.items()}
         done = jax.device_get(pending)
         return {
             key: np.concatenate([part[key][:rows] for part, rows in zip(done, counts, strict=True)]) for key in done[0]
         }
-
-    def _empty(self) -> dict[str, np.ndarray]:
-        blank = jax.ShapeDtypeStruct((1, *self._spec.input_size, 3), jnp.uint8)
-        shapes = jax.eval_shape(self._run, self.variables, blank, jax.ShapeDtypeStruct((1,), jnp.int32))
-        return {key: np.zeros((0, *like.shape[1:]), like.dtype) for key, like in shapes.items()}
 
     def _poses(self, found: dict[str, np.ndarray], boxes: np.ndarray, to_image: np.ndarray) -> Poses:
         hypotheses = found.get("hypotheses")
@@ -284,12 +222,27 @@ class Predictor:
         return Poses(
             keypoints=to_image_pixels(found["keypoints"], to_image),
             keypoint_scores=found["scores"],
-            scores=score_persons(found["scores"], boxes[:, 4], self.config.eval.min_joint_score),
+            scores=score_persons(found["scores"], boxes[:, 4], self.recipe.eval.min_joint_score),
             covariances=uncertainty.transform_covariance(found["covariances"], to_image[:, :, :2]),
             boxes=boxes[:, :4],
             hypotheses=hypotheses,
             joint_set=self.joint_set,
         )
+
+
+def split_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """`count` rows as batches of compiled sizes: (first row, rows, size).
+
+    A batch is at least half full, unless it is of the smallest size.
+    """
+    sizes, batches, start = sorted(sizes), [], 0
+    while (left := count - start) > 0:
+        above = min((size for size in sizes if size >= left), default=sizes[-1])
+        below = max((size for size in sizes if size <= left), default=above)
+        size = above if 2 * left >= above else below
+        batches.append((start, min(left, size), size))
+        start += size
+    return batches
 
 
 def _settings(recipe: Recipe, steps: int | None, hypotheses: int, noise_time: int) -> tuple[SamplerSettings, ...]:
@@ -300,8 +253,3 @@ def _settings(recipe: Recipe, steps: int | None, hypotheses: int, noise_time: in
     if hypotheses > 1 and chosen.start == "coarse":
         chosen = noised_start(chosen, noise_time, recipe.diffusion.timesteps)
     return (chosen,)
-
-
-def _padded(size: int, *arrays: np.ndarray) -> list[np.ndarray]:
-    """Each array with rows of zeros up to `size`."""
-    return [np.concatenate([a, np.zeros((size - len(a), *a.shape[1:]), a.dtype)]) for a in arrays]

@@ -60,7 +60,7 @@ class VideoWriter:
             self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".video.")
             self._beside = os.path.join(self._folder.name, "video.mp4")
             size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(self._beside, cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
+            self._writer = cv2.VideoWriter(self._beside, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
             if not self._writer.isOpened():
                 raise OSError(f"{self._path}: OpenCV cannot write MP4 here")
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

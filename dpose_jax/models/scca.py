@@ -4,8 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-CHANNEL_SCALES = ("width", "positions")
-
 
 def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
     """The most heads (= channel groups) that divide `channels` into widths in the closed range `head_dim` (ours).
@@ -30,8 +28,8 @@ def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale:
 
     Args:
       query, key, value: (B, N, G, d) float.
-      scale: `width` for d^-1/2, the paper's; `positions` for N^-1/2 (ours, as DaViT's later code): each entry of Q^T K
-        is a sum over N positions, so that the other lets the softmax saturate.
+      scale: `width` for d^-1/2 (ours, after DaViT); `positions` for N^-1/2 (ours, as DaViT's later code). Each entry of
+        Q^T K is a sum over N positions, so that d^-1/2 lets the softmax saturate.
 
     Returns:
       (B, N, G, d), in the dtype of `value`; the softmax is in float32.
@@ -83,7 +81,7 @@ class SCCA(nn.Module):
       heads: heads of A_s and channel groups of A_c; divides the channels.
       window: side of A_s's windows in pixels.
       spatial, channel: whether A_s and A_c are there (at least one).
-      channel_scale: one of CHANNEL_SCALES, see `channel_attention`.
+      channel_scale: `width` or `positions`, see `channel_attention`.
     """
 
     heads: int

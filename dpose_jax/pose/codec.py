@@ -1,4 +1,4 @@
-"""Coordinates to heatmaps and back, in one object, so that an encoder never meets another's decoder."""
+"""Coordinates to heatmaps and back. One object does both, so that encoder and decoder always match."""
 
 import dataclasses
 
@@ -7,9 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpose_jax.pose.heatmaps import gaussians, highest, patches
-
-CODECS = ("unbiased", "rounded")
-REFINEMENTS = ("dark", "quarter", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +68,8 @@ class Codec:
     def resample(self, maps: jax.Array, source: "Codec") -> jax.Array:
         """Maps laid out as `source`'s heatmaps, brought to this codec's size: bilinear, each joint at its place.
 
-        jax.image.resize would not do: it takes pixels for areas, where an unbiased map has its corner centres on
-        the crop's corner centres, and a rounded map its pixel k on crop pixel s k.
+        jax.image.resize would move the joints: it takes pixels for areas. An unbiased map has its corner centres on
+        the crop's corner centres, and a rounded map has its pixel k on crop pixel s k.
 
         Args:
           maps: (B, H', W', C) of `source.size`.
@@ -114,15 +111,17 @@ class Codec:
     def peaks(self, heatmaps: jax.Array, refine: str) -> tuple[jax.Array, jax.Array]:
         """Sub-pixel peaks in heatmap pixels, (..., J, 2), and their values, (..., J).
 
-        `dark` is differentiable in the heatmaps: the sampler's DDIM update decodes by it. It is the
-        published method (smooth, then expand the log map around the peak), but with first-neighbour
-        differences and, where the smoothing kernel would leave the map, no smoothing, so that a
-        clean Gaussian decodes exactly everywhere, also beside the border (ours).
+        `dark` (Zhang et al., CVPR 2020) smooths, then expands the log map around the peak. Ours takes differences of
+        first neighbours, and does not smooth where the kernel would leave the map. So a clean Gaussian decodes exactly
+        everywhere, also beside the border. It is differentiable in the heatmaps, which the DDIM update needs.
         """
         heatmaps = heatmaps.astype(jnp.float32)
         x, y, scores = highest(heatmaps)
         if refine == "dark":
-            return self._dark(heatmaps, x, y), scores
+            # Peaks on the border are expanded around their inner neighbour.
+            x, y = jnp.clip(x, 1, self.size[1] - 2), jnp.clip(y, 1, self.size[0] - 2)
+            offset = newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
+            return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset, scores
         pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
         return (pixel + self._quarter(heatmaps, x, y) if refine == "quarter" else pixel), scores
 
@@ -134,31 +133,6 @@ class Codec:
         inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
         return jnp.where(inside[..., None], 0.25 * jnp.sign(step), 0.0)
 
-    def _dark(self, heatmaps, x, y):
-        height, width = self.size
-        x, y = jnp.clip(x, 1, width - 2), jnp.clip(y, 1, height - 2)
-        reach = self.blur // 2 + 1
-        around = patches(heatmaps, x, y, reach)
-        values = around[..., reach - 1 : reach + 2, reach - 1 : reach + 2]
-        if self.blur > 1:
-            # The map smoothed in the 3 x 3 places that are needed, as one product: separably it is 8 times slower.
-            flat = around.reshape(*x.shape, -1)
-            smooth = jnp.matmul(flat, _smoothing(self.blur), precision="highest").reshape(values.shape)
-            whole = (x >= reach) & (x < width - reach) & (y >= reach) & (y < height - reach)
-            values = jnp.where(whole[..., None, None], smooth, values)
-        logs = jnp.log(jnp.maximum(values, 1e-10))
-        row, column = logs[..., 1, :], logs[..., :, 1]
-        gx, gy = 0.5 * (row[..., 2] - row[..., 0]), 0.5 * (column[..., 2] - column[..., 0])
-        xx, yy = (line[..., 2] - 2 * line[..., 1] + line[..., 0] for line in (row, column))
-        xy = 0.25 * (logs[..., 2, 2] - logs[..., 2, 0] - logs[..., 0, 2] + logs[..., 0, 0])
-        determinant = xx * yy - xy**2
-        peaked = (xx < 0) & (yy < 0) & (determinant > 1e-9)
-        safe = jnp.where(peaked, determinant, 1.0)
-        offset = -jnp.stack([yy * gx - xy * gy, xx * gy - xy * gx], axis=-1) / safe[..., None]
-        # 1.5 px: the true peak lies within half a pixel of the argmax, plus one at the border.
-        offset = jnp.where(peaked[..., None], jnp.clip(offset, -1.5, 1.5), 0.0)
-        return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset
-
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
         if self.name == "rounded":
@@ -168,6 +142,49 @@ class Codec:
     def _extent(self) -> np.ndarray:
         height, width = self.size
         return np.array([width - 1, height - 1], np.float32)
+
+
+def blurred_3x3(heatmaps: jax.Array, x: jax.Array, y: jax.Array, blur: int) -> jax.Array:
+    """The map smoothed by a kernel of side `blur`, in the 3 x 3 pixels around (x, y) alone.
+
+    Where the kernel would leave the map, and with blur = 1, the pixels stay as they are.
+
+    Args:
+      heatmaps: (..., H, W, J) float32; x, y: (..., J) int, a pixel off the border.
+
+    Returns:
+      (..., J, 3, 3), rows first.
+    """
+    height, width = heatmaps.shape[-3:-1]
+    reach = blur // 2 + 1
+    around = patches(heatmaps, x, y, reach)
+    values = around[..., reach - 1 : reach + 2, reach - 1 : reach + 2]
+    if blur == 1:
+        return values
+    # One product for the nine places: separably it is 8 times slower.
+    smooth = jnp.matmul(around.reshape(*x.shape, -1), _smoothing(blur), precision="highest").reshape(values.shape)
+    whole = (x >= reach) & (x < width - reach) & (y >= reach) & (y < height - reach)
+    return jnp.where(whole[..., None, None], smooth, values)
+
+
+def log_derivatives(values: jax.Array) -> tuple[jax.Array, ...]:
+    """First derivatives gx, gy and second ones xx, yy, xy of the log of (..., 3, 3) values at their middle."""
+    logs = jnp.log(jnp.maximum(values, 1e-10))
+    row, column = logs[..., 1, :], logs[..., :, 1]
+    gx, gy = 0.5 * (row[..., 2] - row[..., 0]), 0.5 * (column[..., 2] - column[..., 0])
+    xx, yy = (line[..., 2] - 2 * line[..., 1] + line[..., 0] for line in (row, column))
+    xy = 0.25 * (logs[..., 2, 2] - logs[..., 2, 0] - logs[..., 0, 2] + logs[..., 0, 0])
+    return gx, gy, xx, yy, xy
+
+
+def newton_offset(gx: jax.Array, gy: jax.Array, xx: jax.Array, yy: jax.Array, xy: jax.Array) -> jax.Array:
+    """-H^-1 g, (..., 2): from the pixel to the peak; 0 where the quadratic has no peak."""
+    determinant = xx * yy - xy**2
+    peaked = (xx < 0) & (yy < 0) & (determinant > 1e-9)
+    safe = jnp.where(peaked, determinant, 1.0)
+    offset = -jnp.stack([yy * gx - xy * gy, xx * gy - xy * gx], axis=-1) / safe[..., None]
+    # 1.5 px: the true peak lies within half a pixel of the argmax, plus one at the border.
+    return jnp.where(peaked[..., None], jnp.clip(offset, -1.5, 1.5), 0.0)
 
 
 def _interpolation(length: int, source: int, pitch: float) -> np.ndarray:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The highest pixel of every map: column x, row y, (..., J) int32, and the value, (..., J).
 
-    Of equal ones the first column's, and in it the first row's. Column by column, since XLA reduces the rows of
-    (..., H, W, J) as whole vectors, where an argmax over all pixels of a joint goes one by one.
+    Of equal ones it is the first column's, and in it the first row's. XLA reduces whole rows of (..., H, W, J) as
+    vectors; an argmax over all pixels of a joint would go one by one.
 
     Args:
       heatmaps: (..., H, W, J) float.

@@ -1,7 +1,7 @@
-"""phi and the mask operator: Gaussians, discs and limbs drawn on the device, for any batch shape.
+"""The mask operator: discs and limbs, drawn on the device from joints in heatmap pixels, for any batch shape.
 
-Everything here is a pure, jit-compiled function of joint positions in heatmap pixels (pixel centres
-at integers), vectorised over leading axes and joints, and differentiable where it is smooth.
+Pixel centres lie at integers. A soft mask is its plain form: a sigmoid of the distance to each shape, then the maximum.
+A binary mask is `distance <= radius`, drawn row by row as runs of bits, which costs a shape a row instead of a pixel.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 REFERENCE_HEIGHT = 64  # mask widths are given in pixels of a 64 x 48 map
-WORD = 32  # pixels of a row that `_fill` draws at once, one bit each
+WORD = 32  # pixels of a row that `_fill_rows` draws at once, one bit each
 
 Spans = tuple[jax.Array, jax.Array]  # of N shapes on every row: first and last x, (..., N, H) each; none: first > last
 
@@ -36,7 +36,7 @@ def joint_mask(
     scale = size[0] / REFERENCE_HEIGHT
     keypoints, radius = keypoints.astype(jnp.float32), radius * scale
     if not softness:
-        return _fill(_disc_spans(keypoints, size, radius), visible, size)
+        return _fill_rows(_disc_spans(keypoints, size, radius), visible, size)
     x, y = _offsets(keypoints, size)
     squared = [_outer_sum(y[..., j, :] ** 2, x[..., j, :] ** 2) for j in range(keypoints.shape[-2])]
     return _soft_union(squared, visible, size, radius, softness * scale)
@@ -71,7 +71,7 @@ def limb_mask(
     start, end = keypoints[..., first, :], keypoints[..., second, :]
     visible = visible[..., first] * visible[..., second]
     if not softness:
-        return _fill(_limb_spans(start, end, size, half_width), visible, size)
+        return _fill_rows(_limb_spans(start, end, size, half_width), visible, size)
     cos, sin, length = _frame(start, end)
     x, y = _offsets(start, size)
     forward, sideways = (x * cos, y * sin), (-x * sin, y * cos)
@@ -135,11 +135,10 @@ def _limb_spans(start: jax.Array, end: jax.Array, size: tuple[int, int], half_wi
     return low, high
 
 
-def _fill(spans: Spans, visible: jax.Array, size: tuple[int, int]) -> jax.Array:
+def _fill_rows(spans: Spans, visible: jax.Array, size: tuple[int, int]) -> jax.Array:
     """The union of N shapes of which the (..., N) flag is not 0 -> (..., H, W, 1) mask, of zeros and ones.
 
-    A shape's part of a row is a run of bits, which two shifts make. So the work is a shape a row, where distances are a
-    shape a pixel.
+    A shape's part of a row is a run of bits, which two shifts make.
     """
     width = size[1]
     first = jnp.clip(jnp.ceil(spans[0]), 0, width).astype(jnp.int32)
@@ -163,8 +162,8 @@ def _soft_union(
 ) -> jax.Array:
     """N squared distances (..., H, W), one a shape, and their (..., N) flags -> (..., H, W, 1) mask.
 
-    The shapes are a Python loop and not one more axis: so XLA:CPU makes one vectorised pass over the map of them, where
-    a reduction over an axis of shapes takes two to five times as long.
+    A Python loop over the shapes lets XLA:CPU make one vectorised pass over the map. A reduction over an axis of shapes
+    takes two to five times as long.
     """
     union = jnp.zeros((*visible.shape[:-1], *size), jnp.float32)
     for k, one in enumerate(squared):

@@ -1,4 +1,4 @@
-"""How sure a joint is: the curvature of its peak, and the spread of hypotheses."""
+"""Uncertainty of a joint: the curvature of its peak, and the spread of hypotheses."""
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ def peak_covariance(heatmaps: jax.Array) -> jax.Array:
     """The covariance of each joint, by the curvature of its heatmap around the highest pixel (ours).
 
     A quadratic is fitted by least squares to the log of 3 x 3 pixels; minus the inverse of its Hessian is the
-    covariance of the Gaussian that the peak looks like (Laplace's approximation), so a clean Gaussian of sigma gives
-    sigma^2 I. A trained model's peak is its belief blurred by the sigma of its targets: what exceeds sigma^2 is doubt.
-    No axis has a standard deviation above the map's longer side, which is also what a flat map gets.
+    covariance (Laplace's approximation). A clean Gaussian of sigma gives sigma^2 I. A trained peak is the belief
+    blurred by the sigma of the targets, so what exceeds sigma^2 is uncertainty. No axis has a standard deviation above
+    the map's longer side, which is also that of a flat map.
 
     Args:
       heatmaps: (..., H, W, J) float, H and W at least 3.
@@ -63,7 +63,7 @@ def transform_covariance(covariance: np.ndarray, linear: np.ndarray) -> np.ndarr
 
 
 def spread(hypotheses: np.ndarray) -> np.ndarray:
-    """How far K hypotheses of a joint lie apart: their root mean square distance from their mean.
+    """Root mean square distance of K hypotheses of a joint from their mean.
 
     Args:
       hypotheses: (..., K, J, 2), K at least 2.

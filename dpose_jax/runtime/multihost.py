@@ -24,10 +24,10 @@ def define_flags() -> None:
 
 
 def connect_from_flags(*, notes_sigterm: bool) -> None:
-    """`connect` with what the command line says.
+    """`connect` with the flags' values.
 
     Args:
-      notes_sigterm: whether the program will ask `Preemption.due`. If not, SIGTERM ends it, of several processes too.
+      notes_sigterm: whether the program will call `Preemption.due`. If not, SIGTERM ends each process.
     """
     values = flags.FLAGS
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
@@ -42,15 +42,14 @@ def connect(
 ) -> None:
     """Joins this process to the others of the run; before any other use of JAX.
 
-    Without arguments the place in the run is what Cloud TPU, GKE or SLURM tell a process in its environment (see
-    `jax.distributed.initialize`); where nothing does, the process is alone.
+    Without arguments, Cloud TPU, GKE or SLURM set the place in the run through the environment (see
+    `jax.distributed.initialize`). Where nothing does, the process is alone.
 
     Args:
       coordinator_address: HOST:PORT of process 0, the same for all.
       num_processes: of the run; 1 stays alone whatever the environment says.
       process_id: of this process, in [0, num_processes).
-      seconds: after which a process that still waits for the others ends with an error message and status 1. It is
-        ended outright, since the waiting client would else abort with a stack trace.
+      seconds: how long to wait for the others; then the process ends with an error message and status 1.
 
     Raises:
       ValueError: if only some of the three are given, or `process_id` is out of range.
@@ -69,17 +68,17 @@ def connect(
     who = f"process {process_id} of {num_processes}" if not missing else "this process"
     where = coordinator_address or "that the environment names"
     text = f"error: coordinator_address {where}: {who} did not meet all the others within {seconds} s"
-    alarm = threading.Timer(seconds, _give_up, [text])
-    alarm.daemon = True
-    alarm.start()
+    # At `initialization_timeout` JAX's client aborts the process with a stack trace, so the timer ends it before.
+    timer = threading.Timer(seconds, _give_up, [text])
+    timer.daemon = True
+    timer.start()
     try:
-        # Its own limit lies behind ours: at that one the client aborts the process.
-        jax.distributed.initialize(**given, initialization_timeout=2 * seconds)
+        jax.distributed.initialize(coordinator_address, num_processes, process_id, initialization_timeout=2 * seconds)
     except ValueError as error:
         if len(missing) < len(given) or "coordinator_address" not in str(error):
             raise
     finally:
-        alarm.cancel()
+        timer.cancel()
 
 
 def is_first() -> bool:

@@ -1,4 +1,4 @@
-"""The one place that knows meshes and shardings."""
+"""Meshes and shardings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def state_sharding(mesh: Mesh, state: Any, *, fsdp: bool) -> Any:
     """Where each array of a train state lies: whole on every device, or with `fsdp` split over the data axis.
 
     FSDP splits parameters, their averages and the optimizer's moments alike, each along its longest axis that the
-    devices divide; what no axis divides, or is shorter than MIN_SPLIT, stays whole. A step begins with `gather`.
+    devices divide; what no axis divides, or is shorter than MIN_SPLIT, stays whole. A step begins with `unshard`.
 
     Args:
       state: tree of arrays or shapes.
@@ -54,7 +54,7 @@ def state_sharding(mesh: Mesh, state: Any, *, fsdp: bool) -> Any:
     return jax.tree.map(place, state)
 
 
-def gather(mesh: Mesh) -> Callable[[Any], Any]:
+def unshard(mesh: Mesh) -> Callable[[Any], Any]:
     """The function that makes the arrays of a tree whole on every device, inside of a jitted one.
 
     Left to itself XLA carries the parameters' splits over to activations, and moves those between devices instead.

@@ -1,12 +1,13 @@
-"""What a run starts from: random weights, published ones, or those of another run."""
+"""The initial weights of a run: random, published, or those of another run."""
 
 import os
+from typing import Any
 
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.weights import hub
-from dpose_jax.models.weights.fill import fill, from_own
-from dpose_jax.pose.joint_sets import get_joint_set
+from dpose_jax.models.weights.fill import Weights, fill, from_own
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
@@ -15,24 +16,24 @@ from dpose_jax.workdir.compatibility import stored_recipe
 RANDOM = ("none", "")
 
 
-def starting_variables(config, model: DiffusionPose):
-    """Initial `params` and `batch_stats`, with what `config.model.pretrained` names in place; prints which.
+def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
+    """Initial `params` and `batch_stats`, with the weights that `model.pretrained` names in place; prints which.
 
     Raises:
-      FileNotFoundError: if it is not there; says where to get it.
-      ValueError: if it cannot be read or does not fit; names all that is wrong.
-      ConnectionError: if the hub was asked for it and does not give it.
+      FileNotFoundError: if they are missing; names the way to get them.
+      ValueError: if they cannot be read or do not fit; names every problem.
+      ConnectionError: if the hub cannot be reached.
     """
-    variables, source = initial_variables(model, config.seed), config.model.pretrained
+    variables, source = initial_variables(model, recipe.seed), recipe.model.pretrained
     if source in RANDOM:
-        multihost.say(f"start: random weights, seed {config.seed}")
+        multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
     if source != hub.CACHED and (files.is_remote(source) or os.path.isdir(source)):
-        weights, name = _of_folder(source, config)
+        weights, name = _of_folder(source, recipe)
     else:
-        name = hub.locate(source, config.model.backbone)
+        name = hub.locate(source, recipe.model.backbone)
         if model.backbone.published is None:
-            name = config.model.backbone
+            name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
         weights = model.backbone.published(hub.read(name))
     try:
@@ -43,13 +44,13 @@ def starting_variables(config, model: DiffusionPose):
     return variables
 
 
-def _of_folder(folder: str, config):
-    """A model folder's weights, or those of a workdir's newest checkpoint, and what to call them."""
-    if os.path.isfile(os.path.join(folder, model_folder.FACTS_FILE)):
-        stored, variables, facts = model_folder.load(folder)
-        joints, step = get_joint_set(stored.joint_set).joints, facts["trained"].get("step")
+def _of_folder(folder: str, recipe: Recipe) -> tuple[Weights, str]:
+    """The weights of a model folder, or of a workdir's newest checkpoint, and a name for messages."""
+    if os.path.isfile(os.path.join(folder, model_folder.METADATA_FILE)):
+        stored, variables, metadata = model_folder.load(folder)
+        step = metadata["trained"].get("step")
     else:
-        joints, restored = stored_recipe(folder).joints.joints, read_variables(folder)
+        stored, restored = stored_recipe(folder), read_variables(folder)
         variables, step = restored.variables, restored.step
-    same = joints == get_joint_set(config.joint_set).joints
+    same = stored.joints.joints == recipe.joints.joints
     return from_own(variables, same_joints=same), f"{folder} (step {step})"

@@ -1,4 +1,4 @@
-"""Where the figures of a training run go: metrics.jsonl and TensorBoard; and the count of bad records."""
+"""The metrics of a training run: metrics.jsonl, TensorBoard, and the checks that stop a run."""
 
 import contextlib
 import json
@@ -12,6 +12,7 @@ import tensorboardX
 
 from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.sample import Source
+from dpose_jax.recipe import Data, Train
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
 
@@ -25,11 +26,11 @@ class DivergedError(Exception):
 class MetricsWriter:
     """Appends one JSON object a log line to WORKDIR/metrics.jsonl, and the same scalars to TensorBoard.
 
-    Nothing can be appended to an object of a bucket, so there metrics.jsonl is written anew by each `flush`.
+    In a bucket, where nothing can be appended, each `flush` writes metrics.jsonl anew.
     """
 
     def __init__(self, workdir: str, start: int):
-        """Opens the files; lines after step `start`, of a run that did not save them, are dropped."""
+        """Opens the files; drops lines after step `start`, whose steps no checkpoint holds."""
         self._path = os.path.join(workdir, METRICS_FILE)
         lines = files.read_text(self._path).splitlines(keepends=True) if files.exists(self._path) else []
         # A line that a crash cut short has no closing brace.
@@ -39,7 +40,7 @@ class MetricsWriter:
         self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the figures of one step."""
+        """Writes the metrics of one step."""
         line = json.dumps({"step": step, **values}) + "\n"
         if self._file is None:
             self._lines.append(line)
@@ -49,7 +50,7 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Puts what was written where a run that resumes finds it."""
+        """Puts the written lines where a resumed run finds them."""
         if self._file is None:
             files.write_bytes(self._path, "".join(self._lines).encode())
 
@@ -62,34 +63,34 @@ class MetricsWriter:
 
 
 class StepLog:
-    """Reads metrics one step late, stops on a figure that is not finite, and writes a log line now and then."""
+    """Reads metrics one step late, stops the run if one is not finite, and writes those of every `train.log_every`."""
 
-    def __init__(self, config, source: Source, start: int, writer: MetricsWriter | None):
-        """`start` steps are done; without a `writer` (every process but the first) nothing is written."""
+    def __init__(self, data: Data, train: Train, source: Source, start: int, writer: MetricsWriter | None):
+        """`start` steps are done. Without a `writer` (every process but the first) nothing is written."""
         self.line = ""
-        self._bad = BadRecords(source, config.data.max_bad_share)
-        self._train, self._writer = config.train, writer
+        self._bad = BadRecords(source, data.max_bad_share)
+        self._train, self._writer = train, writer
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._first, self._since = start + 1, (start, time.monotonic())
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Handles what is pending, and leaves what is done inside, such as a save, out of the examples a second."""
+        """A context for a save or an evaluation: flushes first; its time does not count for the examples a second."""
         self.flush()
         began = time.monotonic()
         yield
         self._since = (self._since[0], self._since[1] + time.monotonic() - began)
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of `step`, still on the device, and handles those of the step before."""
+        """Accepts the metrics of `step`, still on the device, and flushes those of the step before."""
         self.flush()
         self._pending = step, metrics
 
     def flush(self) -> None:
-        """Handles what is pending.
+        """Checks and logs the pending metrics.
 
         Raises:
-          DivergedError: if one of its figures is NaN or infinite.
+          DivergedError: if one of them is NaN or infinite.
           ValueError: if too many records have turned out to be unreadable.
         """
         if self._pending is None:
@@ -112,11 +113,11 @@ class StepLog:
             self._since = (step, now)  # what came before was compilation
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the figures of one step."""
+        """Writes the metrics of one step."""
         if self._writer is not None:
             self._writer.write(step, values)
 
     def keep(self) -> None:
-        """Puts what was written where a run that resumes finds it; for before each checkpoint."""
+        """Puts the written lines where a resumed run finds them; call it before each checkpoint."""
         if self._writer is not None:
             self._writer.flush()

@@ -1,15 +1,16 @@
-"""SIGTERM during training: what clouds and SLURM send some seconds before they take a machine away."""
+"""SIGTERM during training: clouds and SLURM send it some seconds before they take a machine away."""
 
 import signal
 import sys
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from dpose_jax.runtime import multihost
 
-# EX_TEMPFAIL of sysexits.h: "the same again, later". Schedulers can be told to restart on it.
+# EX_TEMPFAIL of sysexits.h: try again later. Schedulers can be set to restart on it.
 PREEMPTED_STATUS = 75
 
 
@@ -23,35 +24,31 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """A context in which SIGTERM is noted instead of obeyed; ask `due` after every step.
-
-    Attributes:
-      told: whether `due` has said so.
-    """
+    """A context in which SIGTERM does not end the process but makes `due`, called after every step, return True."""
 
     def __init__(self):
-        self.told = False
-        self._noted = False
-        self._asked = 0
-        self._before = None
+        self._preempted = False
+        self._received = False
+        self._calls = 0
+        self._before: Any = None
 
     def __enter__(self) -> "Preemption":
-        # Among several processes JAX's own client notes the signal. Signals belong to the main thread.
+        # Among several processes JAX's own client receives the signal. Python handles signals in the main thread alone.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._before = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *_) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _note(self, *_) -> None:
-        self._noted = True
+    def _receive(self, *_) -> None:
+        self._received = True
 
     def due(self) -> bool:
-        """Whether to save and stop now; several processes ask equally often, and all are told at the same question."""
-        if not self.told:
-            self._asked += 1
+        """Whether to save and stop now. Several processes call it equally often, and get the same answer each time."""
+        if not self._preempted:
+            self._calls += 1
             several = jax.process_count() > 1
-            self.told = multihost_utils.reached_preemption_sync_point(self._asked) if several else self._noted
-        return self.told
+            self._preempted = multihost_utils.reached_preemption_sync_point(self._calls) if several else self._received
+        return self._preempted

@@ -1,40 +1,28 @@
 """A profiler trace of some steps, for TensorBoard's profile plugin or Perfetto."""
 
+import contextlib
+
 import jax
 
 WARM_STEPS = 3  # of a run, before the trace begins: the first one compiles
 
 
-class Trace:
-    """A context that traces `count` steps of a run into `folder`; ask `after` after every step.
+class Trace(contextlib.ExitStack):
+    """A context that traces `count` steps of a run into `folder`, none if it is 0; call `after` after every step.
 
-    Nothing is traced if `count` is 0. Each process writes its own file.
+    `start` steps are done when the run begins; the trace leaves out its first WARM_STEPS. Each process writes its own
+    file.
     """
 
     def __init__(self, count: int, start: int, folder: str):
-        """`start` steps are done when the run begins; the trace leaves out its first WARM_STEPS."""
-        self._first = start + WARM_STEPS if count else -1
-        self._last = self._first + count if count else -1
-        self._folder = folder
-        self._on = False
-
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._stop()
+        super().__init__()
+        self._first, self._count, self._folder = start + WARM_STEPS, count, folder
 
     def after(self, step: int, outputs) -> None:
-        """Starts or stops the trace; `outputs` of the step are waited for then, so that whole steps are inside."""
-        if step == self._first:
+        """Starts or stops the trace, after waiting for the step's `outputs`, so that it holds whole steps."""
+        if self._count and step in (self._first, self._first + self._count):
             jax.block_until_ready(outputs)
-            jax.profiler.start_trace(self._folder)
-            self._on = True
-        elif step == self._last:
-            jax.block_until_ready(outputs)
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._on:
-            jax.profiler.stop_trace()
-            self._on = False
+            if step == self._first:
+                self.enter_context(jax.profiler.trace(self._folder))
+            else:
+                self.close()

@@ -1,15 +1,13 @@
-"""The train state and its optimizer, built from a config."""
+"""The train state, and which of its parameters an evaluation uses."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from dpose_jax.models.weights.fill import BACKBONE
-from dpose_jax.recipe import Optim, Train
+from dpose_jax.training.optimizer import AverageState
 
 
 @flax.struct.dataclass
@@ -28,95 +26,6 @@ class TrainState:
     opt_state: Any
 
 
-class AverageState(NamedTuple):
-    """Moving averages of parameters and BatchNorm statistics, and the number of updates that they have seen."""
-
-    updates: jax.Array
-    params: Any
-    batch_stats: Any
-
-
-def average_variables(decay: float) -> optax.GradientTransformationExtraArgs:
-    """Exponential moving averages of parameters and BatchNorm statistics; last in a chain, it changes no update.
-
-    The statistics are averaged too (ours, as timm and EfficientNet do): BatchNorm's own running values follow the
-    newest parameters, whose activations are not those of the averaged ones. The decay warms up as
-    min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not averaged with their initial values.
-
-    `update` takes `batch_stats`, those of the step; `init` knows the parameters alone, see `initial_state`.
-    """
-
-    def init(params):
-        return AverageState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.copy, params), {})
-
-    def update(updates, state, params=None, *, batch_stats, **_):
-        rate = jnp.minimum(decay, (1 + state.updates) / (10 + state.updates))
-        new = optax.apply_updates(params, updates), batch_stats
-        averages = jax.tree.map(lambda a, x: rate * a + (1 - rate) * x, (state.params, state.batch_stats), new)
-        return updates, AverageState(state.updates + 1, *averages)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def evaluated_variables(state: TrainState, *, ema: bool) -> dict:
-    """`params` and `batch_stats` to predict with: with `ema` the moving averages where there are any."""
-    averages = [part for part in state.opt_state if isinstance(part, AverageState)]
-    source = averages[0] if ema and averages else state
-    return {"params": source.params, "batch_stats": source.batch_stats}
-
-
-def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
-    """Warm-up from 0, then `step` (x 0.1 at each share of `decay_at`) or `cosine` to 0.
-
-    With `optim.base_batch` the rate is linear in the batch: `learning_rate` x `train.batch_size` / `base_batch`.
-    """
-    after = train.steps - optim.warmup_steps
-    peak = optim.learning_rate * (train.batch_size / optim.base_batch if optim.base_batch else 1)
-    if optim.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, after)
-    else:
-        drops = {round(share * train.steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
-        main = optax.piecewise_constant_schedule(peak, drops)
-    warmup = optax.linear_schedule(0.0, peak, max(optim.warmup_steps, 1))
-    return optax.join_schedules([warmup, main], [optim.warmup_steps]) if optim.warmup_steps else main
-
-
-def make_optimizer(optim: Optim, train: Train) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay on kernels, the learning rate, the moving averages.
-
-    Its `update` takes `batch_stats` beside the parameters.
-    """
-
-    def kernels(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
-    direction = [optax.scale_by_adam()]
-    if optim.weight_decay:
-        direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
-    if optim.freeze_backbone_steps:
-        direction = [frozen_until(optim.freeze_backbone_steps, BACKBONE, optax.chain(*direction))]
-    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    parts += [*direction, optax.scale_by_learning_rate(learning_rate(optim, train))]
-    if optim.ema:
-        parts.append(average_variables(optim.ema))
-    return optax.with_extra_args_support(optax.chain(*parts))
-
-
-def frozen_until(update: int, name: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, which leaves the part `name` of the parameters, and what it knows of it, alone before an update.
-
-    From there Adam starts for it as at a first step: neither its moments nor its bias correction have seen the updates
-    without a gradient.
-    """
-    later = optax.conditionally_mask(inner, lambda count: count >= update)
-
-    def labels(params):
-        return {part: name if part == name else "free" for part in params}
-
-    # Labelled by part, so that a run that is resumed with another number of steps finds its state.
-    return optax.partition({"free": inner, name: later}, labels)
-
-
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0 from initial variables (`params`, `batch_stats`)."""
     params, batch_stats = (jax.tree.map(jnp.asarray, variables[name]) for name in ("params", "batch_stats"))
@@ -127,6 +36,8 @@ def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainSt
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state)
 
 
-def count_parameters(params) -> int:
-    """Number of scalars in a tree of arrays or shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+def evaluated_variables(state: TrainState, *, ema: bool) -> dict[str, Any]:
+    """`params` and `batch_stats` to predict with: with `ema` the moving averages where there are any."""
+    averages = [part for part in state.opt_state if isinstance(part, AverageState)]
+    source = averages[0] if ema and averages else state
+    return {"params": source.params, "batch_stats": source.batch_stats}

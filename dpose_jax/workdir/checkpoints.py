@@ -1,4 +1,4 @@
-"""Checkpoints of state and data position, and the recipe that a workdir belongs to. The one file that knows orbax."""
+"""Checkpoints of train state and data position, and which recipe may use them. No other file imports orbax."""
 
 import contextlib
 import dataclasses
@@ -15,14 +15,15 @@ from etils import epath
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
+from dpose_jax.workdir.training_record import training_device
 
-FORMAT = 1  # of a checkpoint: what is stored, under which names; versions that stored none wrote 1
+FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, one folder a step; saving is atomic (written beside, then renamed).
+    """The checkpoints of one workdir, one folder a step, each written atomically.
 
-    All processes of a run open, save and restore together; each writes and reads its own part of the arrays, so the
+    All processes of a run open, save and restore together. Each writes and reads its own part of the arrays, so the
     workdir of several hosts has to be a folder that they share, or a bucket.
     """
 
@@ -47,7 +48,8 @@ class Checkpoints:
             read_only=read_only,
         )
         with files.named_errors(self.folder):
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     @property
     def latest(self) -> int | None:
@@ -60,37 +62,42 @@ class Checkpoints:
         step = self._manager.best_step()
         return step if step is not None and self.evaluated(step) else None
 
-    def save(self, step: int, state: Any, data: grain.DatasetIterator, ap: float | None = None) -> None:
-        """Saves state and data position as checkpoint `step`, with its AP if known; does nothing if there is one.
+    def save(self, step: int, state: Any, data: grain.DatasetIterator) -> None:
+        """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one.
 
         Raises:
-          OSError: if it, or the one before it that was still being written, cannot be written; names the folder. What
-            was saved earlier is whole.
+          OSError: if this checkpoint or an unfinished earlier one cannot be written; names the folder. Older
+            checkpoints stay whole.
         """
         if step in self._manager.all_steps():
             return
         position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT})
         with self._writing():
-            items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=position)
-            self._manager.save(step, args=items, metrics={} if ap is None else {"AP": ap})
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=position)
+            self._manager.save(step, args=items, metrics={})
 
     def evaluated(self, step: int) -> bool:
         """Whether checkpoint `step` has an AP."""
         return _ap(self._manager.metrics(step) or {}) >= 0
 
     def add_ap(self, step: int, ap: float) -> None:
-        """Gives checkpoint `step`, whose evaluation was broken off, its AP; raises OSError as `save` does."""
+        """Adds the AP of its evaluation to checkpoint `step`; raises OSError as `save` does.
+
+        A checkpoint that is the best no longer stays until the next `save`.
+        """
         folder = epath.Path(self.folder) / str(step) / ocp.checkpoint_manager.METRIC_ITEM_NAME
         handler = ocp.JsonCheckpointHandler(filename=ocp.checkpoint_manager.METRIC_ITEM_NAME)
         with self._writing(), ocp.Checkpointer(handler) as writer:
+            self._manager.wait_until_finished()
             writer.save(folder, args=ocp.args.JsonSave({"AP": ap}), force=True)
         self._manager.reload()
 
-    def restore(self, abstract: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
-        """The state of `step`, by default the newest, laid out as `abstract` (shapes, dtypes and today's shardings).
+    def restore(self, like: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
+        """The state of `step`, by default the newest.
 
         Args:
-          data: is moved to the position stored beside the state, unless None.
+          like: a state of the same shapes and dtypes, as arrays or jax.ShapeDtypeStruct, with today's shardings.
+          data: is moved to the stored position, unless None.
 
         Raises:
           FileNotFoundError: if there is no checkpoint.
@@ -99,15 +106,30 @@ class Checkpoints:
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f"{self.folder}: no checkpoint; train into this workdir first")
-        position = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        position = self._restore(step, data=ocp.args.JsonRestore())
         found = position.pop("format", 1)
         if found != FORMAT:
             path = os.path.join(self.folder, str(step))
             raise ValueError(f"{path}: is of checkpoint format {found}, this version of dpose_jax reads {FORMAT}")
         if data is not None:
             data.set_state(position)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items)["state"]
+        layout = ocp.checkpoint_utils.construct_restore_args(like)
+        return self._restore(step, state=ocp.args.PyTreeRestore(like, layout))
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The state of `step` as nested dicts and lists of numpy arrays, whatever its model.
+
+        Of the optimizer the moving averages alone are read; every other part of `opt_state` has no array.
+        """
+        stored = self._manager.item_metadata(step)["state"].tree
+        parts = [part if _is_average(part) else _skipped(part) for part in stored["opt_state"]]
+        wanted = stored | {"opt_state": parts}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        return self._restore(step, state=ocp.args.PyTreeRestore(wanted, as_numpy))
+
+    def _restore(self, step: int, **item: Any) -> Any:
+        (found,) = self._manager.restore(step, args=ocp.args.Composite(**item)).values()
+        return found
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -134,6 +156,14 @@ def _ap(metrics: dict[str, float]) -> float:
     return metrics.get("AP", -1.0)
 
 
+def _skipped(tree: Any) -> Any:
+    return jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
+
+
+def _is_average(part: Any) -> bool:
+    return bool(part) and "updates" in part  # of optimizer.AverageState
+
+
 def holds_checkpoint(workdir: str) -> bool:
     """Whether there is a whole checkpoint; raises OSError about a bucket that cannot be reached, or must not be."""
     with files.named_errors(workdir):
@@ -149,16 +179,18 @@ class Restored:
     Attributes:
       variables: `params` and `batch_stats`, numpy arrays.
       step: of the checkpoint; averaged: whether they are its moving averages; seed: of the run.
+      training_device: what trained it, see `training_record.training_device`.
     """
 
     variables: dict[str, Any]
     step: int
     averaged: bool
     seed: int
+    training_device: str | None
 
 
 def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None) -> Restored:
-    """The parameters of a checkpoint, whatever its model; nothing of its optimizer is read but the moving averages.
+    """The parameters of a checkpoint, whatever its model. Every process of a run reads all of them.
 
     Args:
       which: `last`, or `best`: the highest AP of the evaluations during training.
@@ -166,26 +198,25 @@ def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
+      ValueError: if the stored recipe cannot be read.
     """
     recipe = stored_recipe(workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.best if which == "best" else checkpoints.latest
-    if step is None and which == "best" and checkpoints.latest is not None:
-        raise FileNotFoundError(
-            f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
-        )
-    if step is None:
-        raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
-    path = os.path.join(checkpoints.folder, str(step), "state")
-    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
-    )
-    state = reader.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    averages = [part for part in state["opt_state"] if part and "updates" in part]
+        step = checkpoints.latest
+        if step is None:
+            raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
+        if which == "best":
+            step = checkpoints.best
+        if step is None:
+            raise FileNotFoundError(
+                f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
+            )
+        state = checkpoints.read(step)
+    averages = [part for part in state["opt_state"] if _is_average(part)]
     averaged = bool(averages) and (recipe.eval.ema if ema is None else ema)
     source = averages[0] if averaged else state
-    return Restored({name: source[name] for name in ("params", "batch_stats")}, step, averaged, recipe.seed)
+    variables = {name: source[name] for name in ("params", "batch_stats")}
+    return Restored(variables, step, averaged, recipe.seed, training_device(workdir))
 
 
 def claim_workdir(recipe: Recipe, workdir: str) -> None:
@@ -198,15 +229,16 @@ def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> No
     """Checks that the checkpoints in `workdir`, if there are any, are of the model of `recipe`.
 
     Args:
-      training: whether they are to be trained on, for which the parts of the optimizer and the seed, of the order of
-        the data, have to be the same too.
+      training: whether they are to be trained on; see `compatibility.differences`.
 
     Raises:
-      ValueError: if they are not; names each field that differs.
+      ValueError: if they are not, naming each field that differs, or if `workdir` is empty.
       FileNotFoundError: if there are checkpoints but no recipe beside them.
       NotADirectoryError, PermissionError: if `workdir` is a file, or cannot be written.
       OSError: if it is in a bucket that cannot be reached, or must not be.
     """
+    if not workdir:
+        raise ValueError("--workdir='': must name a folder or bucket")
     if not files.is_remote(workdir):
         _check_folder(workdir)
     if not holds_checkpoint(workdir):

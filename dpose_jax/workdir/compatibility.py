@@ -1,7 +1,6 @@
 """Stored recipes: how a workdir or model folder keeps its recipe, and which recipes fit its parameters."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -22,11 +21,17 @@ STRUCTURE = (
     *(f"model.{name}" for name in ("channel_attention", "channel_scale", "decoder_channels", "decoder_blocks")),
     "model.time_embedding",
 )
-# Of these, what early versions did not store: it meant today's default then.
-STRUCTURE_ADDED = ("model.channel_scale",)
+# Fields that decide how such a model predicts. Their defaults have changed, so a guess would be silent.
+PREDICTION = (
+    *("crop.padding", "codec.refine", "codec.blur", "diffusion.timesteps", "diffusion.schedule"),
+    *(f"sampler.{name}" for name in ("steps", "update_rule", "start", "t_start", "eta", "refresh", "seed")),
+    *("eval.flip", "eval.ema"),
+)
+# Of all these, what the first versions did not store: it meant today's default then.
+ADDED = ("model.channel_scale",)
 # What a stored recipe meant before it had a field, where that is not today's default.
 MEANT_BEFORE = {"model.pretrained": "none", "optim.base_batch": 0}
-# Fields that later versions gave up, with the value that means "off", the only one that is still read.
+# Fields that were removed, with the value that means "off", the only one that is still read.
 REMOVED = {
     "model.residual": False,
     "diffusion.unroll_share": 0.0,
@@ -34,52 +39,57 @@ REMOVED = {
     "sampler.early_stop": 0.0,
 }
 # Each is on or off, which shows in the stored state of the optimizer.
-OPTIMIZER_PARTS = ("clip_norm", "weight_decay", "ema", "freeze_backbone_steps")
+OPTIMIZER_PARTS = ("optim.clip_norm", "optim.weight_decay", "optim.ema", "optim.freeze_backbone_steps")
 
 
 def as_stored(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as JSON values: its sections, the joint set written out as `joint_set_facts`, and our version."""
-    joints = dataclasses.asdict(recipe.joints)
-    flat = recipe.flatten()
-    if not isinstance(recipe.joint_set, str):
-        flat["joint_set"] = joints["name"]
-    # Through JSON, where tuples are lists, so that it compares equal to what is read back.
-    return json.loads(json.dumps(unflatten(flat) | {"joint_set_facts": joints, "version": __version__}))
+    """A recipe as values for JSON: its sections, the joint set as `joint_set_facts`, and the version of dpose_jax."""
+    name = recipe.joint_set if isinstance(recipe.joint_set, str) else recipe.joint_set.name
+    facts = dataclasses.asdict(recipe.joints)
+    return dataclasses.asdict(recipe) | {"joint_set": name, "joint_set_facts": facts, "version": __version__}
 
 
 def from_stored(stored: Any, file: str) -> Recipe:
-    """The recipe that a workdir or model folder stores; what it lacks is read as what it meant then.
+    """The recipe that a workdir or model folder stores. A field that was added later is read as what it meant then.
 
     Args:
-      stored: what `as_stored` of this or an earlier version gave.
+      stored: what `as_stored` of this or an earlier version gave, read from JSON.
       file: to name in messages.
 
     Raises:
-      ValueError: if it is no stored recipe, or has a field that this version does not know, or lacks one that every
-        version stored and no default can replace.
+      ValueError: if it is no stored recipe, has a field that this version does not know, or lacks one of STRUCTURE or
+        PREDICTION.
     """
+    try:
+        return _read(stored)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _read(stored: Any) -> Recipe:
     if not isinstance(stored, Mapping) or not isinstance(stored.get("joint_set_facts"), Mapping):
-        raise ValueError(f"{file}: holds no joint_set_facts, so it is not a stored recipe")
+        raise ValueError("has no section joint_set_facts, so it is not a stored recipe")
     flat = _flat({key: value for key, value in stored.items() if key not in ("joint_set_facts", "version")})
     for name, off in REMOVED.items():
         if flat.pop(name, off) != off:
-            raise ValueError(f"{file}: {name} is on there; dpose_jax {__version__} no longer has it")
-    known = set(Recipe.names())
+            raise ValueError(f"{name} is on there; dpose_jax {__version__} no longer has it")
+    known = Recipe.names()
     for name in flat:
         if name not in known:
-            writer = stored.get("version", "that kept no number")
-            raise ValueError(
-                f"{file}: {name}: unknown to dpose_jax {__version__}, was written by version {writer}"
-                f"{nearest(name, known)}"
-            )
-    for name in STRUCTURE:
-        if name not in flat and name not in STRUCTURE_ADDED:
-            raise ValueError(f"{file}: {name}: missing, though every version stores it")
+            writer = stored.get("version", "0.1.0")
+            hint = nearest(name, known)
+            raise ValueError(f"{name}: unknown to dpose_jax {__version__}; version {writer} wrote it{hint}")
+    nested = unflatten(MEANT_BEFORE | flat)
+    for name in (*STRUCTURE, *PREDICTION):
+        section = name.partition(".")[0]
+        # A section that is no section is reported by `Recipe.read`, by its own name.
+        if name not in flat and name not in ADDED and isinstance(nested.get(section, {}), Mapping):
+            raise ValueError(f"{name}: missing, though every version stores it")
     try:
-        flat["joint_set"] = from_facts(stored["joint_set_facts"])
-        return Recipe.read(unflatten(MEANT_BEFORE | flat))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        joints = from_facts(stored["joint_set_facts"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"joint_set_facts: {error}") from error
+    return Recipe.read(nested | {"joint_set": joints})
 
 
 def stored_recipe(workdir: str) -> Recipe:
@@ -87,31 +97,28 @@ def stored_recipe(workdir: str) -> Recipe:
 
     Raises:
       FileNotFoundError: if there is none.
-      ValueError: if it cannot be read; names the file and field.
+      ValueError: if it cannot be read, naming the file and field, or if `workdir` is empty.
     """
+    if not workdir:
+        raise ValueError("--workdir='': must name a folder or bucket")
     path = os.path.join(workdir, CONFIG_FILE)
     if not files.exists(path):
         raise FileNotFoundError(f"{path}: missing; it says what the checkpoints beside it are")
-    try:
-        stored = json.loads(files.read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
-    return from_stored(stored, path)
+    return from_stored(files.read_json(path), path)
 
 
 def differences(recipe: Recipe, stored: Recipe, *, training: bool) -> list[str]:
-    """`name: theirs there, ours in the config` of every field in which a recipe does not fit stored parameters.
+    """Where a recipe does not fit stored parameters, as lines `name: stored value there, own value in the config`.
 
     Args:
-      training: whether they are trained on, for which the optimizer's parts and the seed, of the order of the data,
-        have to be the same too.
+      training: whether they are trained on. Then the parts of the optimizer and the seed, which orders the data, have
+        to be the same too.
     """
-    ours, theirs = (_compared(one, training) for one in (recipe, stored))
-    return [
-        f"{name}: {theirs[name]} there, {ours[name]} in the config"
-        for name in sorted(ours)
-        if ours[name] != theirs[name]
-    ]
+    own, theirs = (_compared(one, training) for one in (recipe, stored))
+    different = [name for name in sorted(own) if own[name] != theirs[name]]
+    for one, values in ((recipe, own), (stored, theirs)):
+        values["joint_set"] = f"{one.joints.name} ({one.joints.num_joints} joints)"
+    return [f"{name}: {theirs[name]} there, {own[name]} in the config" for name in different]
 
 
 def _compared(recipe: Recipe, training: bool) -> dict[str, Any]:
@@ -122,7 +129,7 @@ def _compared(recipe: Recipe, training: bool) -> dict[str, Any]:
     found["joint_set"] = dataclasses.replace(recipe.joints, name="")
     if training:
         found["seed"] = recipe.seed
-        found |= {f"optim.{name}": "on" if flat[f"optim.{name}"] else "off" for name in OPTIMIZER_PARTS}
+        found |= {name: "on" if flat[name] else "off" for name in OPTIMIZER_PARTS}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then renamed. Paths may name a bucket, as gs://."""
+"""Atomic file writes (temporary file and rename), local or in a bucket (gs://)."""
 
 import contextlib
 import hashlib
@@ -30,10 +30,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def named_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Errors about a bucket, of whatever client and kind, become an OSError that names the path.
-
-    A missing permission, bucket, credential or client package all come as types of their own.
-    """
+    """Turns every error about a bucket into an OSError that names the path: each client raises types of its own."""
     try:
         yield
     except Exception as error:
@@ -43,7 +40,7 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` so that a reader never sees half a file; the folder is made if absent.
+    """Writes `content` atomically; makes the folder if absent.
 
     Raises:
       OSError: if it cannot be written; nothing is left behind.
@@ -83,13 +80,14 @@ def read_json(path: str | os.PathLike):
       FileNotFoundError: if there is none.
       ValueError: if it is not JSON, or cut short. Both name the file.
     """
-    if not os.path.isfile(path):
+    if not (exists(path) if is_remote(path) else os.path.isfile(path)):
         raise FileNotFoundError(f"{path}: no such file")
-    with open(path, "rb") as stream:
-        try:
-            return json.load(stream)
-        except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
-            raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
+    with named_errors(path):
+        content = epath.Path(path).read_bytes()
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
+        raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -16,38 +16,38 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
 from dpose_jax.workdir.files import read_json, write_bytes, write_json
 
-WEIGHTS_FILE, FACTS_FILE = "model.safetensors", "model.json"
+WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
 FORMAT = 1
 # The model that comes with the package, trained on drawn people alone.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
 
 
 def save(folder: str, variables: Mapping, recipe: Recipe, **trained) -> None:
-    """Writes model.safetensors and model.json into `folder`, each whole or absent.
+    """Writes model.safetensors and model.json into `folder`, each atomically.
 
     Args:
       variables: `params` and `batch_stats`.
       recipe: of the model.
-      trained: further facts, with JSON values (the step).
+      trained: what else model.json has under `trained`, JSON values (the step).
     """
     flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
     data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})
-    facts = {
+    metadata = {
         "format": FORMAT,
         "sha256": hashlib.sha256(data).hexdigest(),
         "trained": trained,
         "config": as_stored(recipe),
     }
     write_bytes(os.path.join(folder, WEIGHTS_FILE), data)
-    # Last, so that a folder with both belongs together: the checksum tells a pair that does not.
-    write_json(os.path.join(folder, FACTS_FILE), facts)
+    # Last, so that a folder with both belongs together; the checksum reveals a pair that does not.
+    write_json(os.path.join(folder, METADATA_FILE), metadata)
 
 
 def load(path: str) -> tuple[Recipe, dict, dict]:
     """Reads a folder that `save` wrote; `path` is the folder or its model.safetensors.
 
     Returns:
-      recipe, variables (numpy) and the facts of model.json.
+      recipe, variables (numpy) and the content of model.json.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -55,27 +55,27 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         model; names the file and the tensors.
     """
     folder = os.path.dirname(path) or "." if os.path.basename(path) == WEIGHTS_FILE else path
-    weights_path, facts_path = (os.path.join(folder, name) for name in (WEIGHTS_FILE, FACTS_FILE))
-    for needed in (facts_path, weights_path):
+    weights_path, metadata_path = (os.path.join(folder, name) for name in (WEIGHTS_FILE, METADATA_FILE))
+    for needed in (metadata_path, weights_path):
         if not os.path.isfile(needed):
-            raise FileNotFoundError(f"{needed}: missing; a model is a folder with {WEIGHTS_FILE} and {FACTS_FILE}")
-    facts = _read_facts(facts_path)
+            raise FileNotFoundError(f"{needed}: missing; a model is a folder with {WEIGHTS_FILE} and {METADATA_FILE}")
+    metadata = _read_metadata(metadata_path)
     with open(weights_path, "rb") as file:
         data = file.read()
-    if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise ValueError(f"{weights_path}: damaged, or not the weights of {facts_path}: the checksum differs")
+    if hashlib.sha256(data).hexdigest() != metadata["sha256"]:
+        raise ValueError(f"{weights_path}: damaged, or not the weights of {metadata_path}: the checksum differs")
     try:
         flat = safetensors.numpy.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{weights_path}: no safetensors file: {error}") from error
-    recipe = from_stored(facts["config"], facts_path)
+    recipe = from_stored(metadata["config"], metadata_path)
     try:
         model = build_model(recipe)
     except ValueError as error:
-        raise ValueError(f"{facts_path}: {error}") from error
+        raise ValueError(f"{metadata_path}: {error}") from error
     expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
     check_tensors(weights_path, flat, expected)
-    return recipe, traverse_util.unflatten_dict(flat, sep="/"), facts
+    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 
 def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
@@ -90,10 +90,12 @@ def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
         raise ValueError(f"{file}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
 
 
-def _read_facts(path: str) -> dict:
-    facts = read_json(path)
-    if not isinstance(facts, dict) or not {"format", "sha256", "config"} <= set(facts):
-        raise ValueError(f"{path}: describes no model of dpose_jax")
-    if facts["format"] != FORMAT:
-        raise ValueError(f"{path}: format {facts['format']}, this version reads format {FORMAT}")
-    return facts
+def _read_metadata(path: str) -> dict:
+    metadata = read_json(path)
+    for name in ("format", "sha256", "config"):
+        if not isinstance(metadata, dict) or name not in metadata:
+            raise ValueError(f"{path}: describes no model of dpose_jax: has no {name}")
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"{path}: format {metadata['format']!r}, this version reads format {FORMAT}")
+    trained = metadata.get("trained")
+    return metadata | {"trained": trained if isinstance(trained, dict) else {}}

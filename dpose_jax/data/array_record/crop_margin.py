@@ -1,16 +1,15 @@
 """How much of an image around a person the augmentation of a recipe can reach: what `crops` records store (ours)."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.crop import CropSpec, half_body_view, padded_view
+from dpose_jax.data.crop import half_body_view, widened_view
 from dpose_jax.data.sample import Person
-from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
 
-# Bilinear sampling reads the next pixel too; one more for the rounding of sampling positions.
-_BORDER = 2
+_BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,38 +20,36 @@ class Margin:
       aspect: width / height of `input_size`.
       padding: `crop.padding`.
       scale: `augment.scale`: the crop is at most 1 + scale times as large.
-      angle: degrees; it is turned by at most this, 2 `augment.rotation`, either way.
+      angle: degrees; the crop is turned by at most this, 2 `augment.rotation`, either way.
       shift: `augment.shift`: the centre moves by at most this share of the box's sides.
       half_body: whether crops of half a body are drawn, from `half_body_min_joints` joints on.
-      half_body_min_joints: as `augment.half_body_min_joints`.
-      upper_body: the joints of the upper half; of no meaning without half bodies.
+      half_body_min_joints: as `augment.half_body_min_joints`; 0 without half bodies.
+      upper_body: the joints of the upper half; empty without half bodies.
     """
 
     aspect: float
     padding: float
-    scale: float
-    angle: float
-    shift: float
-    half_body: bool
-    half_body_min_joints: int
-    upper_body: tuple[int, ...]
+    scale: float = 0.0
+    angle: float = 0.0
+    shift: float = 0.0
+    half_body: bool = False
+    half_body_min_joints: int = 0
+    upper_body: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, config: Recipe, joint_set: JointSet, *, training: bool) -> "Margin":
+    def of(cls, recipe: Recipe, *, training: bool) -> "Margin":
         """The margin of a recipe; without training that of the plain crop."""
-        augment = config.augment
-        height, width = config.input_size
-        half_body = training and augment.half_body > 0 and bool(joint_set.upper_body)
-        return cls(
-            aspect=width / height,
-            padding=config.crop.padding,
-            scale=augment.scale if training else 0.0,
-            angle=min(2 * augment.rotation, 180.0) if training and augment.rotation_prob > 0 else 0.0,
-            shift=augment.shift if training else 0.0,
-            half_body=half_body,
-            half_body_min_joints=augment.half_body_min_joints if half_body else 0,
-            upper_body=tuple(joint_set.upper_body) if half_body else (),
-        )
+        height, width = recipe.input_size
+        plain = cls(aspect=width / height, padding=recipe.crop.padding)
+        if not training:
+            return plain
+        augment, upper_body = recipe.augment, tuple(recipe.joints.upper_body)
+        angle = min(2 * augment.rotation, 180.0) if augment.rotation_prob > 0 else 0.0
+        turned = dataclasses.replace(plain, scale=augment.scale, angle=angle, shift=augment.shift)
+        if augment.half_body == 0 or not upper_body:
+            return turned
+        least = augment.half_body_min_joints
+        return dataclasses.replace(turned, half_body=True, half_body_min_joints=least, upper_body=upper_body)
 
     def check_covers(self, recipe: "Margin", where: str) -> None:
         """Checks that crops of this margin serve a recipe.
@@ -60,7 +57,7 @@ class Margin:
         Raises:
           ValueError: if the recipe reaches further; names `where` and the field.
         """
-        rows = [
+        rows: list[tuple[str, Any, Any, bool]] = [
             ("input_size (its aspect)", self.aspect, recipe.aspect, self.aspect == recipe.aspect),
             ("crop.padding", self.padding, recipe.padding, self.padding >= recipe.padding),
             ("augment.scale", self.scale, recipe.scale, self.scale >= recipe.scale),
@@ -75,37 +72,35 @@ class Margin:
                 ("augment.half_body_min_joints", least, asked, least <= asked),
                 ("joint_set (its upper_body)", upper, needed, upper == needed),
             ]
-        for field, built, asked, fits in rows:
+        for field, built, wanted, fits in rows:
             if not fits:
                 raise ValueError(
-                    f"{where}: the stored crops do not reach as far as this recipe: {field} is {asked}, they were "
+                    f"{where}: the stored crops do not reach as far as this recipe: {field} is {wanted}, they were "
                     f"built for {built}; build them with this recipe, or use data.source='full'"
                 )
 
-    def window(self, person: Person, size: tuple[int, int], joint_set: JointSet) -> tuple[int, int, int, int]:
+    def window(self, person: Person, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """The part of the image that any view of the person can sample.
 
         Args:
           person: in image pixels.
           size: (height, width) of the image, pixels.
-          joint_set: of the person.
 
         Returns:
           left, top, right, bottom in whole pixels, right and bottom exclusive, inside the image; at least 1 x 1.
         """
-        spec = CropSpec((2**16, round(2**16 * self.aspect)), self.padding, "unbiased")  # the aspect is all that counts
-        plain = padded_view(person.bbox, spec)
-        views = [(plain.center, self._reach(plain.size))]
+        views = [widened_view(person.bbox, self.aspect, self.padding)]
         if self.half_body and (person.keypoints[:, 2] > 0).sum() > self.half_body_min_joints:
-            halves = [half_body_view(person.keypoints, upper, spec, joint_set) for upper in (True, False)]
-            views += [(half.center, self._reach(half.size)) for half in halves if half is not None]
+            halves = [half_body_view(person.keypoints, self.upper_body, upper, self.aspect) for upper in (True, False)]
+            views += [half for half in halves if half is not None]
         shift = self.shift * person.bbox[2:].astype(np.float64)
-        low = np.min([center - reach for center, reach in views], axis=0) - shift
-        high = np.max([center + reach for center, reach in views], axis=0) + shift
+        low = np.min([view.center - self._reach(view.size) for view in views], axis=0) - shift
+        high = np.max([view.center + self._reach(view.size) for view in views], axis=0) + shift
         bounds = np.array([size[1], size[0]])
         low = np.clip(np.floor(low) - _BORDER, 0, bounds - 1).astype(int)
         high = np.clip(np.ceil(high) + _BORDER + 1, low + 1, bounds).astype(int)
-        return (*low.tolist(), *high.tolist())
+        (left, top), (right, bottom) = low.tolist(), high.tolist()
+        return left, top, right, bottom
 
     def _reach(self, size: np.ndarray) -> np.ndarray:
         """(2,) furthest x and y from the centre that a crop of that size has at any scale and angle."""

@@ -1,6 +1,6 @@
 """Persons from ArrayRecord files that `python -m dpose_jax.data.build` wrote.
 
-The annotations lie beside the records, so every rule for annotations is the folder's.
+The annotations lie beside the records as JSON, so that the folder's rules for annotations apply to them.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class _Records:
         return "image_outside_folder" if climbs_out(name) else "image_missing"
 
     def size(self, name: str) -> None:
-        """Not needed: stored annotations say it."""
+        """None: stored annotations give all sizes."""
 
     def read(self, name: str) -> bytes:
         if name in self.index["unreadable"]:
@@ -62,8 +62,8 @@ class _Records:
 
     def at(self, row: int) -> bytes:
         """The encoded image of a record."""
-        # TFDS takes a second to import, and only records need it. Its own decoding of a whole record would take longer
-        # than the JPEG of a crop.
+        # TFDS takes a second to import, and only records need it. Its decoding of a whole record takes longer than the
+        # JPEG of a crop.
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -91,13 +91,10 @@ class CropSource(RecordSource):
         """Args: see RecordSource; and what the recipe needs around a person.
 
         Raises:
-          ValueError: also if the crops were built for less than `margin`, or for annotated persons only and boxes
-            of a detector are asked for.
+          ValueError: also if the crops were built for less than `margin`.
         """
-        if options.get("box_file") is not None:
-            raise ValueError("eval.boxes='detections': stored crops are of annotated persons; use data.source='full'")
-        build = read_build(folder)
-        Margin(**build["margin"] | {"upper_body": tuple(build["margin"]["upper_body"])}).check_covers(margin, folder)
+        built = read_build(folder)["margin"]
+        Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, folder)
         super().__init__(folder, split, joint_set, **options)
         index = self._records.index
         rows = {person: row for row, person in enumerate(index.pop("persons"))}
@@ -106,8 +103,7 @@ class CropSource(RecordSource):
         self._origins = np.array(index.pop("origins"), np.int32).reshape(-1, 2)
 
     def __getitem__(self, index: int) -> Person:
-        person = super().__getitem__(index)
-        row = self._rows[index]
+        person, row = super().__getitem__(index), self._rows[index]
         return person if row < 0 else dataclasses.replace(person, origin=tuple(self._origins[row].tolist()))
 
     def read_image(self, index: int) -> np.ndarray:

@@ -9,46 +9,52 @@ import grain
 import numpy as np
 
 from dpose_jax.data.array_record.crop_margin import Margin
-from dpose_jax.data.coco_dataset import AnnotatedSource, ListedImage
-from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, decode_image, read_header
+from dpose_jax.data.coco_dataset import FolderSource, ListedImage, check_size
+from dpose_jax.data.image_files import IMAGE_NOTES, decode_image, read_header
 from dpose_jax.data.loader import read_ahead
-from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Data
 
 KINDS = ("full", "crops")
 Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
+class Cut:
+    """What `crops` store of an image: the part within `margin` of a person, as a JPEG of `quality` 1 to 100."""
+
+    margin: Margin
+    quality: int
+
+
+@dataclasses.dataclass(frozen=True)
 class _ImageRecords:
     """Image -> its records, or why there are none; runs in worker processes."""
 
-    source: AnnotatedSource
-    images: ImageFolder
+    source: FolderSource
     items: list[ListedImage]
-    cut: tuple[Margin, JointSet, int] | None
+    cut: Cut | None
 
     def __call__(self, item: int) -> Example:
         name, image_id, size, persons = self.items[item]
+        found: Example = {"problem": "", "notes": (), "examples": []}
         try:
-            data = self.images.read(name)
+            data = self.source.folder.read(name)
             image = decode_image(data)
+            header = read_header(data)
+            found["notes"] = header.notes if header else ()
+            check_size(image, size)
         except (OSError, ValueError) as error:
-            return {"problem": str(error), "notes": (), "examples": []}
-        header = read_header(data)
-        found: Example = {"problem": "", "notes": header.notes() if header else (), "examples": []}
-        if image.shape[:2] != size:
-            stored = f"{image.shape[1]} x {image.shape[0]}"
-            return found | {"problem": f"the image is {stored} px, its annotation says {size[1]} x {size[0]}"}
-        facts = {"file_name": name, "image_id": image_id}
+            return found | {"problem": str(error)}
+        metadata = {"file_name": name, "image_id": image_id}
         people = [self.source[index] for index in persons]
         described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
         if self.cut is None:
-            return found | {"examples": [facts | {"image": data, "persons": described}]}
-        margin, joint_set, quality = self.cut
+            return found | {"examples": [metadata | {"image": data, "persons": described}]}
         for person, description in zip(people, described, strict=True):
-            left, top, right, bottom = margin.window(person, size, joint_set)
-            pixels = encode_jpeg(image[top:bottom, left:right], quality)
-            found["examples"].append(facts | description | {"image": pixels, "origin": np.int32([left, top])})
+            left, top, right, bottom = self.cut.margin.window(person, size)
+            pixels = encode_jpeg(image[top:bottom, left:right], self.cut.quality)
+            cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
+            found["examples"].append(metadata | description | cut_out)
         return found
 
 
@@ -67,26 +73,15 @@ class SplitRecords:
       counts: by rule: the source's report, IMAGE_NOTES and `image_unreadable`.
     """
 
-    def __init__(
-        self,
-        source: AnnotatedSource,
-        images: ImageFolder,
-        *,
-        whole: bool,
-        cut: tuple[Margin, JointSet, int] | None,
-        workers: int,
-        max_bad_share: float,
-    ):
+    def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool):
         """Args:
-        source: the annotated persons over `images`.
-        images: the folder.
-        whole: also images without persons, in which detected boxes may lie; for `full`.
-        cut: None for `full`; margin, joint set and JPEG quality for `crops`.
-        workers: processes that read, check and cut; 0 works in this one.
-        max_bad_share: share of the images that may be unreadable.
+        source: the annotated persons of a folder.
+        data: `workers` processes read, check and cut; `max_bad_share` of the images may be unreadable.
+        cut: None for `full`.
+        with_empty: also images without persons, in which detected boxes may lie.
         """
-        self._work = _ImageRecords(source, images, source.images(whole=whole), cut)
-        self._workers, self._max_bad_share = workers, max_bad_share
+        self._work = _ImageRecords(source, source.images(with_empty=with_empty), cut)
+        self._data = data
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
         self.index: dict[str, Any] = {"images": [], "unreadable": {}}
         if cut is not None:
@@ -103,11 +98,12 @@ class SplitRecords:
           ValueError: once more images than `max_bad_share` have turned out to be unreadable.
         """
         dataset = grain.MapDataset.range(len(self)).map(self._work)
-        for (name, *_), found in zip(self._work.items, read_ahead(dataset, self._workers, elements=64), strict=True):
+        records = read_ahead(dataset, self._data.workers, elements=64)
+        for (name, *_), found in zip(self._work.items, records, strict=True):
             for note in found["notes"]:
                 self.counts[note] += 1
             if found["problem"]:
-                self._unreadable(name, found["problem"])
+                self._add_unreadable(name, found["problem"])
                 continue
             self.index["images"].append(name)
             if "persons" in self.index:
@@ -115,11 +111,12 @@ class SplitRecords:
                 self.index["origins"] += [example["origin"].tolist() for example in found["examples"]]
             yield found["examples"]
 
-    def _unreadable(self, name: str, problem: str) -> None:
+    def _add_unreadable(self, name: str, problem: str) -> None:
         self.counts["image_unreadable"] += 1
         self.index["unreadable"][name] = problem
-        if self.counts["image_unreadable"] > self._max_bad_share * len(self):
+        count, share = self.counts["image_unreadable"], self._data.max_bad_share
+        if count > share * len(self):
             raise ValueError(
-                f"{self.counts['image_unreadable']} of {len(self)} images are unreadable, more than "
-                f"data.max_bad_share={self._max_bad_share}; the last: {self._work.images.place(name)}: {problem}"
+                f"{count} of {len(self)} images are unreadable, more than data.max_bad_share={share}; the last: "
+                f"{self._work.source.folder.place(name)}: {problem}"
             )

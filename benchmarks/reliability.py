@@ -1,0 +1,93 @@
+"""How well measures of doubt rank the errors of joints."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from scipy import stats
+
+from dpose_jax import Predictor
+from dpose_jax.data.sample import Source
+from dpose_jax.evaluation.coco import evaluate_results
+from dpose_jax.evaluation.predict_split import Predictions, predict_split
+from dpose_jax.evaluation.report import to_results
+from dpose_jax.evaluation.results import without_boxes
+from dpose_jax.models.pose_sampler import to_image_pixels
+from dpose_jax.pose import uncertainty
+from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.recipe import Recipe
+
+
+def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
+    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J).
+
+    Doubt is higher where the model is less sure. `spread` and `curvature` are standard deviations in units of the box's
+    longer side, `peak` is minus the height of the peak.
+    """
+    run = jax.jit(predictor.sampler.poses)
+    rows = predict_split(predictor.recipe, source, lambda *inputs: run(predictor.variables, *inputs), batch_size=size)
+    found, count = rows.outputs, len(rows.index)
+    covariances = uncertainty.transform_covariance(found["covariances"], rows.to_image[:, :, :2])
+    hypotheses = to_image_pixels(found["hypotheses"].reshape(count, -1, 2), rows.to_image)
+    spread = uncertainty.spread(hypotheses.reshape(found["hypotheses"].shape))
+    curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
+    sides = np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
+    doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -found["scores"]}
+    return rows.predictions(found["keypoints"], found["scores"]), doubts
+
+
+def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:
+    """(N, J) distances to the annotated joints in units of the box's longer side; NaN where a joint is unlabelled."""
+    persons = [source[int(i)] for i in predictions.index]
+    truth = np.stack([person.keypoints for person in persons]).astype(np.float64)
+    lengths = np.array([max(person.bbox[2:]) for person in persons], np.float64)
+    distance = np.linalg.norm(predictions.keypoints - truth[..., :2], axis=-1) / lengths[:, None]
+    return np.where(truth[..., 2] > 0, distance, np.nan)
+
+
+def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
+    """Spearman's rank correlation of doubt and error over all labelled joints of all persons.
+
+    Args:
+      doubt: (N, J), higher where less sure; errors: (N, J), NaN where unlabelled.
+
+    Returns:
+      in [-1, 1]: 1 if doubt ranks the errors, about 0 if it says nothing about them; None where either is constant.
+    """
+    labelled = np.isfinite(errors)
+    some, other = np.asarray(doubt)[labelled], errors[labelled]
+    if len(some) < 2 or np.ptp(some) == 0 or np.ptp(other) == 0:
+        return None
+    return float(stats.spearmanr(some, other).statistic)
+
+
+def accuracy_without_worst(
+    source: Source,
+    predictions: Predictions,
+    doubt: np.ndarray,
+    shares: Sequence[float],
+    joint_set: JointSet,
+    recipe: Recipe,
+) -> dict[float, float | None]:
+    """AP after removing the share of persons with the most doubt, predictions and ground truth alike.
+
+    Args:
+      doubt: (N,) of each predicted person.
+      shares: in [0, 1); 0 is the plain AP.
+      recipe: see `report.to_results`.
+
+    Returns:
+      AP by share. Annotated persons that were not predicted stay, as misses.
+    """
+    truth = source.ground_truth()
+    order = np.argsort(doubt, kind="stable")
+    found = {}
+    for share in shares:
+        count = len(order) - round(share * len(order))
+        kept, dropped = np.sort(order[:count]), order[count:]
+        gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
+        left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
+        some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
+        results = to_results(source, some, joint_set, recipe)
+        found[share] = evaluate_results(left, without_boxes(results), joint_set)["AP"]
+    return found

@@ -1,0 +1,116 @@
+"""Writes the generated tables and the plots of the results pages: `python docs/appendix/tables.py`, from the clone.
+
+A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->` or `<!-- variants STUDY | NAMES -->`, ends at `<!-- end -->`.
+Studies are those of docs/results/study.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one seed alone.
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.study.plot import write_plot  # noqa: E402
+from benchmarks.study.summary import estimate, in_points, summarise  # noqa: E402
+from benchmarks.study.tables import read_table  # noqa: E402
+from benchmarks.study.variants import title  # noqa: E402
+
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "appendix").glob("*.md")))
+PLOTS = ("lspet_4000", "synthetic_2400")
+# Of variants whose fields are gone since commit 1a2b2d5.
+REMOVED = {
+    "passes": "U-Net refiner, half unrolled",
+    "late_same_time": "recipe, HRNet alone at first, same training time",
+    "recipe_t_1000_unrolled": "recipe, t up to 1,000, half unrolled",
+    "recipe_residual": "recipe, D predicts the change",
+}
+SETS = {"synthetic_800_stride_2": "800 steps", "synthetic_2400_stride_2": "2,400 steps"}
+SETS |= {f"lspet_{steps}": "Leeds" for steps in (2000, 4000)} | {f"synthetic_{steps}": "drawn" for steps in (800, 2400)}
+SHORT = {"gain on HRNet": "on HRNet", "gain on U-Net refiner": "on refiner"}
+RUNS, TIMES = read_table(str(RESULTS / "study.csv")), read_table(str(RESULTS / "latency.csv"))
+
+
+def runs_of(study: str, variant: str = "", seed: str = "") -> list[dict]:
+    """Rows of study.csv of a study; of a variant, those of one seed alone if it is given."""
+    rows = [row for row in RUNS if row["study"] == study]
+    return [row for row in rows if row["variant"] != variant or not seed or row["seed"] == int(seed)]
+
+
+def cells_of(study: str, row: str) -> dict[str, str]:
+    """The cells of `VARIANT@SEED:READING` in a study, `AP without DARK` among them; {} where that was not read."""
+    name, reading = row.split(":")
+    variant, _, seed = name.partition("@")
+    times = [row for row in TIMES if row["study"] == study]
+    summaries = [one for one in summarise(runs_of(study, variant, seed), times) if one["variant"] == variant]
+    found = {str(one["reading"]): one for one in summaries}
+    if reading not in found:
+        return {}
+    undark = found.get(f"{reading} without DARK")
+    return in_points(found[reading]) | {"AP without DARK": in_points(undark)["AP"].split(" ")[0] if undark else ""}
+
+
+def rows_table(studies: str, rows: str, columns: str) -> list[list[str]]:
+    """A line a row, with the columns of each study side by side."""
+    names, chosen = [study.strip() for study in studies.split("+")], [column.strip() for column in columns.split(",")]
+    prefix = {study: f"{SETS.get(study, study)}: " if len(names) > 1 else "" for study in names}
+    lines = [["variant, reading", *(f"{prefix[study]}{SHORT.get(one, one)}" for study in names for one in chosen)]]
+    for row in (each.strip() for each in rows.split(",")):
+        by_study = [cells_of(study, row) for study in names]
+        variant, reading = row.split(":")
+        seed = f", seed {variant.partition('@')[2]}" if "@" in variant else ""
+        label = f"{named(variant.partition('@')[0])}{seed}, {reading}"
+        cells = [found.get(one, "") for found in by_study for one in chosen]
+        lines.append([label, *("" if cell in ("+0.0", "+0.0 ± 0.0") else cell for cell in cells)])  # a control's own
+    return lines
+
+
+def variants_table(study: str, variants: str) -> list[list[str]]:
+    """A line a variant: AP of seed 0 by number of steps, and its gain on the recipe, paired over the seeds of both."""
+    lines = [["variant", "coarse", "1 step", "2", "8", "1 step, on recipe", "2 steps, on recipe"]]
+    ap = {
+        (row["variant"], row["seed"], f"{row['update']}_{row['K']}"): row["AP"]
+        for row in runs_of(study)
+        if row["refine"] == "dark"
+    }
+    for variant in (each.strip() for each in variants.split(",")):
+        line = [named(variant).removeprefix("recipe, ")]
+        for reading in ("coarse_0", "direct_1", "direct_2", "direct_8"):
+            value = ap.get((variant, 0, reading))
+            line.append("" if value is None else f"{100 * value:.1f}")
+        for reading in ("direct_1", "direct_2") if variant != "recipe" else ():
+            keys = [key for key in ap if key[0] == variant and key[2] == reading and ("recipe", *key[1:]) in ap]
+            gain = estimate(ap[key] - ap["recipe", key[1], reading] for key in keys)
+            line.append(gain.points(sign=True) if gain else "")
+        lines.append([*line, *[""] * (len(lines[0]) - len(line))])
+    return lines
+
+
+def named(variant: str) -> str:
+    """The title of a variant, removed ones included."""
+    return REMOVED.get(variant) or title(variant)
+
+
+def replace(match: re.Match) -> str:
+    """The marked table anew."""
+    kind, arguments = match["kind"], [part.strip() for part in match["arguments"].split("|")]
+    lines = {"rows": rows_table, "variants": variants_table}[kind](*arguments)
+    text = [f"|{'|'.join(line)}|" for line in lines]
+    return "\n".join([match["mark"], "", text[0], "|" + "---|" * len(lines[0]), *text[1:], "", "<!-- end -->"])
+
+
+def main() -> None:
+    """Writes all tables and plots."""
+    mark = re.compile(r"(?P<mark><!-- (?P<kind>rows|variants) (?P<arguments>.*?) -->).*?<!-- end -->", re.DOTALL)
+    for page in PAGES:
+        page.write_text(mark.sub(replace, page.read_text()))
+    for study in PLOTS:
+        times = [row for row in TIMES if row["study"] == study]
+        # Without the same training time: its seeds and devices are not those of the others.
+        rows = [row for row in runs_of(study) if row["variant"] != "plain_same_time"]
+        write_plot(str(RESULTS / f"{study}.png"), summarise(rows, times))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from dpose_jax.data.crop import (
+    CropSpec,
+    View,
+    draw_view,
+    invert,
+    map_points,
+    padded_view,
+    view_matrix,
+    warp_image,
+    warp_joints,
+)
+from dpose_jax.data.sample import Person
+from dpose_jax.pose.joint_sets import COCO, JointSet
+from dpose_jax.recipe import Augment
+
+WARPS = ("unbiased", "rounded")
+NONE = Augment(0, 0, 0, 0, 0, 8, 0.7, 0, 0)
+HRNET = Augment(0.5, 0.35, 45, 0.6, 0.3, 8, 0.7, 0, 0)
+BOX = np.array([31.3, 22.7, 61.0, 120.5])
+
+
+def spec(warp, size=(64, 48), padding=1.25, label_margin=0.0):
+    return CropSpec(size, padding, warp, label_margin)
+
+
+def picture(height=200, width=160, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def whole_person(seed=0, bbox=BOX):
+    rng = np.random.default_rng(seed)
+    points = bbox[:2] + rng.random((17, 2)) * bbox[2:]
+    return Person(1, 1, "f", bbox.astype(np.float32), np.c_[points, np.full(17, 2)].astype(np.float32))
+
+
+@pytest.mark.parametrize(("box", "size"), [([10, 20, 30, 90], (67.5, 90)), ([10, 20, 90, 30], (90, 120))])
+def test_padded_view_has_the_aspect_of_the_crop(box, size):
+    view = padded_view(np.array(box), spec("rounded"))
+    np.testing.assert_allclose(view.size, 1.25 * np.array(size), rtol=1e-14)
+    np.testing.assert_allclose(view.center, [box[0] + box[2] / 2, box[1] + box[3] / 2], rtol=1e-14)
+
+
+def test_where_the_corners_go():
+    view = padded_view(BOX, spec("rounded"))
+    corners = np.stack([view.center - view.size / 2, view.center + view.size / 2])
+    unbiased = map_points(view_matrix(view, spec("unbiased")), corners)
+    np.testing.assert_allclose(unbiased, [[0, 0], [47, 63]], atol=1e-12)
+    rounded = map_points(view_matrix(view, spec("rounded")), [*corners, view.center])
+    np.testing.assert_allclose(rounded, [[0, 0], [48, 64], [24, 32]], atol=1e-12)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 30.0, -77.0])
+def test_rounded_matrix_is_the_three_point_transform(rotation):
+    """HRNet's construction: centre, the point half a width above it (turned), and the corner at a right angle."""
+    view = dataclasses.replace(padded_view(BOX, spec("rounded")), rotation=rotation)
+    angle = -np.deg2rad(rotation)
+    half = view.size[0] / 2
+    up = half * np.array([np.sin(angle), -np.cos(angle)])
+    side = np.array([up[1], -up[0]])
+    source = np.float32([view.center, view.center + up, view.center + up + side])
+    target = np.float32([[24, 32], [24, 8], [0, 8]])
+    expected = cv2.getAffineTransform(source, target)
+    np.testing.assert_allclose(view_matrix(view, spec("rounded")), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rotation", [0.0, 30.0, -77.0])
+def test_unbiased_matrix_is_udps(rotation):
+    """UDP's closed form, element by element."""
+    view = dataclasses.replace(padded_view(BOX, spec("unbiased")), rotation=rotation)
+    c, s = np.cos(np.deg2rad(rotation)), np.sin(np.deg2rad(rotation))
+    (cx, cy), (w, h) = view.center, view.size
+    kx, ky = 47 / w, 63 / h
+    expected = [
+        [c * kx, -s * kx, kx * (-cx * c + cy * s + w / 2)],
+        [s * ky, c * ky, ky * (-cx * s - cy * c + h / 2)],
+    ]
+    np.testing.assert_allclose(view_matrix(view, spec("unbiased")), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("rotation", [0.0, 25.0])
+def test_a_mirrored_view_is_the_mirrored_crop_to_the_bit(warp, rotation):
+    image, person = picture(), whole_person()
+    plain = dataclasses.replace(padded_view(BOX, spec(warp)), rotation=rotation)
+    mirrored = dataclasses.replace(plain, flip=True)
+    np.testing.assert_array_equal(
+        warp_image(image, mirrored, spec(warp)), warp_image(image, plain, spec(warp))[:, ::-1]
+    )
+    points, visible = warp_joints(person.keypoints, plain, spec(warp), COCO)
+    other, other_visible = warp_joints(person.keypoints, mirrored, spec(warp), COCO)
+    order = list(COCO.flip_order)
+    np.testing.assert_allclose(other[:, 0], 47 - points[order, 0], atol=1e-5)
+    np.testing.assert_array_equal(other[:, 1], points[order, 1])
+    np.testing.assert_array_equal(other_visible, visible[order])
+
+
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixels_follow_the_matrix(warp, flip):
+    """Each crop pixel is the bilinear sample of the image where `to_image` says, to OpenCV's precision."""
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (10, 8, 3), np.uint8), (160, 200), interpolation=cv2.INTER_CUBIC)
+    view = View(np.array([80.3, 99.1]), np.array([60.0, 80.0]), 33.0, flip)
+    crop = warp_image(image, view, spec(warp))
+    x, y = np.meshgrid(np.arange(48), np.arange(64))
+    where = map_points(invert(view_matrix(view, spec(warp))), np.stack([x, y], axis=-1))
+    low = np.floor(where).astype(int)
+    a, b = np.moveaxis(where - low, -1, 0)[..., None]
+    at = [[image[low[..., 1] + j, low[..., 0] + i].astype(float) for i in (0, 1)] for j in (0, 1)]
+    expected = (1 - b) * ((1 - a) * at[0][0] + a * at[0][1]) + b * ((1 - a) * at[1][0] + a * at[1][1])
+    assert np.abs(crop - expected).max() < 1.1
+
+
+@pytest.mark.parametrize("warp", WARPS)
+def test_a_marked_spot_stays_under_its_joint(warp):
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:200, :160]
+    blob = 255 * np.exp(-((x - 71) ** 2 + (y - 101) ** 2) / (2 * 5.0**2))
+    image = np.repeat(blob[..., None], 3, axis=2).astype(np.uint8)
+    joint = np.float32([[71, 101, 2]])
+    only = JointSet("one", ("nose",), (), (), (0.1,), ())
+    person = Person(1, 1, "f", BOX, joint)
+    for _ in range(20):
+        view = draw_view(rng, person, spec(warp), dataclasses.replace(HRNET, shift=0.1), only)
+        crop = warp_image(image, view, spec(warp))[..., 0].astype(float)
+        y, x = np.mgrid[:64, :48]
+        center = [(crop * x).sum() / crop.sum(), (crop * y).sum() / crop.sum()]
+        (found,), (seen,) = warp_joints(joint, view, spec(warp), only)
+        assert seen
+        np.testing.assert_allclose(center, found, atol=0.05)
+
+
+def test_outside_of_the_image_is_black():
+    view = padded_view(np.array([-100.0, -100, 60, 80]), spec("unbiased"))
+    assert not warp_image(picture(), view, spec("unbiased")).any()
+
+
+@pytest.mark.parametrize("warp", WARPS)
+def test_inverse(warp):
+    view = View(np.array([80.3, 99.1]), np.array([60.0, 80.0]), 33.0, True)
+    matrix = view_matrix(view, spec(warp))
+    points = np.random.default_rng(0).normal(size=(5, 2)) * 100
+    np.testing.assert_allclose(map_points(invert(matrix), map_points(matrix, points)), points, atol=1e-10)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_visibility_ends_with_the_crop(flip):
+    """A joint counts on the closed rectangle that the crop's pixels cover."""
+    names = ("on", "off", "unlabelled")
+    joints = JointSet("three", names, (), (), (0.1,) * 3, ())
+    view = dataclasses.replace(padded_view(np.array([0.0, 0, 48, 64]), spec("rounded", padding=1.0)), flip=flip)
+    for on, off in (([-0.5, 9], [-0.52, 9]), ([47.5, 9], [47.52, 9]), ([9, 63.5], [9, 63.52]), ([9, -0.5], [9, -0.52])):
+        keypoints = np.float32([[*on, 1], [*off, 2], [5, 5, 0]])
+        points, visible = warp_joints(keypoints, view, spec("rounded", padding=1.0), joints)
+        expected = [47 - on[0] if flip else on[0], on[1]]
+        np.testing.assert_allclose(points[0], expected, atol=1e-5)
+        np.testing.assert_array_equal(visible, [1, 0, 0])
+        np.testing.assert_array_equal(points[2], [0, 0])
+
+
+def kept(points, crop_spec):
+    """Whether joints at these crop pixels keep their label; the view's scale is 1, its first pixel the image's."""
+    height, width = crop_spec.input_size
+    view = padded_view(np.array([0.0, 0, width, height]), crop_spec)
+    names = tuple(f"joint{i}" for i in range(len(points)))
+    joints = JointSet("many", names, (), (), (0.1,) * len(points), ())
+    moved, visible = warp_joints(np.c_[points, np.full(len(points), 2.0)], view, crop_spec, joints)
+    np.testing.assert_allclose(moved, points, atol=1e-4)
+    return visible > 0
+
+
+def test_the_label_margin_moves_the_border_by_itself():
+    """A joint counts up to the margin off each of the four sides, and no further."""
+    plain, wide = (spec("rounded", padding=1.0, label_margin=margin) for margin in (0.0, 24.0))
+    rng = np.random.default_rng(0)
+    points = rng.uniform([-60, -60], [108, 124], (20000, 2))
+    off = np.maximum(np.maximum(-0.5 - points, points - [47.5, 63.5]), 0).max(axis=1)
+    np.testing.assert_array_equal(kept(points, plain), off == 0)
+    np.testing.assert_array_equal(kept(points, wide), off <= 24)
+    view = dataclasses.replace(padded_view(BOX, wide), flip=True)
+    unflipped = dataclasses.replace(view, flip=False)
+    joints = np.c_[rng.uniform(-60, 260, (17, 2)), np.full(17, 2)]
+    order = list(COCO.flip_order)
+    mirrored, straight = (warp_joints(joints, each, wide, COCO)[1] for each in (view, unflipped))
+    np.testing.assert_array_equal(mirrored, straight[order])
+    assert 0 < straight.sum() < 17
+
+
+def test_three_sigmas_are_hrnets_rule_but_for_its_rounding():
+    """HRNet drops a joint whose window of 3 sigma lies off the heatmap.
+
+    Its window's end may touch the heatmap's first pixel from outside, and int() truncates towards zero: on the low side
+    it keeps joints up to 2.375 heatmap pixels further, on the high side it drops them .375 sooner.
+    """
+    stride, sigma, (height, width) = 4, 2.0, (256, 192)
+    ours = spec("rounded", (height, width), padding=1.0, label_margin=3 * sigma * stride)
+    points = np.random.default_rng(0).uniform([-60, -60], [width + 60, height + 60], (20000, 2))
+    mu = np.trunc(points / stride + 0.5)
+    size = np.array([width, height]) / stride
+    hrnets = ~((mu - 3 * sigma >= size) | (mu + 3 * sigma + 1 < 0)).any(axis=1)
+    differs = kept(points, ours) != hrnets
+    on_map = points / stride
+    low = (on_map > -8.5) & (on_map <= -6.125)
+    high = (on_map >= size + 5.5) & (on_map <= size + 5.875)
+    assert (low | high)[differs].any(axis=1).all()
+    assert 0 < differs.mean() < 0.06
+
+
+def draws(augment, count=2000, joint_set=COCO, bbox=BOX):
+    rng = np.random.default_rng(0)
+    return [draw_view(rng, whole_person(bbox=bbox), spec("unbiased"), augment, joint_set) for _ in range(count)]
+
+
+def test_no_augmentation_is_the_plain_view():
+    person, plain = whole_person(), padded_view(BOX.astype(np.float32), spec("unbiased"))
+    view = draw_view(np.random.default_rng(0), person, spec("unbiased"), NONE, COCO)
+    np.testing.assert_array_equal(view_matrix(view, spec("unbiased")), view_matrix(plain, spec("unbiased")))
+    np.testing.assert_array_equal(
+        warp_image(picture(), view, spec("unbiased")), warp_image(picture(), plain, spec("unbiased"))
+    )
+
+
+def test_augmentation_statistics():
+    """Shares lie within five standard errors, extremes on the clips of HRNet's recipe."""
+    views = draws(dataclasses.replace(HRNET, half_body=0.0))
+    tolerance = 5 * 0.5 / np.sqrt(len(views))
+    assert abs(np.mean([v.flip for v in views]) - 0.5) < tolerance
+    turned = np.array([v.rotation for v in views if v.rotation])
+    assert abs(len(turned) / len(views) - 0.6) < tolerance
+    assert turned.min() == -90 and turned.max() == 90
+    assert abs(np.median(np.abs(turned)) - 0.6745 * 45) < 3
+    scale = np.array([v.size[0] for v in views]) / padded_view(BOX, spec("unbiased")).size[0]
+    np.testing.assert_allclose([scale.min(), scale.max()], [0.65, 1.35], rtol=1e-6)
+    # A normal variable is outside of one standard deviation with probability .317.
+    assert abs(np.mean((scale < 0.6501) | (scale > 1.3499)) - 0.317) < tolerance
+    assert len({tuple(v.center) for v in views}) == 1
+
+
+def test_shift_is_in_units_of_the_box():
+    centers = np.array([v.center for v in draws(dataclasses.replace(NONE, shift=0.2))])
+    offset = (centers - (BOX[:2] + BOX[2:] / 2)) / BOX[2:]
+    assert np.abs(offset).max() < 0.2 + 1e-6
+    assert (np.abs(offset).max(axis=0) > 0.199).all()
+
+
+def test_half_body():
+    augment = dataclasses.replace(NONE, half_body=0.3)
+    person = whole_person()
+    views = draws(augment)
+    plain = padded_view(person.bbox, spec("unbiased"))
+    upper, lower = person.keypoints[:11, :2].astype(float), person.keypoints[11:, :2].astype(float)
+    counts = dict.fromkeys(("upper", "lower", "whole"), 0)
+    for view in views:
+        for name, center in (("upper", upper.mean(0)), ("lower", lower.mean(0)), ("whole", plain.center)):
+            counts[name] += bool(np.allclose(view.center, center))
+    assert sum(counts.values()) == len(views)
+    tolerance = 5 * 0.5 / np.sqrt(len(views))
+    assert abs(counts["upper"] / len(views) - 0.3 * 0.7) < tolerance
+    assert abs(counts["lower"] / len(views) - 0.3 * 0.3) < tolerance
+    view = next(v for v in views if np.allclose(v.center, upper.mean(0)))
+    width, height = np.ptp(upper, axis=0)
+    np.testing.assert_allclose(view.size[0], 1.5 * max(width, height * 48 / 64), rtol=1e-6)
+
+
+def half_view(keypoints, joint_set=COCO, upper=1.0):
+    augment = dataclasses.replace(NONE, half_body=1.0, half_body_upper=upper)
+    person = dataclasses.replace(whole_person(), keypoints=keypoints)
+    return draw_view(np.random.default_rng(0), person, spec("unbiased"), augment, joint_set)
+
+
+def test_half_body_rules():
+    plain = padded_view(BOX.astype(np.float32), spec("unbiased")).center
+    joints = whole_person().keypoints
+    few = joints.copy()
+    few[8:, 2] = 0
+    np.testing.assert_allclose(half_view(few).center, plain)  # eight labelled joints are not more than eight
+    lopsided = joints.copy()
+    lopsided[11:15, 2] = 0  # two lower joints left: the upper half stands in
+    np.testing.assert_allclose(half_view(lopsided, upper=0.0).center, joints[:11, :2].mean(0), rtol=1e-6)
+    point = joints.copy()
+    point[:, :2] = 50  # joints on one spot span no crop
+    np.testing.assert_allclose(half_view(point).center, plain)
+    np.testing.assert_allclose(half_view(joints, dataclasses.replace(COCO, upper_body=())).center, plain)
+
+
+def test_random_numbers_taken_do_not_depend_on_the_person():
+    rngs = [np.random.default_rng(3) for _ in range(2)]
+    nobody = dataclasses.replace(whole_person(), keypoints=np.zeros((17, 3), np.float32))
+    draw_view(rngs[0], whole_person(), spec("unbiased"), HRNET, COCO)
+    draw_view(rngs[1], nobody, spec("unbiased"), NONE, COCO)
+    assert rngs[0].random() == rngs[1].random()
+
+
+def test_colour():
+    image = np.full((200, 160, 3), (200, 100, 50), np.uint8)
+    plain = padded_view(np.array([40.0, 40, 30, 40]), spec("unbiased"))
+
+    def pixel(*factors):
+        crop = warp_image(image, dataclasses.replace(plain, color=factors), spec("unbiased"))
+        assert (crop == crop[0, 0]).all()
+        return crop[0, 0].astype(int)
+
+    luma = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    np.testing.assert_array_equal(pixel(1.0, 1.0, 1.0), [200, 100, 50])
+    np.testing.assert_array_equal(pixel(0.5, 1.0, 1.0), [100, 50, 25])
+    np.testing.assert_array_equal(pixel(2.0, 1.0, 1.0), [255, 200, 100])
+    np.testing.assert_allclose(pixel(1.0, 1.0, 0.0), [luma] * 3, atol=0.51)
+    np.testing.assert_allclose(pixel(1.0, 0.5, 1.0), luma + 0.5 * (np.array([200, 100, 50]) - luma), atol=0.51)
+    factors = np.array([v.color for v in draws(dataclasses.replace(NONE, color=0.4), 300)])
+    assert factors.min() > 0.6 and factors.max() < 1.4 and np.ptp(factors, axis=0).min() > 0.75
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("flip", 1.1),
+        ("rotation_prob", -0.1),
+        ("scale", 1.0),
+        ("color", -0.1),
+        ("shift", -1),
+        ("rotation", float("nan")),
+    ],
+)
+def test_augment_names_the_bad_field(field, value):
+    with pytest.raises(ValueError, match=rf"augment.{field}={value}: must"):
+        dataclasses.replace(HRNET, **{field: value})

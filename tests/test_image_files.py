@@ -1,0 +1,90 @@
+"""Image files of every kind that data sets hold: what is read, what is noted, what is refused."""
+
+import pickle
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from image_files import CMYK_JPEG, CMYK_RGB, exif_turned
+
+from dpose_jax.data.image_files import ImageFolder, decode_image, read_header
+
+
+def test_a_cut_jpeg_with_a_whole_thumbnail_is_bad():
+    data = cv2.imencode(".jpg", np.full((30, 40, 3), 99, np.uint8))[1].tobytes()
+    thumbnail = b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data
+    whole = data[:2] + thumbnail + data[2:]
+    assert decode_image(whole).shape == (30, 40, 3)
+    # Padding behind the end marker is common and harmless.
+    assert decode_image(whole + b"\0" * 16).shape == (30, 40, 3)
+    with pytest.raises(ValueError, match="no end marker"):
+        decode_image(whole[:-2])
+
+
+def test_pixel_formats():
+    colour = np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)
+
+    def encoded(pixels):
+        return cv2.imencode(".png", pixels)[1].tobytes()
+
+    np.testing.assert_array_equal(decode_image(encoded(colour)), colour[..., ::-1])
+    grey = colour[..., 0]
+    np.testing.assert_array_equal(decode_image(encoded(grey)), np.repeat(grey[..., None], 3, axis=2))
+    np.testing.assert_array_equal(decode_image(encoded(colour.astype(np.uint16) * 257)), colour[..., ::-1])
+    alpha = np.concatenate([colour, colour[..., :1]], axis=2)
+    np.testing.assert_array_equal(decode_image(encoded(alpha)), colour[..., ::-1])
+
+
+def test_cmyk_is_converted():
+    image = decode_image(CMYK_JPEG)
+    assert image.shape == (16, 24, 3)
+    np.testing.assert_allclose(image[8, [4, 12, 20]], CMYK_RGB, atol=3)
+
+
+def test_exif_orientation_is_ignored_unless_asked_for():
+    data = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8))[1].tobytes()
+    turned = exif_turned(data)
+    np.testing.assert_array_equal(decode_image(turned), decode_image(data))
+    np.testing.assert_array_equal(decode_image(turned, upright=True), np.rot90(decode_image(data), -1))
+
+
+def test_headers_agree_with_the_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
+    grey, deep = pixels[..., 0], pixels.astype(np.uint16) * 257
+    jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
+    progressive = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    files = [
+        (jpeg, ()),
+        (progressive, ()),
+        (cv2.imencode(".jpg", grey)[1].tobytes(), ("image_grey",)),
+        (cv2.imencode(".png", pixels)[1].tobytes(), ()),
+        (cv2.imencode(".png", grey)[1].tobytes(), ("image_grey",)),
+        (cv2.imencode(".png", deep)[1].tobytes(), ("image_16_bit",)),
+        (cv2.imencode(".png", np.dstack([pixels, grey]))[1].tobytes(), ()),
+        (exif_turned(jpeg), ("image_exif_rotated",)),
+        (exif_turned(jpeg, order=">"), ("image_exif_rotated",)),
+        (exif_turned(jpeg, orientation=1), ()),
+        (CMYK_JPEG, ("image_cmyk",)),
+    ]
+    for data, notes in files:
+        header = read_header(data)
+        assert header.notes == notes
+        assert header.size == decode_image(data).shape[1::-1]
+    for nothing in (b"", b"\xff\xd8", b"\xff\xd8\xff", jpeg[:60], b"GIF89a", files[3][0][:20]):
+        assert read_header(nothing) is None
+
+
+def test_a_folder_names_problems_and_reads_sizes(tmp_path):
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    (tmp_path / "secret.jpg").write_bytes(CMYK_JPEG)
+    long_header = CMYK_JPEG[:2] + (b"\xff\xe2\xff\xff" + bytes(65533)) * 2 + CMYK_JPEG[2:]
+    (tmp_path / "images" / "deep" / "1.jpg").write_bytes(long_header)
+    (tmp_path / "images" / "text.jpg").write_text("no image")
+    folder = pickle.loads(pickle.dumps(ImageFolder(str(tmp_path / "images"))))
+    assert folder.size("deep/1.jpg") == (24, 16) and folder.problem("deep/1.jpg") is None
+    assert folder.size("text.jpg") is None and folder.problem("text.jpg") is None
+    for name in ("../secret.jpg", "deep/../../secret.jpg", str(tmp_path / "secret.jpg"), "."):
+        assert folder.problem(name) == "image_outside_folder" and folder.size(name) is None
+    assert folder.problem("2.jpg") == folder.problem("none/1.jpg") == "image_missing"
+    assert folder.size("2.jpg") is None
