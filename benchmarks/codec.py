@@ -18,21 +18,25 @@ from benchmarks import report
 from dpose_jax.data import crop
 from dpose_jax.evaluation.coco import evaluate_results
 from dpose_jax.models.pose_sampler import to_image_pixels
-from dpose_jax.pose.codec import CODECS, REFINEMENTS, Codec
+from dpose_jax.pose.codec import Codec
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 from dpose_jax.workdir.files import read_json, sha256
 
 # The tests import several subcommands into one process; flags of the same name have to allow that.
-SHARED = {"required": True, "allow_override": True}
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file; no image is read.", **SHARED)
+ANNOTATIONS = flags.DEFINE_string(
+    "annotations", None, "A COCO person_keypoints file; no image is read.", required=True, allow_override=True
+)
 JOINT_SET = flags.DEFINE_string("joint_set", "coco", "coco, crowdpose, aic, or a JSON file.")
 USE_AREA = flags.DEFINE_boolean("use_area", True, "OKS by the annotated area; otherwise by 0.53 w h of the box.")
 CASES = flags.DEFINE_list(
     "cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops and strides, HEIGHTxWIDTH/STRIDE."
 )
-OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", **SHARED)
+OUT = flags.DEFINE_string(
+    "out", None, "The report, a JSON file; the table goes beside it as .md.", required=True, allow_override=True
+)
 
 PADDING = 1.25  # of the boxes
+CODECS, REFINEMENTS = ("unbiased", "rounded"), ("dark", "quarter", "none")
 METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR")
 
 
@@ -99,11 +103,12 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
     for name, size in itertools.product(CODECS, strides):
         persons, crops = crop_persons(ground_truth, crop.CropSpec(size, PADDING, name), joint_set)
         sigma = 2.0 * size[0] / 256  # heatmap pixels: 2 for crops of 256 x 192 and 3 for 384 x 288, as HRNet
-        found = {(f"{name} crop, no heatmaps", None): crops["keypoints"] * crops["visible"][..., None]}
-        for stride in strides[size]:
-            codec = Codec(size, stride, name, sigma=sigma)
+        found: dict[tuple[str, int | None], np.ndarray] = {}
+        found[f"{name} crop, no heatmaps", None] = crops["keypoints"] * crops["visible"][..., None]
+        for given in strides[size]:
+            codec = Codec(size, given, name, sigma=sigma)
             for refine, joints in encode_decode(codec, crops["keypoints"], crops["visible"]).items():
-                found[f"{name}+{refine}", stride] = joints
+                found[f"{name}+{refine}", given] = joints
         for (codec_name, stride), joints in found.items():
             row = {"crop": f"{size[0]}x{size[1]}", "stride": stride, "codec": codec_name, "sigma": stride and sigma}
             metrics = evaluate_results(ground_truth, _results(persons, crops, joints), joint_set, use_area=use_area)

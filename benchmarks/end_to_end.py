@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -51,7 +52,7 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 
     for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
         program, seconds = report.compiled(function, ours, images)
-        contenders: Contenders = {"ours": lambda program=program: program(ours, images)}
+        contenders: Contenders = {"ours": functools.partial(program, ours, images)}
         if "torch" in wanted:
             contenders["torch, eager"] = peers.torch_hrnet(images, train)
         rows += entries(work, "ms an image", contenders, IMAGES, seconds)
@@ -121,9 +122,10 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in overrides.items()]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         began, peak, printed = time.perf_counter(), 0, None
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         while printed is None:
             peak = max(peak, peak_memory(process.pid))
             with contextlib.suppress(subprocess.TimeoutExpired):

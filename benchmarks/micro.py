@@ -1,5 +1,6 @@
 """Rows of the table of speeds for single pieces of work: heatmaps, decoding, a sampling step."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -82,7 +83,7 @@ def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         codec = Codec(SIZE, refine=refine)
         maps = draw_heatmaps(codec)
         run, seconds = report.compiled(codec.decode, maps)
-        contenders: Contenders = {"ours": lambda run=run, maps=maps: run(maps)}
+        contenders: Contenders = {"ours": functools.partial(run, maps)}
         if refine == "quarter" and "hrnet" in wanted:
             contenders["hrnet, 1 core"] = peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))
         rows += entries(f"decode, {refine}", "sets/s", contenders, BATCH, seconds)
@@ -122,7 +123,7 @@ def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         for steps in (1, STEPS):
             settings = SamplerSettings(steps=steps, update_rule="ddim", eta=eta, refresh=refresh)
             program, took = report.compiled(sampling(settings, codec), maps)
-            runs[steps] = lambda program=program: program(maps)
+            runs[steps] = functools.partial(program, maps)
             seconds += took
         timings = report.measure(runs)
         each = 1e3 * (timings[STEPS].median - timings[1].median) / (STEPS - 1)

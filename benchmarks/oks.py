@@ -16,10 +16,11 @@ from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.workdir.files import read_json
 
 # The tests import several subcommands into one process; flags of the same name have to allow that.
-SHARED = {"allow_override": True}
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file for the OKS evaluation.", **SHARED)
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file for OKS.", allow_override=True)
 FALSE_PERSONS = flags.DEFINE_integer("false_persons", 50_000, "Detections beside a noisy copy of each person.")
-OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it.", required=True, **SHARED)
+OUT = flags.DEFINE_string(
+    "out", None, "The report, a JSON file; the table goes beside it as .md.", required=True, allow_override=True
+)
 
 # Name: the modules of the class COCO and of the evaluation, and the evaluation's class.
 PEERS = {

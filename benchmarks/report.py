@@ -54,7 +54,7 @@ def timing(wall: Sequence[float], cpu: Sequence[float] = (0.0,)) -> Timing:
     return Timing(median, low, high, len(wall), float(np.median(cpu)))
 
 
-def compiled(function: Callable, *arguments) -> tuple[Callable, float]:
+def compiled(function: Any, *arguments) -> tuple[Any, float]:
     """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took."""
     jitted = function if hasattr(function, "lower") else jax.jit(function)
     began = time.perf_counter()

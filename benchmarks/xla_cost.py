@@ -190,12 +190,12 @@ def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
     Raises:
       DoesNotFitError: if not even the smallest fits.
     """
-    best = None
+    best: dict = {}
     for examples in (parts * batch for batch in BATCHES):
         try:
             best = train(examples)
         except DoesNotFitError:
-            if best is None:
+            if not best:
                 raise
             print(f"{examples} examples a device do not fit", flush=True)
             break

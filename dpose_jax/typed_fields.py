@@ -5,7 +5,6 @@ An error is one line: the field by its dotted path, its value, and what is allow
 
 import dataclasses
 import difflib
-import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -67,8 +66,8 @@ class Section:
     PREFIX: ClassVar[str] = ""  # of the names of its fields, such as `model.`
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            name, kind = self.PREFIX + field.name, kinds(type(self))[field.name]
+        for field, kind in zip(dataclasses.fields(self), kinds(type(self)).values(), strict=True):
+            name = self.PREFIX + field.name
             value = _convert(kind, getattr(self, field.name), name)
             object.__setattr__(self, field.name, value)
             if field.metadata and value is not None and not field.metadata["holds"](value):
@@ -110,7 +109,6 @@ class Section:
         return type(self).read(unflatten(flat))
 
 
-@functools.cache
 def kinds(section: type) -> dict[str, Any]:
     """The types of a section's fields, by name and in their order."""
     found = typing.get_type_hints(section)

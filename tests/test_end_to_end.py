@@ -88,6 +88,7 @@ def test_evaluation_has_the_schema(trained, report, miniature):
     assert best["PCK@0.2"] == report["results"][best["name"]]["PCK@0.2"]
     protocol = report["protocol"]
     assert (protocol["step"], protocol["ema"], protocol["flip"], protocol["boxes"]) == (4, True, True, "gt")
+    assert protocol["training_device"] == protocol["device"] == "cpu"
     assert protocol["codec"].startswith("unbiased+dark")
     assert protocol["masks"] == "keypoints 6.0, skeleton 3.0, softness 0.0"
     assert (protocol["data"], protocol["steps"], protocol["skipped"]) == ("synthetic", [1, 2], 0)

@@ -15,7 +15,8 @@ from dpose_jax.models.hrnet import HRNet, HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.models.summary import equations
-from dpose_jax.training.state import initial_state, make_optimizer
+from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import make_train_step
 
 BATCH, JOINTS, SIZE = 2, 17, (64, 32)

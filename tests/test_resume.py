@@ -249,7 +249,7 @@ def test_a_bucket_is_a_workdir(miniature, tmp_path):
         assert stored_recipe("gs://bucket/run") == miniature(stride=8, joint_set=COCO)
         for step in (0, 4):
             record_start("gs://bucket/run", step)
-        assert training_device("gs://bucket/run") == "1 x cpu"
+        assert training_device("gs://bucket/run") == "cpu"
         files.write_bytes("gs://bucket/run/metrics.jsonl", b'{"step": 1}\n{"step": 2}\n{"st')
         writer = MetricsWriter("gs://bucket/run", 1)
         writer.write(2, {"loss": 3.0})

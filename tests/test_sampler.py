@@ -289,11 +289,11 @@ def test_noise_differs_from_step_to_step(unrolled, monkeypatch):
     """What the sampler hands to its update, and what it starts from."""
     steps = []
 
-    def record(space, state, estimate, step):
+    def record(space, y, estimate, step):
         steps.append(step.noise)
-        return UPDATES["ddim"](space, state, estimate, step)
+        return UPDATES["ddim"].update(space, y, estimate, step)
 
-    monkeypatch.setitem(UPDATES, "recorded", record)
+    monkeypatch.setitem(UPDATES, "recorded", UPDATES["ddim"]._replace(update=record))
     _, coarse = truth()
     _, trajectory = run(SamplerSettings(3, "recorded", "random", 1000, 1.0), coarse)
     drawn = np.stack(steps)

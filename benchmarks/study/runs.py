@@ -24,8 +24,8 @@ from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
-from dpose_jax.workdir.checkpoints import Checkpoints, holds_checkpoint
 from dpose_jax.workdir.files import read_json, write_json
+from dpose_jax.workdir.training_record import training_device
 
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 
@@ -82,7 +82,8 @@ class Study:
         variant, workdir = VARIANTS[key.variant], self._path(key.variant, f"seed_{key.seed}")
         count = round(self.recipe.train.steps * (self.pace(key.variant) if variant.same_time else 1))
         recipe = self.recipe_of(key.variant, key.seed, count)
-        device = _train(recipe, workdir)
+        train(recipe, workdir)
+        device = training_device(workdir) or "unknown"
         variables = restore(recipe, workdir).variables
         source = make_source(recipe, recipe.eval.split, training=False)
         readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
@@ -153,20 +154,6 @@ class Study:
         environment = report.environment()
         machine = {fact: environment[fact] for fact in MACHINE} | {"jax": environment["versions"]["jax"]}
         self._add(LATENCY_FILE, {"variant": name}, [row | machine for row in rows])
-
-
-def _train(recipe: Recipe, workdir: str) -> str:
-    """Trains what is missing of a run; returns the kinds of device that trained it, which its folder keeps."""
-    path, step = os.path.join(workdir, "device.json"), 0
-    if started := holds_checkpoint(workdir):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            step = checkpoints.latest or 0
-    devices = read_json(path) if os.path.exists(path) else ["unknown"] if started else []
-    if step < recipe.train.steps:
-        devices = list(dict.fromkeys([*devices, jax.devices()[0].device_kind]))
-        write_json(path, devices)
-    train(recipe, workdir)
-    return " and ".join(devices)
 
 
 def _stepper(recipe: Recipe) -> Callable:

@@ -78,8 +78,8 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: Cut | None, metadata: di
     data, root = recipe.data, data_root(recipe.data)
     sources, splits = {}, {}
     for name in SPLITS:
-        options = {"max_bad_share": data.max_bad_share, "training": name == "train"}
-        sources[name] = FolderSource(root, data.annotations(name), data.images(name), recipe.joints, **options)
+        files, training = (data.annotations(name), data.images(name)), name == "train"
+        sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, training=training)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = SplitRecords(sources[name], data, cut, with_empty=kind == "full" and name == "val")
 

@@ -48,11 +48,11 @@ class SamplerState(NamedTuple):
     """What a step passes on.
 
     Attributes:
-      heatmaps: (B, H, W, J) that enter the next step; after the last one the result.
+      estimate: (B, H, W, J) y^_0^hm of the step; before the first one the start.
       y: (B, J, 2) diffusion state, unclamped, in units of zeta; `direct` leaves it at the start's.
     """
 
-    heatmaps: jax.Array
+    estimate: jax.Array
     y: jax.Array
 
 
@@ -81,22 +81,37 @@ class Space(NamedTuple):
         return self.codec.render(joints, jnp.ones(y.shape[:-1], jnp.float32))
 
 
-def direct_update(space: Space, state: SamplerState, estimate: jax.Array, step: Step) -> SamplerState:
-    """y~_{t-1} = D(y~_t, x^c): the paper's equation as written."""
-    return SamplerState(estimate, state.y)
+class Rule(NamedTuple):
+    """An update rule.
+
+    Attributes:
+      enter: (space, state, start, first) -> the heatmaps (B, H, W, J) that enter a step; `start`: those of the first.
+      update: (space, y, estimate, step) -> y (B, J, 2) at t_next.
+    """
+
+    enter: Callable[[Space, SamplerState, jax.Array, jax.Array], jax.Array]
+    update: Callable[[Space, jax.Array, jax.Array, Step], jax.Array]
 
 
-def ddim_update(space: Space, state: SamplerState, estimate: jax.Array, step: Step) -> SamplerState:
-    """DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew."""
-    y = ddim_step(space.schedule, state.y, space.decode(estimate), step.t, step.t_next, step.eta, step.noise)
-    # At t = 0 the drawn joints would be those of the estimate, which also carries the scores.
-    return SamplerState(jax.lax.cond(step.t_next == 0, lambda: estimate, lambda: space.draw(y)), y)
+def ddim_enter(space: Space, state: SamplerState, start: jax.Array, first: jax.Array) -> jax.Array:
+    """Draws the joints anew in every step but the first.
+
+    They are drawn where they are used: XLA:CPU copies each heatmap that the scan carries in every step.
+    """
+    return jax.lax.cond(first, lambda: start, lambda: space.draw(state.y))
 
 
-# A new rule is a function, an entry here, and a choice of `sampler.update_rule` in recipe.py.
-UPDATES: dict[str, Callable[[Space, SamplerState, jax.Array, Step], SamplerState]] = {
-    "direct": direct_update,
-    "ddim": ddim_update,
+def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> jax.Array:
+    """One DDIM step of the decoded joints."""
+    return ddim_step(space.schedule, y, space.decode(estimate), step.t, step.t_next, step.eta, step.noise)
+
+
+# A new rule is an entry here, and a choice of `sampler.update_rule` in recipe.py.
+UPDATES = {
+    # y~_{t-1} = D(y~_t, x^c): the paper's equation as written.
+    "direct": Rule(lambda space, state, start, first: state.estimate, lambda space, y, estimate, step: y),
+    # DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew.
+    "ddim": Rule(ddim_enter, ddim_update),
 }
 
 
@@ -125,7 +140,7 @@ def sample(
       heatmaps that entered each step, then the final ones.
     """
     batch, joints = coarse.shape[0], coarse.shape[-1]
-    space, update = Space(schedule, codec), UPDATES[settings.update_rule]
+    space, rule = Space(schedule, codec), UPDATES[settings.update_rule]
 
     def noise(index):
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), (joints, 2)))(keys)
@@ -144,13 +159,16 @@ def sample(
 
     def step(state, inputs):
         index, t, t_next = inputs
-        context = context_of(schedule.zeta * space.decode(state.heatmaps)) if fixed is None else fixed
-        estimate = denoise(state.heatmaps, context, jnp.full((batch,), t))
-        return update(space, state, estimate, Step(t, t_next, settings.eta, noise(index))), state.heatmaps
+        heatmaps = rule.enter(space, state, start.estimate, index == 1)
+        context = context_of(schedule.zeta * space.decode(heatmaps)) if fixed is None else fixed
+        estimate = denoise(heatmaps, context, jnp.full((batch,), t))
+        y = rule.update(space, state.y, estimate, Step(t, t_next, settings.eta, noise(index)))
+        return SamplerState(estimate, y), heatmaps
 
     times = jnp.asarray(settings.times)
     final, entered = jax.lax.scan(step, start, (jnp.arange(1, settings.steps + 1), times[:-1], times[1:]))
-    return final.heatmaps, jnp.concatenate([entered, final.heatmaps[None]])
+    # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
+    return final.estimate, jnp.concatenate([entered, final.estimate[None]])
 
 
 def sampler_settings(sampler: Sampler) -> tuple[SamplerSettings, ...]:

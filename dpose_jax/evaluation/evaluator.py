@@ -126,6 +126,7 @@ def protocol_facts(recipe: Recipe, model: DiffusionPose, restored: Restored) -> 
         "step": restored.step,
         "dtype": recipe.model.dtype,
         "device": jax.devices()[0].device_kind,
+        "training_device": restored.training_device,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class PoseSampler:
           (B, H, W, J) float32; with K > 1 hypotheses those of a sampling run are (B, K, H, W, J).
         """
         views = _interleave(crops, crops[:, :, ::-1]) if self.flip else crops
-        features, coarse = self._encode(variables, views)
+        features, coarse = self._apply("encode", variables, views)
         keys = [
             person_keys(self.seed, person_ids, mirrored=mirrored, hypotheses=self.hypotheses)
             for mirrored in ((False, True) if self.flip else (False,))
@@ -103,16 +103,16 @@ class PoseSampler:
           (B, Hx/4, Wx/4, 1).
         """
         longest, codec = max(self.settings, key=lambda one: one.steps), self.model.codec
-        start = *self._encode(variables, crops), person_keys(self.seed, person_ids).reshape(-1)
+        start = *self._apply("encode", variables, crops), person_keys(self.seed, person_ids).reshape(-1)
         _, trajectory = self._sample(longest, variables, *start)
         peaks, _ = codec.peaks(trajectory, "dark")
         joints, _ = codec.decode(trajectory)
         y = jnp.clip(codec.normalise(peaks[0]), -1, 1)
-        masks = self.model.apply(variables, y, jnp.ones(y.shape[:2]), method="draw_masks")
+        masks = self._apply("draw_masks", variables, y, jnp.ones(y.shape[:2]))
         return trajectory, joints, masks
 
-    def _encode(self, variables, crops: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return cast(tuple[jax.Array, jax.Array], self.model.apply(variables, crops, method="encode"))
+    def _apply(self, method: str, variables, *inputs) -> Any:
+        return self.model.apply(variables, *inputs, method=method)
 
     def _sample(self, settings: SamplerSettings, variables, features, coarse, keys) -> tuple[jax.Array, jax.Array]:
         """What `sampler.sample` returns for (B K,) keys, the K hypotheses of an example in a row."""
@@ -124,8 +124,8 @@ class PoseSampler:
             settings=settings,
             schedule=self.schedule,
             codec=self.model.codec,
-            condition=lambda y: self.model.apply(variables, features, y, seen, method="condition"),
-            denoise=lambda *inputs: self.model.apply(variables, *inputs, method="denoise"),
+            condition=lambda y: self._apply("condition", variables, features, y, seen),
+            denoise=lambda *inputs: self._apply("denoise", variables, *inputs),
             keys=keys,
         )
 

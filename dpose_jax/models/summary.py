@@ -64,12 +64,11 @@ def summarise_backbone(recipe: Recipe, name: str) -> Part:
     halves = dict.fromkeys(("model.spatial_attention", "model.channel_attention"), False)
     model = build_model(recipe.override(halves | {"model.backbone": name, "model.width": None}))
     variables = abstract_variables(model)
-    encode = lambda variables, images: model.apply(variables, images, method="encode")[0]  # noqa: E731
-    macs = sum(number for _, number in _macs(encode, variables, _inputs(model)[0]))
-    pixels = math.prod(model.codec.input_size) // 16
-    head = model.backbone.width * model.joint_set.num_joints
-    backbone = sum(number for path, number in _parameters(variables) if path.startswith(f"{BACKBONE}/"))
-    return Part(backbone + head + model.joint_set.num_joints, macs + head * pixels)
+    encode = lambda variables, images: model.apply(variables, images, method="encode")  # noqa: E731
+    counted = re.compile(f"{BACKBONE}/|coarse_head")
+    parameters = sum(number for path, number in _parameters(variables) if counted.search(path))
+    macs = sum(number for scope, number in _macs(encode, variables, _inputs(model)[0]) if counted.search(scope))
+    return Part(parameters, macs)
 
 
 def format_backbones(parts: dict[str, Part]) -> str:

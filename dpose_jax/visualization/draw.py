@@ -59,7 +59,7 @@ def draw_pose(
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(keypoints, np.float64)
-    drawn = np.isfinite(points).all(axis=1)
+    drawn = np.asarray(np.isfinite(points).all(axis=1))
     if shown is not None:
         drawn &= np.asarray(shown) > 0
     if thickness is None:

@@ -15,6 +15,7 @@ from etils import epath
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
+from dpose_jax.workdir.training_record import training_device
 
 FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
@@ -178,12 +179,14 @@ class Restored:
     Attributes:
       variables: `params` and `batch_stats`, numpy arrays.
       step: of the checkpoint; averaged: whether they are its moving averages; seed: of the run.
+      training_device: what trained it, see `training_record.training_device`.
     """
 
     variables: dict[str, Any]
     step: int
     averaged: bool
     seed: int
+    training_device: str | None
 
 
 def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None) -> Restored:
@@ -212,7 +215,8 @@ def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None
     averages = [part for part in state["opt_state"] if _is_average(part)]
     averaged = bool(averages) and (recipe.eval.ema if ema is None else ema)
     source = averages[0] if averaged else state
-    return Restored({name: source[name] for name in ("params", "batch_stats")}, step, averaged, recipe.seed)
+    variables = {name: source[name] for name in ("params", "batch_stats")}
+    return Restored(variables, step, averaged, recipe.seed, training_device(workdir))
 
 
 def claim_workdir(recipe: Recipe, workdir: str) -> None:

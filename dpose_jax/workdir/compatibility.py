@@ -60,30 +60,36 @@ def from_stored(stored: Any, file: str) -> Recipe:
       ValueError: if it is no stored recipe, has a field that this version does not know, or lacks one of STRUCTURE or
         PREDICTION.
     """
+    try:
+        return _read(stored)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _read(stored: Any) -> Recipe:
     if not isinstance(stored, Mapping) or not isinstance(stored.get("joint_set_facts"), Mapping):
-        raise ValueError(f"{file}: has no section joint_set_facts, so it is not a stored recipe")
+        raise ValueError("has no section joint_set_facts, so it is not a stored recipe")
     flat = _flat({key: value for key, value in stored.items() if key not in ("joint_set_facts", "version")})
     for name, off in REMOVED.items():
         if flat.pop(name, off) != off:
-            raise ValueError(f"{file}: {name} is on there; dpose_jax {__version__} no longer has it")
+            raise ValueError(f"{name} is on there; dpose_jax {__version__} no longer has it")
     known = Recipe.names()
     for name in flat:
         if name not in known:
-            raise ValueError(
-                f"{file}: {name}: unknown to dpose_jax {__version__}; version {stored.get('version', '0.1.0')} wrote it"
-                f"{nearest(name, known)}"
-            )
+            writer = stored.get("version", "0.1.0")
+            hint = nearest(name, known)
+            raise ValueError(f"{name}: unknown to dpose_jax {__version__}; version {writer} wrote it{hint}")
+    nested = unflatten(MEANT_BEFORE | flat)
+    for name in (*STRUCTURE, *PREDICTION):
+        section = name.partition(".")[0]
+        # A section that is no section is reported by `Recipe.read`, by its own name.
+        if name not in flat and name not in ADDED and isinstance(nested.get(section, {}), Mapping):
+            raise ValueError(f"{name}: missing, though every version stores it")
     try:
-        nested = unflatten(MEANT_BEFORE | flat)
-        for name in (*STRUCTURE, *PREDICTION):
-            section = name.partition(".")[0]
-            # A section that is no section is reported by `read`, by its own name.
-            if name not in flat and name not in ADDED and isinstance(nested.get(section, {}), Mapping):
-                raise ValueError(f"{name}: missing, though every version stores it")
-        nested["joint_set"] = from_facts(stored["joint_set_facts"])
-        return Recipe.read(nested)
+        joints = from_facts(stored["joint_set_facts"])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise ValueError(f"joint_set_facts: {error}") from error
+    return Recipe.read(nested | {"joint_set": joints})
 
 
 def stored_recipe(workdir: str) -> Recipe:

@@ -41,18 +41,19 @@ def _in_one_line(error: Exception, path: str) -> str:
     return " ".join(f"line {lines[-1]}: {text}".split())
 
 
-def define(help_text: str) -> flags.FlagHolder:
+def define(help_text: str, default: str | None = None) -> flags.FlagHolder:
     """The flag --config, a file of configs/, with --config.field=value."""
     holder = config_flags.DEFINE_config_file("config", None, help_text, lock_config=True)
     flags.FLAGS["config"].parser = _RecipeFile()
+    if default:
+        with app.flag_errors():
+            flags.FLAGS.set_default("config", default)
     return holder
 
 
 def define_beside_workdir() -> None:
     """The flag --config of a command that reads a workdir; without it, `of_workdir` takes the stored recipe."""
-    define(f"The file of configs/ that was trained; by default {STORED}.")
-    with app.flag_errors():
-        flags.FLAGS.set_default("config", STORED)
+    define(f"The file of configs/ that was trained; by default {STORED}.", STORED)
 
 
 def of_workdir(workdir: str | None) -> Recipe:

@@ -24,9 +24,14 @@ def record_start(workdir: str, step: int) -> None:
 
 
 def training_device(workdir: str) -> str | None:
-    """The devices that trained a workdir, such as `8 x TPU v4`, in their order; None if nothing recorded them."""
-    found = [f"{start['devices']} x {start['device']}" for start in _starts(workdir)]
-    return ", then ".join(dict.fromkeys(found)) or None
+    """The devices that trained a workdir in their order, such as `cpu and 8 x TPU v4`; None without a run.json.
+
+    A part of the run before the first record is `unknown`.
+    """
+    starts = _starts(workdir)
+    found = ["unknown"] if starts and starts[0]["step"] else []
+    found += [f"{one['devices']} x {one['device']}" if one["devices"] > 1 else one["device"] for one in starts]
+    return " and ".join(dict.fromkeys(found)) or None
 
 
 def _starts(workdir: str) -> list[dict]:
