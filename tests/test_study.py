@@ -276,6 +276,10 @@ def test_a_study_reports_every_run_and_resumes(tmp_path):
     # As if three steps fit in the time of two.
     same_time = [row | {"variant": "plain_same_time", "train_steps": 3} for row in first if row["variant"] == "plain"]
     write_table(str(table), [*rows, *same_time])
+    its_joints = [
+        row | {"variant": "plain_same_time"} for row in joints if (row["variant"], row["seed"]) == ("plain", 0)
+    ]
+    write_table(str(tmp_path / "joints.csv.gz"), [*joints, *its_joints])
     done = command("benchmark.py", *arguments, steps, *only)
     assert done.returncode == 0, done.stderr
     again = (tmp_path / "study.md").read_text()
