@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from dpose_jax.typed_fields import WORDS
+from dpose_jax.typed_fields import WORDS, fail
 
 Pair = tuple[int, int]
 
@@ -21,25 +21,16 @@ Pair = tuple[int, int]
 class JointSet:
     """One set of J joints.
 
-    Attributes:
-      name: short name, as configs give it.
-      joints: J joint names, in annotation order.
-      limbs: pairs of joint indices, for the skeleton mask and for drawing.
-      flip_pairs: pairs of joint indices that swap in a mirrored image.
-      sigmas: J OKS sigmas, as fractions of the square root of the object's area. They are half of COCO's k: the
-        variance in OKS is (2 sigma)^2.
-      upper_body: indices of the joints above the waist, for half-body augmentation.
-
-    Raises:
-      ValueError: if the lengths do not agree or an index is out of range.
+    Raises ValueError if the lengths do not agree or an index is out of range. OKS sigmas are fractions of the square
+    root of the object's area, half of COCO's k: the variance in OKS is (2 sigma)^2.
     """
 
-    name: str
-    joints: tuple[str, ...]
-    limbs: tuple[Pair, ...]
-    flip_pairs: tuple[Pair, ...]
+    name: str  # as configs give it
+    joints: tuple[str, ...]  # in annotation order
+    limbs: tuple[Pair, ...]  # for the skeleton mask and for drawing
+    flip_pairs: tuple[Pair, ...]  # joints that swap in a mirrored image
     sigmas: tuple[float, ...]
-    upper_body: tuple[int, ...]
+    upper_body: tuple[int, ...]  # joints above the waist, for half-body augmentation
 
     def __post_init__(self):
         count = len(self.joints)
@@ -74,88 +65,63 @@ class JointSet:
         return tuple(order)
 
 
+# fmt: off
 COCO = JointSet(
     name="coco",
-    joints=(
-        "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-        "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
-        "left_ankle", "right_ankle",
-    ),
-    limbs=(
-        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-        (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-    ),
+    joints=("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+            "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
+            "left_ankle", "right_ankle"),
+    limbs=((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+           (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
     flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
-    sigmas=(
-        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
-        0.089, 0.089,
-    ),
+    sigmas=(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
+            0.089, 0.089),
     upper_body=tuple(range(11)),
-)  # fmt: skip
-
+)
 CROWDPOSE = JointSet(
     name="crowdpose",
-    joints=(
-        "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
-        "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "top_head", "neck",
-    ),
-    limbs=(
-        (10, 8), (8, 6), (11, 9), (9, 7), (6, 7), (0, 6), (1, 7), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (12, 13),
-        (1, 13), (0, 13),
-    ),
+    joints=("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
+            "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "top_head", "neck"),
+    limbs=((10, 8), (8, 6), (11, 9), (9, 7), (6, 7), (0, 6), (1, 7), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (12, 13),
+           (1, 13), (0, 13)),
     flip_pairs=((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)),
-    sigmas=(
-        0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
-    ),
+    sigmas=(0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
-)  # fmt: skip
-
+)
 AIC = JointSet(
     name="aic",
-    joints=(
-        "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip",
-        "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "head_top", "neck",
-    ),
-    limbs=(
-        (2, 1), (1, 0), (0, 13), (13, 3), (3, 4), (4, 5), (8, 7), (7, 6), (6, 9), (9, 10), (10, 11), (12, 13),
-        (0, 6), (3, 9),
-    ),
+    joints=("right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist", "right_hip",
+            "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "head_top", "neck"),
+    limbs=((2, 1), (1, 0), (0, 13), (13, 3), (3, 4), (4, 5), (8, 7), (7, 6), (6, 9), (9, 10), (10, 11), (12, 13),
+           (0, 6), (3, 9)),
     flip_pairs=((0, 3), (1, 4), (2, 5), (6, 9), (7, 10), (8, 11)),
-    sigmas=(
-        0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642, 0.03686941, 0.01981803,
-        0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173,
-    ),
+    sigmas=(0.01388152, 0.01515228, 0.01057665, 0.01417709, 0.01497891, 0.01402144, 0.03909642, 0.03686941, 0.01981803,
+            0.03843971, 0.03412318, 0.02415081, 0.01291456, 0.01236173),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
-)  # fmt: skip
-
+)
+# fmt: on
 _BUILT_IN = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE, AIC)}
 
 
 def get_joint_set(name: str | JointSet) -> JointSet:
-    """Returns a built-in joint set by name, or reads one from a JSON file.
+    """Returns the joint set "coco", "crowdpose" or "aic", or that of a UTF-8 JSON file; a JointSet as it is.
 
-    Args:
-      name: "coco", "crowdpose", "aic", or the path of a UTF-8 JSON file whose keys are JointSet's fields. The file may
-        leave out `name` and `upper_body`. A JointSet is returned as it is.
-
-    Raises:
-      ValueError: if the name is unknown, or the file does not hold a joint set; names the file and field.
+    The file's keys are JointSet's fields; it may leave out `name` and `upper_body`. Raises ValueError with the file and
+    the field if the name is unknown or the file does not hold a joint set.
     """
     if isinstance(name, JointSet):
         return name
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     if not name.endswith(".json") or not os.path.isfile(name):
-        raise ValueError(
-            f"joint_set={name!r}: must be one of {sorted(_BUILT_IN)} or the path of an existing .json file"
-        )
+        fail("joint_set", name, f"be one of {sorted(_BUILT_IN)} or the path of an existing .json file")
     with open(name, encoding="utf-8-sig") as file:
         try:
             metadata = json.load(file)
         except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
             raise ValueError(f"joint_set={name!r}: not JSON in UTF-8: {error}") from error
     if not isinstance(metadata, dict):
-        raise ValueError(f"joint_set={name!r}: must hold an object, got {type(metadata).__name__}")
+        fail("joint_set", name, f"hold an object, got {type(metadata).__name__}")
     try:
         return from_facts({"name": os.path.splitext(os.path.basename(name))[0], "upper_body": (), **metadata})
     except ValueError as error:
@@ -165,8 +131,7 @@ def get_joint_set(name: str | JointSet) -> JointSet:
 def from_facts(facts: Mapping[str, Any]) -> JointSet:
     """Returns the joint set whose fields `facts` holds as JSON values: tuples may be lists.
 
-    Raises:
-      ValueError: if a field is missing, unknown, of another type or out of range; names it.
+    Raises ValueError with the field that is missing, unknown, of another type or out of range.
     """
     hints = typing.get_type_hints(JointSet)
     if set(facts) != set(hints):
@@ -176,7 +141,7 @@ def from_facts(facts: Mapping[str, Any]) -> JointSet:
 
 
 def _read(hint: Any, value: Any, field: str) -> Any:
-    """Converts a field's JSON value, or a part of it, to a scalar or tuple of type `hint`, or raises ValueError."""
+    """A field's JSON value, or a part of it, as a scalar or tuple of type `hint`, or a ValueError."""
     kinds = typing.get_args(hint)
     if kinds:
         what = "a list" if kinds[-1] is Ellipsis else f"a list of {len(kinds)} integers"
