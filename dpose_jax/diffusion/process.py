@@ -11,17 +11,14 @@ import numpy as np
 class Schedule:
     """The noise schedule gamma_0 = 1 .. gamma_T.
 
-    Attributes:
-      name: `cosine` (offset 0.008) (ours, after improved DDPM); or `linear` (ours, after DDPM): beta from 1e-4 to 0.02
-        at T = 1000, times 1000 / T at other T. Their sum is about the same at every T; gamma_T is not:
-        4.0e-5 at T = 1000, 2.0e-5 at T = 100.
-      timesteps: T, at least 1; 1000 (ours, after DDPM).
-      zeta: signal scale, positive (ours).
+    It is `cosine` (offset 0.008) (ours, after improved DDPM) or `linear` (ours, after DDPM): beta from 1e-4 to 0.02 at
+    T = 1000, times 1000 / T at other T. Their sum is about the same at every T; gamma_T is not: 4.0e-5 at T = 1000,
+    2.0e-5 at T = 100.
     """
 
     name: str = "cosine"
-    timesteps: int = 1000
-    zeta: float = 2.0
+    timesteps: int = 1000  # T, at least 1 (ours, after DDPM)
+    zeta: float = 2.0  # signal scale, positive (ours)
 
     def gamma(self, t: jax.Array) -> jax.Array:
         """gamma_t = prod_{s <= t} (1 - beta_s), float32 in (0, 1], for integer t in 0..T of any shape."""
@@ -45,14 +42,8 @@ def gamma_table(name: str, timesteps: int) -> np.ndarray:
 def q_sample(schedule: Schedule, y_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
     """y_t = sqrt(gamma_t) (zeta y_0) + sqrt(1 - gamma_t) epsilon (the paper's forward process).
 
-    Args:
-      schedule: gamma_t and zeta.
-      y_0: (..., J, 2) joints normalised to [-1, 1] over the map.
-      t: integer in 0..T, broadcastable to y_0 without its last two axes.
-      noise: (..., J, 2) standard normal epsilon.
-
-    Returns:
-      (..., J, 2) float32, unclamped, in units of zeta.
+    y_0 holds joints (..., J, 2) normalised to [-1, 1] over the map, `noise` standard normal epsilon of that shape; t is
+    an integer in 0..T, broadcastable to the leading axes. y_t is float32, unclamped, in units of zeta.
     """
     gamma = schedule.gamma(t)[..., None, None]
     return jnp.sqrt(gamma) * schedule.zeta * y_0 + jnp.sqrt(1 - gamma) * noise
@@ -71,16 +62,9 @@ def ddim_step(
 ) -> jax.Array:
     """One DDIM step from t to t_next, which may skip times, given an estimate of y_0 (Song et al., ICLR 2021, eq. 12).
 
-    Args:
-      schedule: gamma_t and zeta.
-      y_t: (..., J, 2) diffusion state, unclamped, in units of zeta.
-      y_0: (..., J, 2) estimate of the clean joints, normalised to [-1, 1] (not yet scaled by zeta).
-      t: integer, 1..T; t_next: integer, 0..t-1. Scalars or broadcastable to y_t.
-      eta: 0 is deterministic, 1 has the variance of the ancestral sampler.
-      noise: (..., J, 2) standard normal.
-
-    Returns:
-      y at t_next, (..., J, 2).
+    y_t, (..., J, 2), is the unclamped state in units of zeta, y_0 the estimated joints normalised to [-1, 1] (not yet
+    scaled by zeta), `noise` standard normal. t in 1..T and t_next in 0..t-1 are integers broadcastable to y_t. eta = 0
+    is deterministic, 1 has the variance of the ancestral sampler. Returns y at t_next.
     """
     gamma, gamma_next = schedule.gamma(t), schedule.gamma(t_next)
     signal = schedule.zeta * y_0

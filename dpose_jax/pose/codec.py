@@ -13,23 +13,17 @@ from dpose_jax.pose.heatmaps import gaussians, highest, patches
 class Codec:
     """How joints become heatmaps of one size, and heatmaps joints.
 
-    Attributes:
-      input_size: (Hx, Wx) of the crop in pixels.
-      stride: s; heatmaps are (H, W) = (Hx / s, Wx / s).
-      name: `unbiased`: corner pixel centres coincide (UDP) and Gaussians sit at sub-pixel centres;
-        `rounded`: crop / s, Gaussians at the nearest pixel (HRNet).
-      refine: of the decoded peak: `dark` (Taylor expansion of the log map), `quarter` (a quarter
-        pixel toward the higher neighbour, HRNet) or `none`.
-      sigma: of the Gaussians, heatmap pixels.
-      blur: side of DARK's smoothing kernel in heatmap pixels, odd; 1 turns it off.
+    `name` is `unbiased`, where corner pixel centres coincide (UDP) and Gaussians sit at sub-pixel centres, or
+    `rounded`, crop / s with Gaussians at the nearest pixel (HRNet). `refine` moves the decoded peak: `dark` (Taylor
+    expansion of the log map), `quarter` (a quarter pixel toward the higher neighbour, HRNet) or `none`.
     """
 
-    input_size: tuple[int, int]
-    stride: int = 4
+    input_size: tuple[int, int]  # (Hx, Wx) of the crop in pixels
+    stride: int = 4  # s; heatmaps are (H, W) = (Hx / s, Wx / s)
     name: str = "unbiased"
     refine: str = "dark"
-    sigma: float = 2.0
-    blur: int = 11
+    sigma: float = 2.0  # of the Gaussians, heatmap pixels
+    blur: int = 11  # side of DARK's smoothing kernel in heatmap pixels, odd; 1 turns it off
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,17 +60,10 @@ class Codec:
         return dataclasses.replace(self, stride=stride)
 
     def resample(self, maps: jax.Array, source: "Codec") -> jax.Array:
-        """Maps laid out as `source`'s heatmaps, brought to this codec's size: bilinear, each joint at its place.
+        """Maps (B, H', W', C) of `source`, a codec of the same crop and name, in this size, (B, H, W, C): bilinear.
 
-        jax.image.resize would move the joints: it takes pixels for areas. An unbiased map has its corner centres on
-        the crop's corner centres, and a rounded map has its pixel k on crop pixel s k.
-
-        Args:
-          maps: (B, H', W', C) of `source.size`.
-          source: a codec of the same crop and name.
-
-        Returns:
-          (B, H, W, C) in the dtype of `maps`.
+        Each joint stays at its place, while jax.image.resize takes pixels for areas and would move it. An unbiased map
+        has its corner centres on the crop's corner centres, and a rounded map has its pixel k on crop pixel s k.
         """
         if source.size == self.size:
             return maps
@@ -92,14 +79,9 @@ class Codec:
         return gaussians(keypoints, visible, size=self.size, sigma=self.sigma)
 
     def encode(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
-        """y_0^hm: the target heatmaps of joints in crop pixels.
+        """y_0^hm: target heatmaps (..., H, W, J), float32 in [0, 1], of joints (..., J, 2) in crop pixels.
 
-        Args:
-          keypoints: (..., J, 2) float, x and y in crop pixels.
-          visible: (..., J) float; 0 leaves a channel empty.
-
-        Returns:
-          (..., H, W, J) float32 in [0, 1].
+        A joint whose flag `visible`, (..., J), is 0 has an empty channel.
         """
         return self.render(self.to_heatmap(keypoints), visible)
 
@@ -123,37 +105,32 @@ class Codec:
             offset = newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
             return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset, scores
         pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
-        return (pixel + self._quarter(heatmaps, x, y) if refine == "quarter" else pixel), scores
-
-    def _quarter(self, heatmaps, x, y):
-        height, width = self.size
-        around = patches(heatmaps, x, y, 1)
-        step = jnp.stack([around[..., 1, 2] - around[..., 1, 0], around[..., 2, 1] - around[..., 0, 1]], axis=-1)
-        # Peaks on the border stay, on both axes; HRNet's code leaves those at 1 alone as well, which we do not.
-        inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
-        return jnp.where(inside[..., None], 0.25 * jnp.sign(step), 0.0)
+        return (pixel + quarter_offset(heatmaps, x, y) if refine == "quarter" else pixel), scores
 
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
         if self.name == "rounded":
-            return np.array([self.stride, self.stride], np.float32)
-        return np.array([self.input_size[1] - 1, self.input_size[0] - 1], np.float32) / self._extent()
+            return np.full(2, self.stride, np.float32)
+        return (np.array(self.input_size[::-1], np.float32) - 1) / self._extent()
 
     def _extent(self) -> np.ndarray:
-        height, width = self.size
-        return np.array([width - 1, height - 1], np.float32)
+        return np.array(self.size[::-1], np.float32) - 1
+
+
+def quarter_offset(heatmaps: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """A quarter pixel toward the higher neighbour of (x, y) on each axis, (..., 2)."""
+    height, width = heatmaps.shape[-3:-1]
+    around = patches(heatmaps, x, y, 1)
+    step = jnp.stack([around[..., 1, 2] - around[..., 1, 0], around[..., 2, 1] - around[..., 0, 1]], axis=-1)
+    # Peaks on the border stay, on both axes; HRNet's code leaves those at 1 alone as well, which we do not.
+    inside = (x > 0) & (x < width - 1) & (y > 0) & (y < height - 1)
+    return jnp.where(inside[..., None], 0.25 * jnp.sign(step), 0.0)
 
 
 def blurred_3x3(heatmaps: jax.Array, x: jax.Array, y: jax.Array, blur: int) -> jax.Array:
-    """The map smoothed by a kernel of side `blur`, in the 3 x 3 pixels around (x, y) alone.
+    """The 3 x 3 pixels around (x, y), off the border, of float32 maps smoothed by a kernel of side `blur`.
 
-    Where the kernel would leave the map, and with blur = 1, the pixels stay as they are.
-
-    Args:
-      heatmaps: (..., H, W, J) float32; x, y: (..., J) int, a pixel off the border.
-
-    Returns:
-      (..., J, 3, 3), rows first.
+    Where the kernel would leave the map, and with blur = 1, the pixels stay as they are. (..., J, 3, 3), rows first.
     """
     height, width = heatmaps.shape[-3:-1]
     reach = blur // 2 + 1
@@ -197,7 +174,5 @@ def _smoothing(kernel: int) -> np.ndarray:
     """((kernel + 2)^2, 9) weights: a patch to its smoothed 3 x 3 middle; OpenCV's sigma for a kernel of that side."""
     sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
     taps = np.exp(-(np.arange(-(kernel // 2), kernel // 2 + 1) ** 2) / (2 * sigma**2))
-    line = np.zeros((3, kernel + 2))
-    for i in range(3):
-        line[i, i : i + kernel] = taps / taps.sum()
+    line = np.stack([np.pad(taps / taps.sum(), (i, 2 - i)) for i in range(3)])
     return np.einsum("iy,jx->yxij", line, line).reshape(-1, 9).astype(np.float32)

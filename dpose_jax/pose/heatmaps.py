@@ -7,13 +7,10 @@ import jax.numpy as jnp
 
 
 def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The highest pixel of every map: column x, row y, (..., J) int32, and the value, (..., J).
+    """The highest pixel of maps (..., H, W, J): column x, row y, (..., J) int32, and the value, (..., J).
 
     Of equal ones it is the first column's, and in it the first row's. XLA reduces whole rows of (..., H, W, J) as
     vectors; an argmax over all pixels of a joint would go one by one.
-
-    Args:
-      heatmaps: (..., H, W, J) float.
     """
     x = jnp.argmax(jnp.max(heatmaps, axis=-3), axis=-2)
     column = jnp.take_along_axis(heatmaps, x[..., None, None, :], axis=-2)[..., 0, :]
@@ -21,15 +18,9 @@ def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def patches(heatmaps: jax.Array, x: jax.Array, y: jax.Array, radius: int) -> jax.Array:
-    """The (2 radius + 1)^2 pixels around a place of every map.
+    """The pixels around column x and row y, (..., J) int, of maps (..., H, W, J); off the map the border repeats.
 
-    Args:
-      heatmaps: (..., H, W, J).
-      x, y: (..., J) int, a column and a row.
-      radius: in pixels; what lies off the map repeats its border.
-
-    Returns:
-      (..., J, 2 radius + 1, 2 radius + 1), rows first, in the dtype of `heatmaps`.
+    Returns (..., J, 2 radius + 1, 2 radius + 1), rows first, in the dtype of the maps.
     """
     *leading, height, width, joints = heatmaps.shape
     maps = jnp.asarray(heatmaps).reshape(-1, height, width, joints)
@@ -58,26 +49,18 @@ def by_products(maps: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
 
 @functools.partial(jax.jit, static_argnames=("size",))
 def gaussians(keypoints: jax.Array, visible: jax.Array, *, size: tuple[int, int], sigma: float) -> jax.Array:
-    """phi(y, sigma): one clean 2-D Gaussian a joint, of peak 1 at the joint's exact position.
+    """phi(y, sigma) of the paper: a Gaussian a joint, of peak 1 at its exact position and not truncated (ours).
 
-    A Gaussian is separable, so each joint costs two short vectors and one outer product.
-
-    Args:
-      keypoints: (..., J, 2) float, x and y in heatmap pixels.
-      visible: (..., J) float in [0, 1]; 0 leaves the joint's channel empty.
-      size: (H, W) of the map.
-      sigma: standard deviation in heatmap pixels, positive.
-
-    Returns:
-      (..., H, W, J) float32 in [0, 1]. Source: equation of phi in the paper; not truncated (ours).
+    Joints (..., J, 2) and the standard deviation are in heatmap pixels; `visible`, (..., J) in [0, 1], scales the
+    Gaussians. Returns (..., H, W, J) float32 in [0, 1] for size = (H, W).
     """
-    height, width = size
     keypoints = keypoints.astype(jnp.float32)
 
     def profile(centre, length):
         offset = jnp.arange(length, dtype=jnp.float32)[:, None] - centre[..., None, :]
         return jnp.exp(-(offset**2) / (2 * sigma**2))
 
-    rows = profile(keypoints[..., 1], height) * visible[..., None, :]
-    columns = profile(keypoints[..., 0], width)
+    # Separable: each joint costs two short vectors and one outer product.
+    rows = profile(keypoints[..., 1], size[0]) * visible[..., None, :]
+    columns = profile(keypoints[..., 0], size[1])
     return rows[..., :, None, :] * columns[..., None, :, :]

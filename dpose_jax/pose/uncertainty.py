@@ -6,7 +6,6 @@ import numpy as np
 
 from dpose_jax.pose.heatmaps import highest, patches
 
-REACH = 1  # the quadratic is fitted to (2 REACH + 1)^2 pixels
 FLOOR = 1e-3  # of the peak: what is lower is noise about 0, whose logarithm means nothing
 
 
@@ -17,19 +16,13 @@ def peak_covariance(heatmaps: jax.Array) -> jax.Array:
     A quadratic is fitted by least squares to the log of 3 x 3 pixels; minus the inverse of its Hessian is the
     covariance (Laplace's approximation). A clean Gaussian of sigma gives sigma^2 I. A trained peak is the belief
     blurred by the sigma of the targets, so what exceeds sigma^2 is uncertainty. No axis has a standard deviation above
-    the map's longer side, which is also that of a flat map.
-
-    Args:
-      heatmaps: (..., H, W, J) float, H and W at least 3.
-
-    Returns:
-      (..., J, 2, 2) float32, symmetric and positive definite, order x, y, heatmap pixels squared.
+    the map's longer side, which is also that of a flat map. Maps (..., H, W, J) of at least 3 x 3 pixels give
+    (..., J, 2, 2) float32, symmetric and positive definite, order x, y, heatmap pixels squared.
     """
     heatmaps = heatmaps.astype(jnp.float32)
     height, width = heatmaps.shape[-3:-1]
     x, y, peak = highest(heatmaps)
-    inner = jnp.clip(x, REACH, width - 1 - REACH), jnp.clip(y, REACH, height - 1 - REACH)
-    values = patches(heatmaps, *inner, REACH).reshape(*peak.shape, -1)
+    values = patches(heatmaps, jnp.clip(x, 1, width - 2), jnp.clip(y, 1, height - 2), 1).reshape(*peak.shape, 9)
     logs = jnp.log(jnp.maximum(values, jnp.maximum(FLOOR * peak[..., None], 1e-10)))
     xx, yy, xy = jnp.moveaxis(logs @ _hessian_filter(), -1, 0)
     return _inverse(-xx, -xy, -yy, 1.0 / max(height, width) ** 2)
@@ -37,7 +30,7 @@ def peak_covariance(heatmaps: jax.Array) -> jax.Array:
 
 def _hessian_filter() -> np.ndarray:
     """(9, 3) weights of the least-squares quadratic's second derivatives xx, yy and xy (Savitzky and Golay)."""
-    y, x = np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1].reshape(2, -1).astype(np.float64)
+    y, x = np.mgrid[-1:2, -1:2].reshape(2, -1).astype(np.float64)
     design = np.stack([x**2 / 2, y**2 / 2, x * y, x, y, np.ones_like(x)], axis=1)
     return np.linalg.pinv(design)[:3].T.astype(np.float32)
 
@@ -63,13 +56,9 @@ def transform_covariance(covariance: np.ndarray, linear: np.ndarray) -> np.ndarr
 
 
 def spread(hypotheses: np.ndarray) -> np.ndarray:
-    """Root mean square distance of K hypotheses of a joint from their mean.
+    """Root mean square distance of K hypotheses of a joint from their mean, (..., K, J, 2) -> (..., J).
 
-    Args:
-      hypotheses: (..., K, J, 2), K at least 2.
-
-    Returns:
-      (..., J) in the unit of the hypotheses; the square is the trace of the sample covariance, with K - 1.
+    The square is the trace of the sample covariance, with K - 1. Raises ValueError if K is below 2.
     """
     hypotheses = np.asarray(hypotheses, np.float64)
     if hypotheses.ndim < 3 or hypotheses.shape[-3] < 2:
