@@ -15,45 +15,27 @@ from dpose_jax.recipe import Sampler
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """One sampling run.
+    """One sampling run; the fields are those of the recipe's `sampler`.
 
-    Attributes:
-      steps: K in 1..t_start, decoder passes. Skipping times is the paper's, after DDIM.
-      update_rule: a name of UPDATES. `direct` without `model.time_embedding` never reads t: its times do nothing, and
-        t_start matters to a noised start alone.
-      start: `coarse` (the paper): conv(x^fea) itself; `coarse_noised` (ours): its joints sent forward to t_start and
-        drawn; `random` (ours): joints from N(0, 1), which is what y is at T.
-      t_start: in 1..T, the time of the start; the paper recipe starts at T.
-      eta: of DDIM, in [0, 1].
-      refresh: draw the masks anew at every step, else once from the start (the paper).
-      mirrored: with the flip test, denoise the mirrored crop too and average the results; else only its coarse
-        heatmaps are averaged, into the start, and the denoiser sees half as many crops (ours).
+    `direct` without `model.time_embedding` never reads t: its times do nothing, and t_start matters to a noised start
+    alone. The start is `coarse` (the paper), conv(x^fea) itself; `coarse_noised` (ours), its joints sent forward to
+    t_start and drawn; or `random` (ours), joints from N(0, 1), which is what y is at T. With `mirrored` the flip test
+    denoises the mirrored crop too and averages the results; else only its coarse heatmaps are averaged, into the
+    start, and the denoiser sees half as many crops (ours).
     """
 
-    steps: int = 4
-    update_rule: str = "direct"
+    steps: int = 4  # K in 1..t_start, decoder passes; skipping times is the paper's, after DDIM
+    update_rule: str = "direct"  # a name of UPDATES
     start: str = "coarse"
-    t_start: int = 1000
-    eta: float = 0.0
-    refresh: bool = False
+    t_start: int = 1000  # in 1..T, the time of the start; the paper recipe starts at T
+    eta: float = 0.0  # of DDIM, in [0, 1]
+    refresh: bool = False  # draw the masks anew at every step, else once from the start (the paper)
     mirrored: bool = True
 
     @property
     def times(self) -> np.ndarray:
         """(K + 1,) int32, round(linspace(t_start, 0, K + 1)): the times that are not skipped."""
         return np.round(np.linspace(self.t_start, 0, self.steps + 1)).astype(np.int32)
-
-
-class SamplerState(NamedTuple):
-    """What a step passes on.
-
-    Attributes:
-      estimate: (B, H, W, J) y^_0^hm of the step; before the first one the start.
-      y: (B, J, 2) diffusion state, unclamped, in units of zeta; `direct` leaves it at the start's.
-    """
-
-    estimate: jax.Array
-    y: jax.Array
 
 
 class Step(NamedTuple):
@@ -82,23 +64,13 @@ class Space(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """An update rule.
+    """An update rule: (space, y, estimate, step) -> y (B, J, 2) at t_next, unclamped, in units of zeta.
 
-    Attributes:
-      enter: (space, state, start, first) -> the heatmaps (B, H, W, J) that enter a step; `start`: those of the first.
-      update: (space, y, estimate, step) -> y (B, J, 2) at t_next.
+    What enters a step after the first is y drawn anew if the rule `redraws`, else the estimate of the step before.
     """
 
-    enter: Callable[[Space, SamplerState, jax.Array, jax.Array], jax.Array]
     update: Callable[[Space, jax.Array, jax.Array, Step], jax.Array]
-
-
-def ddim_enter(space: Space, state: SamplerState, start: jax.Array, first: jax.Array) -> jax.Array:
-    """Draws the joints anew in every step but the first.
-
-    They are drawn where they are used: XLA:CPU copies each heatmap that the scan carries in every step.
-    """
-    return jax.lax.cond(first, lambda: start, lambda: space.draw(state.y))
+    redraws: bool
 
 
 def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> jax.Array:
@@ -109,9 +81,9 @@ def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> 
 # A new rule is an entry here, and a choice of `sampler.update_rule` in recipe.py.
 UPDATES = {
     # y~_{t-1} = D(y~_t, x^c): the paper's equation as written.
-    "direct": Rule(lambda space, state, start, first: state.estimate, lambda space, y, estimate, step: y),
+    "direct": Rule(lambda space, y, estimate, step: y, redraws=False),
     # DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew.
-    "ddim": Rule(ddim_enter, ddim_update),
+    "ddim": Rule(ddim_update, redraws=True),
 }
 
 
@@ -125,19 +97,16 @@ def sample(
     denoise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     keys: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs K denoising steps and returns y~_0^hm.
+    """Runs K denoising steps from conv(x^fea), the coarse heatmaps (B, H, W, J).
 
     Args:
-      coarse: (B, H, W, J) conv(x^fea), the start of the paper.
-      settings: the run; schedule: gamma_t, zeta; codec: decodes and draws.
       condition: normalised joints (B, J, 2) -> x^c (any array); draws the masks and applies SC-CA.
         Called once before the scan, or in every step with `refresh`.
       denoise: D: (heatmaps (B, H, W, J), x^c, t (B,) int32) -> y^_0^hm (B, H, W, J).
       keys: (B,) random keys, one an example, so that a result never depends on its neighbours.
 
-    Returns:
-      The final y^_0^hm, (B, H, W, J) float32, and the trajectory (K + 1, B, H, W, J): the
-      heatmaps that entered each step, then the final ones.
+    Returns the final y^_0^hm, (B, H, W, J) float32, and the trajectory (K + 1, B, H, W, J): the heatmaps that entered
+    each step, then the final ones.
     """
     batch, joints = coarse.shape[0], coarse.shape[-1]
     space, rule = Space(schedule, codec), UPDATES[settings.update_rule]
@@ -154,21 +123,22 @@ def sample(
         y = q_sample(schedule, space.decode(coarse), jnp.full((batch,), settings.t_start), noise(0))
     else:
         y = schedule.zeta * space.decode(coarse)
-    start = SamplerState(coarse if settings.start == "coarse" else space.draw(y), y)
+    start = coarse if settings.start == "coarse" else space.draw(y)
     fixed = None if settings.refresh else context_of(y)
 
     def step(state, inputs):
-        index, t, t_next = inputs
-        heatmaps = rule.enter(space, state, start.estimate, index == 1)
+        (heatmaps, y), (index, t, t_next) = state, inputs
+        if rule.redraws:  # where y is used: XLA:CPU copies each heatmap that the scan carries in every step
+            heatmaps = jax.lax.cond(index == 1, lambda: start, lambda: space.draw(y))
         context = context_of(schedule.zeta * space.decode(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
-        y = rule.update(space, state.y, estimate, Step(t, t_next, settings.eta, noise(index)))
-        return SamplerState(estimate, y), heatmaps
+        y = rule.update(space, y, estimate, Step(t, t_next, settings.eta, noise(index)))
+        return (estimate, y), heatmaps
 
     times = jnp.asarray(settings.times)
-    final, entered = jax.lax.scan(step, start, (jnp.arange(1, settings.steps + 1), times[:-1], times[1:]))
+    (final, _), entered = jax.lax.scan(step, (start, y), (jnp.arange(1, settings.steps + 1), times[:-1], times[1:]))
     # At t = 0 the drawn joints are those of the last estimate, which also carries the scores.
-    return final.estimate, jnp.concatenate([entered, final.estimate[None]])
+    return final, jnp.concatenate([entered, final[None]])
 
 
 def sampler_settings(sampler: Sampler) -> tuple[SamplerSettings, ...]:
@@ -178,11 +148,7 @@ def sampler_settings(sampler: Sampler) -> tuple[SamplerSettings, ...]:
 
 
 def noised_start(settings: SamplerSettings, noise_time: int, timesteps: int) -> SamplerSettings:
-    """The settings, but from coarse joints noised to t = `noise_time` of T = `timesteps` (ours).
-
-    Raises:
-      ValueError: if `noise_time` does not lie in 1..T.
-    """
+    """The settings, but from coarse joints noised to t = `noise_time` (ours); ValueError if it is not in 1..T."""
     if not 1 <= noise_time <= timesteps:
         raise ValueError(f"noise_time={noise_time}: must lie in 1..T = {timesteps}")
     return dataclasses.replace(settings, start="coarse_noised", t_start=noise_time)

@@ -21,17 +21,11 @@ Spans = tuple[jax.Array, jax.Array]  # of N shapes on every row: first and last 
 def joint_mask(
     keypoints: jax.Array, visible: jax.Array, *, size: tuple[int, int], radius: float, softness: float = 0.0
 ) -> jax.Array:
-    """M^kps: the union of discs of radius delta_kps around the joints.
+    """M^kps: the union of discs of radius delta_kps around joints (..., J, 2) in pixels of a map of size (H, W).
 
-    Args:
-      keypoints: (..., J, 2) float, x and y in pixels of the map.
-      visible: (..., J) float; a joint at 0 has no disc, and a soft disc is weighed by it.
-      size: (H, W) of the map.
-      radius: delta_kps in pixels at 64 x 48; it scales with the map's height (ours).
-      softness: 0 for a binary mask, else the width of its sigmoid edge in the same unit (ours).
-
-    Returns:
-      (..., H, W, 1) float32 in [0, 1].
+    A joint whose flag `visible`, (..., J), is 0 has no disc; soft discs are weighed by it. `radius` is in pixels at
+    64 x 48 and scales with the map's height (ours); `softness` is 0 for a binary mask, else the width of a sigmoid edge
+    in the same unit (ours). Returns (..., H, W, 1) float32 in [0, 1].
     """
     scale = size[0] / REFERENCE_HEIGHT
     keypoints, radius = keypoints.astype(jnp.float32), radius * scale
@@ -52,18 +46,10 @@ def limb_mask(
     half_width: float,
     softness: float = 0.0,
 ) -> jax.Array:
-    """M^ske: the union of the limbs, each a segment thickened by delta_ske.
+    """M^ske: the union of the limbs, pairs of joints, each a segment thickened by delta_ske = `half_width`.
 
-    Args:
-      keypoints: (..., J, 2) float, x and y in pixels of the map.
-      visible: (..., J) float; a limb with an end at 0 is left out, and a soft limb is weighed by both.
-      limbs: pairs of joint indices; without any the mask is empty.
-      size: (H, W) of the map.
-      half_width: delta_ske in pixels at 64 x 48; it scales with the map's height (ours).
-      softness: 0 for a binary mask, else the width of its sigmoid edge in the same unit (ours).
-
-    Returns:
-      (..., H, W, 1) float32 in [0, 1].
+    A limb with an invisible end is left out; a soft limb is weighed by the flags of both ends. Without limbs the mask
+    is empty. Shapes and units are those of `joint_mask`.
     """
     scale = size[0] / REFERENCE_HEIGHT
     keypoints, half_width = keypoints.astype(jnp.float32), half_width * scale
@@ -84,10 +70,7 @@ def limb_mask(
 
 
 def _frame(start: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(..., N, 2) twice -> cosine and sine of the limb's own axis, and its length, (..., N, 1) each.
-
-    A limb of no length may have any axis; its length comes out as 1e-6.
-    """
+    """(..., N, 2) twice -> cosine and sine of the limb's axis, any for length 0, and length >= 1e-6, (..., N, 1) each."""
     along = end - start
     squared = jnp.sum(along**2, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.maximum(squared, 1e-12))
@@ -97,8 +80,7 @@ def _frame(start: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.
 
 def _offsets(points: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """(..., N, 2) -> from each point to the columns, (..., N, W), and to the rows, (..., N, H), of a map."""
-    height, width = size
-    return jnp.arange(width) - points[..., :1], jnp.arange(height) - points[..., 1:]
+    return jnp.arange(size[1]) - points[..., :1], jnp.arange(size[0]) - points[..., 1:]
 
 
 def _outer_sum(rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -115,14 +97,12 @@ def _disc_spans(centres: jax.Array, size: tuple[int, int], radius: float) -> Spa
 
 
 def _limb_spans(start: jax.Array, end: jax.Array, size: tuple[int, int], half_width: float) -> Spans:
-    """Segments from and to (..., N, 2), thickened: a disc at either end and the rectangle between, together convex.
-
-    The rectangle's part of a row is where both its pairs of sides meet it.
-    """
+    """Segments from and to (..., N, 2), thickened: a disc at either end and the rectangle between, together convex."""
     cos, sin, length = _frame(start, end)
     # So that the sides of an upright limb, and those of a level one, meet a row far away instead of nowhere.
     cos, sin = (jnp.where(jnp.abs(side) < 1e-6, 1e-6, side) for side in (cos, sin))
     _, y = _offsets(start, size)
+    # The rectangle's part of a row is where both its pairs of sides meet it.
     ends = -y * sin / cos, (length - y * sin) / cos
     sides = (y * cos - half_width) / sin, (y * cos + half_width) / sin
     low = jnp.maximum(jnp.minimum(*ends), jnp.minimum(*sides))
@@ -136,10 +116,7 @@ def _limb_spans(start: jax.Array, end: jax.Array, size: tuple[int, int], half_wi
 
 
 def _fill_rows(spans: Spans, visible: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The union of N shapes of which the (..., N) flag is not 0 -> (..., H, W, 1) mask, of zeros and ones.
-
-    A shape's part of a row is a run of bits, which two shifts make.
-    """
+    """The union of N shapes whose (..., N) flag is not 0 -> (..., H, W, 1) of zeros and ones; two shifts make a run."""
     width = size[1]
     first = jnp.clip(jnp.ceil(spans[0]), 0, width).astype(jnp.int32)
     after = jnp.clip(jnp.floor(spans[1]) + 1, 0, width).astype(jnp.int32)
@@ -160,11 +137,8 @@ def _fill_rows(spans: Spans, visible: jax.Array, size: tuple[int, int]) -> jax.A
 def _soft_union(
     squared: Sequence[jax.Array], visible: jax.Array, size: tuple[int, int], radius: float, softness: float
 ) -> jax.Array:
-    """N squared distances (..., H, W), one a shape, and their (..., N) flags -> (..., H, W, 1) mask.
-
-    A Python loop over the shapes lets XLA:CPU make one vectorised pass over the map. A reduction over an axis of shapes
-    takes two to five times as long.
-    """
+    """N squared distances (..., H, W), one a shape, and their (..., N) flags -> (..., H, W, 1) mask."""
+    # A Python loop lets XLA:CPU make one vectorised pass over the map: a reduction over shapes is 2 to 5 times slower.
     union = jnp.zeros((*visible.shape[:-1], *size), jnp.float32)
     for k, one in enumerate(squared):
         # Its gradient at distance zero is zero instead of NaN.

@@ -6,7 +6,7 @@ pixel centres at integers. Arguments are never written to. Small crops are enlar
 """
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -49,13 +49,9 @@ def draw_pose(
 ) -> np.ndarray:
     """Draws one person on a copy of an image: limbs and joints coloured by side, with a dark outline.
 
-    Args:
-      image: (h, w, 3) uint8 RGB.
-      keypoints: (J, 2) image pixels; a joint that is not finite is left out.
-      joint_set: gives limbs and sides; a limb between sides has the centre's colour.
-      shown: (J,) joints to draw, where true or above 0 (visibility, or score above a threshold); all by default.
-      thickness: of limbs, pixels; by default 1/110 of the image's longer side, or 1/40 of the extent of the joints
-        if that is less.
+    Joints, (J, 2), are left out where they are not finite, and where `shown`, (J,), is given and not above 0. A limb
+    between sides has the centre's colour. `thickness` of limbs is in pixels, by default 1/110 of the image's longer
+    side, or 1/40 of the extent of the joints if that is less.
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(keypoints, np.float64)
@@ -101,13 +97,9 @@ def prediction_sheet(
     joint_set: JointSet,
     captions: Sequence[str],
 ) -> np.ndarray:
-    """A grid of persons, prediction left and ground truth right, about 1600 pixels wide when full.
+    """A grid of N >= 1 persons, prediction left and ground truth right, about 1600 pixels wide when full.
 
-    Args:
-      crops: (N, h, w, 3) uint8 RGB, N at least 1.
-      predicted, truth: (N, J, 2) crop pixels.
-      visible: (N, J), labelled where above 0: other joints of the truth are not drawn.
-      captions: N texts (see `person_caption`).
+    Joints are (N, J, 2) in crop pixels; those of the truth are drawn where `visible`, (N, J), is above 0.
     """
     cells = []
     for i, caption in enumerate(captions):
@@ -119,29 +111,6 @@ def prediction_sheet(
     sheet = grid(cells, columns)
     colors = {side if side == "centre" else f"person's {side}": color for side, color in SIDE_COLORS.items()}
     return np.concatenate([legend("prediction | ground truth", sheet.shape[1], colors), sheet])
-
-
-def comparison_sheet(
-    crops: np.ndarray,
-    poses: Mapping[str, np.ndarray],
-    joint_set: JointSet,
-    captions: Sequence[str],
-    *,
-    shown: np.ndarray | None = None,
-) -> np.ndarray:
-    """One row a person, one column a pose.
-
-    Args:
-      crops: (N, h, w, 3) uint8 RGB.
-      poses: by column title, (N, J, 2) crop pixels.
-      captions: N texts under the first column.
-      shown: (N, J) joints to draw, in all columns; all by default.
-    """
-    rows = []
-    for i, crop in enumerate(crops):
-        drawn = None if shown is None else shown[i]
-        rows.append([_pose_panel(crop, joints[i], joint_set, drawn) for joints in poses.values()])
-    return rows_sheet(rows, tuple(poses), captions)
 
 
 def heatmap_sheet(
@@ -156,11 +125,7 @@ def heatmap_sheet(
 ) -> np.ndarray:
     """One row a person: the crop, its heatmaps coloured by joint, the joint mask and the limb mask over the crop.
 
-    Args:
-      crops: (N, Hx, Wx, 3) uint8 RGB.
-      heatmaps: (N, H, W, J) float; clipped to [0, 1] for drawing.
-      keypoint_masks, limb_masks: (N, H, W, 1) in [0, 1], M^kps and M^ske.
-      captions: N texts under the crops, optional.
+    Heatmaps are (N, H, W, J) and clipped to [0, 1], the masks M^kps and M^ske (N, H, W, 1) in [0, 1].
     """
     rows = []
     for i, crop in enumerate(crops):
@@ -184,18 +149,11 @@ def denoising_strip(
     truth: np.ndarray | None = None,
     visible: np.ndarray | None = None,
     warp: str = "unbiased",
-    captions: Sequence[str] | None = None,
 ) -> np.ndarray:
     """One column a step, one row a person: the step's heatmaps and decoded joints over the crop.
 
-    Args:
-      crops: (N, Hx, Wx, 3) uint8 RGB.
-      trajectory: (S, N, H, W, J) float heatmaps of S steps; clipped to [0, 1] for drawing.
-      keypoints: (S, N, J, 2) decoded joints, crop pixels; one that is NaN is not drawn.
-      titles: S column titles, such as "coarse", "step 1".
-      truth: (N, J, 2) crop pixels, optional: a last column shows the ground truth.
-      visible: (N, J), labelled where above 0: other joints of the truth are not drawn; all by default.
-      captions: N texts under the first column, optional.
+    S steps have heatmaps (S, N, H, W, J), clipped to [0, 1], joints (S, N, J, 2) in crop pixels, of which NaNs are not
+    drawn, and titles. With `truth`, (N, J, 2), a last column shows its joints where `visible`, (N, J), is above 0.
     """
     rows = []
     for i, crop in enumerate(crops):
@@ -206,18 +164,15 @@ def denoising_strip(
         if truth is not None:
             panels.append(_pose_panel(crop, truth[i], joint_set, None if visible is None else visible[i]))
         rows.append(panels)
-    return rows_sheet(rows, [*titles, *(["ground truth"] if truth is not None else [])], captions)
+    return rows_sheet(rows, [*titles, *(["ground truth"] if truth is not None else [])])
 
 
 def overlay_heatmaps(
     crop: np.ndarray, heatmaps: np.ndarray, joint_set: JointSet, *, scale: int = 1, warp: str = "unbiased"
 ) -> np.ndarray:
-    """The crop in dark grey with every joint's heatmap in its own colour.
+    """The crop, enlarged and in dark grey, with every joint's heatmap in its own colour.
 
-    Args:
-      crop: (Hx, Wx, 3) uint8 RGB.
-      heatmaps: (H, W, J) float; clipped to [0, 1]. Where joints overlap, colours mix by strength.
-      scale: enlargement of the result.
+    Heatmaps are (H, W, J) and clipped to [0, 1]. Where joints overlap, colours mix by strength.
     """
     _, big = _enlarge(crop, scale)
     strength = np.clip(np.asarray(heatmaps, np.float32), 0, 1)
@@ -229,11 +184,7 @@ def overlay_heatmaps(
 
 
 def write_png(path: str, image: np.ndarray) -> None:
-    """Writes (h, w, 3) uint8 RGB as a PNG, atomically; the folder is made if absent.
-
-    Raises:
-      ValueError: if the image is of another shape or dtype; names the file.
-    """
+    """Writes (h, w, 3) uint8 RGB as a PNG, atomically, and makes its folder; ValueError for any other array."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path}: image must be (h, w, 3) uint8, got {image.shape} {image.dtype}")
     _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -271,11 +222,9 @@ def _spread(
     if warp not in ("unbiased", "rounded"):
         raise ValueError(f"warp={warp!r}: must be 'unbiased' or 'rounded'")
     maps = np.asarray(maps, np.float32)
-    steps = []
-    for small, large in zip(maps.shape[1::-1], size[::-1], strict=True):
-        crop = large // scale
-        steps.append((crop - 1) / max(small - 1, 1) if warp == "unbiased" else crop / small)
-    to_big = np.array([[steps[0] * scale, 0, (scale - 1) / 2], [0, steps[1] * scale, (scale - 1) / 2]])
+    small, crop = np.array(maps.shape[1::-1]), np.array(size[::-1]) // scale
+    step = (crop - 1) / np.maximum(small - 1, 1) if warp == "unbiased" else crop / small
+    to_big = np.column_stack([np.diag(step * scale), np.full(2, (scale - 1) / 2)])
     spread = cv2.warpAffine(maps, to_big, size[::-1], flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
     return spread.reshape(*size, maps.shape[2])
 

@@ -1,7 +1,4 @@
-"""Sheets of paper that pictures are laid out on: captions, legends, grids and rows.
-
-Images are (height, width, 3) uint8 RGB.
-"""
+"""Sheets of pictures: captions, legends, grids and rows. Images are (height, width, 3) uint8 RGB."""
 
 from collections.abc import Mapping, Sequence
 
@@ -53,18 +50,17 @@ def grid(cells: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def rows_sheet(rows: list[list[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None) -> np.ndarray:
+def rows_sheet(
+    rows: list[list[np.ndarray]], titles: Sequence[str], captions: Sequence[str] | None = None
+) -> np.ndarray:
     """Rows of panels under column titles, each row's caption under its first panel."""
     if any(len(row) != len(titles) for row in rows):
         raise ValueError(f"titles: must be {len(rows[0])}, one a column, got {list(titles)}")
     width = rows[0][0].shape[1]
-    head = np.full((32, len(titles) * (width + GAP) + GAP, 3), PAPER, np.uint8)
-    for k, title in enumerate(titles):
-        head[6:, GAP + k * (width + GAP) :][:, :width] = label(title, width, INK)
-    cells = []
-    for i, row in enumerate(rows):
-        for k, panel in enumerate(row):
-            text = captions[i] if captions is not None and k == 0 else ""
-            foot = label(text, width, FAINT, 22)[: None if captions is not None else 0]
-            cells.append(np.concatenate([panel, foot]))
+    head = grid([label(title, width, INK) for title in titles], len(titles))[GAP // 2 : -GAP]
+    cells = [panel for row in rows for panel in row]
+    if captions is not None:
+        texts = [text for caption in captions for text in (caption, *[""] * (len(titles) - 1))]
+        feet = [label(text, width, FAINT, 22) for text in texts]
+        cells = [np.concatenate(pair) for pair in zip(cells, feet, strict=True)]
     return np.concatenate([head, grid(cells, len(titles))])
