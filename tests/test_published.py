@@ -1,8 +1,14 @@
 """Published pose models, against a stand-in for the hub: random weights in exactly the layouts that lie there."""
 
 import collections
+import dataclasses
+import hashlib
+import http.server
+import pathlib
+import threading
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -11,11 +17,15 @@ from safetensors.numpy import save_file
 from test_hub import Hub
 from test_torch_pickle import Storage, Tensor, dumps
 
+from dpose_jax import Predictor
+from dpose_jax.data.crop import invert, padded_view, view_matrix, warp_image
+from dpose_jax.data.loader import crop_spec
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.weights import published
 from dpose_jax.models.weights.hrnet_keys import from_published, to_official
-from dpose_jax.models.weights.published import read_pose_model
+from dpose_jax.models.weights.published import PUBLISHED, Published, read_pose_model
 from dpose_jax.pose.joint_sets import COCO, get_joint_set
 from dpose_jax.recipe import Recipe
 
