@@ -61,9 +61,9 @@ def test_sources_that_break_a_rule():
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A stand-in for the Hugging Face Hub on this machine: one file in one repository."""
+    """A stand-in for the Hugging Face Hub on this machine: `files` by OWNER/REPO/FILE."""
 
-    content = b""
+    files: dict = {}
     asked: list = []
 
     def do_HEAD(self):
@@ -74,9 +74,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body):
         self.asked.append((self.command, self.path))
-        found = self.path == "/timm/hrnet_w18_small.ms_in1k/resolve/main/model.safetensors"
+        content = self.files.get(self.path.strip("/").replace("/resolve/main/", "/"))
+        found = content is not None
         self.send_response(200 if found else 404)
-        self.send_header("Content-Length", str(len(self.content) if found else 0))
+        self.send_header("Content-Length", str(len(content) if found else 0))
         if found:
             self.send_header("ETag", '"abc"')
             self.send_header("X-Repo-Commit", COMMIT)
@@ -84,7 +85,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", "EntryNotFound")
         self.end_headers()
         if body and found:
-            self.wfile.write(self.content)
+            self.wfile.write(content)
 
     def log_message(self, *unused):
         pass
@@ -94,7 +95,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub(tmp_path):
     """Runs `locate` in a new process, which reads where the hub is when it imports its library; with what was asked."""
     pytest.importorskip("huggingface_hub", reason='the hub extra is not installed: pip install -e ".[hub]"')
-    Hub.content, Hub.asked = save(stored_weights("w18_small", "pose")), []
+    Hub.files = {"timm/hrnet_w18_small.ms_in1k/model.safetensors": save(stored_weights("w18_small", "pose"))}
+    Hub.asked = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 

@@ -3,11 +3,11 @@
 import os
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from dpose_jax.models.backbones import BACKBONES
-from dpose_jax.models.weights.torch_pickle import read_torch_file
+from dpose_jax.models.weights.torch_pickle import TorchFile, read_checkpoint
 
 HUB = "hf:"
 CACHED = "imagenet"
@@ -34,14 +34,19 @@ def locate(source: str, backbone: str) -> str:
         owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), ""]
         if not owner or not name:
             raise ValueError(f"{field}: must be hf:OWNER/REPO or hf:OWNER/REPO/FILE")
-        return _from_hub(field, f"{owner}/{name}", rest[0] or HUB_FILE)
+        return download(field, f"{owner}/{name}", rest[0] or HUB_FILE)
     if not os.path.exists(source):
         raise FileNotFoundError(f"{field}: no such file. {_ways(backbone)}")
     return source
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors or PyTorch file by name; nothing in it is executed.
+    """The tensors of a safetensors or PyTorch file by name; raises as `read_with_metadata` does."""
+    return read_with_metadata(path).tensors
+
+
+def read_with_metadata(path: str) -> TorchFile:
+    """The tensors of a safetensors or PyTorch file by name, and its metadata; nothing in it is executed.
 
     Raises:
       ValueError: if it is neither, is broken, or is refused; names the file.
@@ -49,22 +54,39 @@ def read(path: str) -> dict[str, np.ndarray]:
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:9] != b"{":
-        return read_torch_file(path)
+        return read_checkpoint(path)
     try:
-        return load_file(path)
+        with safe_open(path, "np") as opened:
+            return TorchFile(load_file(path), dict(opened.metadata() or {}))
     except SafetensorError as error:
         raise ValueError(f"{path}: broken or cut short: {error}") from error
 
 
-def _from_hub(field: str, repo: str, name: str) -> str:
+def cached(repository: str, name: str) -> str | None:
+    """The file of a repository in Hugging Face's cache, None where it is not there; asks no server."""
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return hf_hub_download(repository, name, local_files_only=True)
+    except (ImportError, OSError):
+        return None
+
+
+def download(field: str, repository: str, name: str) -> str:
+    """The file of a repository, downloaded once into Hugging Face's cache.
+
+    Raises:
+      ValueError: without the hub extra.
+      ConnectionError: if the hub does not give it. Both name `field`.
+    """
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise ValueError(f'{field}: needs the hub extra: pip install -e ".[hub]"') from None
     try:
-        return hf_hub_download(repo, name)
+        return hf_hub_download(repository, name)
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"{field}: {repo} gives no {name}: {error}") from error
+        raise ConnectionError(f"{field}: {repository} gives no {name}: {error}") from error
 
 
 def _cached_imagenet(backbone: str) -> str:
@@ -75,12 +97,10 @@ def _cached_imagenet(backbone: str) -> str:
             f"{sorted(name for name, one in BACKBONES.items() if one.imagenet)}; random weights: "
             "--config.model.pretrained=none"
         )
-    try:
-        from huggingface_hub import hf_hub_download
-
-        return hf_hub_download(repository, HUB_FILE, local_files_only=True)
-    except (ImportError, OSError):
-        raise FileNotFoundError(f"model.pretrained={CACHED!r}: none in the cache. {_ways(backbone)}") from None
+    path = cached(repository, HUB_FILE)
+    if path is None:
+        raise FileNotFoundError(f"model.pretrained={CACHED!r}: none in the cache. {_ways(backbone)}")
+    return path
 
 
 def _ways(backbone: str) -> str:

@@ -43,11 +43,23 @@ INERT = {
 ZIP_PREFIX = b"PK\x03\x04"
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
 STREAM_PREFIX = pickle.dumps(STREAM_MAGIC, protocol=2)
-WRAPPER = "state_dict"  # where a training checkpoint, or mmpose, keeps the weights
+WRAPPER = "state_dict"  # where training checkpoints, mmpose among them, keep the weights
+
+
+class TorchFile(NamedTuple):
+    """What a file holds: tensors by name, and what a checkpoint keeps beside its state dict."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any]
 
 
 def read_torch_file(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, or of the one that a checkpoint holds under `state_dict`, by name.
+    """The tensors of a file by name; raises as `read_checkpoint` does."""
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: str) -> TorchFile:
+    """A state dict, or the one that a checkpoint holds: under `state_dict`, or as its only mapping of tensors alone.
 
     Raises:
       ValueError: if the file asks for a name that weights do not need (nothing of it is executed), is cut short, or
@@ -171,7 +183,7 @@ class _Unpickler(pickle.Unpickler):
         return self.storages[key]
 
 
-def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read_zip(file: IO[bytes]) -> TorchFile:
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
@@ -193,7 +205,7 @@ def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
         return _arrays(state, numbers)
 
 
-def _read_stream(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read_stream(file: IO[bytes]) -> TorchFile:
     for _ in range(3):  # magic number, protocol and the writer's type sizes
         _Unpickler(file).load()
     unpickler = _Unpickler(file)
@@ -216,13 +228,9 @@ def _read_stream(file: IO[bytes]) -> dict[str, np.ndarray]:
     return _arrays(state, numbers)
 
 
-def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
+def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
     """The state dict's tensors as arrays, each storage read once."""
-    if isinstance(state, Mapping) and isinstance(state.get(WRAPPER), Mapping):
-        state = state[WRAPPER]
-    if not isinstance(state, Mapping) or not any(isinstance(part, _Tensor) for part in state.values()):
-        keys = f"; its entries are {sorted(map(str, state))[:10]}" if isinstance(state, Mapping) else ""
-        raise _Refused(f"no state dict: no tensors by name, neither on top nor under {WRAPPER!r}{keys}")
+    state, metadata = _unwrap(state)
     other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
     if other:
         raise _Refused(f"entries of the state dict are no tensors: {other[:10]}")
@@ -232,4 +240,22 @@ def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> dict[str, 
         if tensor.storage not in read:
             read[tensor.storage] = numbers(tensor.storage)
         arrays[str(name)] = tensor.of(read[tensor.storage])
-    return arrays
+    return TorchFile(arrays, metadata)
+
+
+def _unwrap(state: Any) -> tuple[Mapping, dict[str, Any]]:
+    """The state dict of a file's content, and what stands beside it."""
+    if not isinstance(state, Mapping):
+        raise _Refused(f"no state dict: a {type(state).__name__}")
+    if any(isinstance(part, _Tensor) for part in state.values()):
+        return state, {}
+    inner = [key for key, part in state.items() if isinstance(part, Mapping) and part and _only_tensors(part)]
+    chosen = [WRAPPER] if isinstance(state.get(WRAPPER), Mapping) and state[WRAPPER] else inner
+    if len(chosen) != 1:
+        found = f"several, under {sorted(map(str, inner))[:10]}" if inner else f"{sorted(map(str, state))[:10]}"
+        raise _Refused(f"no state dict: no tensors by name, neither on top nor under one key; its entries are {found}")
+    return state[chosen[0]], {str(key): part for key, part in state.items() if key != chosen[0]}
+
+
+def _only_tensors(part: Mapping) -> bool:
+    return all(isinstance(value, _Tensor) for value in part.values())
