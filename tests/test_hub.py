@@ -20,7 +20,7 @@ COMMIT = "0123456789" * 4
 def test_safetensors(tmp_path):
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float16)}
     save_file(tensors, tmp_path / "any name")
-    found = read(str(tmp_path / "any name"))
+    found = read(str(tmp_path / "any name")).tensors
     assert found.keys() == tensors.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, tensors[name])
@@ -34,7 +34,7 @@ def test_safetensors(tmp_path):
 def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path):
     for name in ("zip", "stream"):
         (tmp_path / f"{name}.safetensors").write_bytes((FIXTURES / f"{name}.pth").read_bytes())
-        assert "parameter" in read(str(tmp_path / f"{name}.safetensors"))
+        assert "parameter" in read(str(tmp_path / f"{name}.safetensors")).tensors
     for content in (b"", b"no weights at all", (FIXTURES / "torch_files.npz").read_bytes()):
         (tmp_path / "other.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"other\.pth: (no PyTorch file|a zip, but not of torch\.save)"):
@@ -133,7 +133,9 @@ def test_the_hub_is_asked_once_and_only_when_named(hub):
     assert missing[0] == "ConnectionError" and "gives no other.pth" in missing[1]
     downloads = [asked for asked in Hub.asked if asked[0] == "GET" and asked[1].endswith("model.safetensors")]
     assert len(downloads) == 1 and Hub.asked.index(downloads[0]) <= 1
-    np.testing.assert_array_equal(read(path)["conv1.weight"], stored_weights("w18_small", "pose")["conv1.weight"])
+    np.testing.assert_array_equal(
+        read(path).tensors["conv1.weight"], stored_weights("w18_small", "pose")["conv1.weight"]
+    )
     Hub.asked.clear()
     assert hub(weights, "imagenet", HF_HUB_OFFLINE="1") == [path, path]
     assert Hub.asked == []

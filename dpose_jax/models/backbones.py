@@ -31,7 +31,7 @@ class Backbone:
       published: tensors of published weights by their names -> ours; None where no names are known.
       initial_std: path and shape of a leaf -> standard deviation of its normal start, None if there is no rule.
         Leaves named scale and var start at 1, bias and mean at 0.
-      parts: rows of the model summary: name -> regular expression of paths inside of the backbone.
+      parts: rows of the model summary: name and regular expression of paths inside of the backbone.
     """
 
     width: int
@@ -52,9 +52,7 @@ def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
         parts=(
             ("HRNet stem", "stem"),
             ("HRNet stage 1", "stage1_"),
-            ("HRNet stage 2", "stage2_|transition1_"),
-            ("HRNet stage 3", "stage3_|transition2_"),
-            ("HRNet stage 4", "stage4_|transition3_"),
+            *((f"HRNet stage {k}", f"stage{k}_|transition{k - 1}_") for k in (2, 3, 4)),
         ),
     )
 
@@ -71,11 +69,7 @@ BACKBONES = {
 
 
 def get_backbone(model: Model) -> Backbone:
-    """The backbone of a recipe, with the recipe's width.
-
-    Raises:
-      ValueError: if `model.backbone` is unknown; names the field.
-    """
+    """The backbone of a recipe, with the recipe's width. Raises ValueError if `model.backbone` is unknown."""
     if model.backbone not in BACKBONES:
         raise ValueError(f"model.backbone={model.backbone!r}: must be one of {sorted(BACKBONES)}")
     backbone = BACKBONES[model.backbone]

@@ -42,18 +42,14 @@ def from_own(variables: Mapping[str, Any], *, same_joints: bool) -> Weights:
     return found
 
 
-def fill(variables: Mapping[str, Any], weights: Weights, source: str) -> tuple[dict[str, Any], str]:
-    """Puts `weights` into `variables` (`params`, `batch_stats`); the backbone must come whole, the rest where it fits.
+def fill(
+    variables: Mapping[str, Any], weights: Weights, source: str, whole: tuple[str, ...] = (BACKBONE,)
+) -> tuple[dict[str, Any], str]:
+    """Puts `weights` into `variables` (`params`, `batch_stats`); modules of `whole` must come whole.
 
-    Args:
-      source: what to call the weights in messages.
-
-    Returns:
-      new variables, float32, and a line that says what was taken, left at its start and ignored.
-
-    Raises:
-      ValueError: if a part of the backbone is missing, has another shape or is not finite, or if the source holds what
-        no rule knows; names all of them.
+    Other modules take what fits them. Messages call the weights `source`. Returns new variables, float32, and a line
+    that says what was taken, left at its start and ignored. Raises ValueError, which names all problems, if a part of
+    `whole` is missing or has another shape, an array is not finite, or the source holds what no rule knows.
     """
     ours = flatten_dict(variables, sep="/")
     taken: dict[str, np.ndarray] = {}
@@ -64,38 +60,28 @@ def fill(variables: Mapping[str, Any], weights: Weights, source: str) -> tuple[d
             taken[path] = np.asarray(array, np.float32)
             if not np.isfinite(taken[path]).all():
                 problems["not finite"].append(weights.names[path])
-        elif not _of_backbone(path):
-            ignored[f"{path.split('/')[1]} of another shape"] += 1
+        elif _module(path) not in whole:
+            ignored[f"{_module(path)} of another shape"] += 1
         elif path in ours:
             problems["of another shape"].append(f"{weights.names[path]} {array.shape} instead of {ours[path].shape}")
         else:
             problems["unexpected"].append(weights.names[path])
-    backbone = {path for path in ours if _of_backbone(path)}
-    problems["missing"] = sorted(backbone - set(weights.arrays))
+    problems["missing"] = sorted(path for path in ours.keys() - weights.arrays.keys() if _module(path) in whole)
     if any(problems.values()):
-        raise ValueError(f"{source} does not fit the model:\n{_shown(problems)}")
-    untouched = _shortened(ours.keys() - taken.keys(), taken.keys())
+        lines = [f"{source} does not fit the model:"]
+        for kind, names in problems.items():
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            lines += [f"  {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}"] if names else []
+        raise ValueError("\n".join(lines))
+    # Modules of which nothing was taken by their name, others by the path of what is left.
+    started = {_module(path) for path in taken}
+    left = ours.keys() - taken.keys()
+    untouched = sorted({path.partition("/")[2] if _module(path) in started else _module(path) for path in left})
     text = f"{len(taken)} of {len(ours)} arrays from {source}"
     text += f"; at random: {', '.join(untouched)}" if untouched else ""
     text += "".join(f"; ignored: {count} of {reason}" for reason, count in sorted(ignored.items()))
     return unflatten_dict(ours | taken, sep="/"), text
 
 
-def _of_backbone(path: str) -> bool:
-    return path.split("/")[1] == BACKBONE
-
-
-def _shown(problems: dict[str, list[str]]) -> str:
-    lines = []
-    for kind, names in problems.items():
-        if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            lines.append(f"  {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}")
-    return "\n".join(lines)
-
-
-def _shortened(untouched, taken) -> list[str]:
-    """Modules of which nothing was taken by their name, others by the path of what is left."""
-    started = {path.split("/")[1] for path in taken}
-    paths = (path.partition("/")[2] for path in untouched)
-    return sorted({path if path.split("/")[0] in started else path.split("/")[0] for path in paths})
+def _module(path: str) -> str:
+    return path.split("/")[1]

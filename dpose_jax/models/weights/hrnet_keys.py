@@ -4,13 +4,10 @@ Official HRNet (its ImageNet and its pose models), timm and mmpose name the laye
 serves them all. What a file has beside the backbone differs, and is taken or left out by name.
 """
 
-import functools
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.weights.fill import BACKBONE, Weights
@@ -42,6 +39,12 @@ IGNORED = {
     + r"(?:(?:incre_modules|downsamp_modules|classifier)\..*|final_layer\.[01]\..*)",
     "BatchNorm's step counters": r".*\.num_batches_tracked",
 }
+# Pattern of a layer's name -> path of ours with # for its groups, and leaves.
+RULES = {FINAL_LAYER: ("coarse_head", CONVOLUTION)}
+for convolution, norm, path in LAYERS:
+    for theirs, ours, leaves in ((convolution, "conv", CONVOLUTION), (norm, "bn", BATCH_NORM)):
+        pattern = BACKBONE_PREFIX + re.escape(theirs).replace(r"\#", r"(\d+)")
+        RULES[pattern] = f"{BACKBONE}/{path}/{ours}", leaves
 
 
 def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weights:
@@ -70,33 +73,10 @@ def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weight
     return found
 
 
-def _official():
-    """(official name of a layer, path of ours, both with # for numbers, leaves)."""
-    for convolution, norm, path in LAYERS:
-        yield convolution, f"{BACKBONE}/{path}/conv", CONVOLUTION
-        yield norm, f"{BACKBONE}/{path}/bn", BATCH_NORM
-    yield "final_layer", "coarse_head", CONVOLUTION
-
-
-OFFICIAL = tuple(_official())
-
-
-def _pattern(template: str) -> str:
-    """A regular expression from a name with # for numbers."""
-    return re.escape(template).replace(r"\#", r"(\d+)")
-
-
-# The same for the names of all layouts: their pattern, our path, leaves.
-RULES = tuple(
-    (FINAL_LAYER if theirs == "final_layer" else BACKBONE_PREFIX + _pattern(theirs), ours, leaves)
-    for theirs, ours, leaves in OFFICIAL
-)
-
-
 def _translate(name: str) -> tuple[str, tuple[int, ...]]:
     """A published name -> our path and the permutation of its axes; an empty path where no rule knows the name."""
     layer, _, leaf = name.rpartition(".")
-    for pattern, path, leaves in RULES:
+    for pattern, (path, leaves) in RULES.items():
         match = re.fullmatch(pattern, layer)
         if match and leaf in leaves:
             collection, ours, axes = leaves[leaf]
@@ -104,33 +84,3 @@ def _translate(name: str) -> tuple[str, tuple[int, ...]]:
                 path = path.replace("#", number, 1)
             return f"{collection}/{path}/{ours}", axes
     return "", ()
-
-
-def to_official(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """HRNet and coarse branch of our variables by the official names, in torch's layout: `from_published` backwards.
-
-    Raises:
-      ValueError: if an array of the backbone has no official name.
-    """
-    found = {}
-    for path, array in flatten_dict(variables, sep="/").items():
-        if path.split("/")[1] in (BACKBONE, "coarse_head"):
-            name, axes = _official_name(path)
-            array = np.asarray(array)
-            # A 1 x 1 convolution of ours is a matrix product.
-            array = array[None, None] if len(axes) == array.ndim + 2 else array
-            found[name] = array.transpose(np.argsort(axes))
-    return found
-
-
-def _official_name(path: str) -> tuple[str, tuple[int, ...]]:
-    """Our path -> the official name, and the permutation of its axes that gives ours."""
-    collection, _, rest = path.partition("/")
-    layer, _, ours = rest.rpartition("/")
-    for theirs, template, leaves in OFFICIAL:
-        match = re.fullmatch(_pattern(template), layer)
-        for leaf, (its_collection, its_name, axes) in leaves.items():
-            if match and (its_collection, its_name) == (collection, ours):
-                name = functools.reduce(lambda text, number: text.replace("#", number, 1), match.groups(), theirs)
-                return f"{name}.{leaf}", axes
-    raise ValueError(f"{path}: has no official name")

@@ -1,24 +1,18 @@
-"""Published HRNet pose models as plain HRNet: where they lie, and the recipe of their authors' protocol.
+"""Published HRNet pose models as plain HRNet: where they lie, and the recipe of their authors' protocol."""
 
-Official HRNet, timm's layout and mmpose name the same layers. What a file does not hold is known here or given: the
-input size, which no weight shows.
-"""
-
-import dataclasses
-import functools
 import hashlib
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dpose_jax.models.backbones import BACKBONES, get_backbone
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.weights import hub
+from dpose_jax.models.weights.fill import BACKBONE, fill
 from dpose_jax.models.weights.hrnet_keys import BACKBONE_PREFIX, FINAL_LAYER
 from dpose_jax.pose.joint_sets import get_joint_set
 from dpose_jax.recipe import Recipe
@@ -26,18 +20,24 @@ from dpose_jax.typed_fields import nearest
 
 SIGMAS = {(256, 192): 2.0, (384, 288): 3.0}  # of the Gaussians that published models were trained with, heatmap px
 BY_JOINTS = {17: "coco"}  # joint sets that a number of joints alone tells
-OFFICIAL = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
+PROTOCOL = {
+    "crop.warp": "rounded",
+    "codec.name": "rounded",
+    "codec.refine": "quarter",
+    "model.spatial_attention": False,  # SC-CA belongs to the denoiser
+    "model.channel_attention": False,
+    "model.pretrained": "none",
+    "loss.diffusion": 0.0,
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A pose model on the Hugging Face Hub.
+class Published(NamedTuple):
+    """A pose model of COCO's joints on the Hugging Face Hub: official HRNet's weights.
 
     Attributes:
       repository, file: where it lies; sha256: of the file, hexadecimal.
-      input_size: (height, width) of its crops, px; joint_set: of its joints.
+      input_size: (height, width) of its crops, px.
       ap: on COCO val2017, 56.4-AP boxes, flip test, in points, as its authors report.
-      licence: a note for the user.
     """
 
     repository: str
@@ -45,44 +45,32 @@ class Published:
     sha256: str
     input_size: tuple[int, int]
     ap: float
-    joint_set: str = "coco"
-    licence: str = OFFICIAL
 
 
 PUBLISHED = {
     "hrnet_w32": Published(
-        "LibreYOLO/LibreHRNetw32-pose",
-        "LibreHRNetw32-pose.pt",
-        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825",
-        (256, 192),
-        74.4,
+        "LibreYOLO/LibreHRNetw32-pose", "LibreHRNetw32-pose.pt",
+        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 74.4,
     ),
     "hrnet_w32_official": Published(
-        "Prophetetc/cocopose",
-        "pose_hrnet_w32_256x192.pth",
-        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c",
-        (256, 192),
-        74.4,
+        "Prophetetc/cocopose", "pose_hrnet_w32_256x192.pth",
+        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 74.4,
     ),
     "hrnet_w48_384x288": Published(
-        "LibreYOLO/LibreHRNetw48-pose",
-        "LibreHRNetw48-pose.pt",
-        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5",
-        (384, 288),
-        76.3,
+        "LibreYOLO/LibreHRNetw48-pose", "LibreHRNetw48-pose.pt",
+        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 76.3,
     ),
-}
+}  # fmt: skip
 
 
 def fetch(name: str) -> str:
     """The file of a name of PUBLISHED, from the hub's cache or downloaded once, checked; prints what it is.
 
-    Raises:
-      ConnectionError: if the hub does not give it.
-      ValueError: without the hub extra, or if the file is not the one that is expected; names repository and hashes.
+    Raises ConnectionError if the hub does not give it, and ValueError without the hub extra, or if the file has another
+    hash.
     """
     wanted, field = PUBLISHED[name], f"weights {name!r}"
-    path = hub.cached(field, wanted.repository, wanted.file)
+    path = hub.cached(wanted.repository, wanted.file)
     if path is None:
         print(f"{field}: downloading {wanted.file} of {wanted.repository} from the Hugging Face Hub, once")
         path = hub.download(field, wanted.repository, wanted.file)
@@ -93,8 +81,11 @@ def fetch(name: str) -> str:
             f"{field}: {path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}; delete it to "
             "download it again. A file of your own: --weights=FILE"
         )
-    size = os.path.getsize(path) / 1e6
-    print(f"{field}: {wanted.repository}/{wanted.file}, {size:.0f} MB; {wanted.licence}; AP {wanted.ap} by its authors")
+    print(
+        f"{field}: {wanted.repository}/{wanted.file}, {os.path.getsize(path) / 1e6:.0f} MB; weights of the official "
+        "HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'; "
+        f"AP {wanted.ap} by its authors"
+    )
     return path
 
 
@@ -110,102 +101,60 @@ def read_pose_model(
       joint_set: of its joints, where their number does not tell it.
       input_size: (height, width) of its crops, where neither the file nor its name tells it.
 
-    Returns:
-      recipe, and `params` and `batch_stats` of HRNet and coarse branch, float32.
-
-    Raises:
-      FileNotFoundError, ConnectionError: if there is no such file, or the hub does not give it.
-      ValueError: if it is no pose model, or contradicts the arguments; names the file and what it is.
+    Returns the recipe, and `params` and `batch_stats` of HRNet and coarse branch, float32. Raises FileNotFoundError or
+    ConnectionError if there is no such file or the hub does not give it, and ValueError, which names the file, if it is
+    no pose model or contradicts the arguments.
     """
     wanted = PUBLISHED.get(source)
     path = fetch(source) if wanted else source
     if not os.path.isfile(path):
         known = f"; names are {', '.join(PUBLISHED)}{nearest(source, PUBLISHED)}"
         raise FileNotFoundError(f"weights {source!r}: no such file{known}")
-    tensors, metadata = hub.read_with_metadata(path)
+    tensors, metadata = hub.read(path)
     width, joints = _identify(path, tensors)
     size = input_size or (wanted.input_size if wanted else _size_of(path, metadata))
     if size not in SIGMAS:
         raise ValueError(f"{path}: input_size={size}: published models have one of {sorted(SIGMAS)}")
-    name = joint_set or (wanted.joint_set if wanted else BY_JOINTS.get(joints))
+    name = joint_set or BY_JOINTS.get(joints)
     if name is None:
         raise ValueError(f"{path}: its head has {joints} joints; --joint_set=NAME or FILE says which they are")
-    if get_joint_set(name).num_joints != joints:
-        count = get_joint_set(name).num_joints
+    count = get_joint_set(name).num_joints
+    if count != joints:
         raise ValueError(f"{path}: its head has {joints} joints, joint_set={name!r} has {count}; give that of the file")
-    recipe = _protocol(name, size, width)
-    return recipe, _parameters(path, recipe, tensors)
+    backbone = {"model.backbone": "w48" if width == 48 else "w32", "model.width": None if width in (32, 48) else width}
+    chosen = {"joint_set": name, "input_size": size, "codec.sigma": SIGMAS[size]}
+    recipe = Recipe().override(PROTOCOL | chosen | backbone)
+    model, image = build_model(recipe), jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
+    shapes = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, method="encode"), image)
+    weights = BACKBONES[recipe.model.backbone].published(tensors)
+    return recipe, fill(shapes, weights, path, whole=(BACKBONE, "coarse_head"))[0]
 
 
 def _identify(path: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
     """Width and number of joints of a pose model's tensors."""
-    found = {re.sub(rf"^{BACKBONE_PREFIX}", "", name): tensor for name, tensor in tensors.items()}
-    first = found.get("stage2.0.branches.0.0.conv1.weight")
-    if first is None or first.ndim != 4:
+
+    def find(layer):
+        found = [tensor for name, tensor in tensors.items() if re.fullmatch(rf"{layer}\.weight", name)]
+        return found[0] if len(found) == 1 and found[0].ndim == 4 else None
+
+    first, head = find(rf"{BACKBONE_PREFIX}stage2\.0\.branches\.0\.0\.conv1"), find(FINAL_LAYER)
+    if first is None:
         some = ", ".join(list(tensors)[:3])
         raise ValueError(f"{path}: no HRNet pose model: it has no stage2; its tensors begin with {some}")
-    heads = [tensor for name, tensor in tensors.items() if re.fullmatch(rf"{FINAL_LAYER}\.weight", name)]
-    if len(heads) != 1 or heads[0].ndim != 4:
+    if head is None:
         raise ValueError(
             f"{path}: an HRNet without a head for joints, as classification models are; to train from it: "
             f"--config.model.pretrained={path}"
         )
-    return first.shape[0], heads[0].shape[0]
+    return first.shape[0], head.shape[0]
 
 
 def _size_of(path: str, metadata: Mapping[str, Any]) -> tuple[int, int]:
     """The input size that a file's metadata or its name tells."""
-    for value in metadata.values():
-        if isinstance(value, tuple | list) and len(value) == 2:
-            for size in (tuple(value), tuple(value)[::-1]):
-                if size in SIGMAS:
-                    return size
-    for height, width in SIGMAS:
-        if re.search(rf"(?<!\d){height}x{width}(?!\d)", f"{os.path.basename(path)} {list(metadata.values())}"):
-            return height, width
-    raise ValueError(f"{path}: neither the file nor its name tells the input size; --input_size=256,192 does")
-
-
-def _protocol(joint_set: str, input_size: tuple[int, int], width: int) -> Recipe:
-    return Recipe().override(
-        {
-            "joint_set": joint_set,
-            "input_size": input_size,
-            "crop.warp": "rounded",
-            "codec.name": "rounded",
-            "codec.refine": "quarter",
-            "codec.sigma": SIGMAS[input_size],
-            "model.backbone": "w48" if width == 48 else "w32",
-            "model.spatial_attention": False,  # SC-CA belongs to the denoiser
-            "model.channel_attention": False,
-            "model.width": None if width in (32, 48) else width,
-            "model.pretrained": "none",
-            "loss.diffusion": 0.0,
-        }
-    )
-
-
-def _parameters(path: str, recipe: Recipe, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The file's parameters for the recipe's model, which must come whole."""
-    expected, weights = _plain_shapes(recipe), BACKBONES[recipe.model.backbone].published(tensors)
-    problems = [f"{weights.names[name]}: unexpected" for name in sorted(weights.arrays.keys() - expected.keys())]
-    problems += [f"{name}: unexpected" for name in weights.unexpected]
-    problems += [f"{name}: missing" for name in sorted(expected.keys() - weights.arrays.keys())]
-    for name in sorted(expected.keys() & weights.arrays.keys()):
-        found = weights.arrays[name].shape
-        if found != expected[name].shape:
-            problems.append(f"{weights.names[name]}: {found} instead of {expected[name].shape}")
-        elif not np.isfinite(weights.arrays[name]).all():
-            problems.append(f"{weights.names[name]}: not finite")
-    if problems:
-        width = get_backbone(recipe.model).width
-        raise ValueError(f"{path}: does not fit HRNet-W{width}: {'; '.join(problems[:5])}")
-    return unflatten_dict({name: np.asarray(array, np.float32) for name, array in weights.arrays.items()}, sep="/")
-
-
-@functools.cache
-def _plain_shapes(recipe: Recipe) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of HRNet and coarse branch by path."""
-    model, image = build_model(recipe), jax.ShapeDtypeStruct((1, *recipe.input_size, 3), np.uint8)
-    shapes = jax.eval_shape(lambda key, x: model.init(key, x, method="encode"), jax.random.key(0), image)
-    return flatten_dict(dict(shapes), sep="/")
+    pairs = [tuple(value) for value in metadata.values() if isinstance(value, tuple | list)]
+    text = f"{os.path.basename(path)} {list(metadata.values())}"
+    told = [size for size in SIGMAS if size in pairs or size[::-1] in pairs]
+    told += [size for size in SIGMAS if re.search(rf"(?<!\d){size[0]}x{size[1]}(?!\d)", text)]
+    if not told:
+        raise ValueError(f"{path}: neither the file nor its name tells the input size; --input_size=256,192 does")
+    return told[0]
