@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import json
 import os
@@ -91,14 +92,20 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def serve(files):
+    """A hub with these files; gives its address."""
+    Hub.files, Hub.asked = files, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
 def hub(tmp_path):
     """Runs `locate` in a new process, which reads where the hub is when it imports its library; with what was asked."""
     pytest.importorskip("huggingface_hub", reason='the hub extra is not installed: pip install -e ".[hub]"')
-    Hub.files = {"timm/hrnet_w18_small.ms_in1k/model.safetensors": save(stored_weights("w18_small", "pose"))}
-    Hub.asked = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(*sources, **environment):
         code = (
@@ -107,7 +114,7 @@ def hub(tmp_path):
             "    try: print(json.dumps(locate(source, 'w18_small')))\n"
             "    except Exception as error: print(json.dumps([type(error).__name__, str(error)]))\n"
         )
-        home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address}
         settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
         done = subprocess.run(
             [sys.executable, "-c", code, *sources],
@@ -119,9 +126,10 @@ def hub(tmp_path):
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    yield run
-    server.shutdown()
-    server.server_close()
+    with serve(
+        {"timm/hrnet_w18_small.ms_in1k/model.safetensors": save(stored_weights("w18_small", "pose"))}
+    ) as address:
+        yield run
 
 
 def test_the_hub_is_asked_once_and_only_when_named(hub):

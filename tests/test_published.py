@@ -2,10 +2,8 @@
 
 import collections
 import hashlib
-import http.server
 import json
 import pathlib
-import threading
 import zipfile
 
 import jax
@@ -14,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from hrnet_weights import FIXTURE, draw_image
 from safetensors.numpy import save_file
-from test_hub import Hub
+from test_hub import Hub, serve
 from test_torch_pickle import Storage, Tensor, dumps
 
 from dpose_jax import Predictor
@@ -55,28 +53,24 @@ def official(variables):
     return found
 
 
-def write_zip(path, content, arrays):
-    """A file of torch.save, in which a name of `arrays` stands for its tensor."""
+def write_zip(path, content):
+    """A file of torch.save: mappings of arrays, strings and numbers."""
+    arrays = []
 
-    def tensors(value):
+    def stored(value):
         if isinstance(value, dict):
-            return collections.OrderedDict((key, tensors(part)) for key, part in value.items())
-        if not isinstance(value, str) or value not in arrays:
+            return collections.OrderedDict((key, stored(part)) for key, part in value.items())
+        if not isinstance(value, np.ndarray):
             return value
-        array, storage = arrays[value], Storage(arrays[value].size)
-        kind, dtype, _, *rest = storage.pid
-        storage.pid = (kind, dtype, value, *rest)
-        return Tensor(storage, 0, array.shape, tuple(n // 4 for n in np.zeros(array.shape, np.float32).strides))
+        arrays.append(np.ascontiguousarray(value, "<f4"))
+        strides = tuple(step // 4 for step in arrays[-1].strides)
+        return Tensor(Storage(value.size, key=str(len(arrays) - 1)), 0, value.shape, strides)
 
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", dumps(tensors(content)))
-        for name, array in arrays.items():
-            archive.writestr(f"archive/data/{name}", np.ascontiguousarray(array, "<f4").tobytes())
+        archive.writestr("archive/data.pkl", dumps(stored(content)))
+        for k, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{k}", array.tobytes())
     return str(path)
-
-
-def bare(official):
-    return {name: name for name in official}
 
 
 @pytest.mark.parametrize("layout", ["bare", "wrapped", "mmpose", "safetensors"])
@@ -84,27 +78,28 @@ def test_every_layout_is_read_as_plain_hrnet(layout, variables, official, tmp_pa
     """256x192 from the metadata or the file's name; mmpose's names; a state dict beside strings and numbers."""
     path = tmp_path / "pose_hrnet_256x192.pth"
     if layout == "bare":
-        write_zip(path, bare(official), official)
+        write_zip(path, official)
     elif layout == "wrapped":
         path = tmp_path / "LibreHRNet-pose.pt"
-        write_zip(path, {"task": "pose", "nc": 17, "input_size": [192, 256], "model": bare(official)}, official)
+        write_zip(path, {"task": "pose", "nc": 17, "input_size": [192, 256], "model": official})
     elif layout == "mmpose":
-        names = {("head." if "final" in name else "backbone.") + name: name for name in official}
-        write_zip(path, {"meta": {"epoch": 7}, "state_dict": names}, official)
+        renamed = {("head." if "final" in name else "backbone.") + name: array for name, array in official.items()}
+        write_zip(path, {"meta": {"epoch": 7}, "state_dict": renamed})
     else:
         save_file({name: np.ascontiguousarray(array) for name, array in official.items()}, path)
     recipe, found = read_pose_model(str(path))
     assert (recipe.input_size, recipe.joint_set, recipe.model.width) == ((256, 192), "coco", WIDTH)
     codec = recipe.codec
     assert (codec.name, codec.refine, codec.sigma, recipe.crop.warp) == ("rounded", "quarter", 2.0, "rounded")
-    expected = flatten_dict(variables, sep="/")
-    for name, array in flatten_dict(found, sep="/").items():
+    found, expected = (flatten_dict(tree, sep="/") for tree in (found, variables))
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name])
 
 
 def test_input_size_by_name_or_argument(official, tmp_path):
-    assert read_pose_model(write_zip(tmp_path / "pose_384x288.pth", bare(official), official))[0].codec.sigma == 3.0
-    path = write_zip(tmp_path / "pose.pth", bare(official), official)
+    assert read_pose_model(write_zip(tmp_path / "pose_384x288.pth", official))[0].codec.sigma == 3.0
+    path = write_zip(tmp_path / "pose.pth", official)
     with pytest.raises(ValueError, match=r"pose\.pth: neither the file nor its name tells the input size"):
         read_pose_model(path)
     assert read_pose_model(path, input_size=(384, 288))[0].input_size == (384, 288)
@@ -114,7 +109,7 @@ def test_input_size_by_name_or_argument(official, tmp_path):
 
 def test_files_that_are_no_pose_model_say_what_they_are(official, tmp_path):
     def refused(tensors, match, **options):
-        path = write_zip(tmp_path / "hrnet_256x192.pth", bare(tensors), tensors)
+        path = write_zip(tmp_path / "hrnet_256x192.pth", tensors)
         with pytest.raises(ValueError, match=rf"(?s)hrnet_256x192\.pth:? {match}"):
             read_pose_model(path, **options)
 
@@ -126,11 +121,10 @@ def test_files_that_are_no_pose_model_say_what_they_are(official, tmp_path):
     fourteen = body | {name: array[:14] for name, array in head.items()}
     refused(fourteen, r"its head has 14 joints; --joint_set=NAME or FILE says which they are")
     refused({k: v for k, v in official.items() if "stage4.2" not in k}, r"does not fit the model:\n  \d+ missing: ")
-    refused(
-        official | {"conv1.weight": official["conv1.weight"][:32]},
-        r"does not fit the model:\n  1 of another shape: conv1\.weight .*instead of",
-    )
-    path = write_zip(tmp_path / "whole_256x192.pth", bare(official), official)
+    other = official | {"conv1.weight": official["conv1.weight"][:32]}
+    refused(other, r"does not fit the model:\n  1 of another shape: conv1\.weight .*instead of")
+    refused(body | {"final_layer.weight": head["final_layer.weight"]}, r".*1 missing: params/coarse_head/bias")
+    path = write_zip(tmp_path / "whole_256x192.pth", official)
     whole = (tmp_path / "whole_256x192.pth").read_bytes()
     (tmp_path / "cut_256x192.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut_256x192\.pth: broken or cut short"):
@@ -143,21 +137,16 @@ def test_files_that_are_no_pose_model_say_what_they_are(official, tmp_path):
 def hub(tmp_path, monkeypatch, official):
     """A hub of our own with one repository, and the cache that huggingface_hub keeps of it; gives its files."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="the hub extra is not installed")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    path = pathlib.Path(write_zip(tmp_path / "pose.pt", {"nc": 17, "model": bare(official)}, official))
-    content = path.read_bytes()
+    content = pathlib.Path(write_zip(tmp_path / "pose.pt", {"nc": 17, "model": official})).read_bytes()
     entry = Published("owner/pose", "pose.pt", hashlib.sha256(content).hexdigest(), (256, 192), 74.4)
     monkeypatch.setitem(PUBLISHED, "hrnet_test", entry)
-    Hub.files, Hub.asked = {"owner/pose/pose.pt": content}, []
-    yield Hub
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve({"owner/pose/pose.pt": content}) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield Hub
 
 
 def test_a_name_is_downloaded_once_checked_and_works_offline(hub, monkeypatch, capsys):
@@ -168,8 +157,7 @@ def test_a_name_is_downloaded_once_checked_and_works_offline(hub, monkeypatch, c
     hub.asked.clear()
     read_pose_model("hrnet_test")
     assert hub.asked == [] and "downloading" not in capsys.readouterr().out
-    wrong = PUBLISHED["hrnet_test"]._replace(sha256="0" * 64)
-    monkeypatch.setitem(PUBLISHED, "hrnet_test", wrong)
+    monkeypatch.setitem(PUBLISHED, "hrnet_test", PUBLISHED["hrnet_test"]._replace(sha256="0" * 64))
     with pytest.raises(
         ValueError, match=r"'hrnet_test': .*pose\.pt of owner/pose has SHA-256 [0-9a-f]{64}, expected 0{64}"
     ):
@@ -206,7 +194,7 @@ def official_joints(maps, mirrored_maps, to_image):
 
 def test_joints_are_those_of_the_official_decoding(official, tmp_path):
     """By the heatmaps of our network, which test_hrnet_keys holds against PyTorch's."""
-    path = write_zip(tmp_path / "pose_256x192.pth", bare(official), official)
+    path = write_zip(tmp_path / "pose_256x192.pth", official)
     predictor = Predictor.from_weights(path, batch_sizes=(1,))
     image, box = draw_image((256, 192))[0], (20.0, 30.0, 120.0, 150.0)
     poses = predictor(image, [box])

@@ -45,8 +45,8 @@ class Pickler(pickle._Pickler):
 
 
 class Storage:
-    def __init__(self, numel, kind="storage", view=()):
-        self.pid = (kind, Global("torch", "FloatStorage"), "0", "cpu", numel, *view)
+    def __init__(self, numel, kind="storage", view=(), key="0"):
+        self.pid = (kind, Global("torch", "FloatStorage"), key, "cpu", numel, *view)
 
 
 class Tensor:

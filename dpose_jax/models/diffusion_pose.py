@@ -158,7 +158,7 @@ def build_schedule(diffusion: Diffusion) -> Schedule:
 
 
 def build_model(recipe: Recipe) -> DiffusionPose:
-    """The network of a recipe; raises ValueError if the backbone is unknown or no `model.head_dim` divides its width."""
+    """The network of a recipe; raises ValueError if its backbone is unknown or `model.head_dim` does not fit."""
     settings, backbone = recipe.model, get_backbone(recipe.model)
     if settings.spatial_attention or settings.channel_attention:
         num_heads(backbone.width, settings.head_dim)

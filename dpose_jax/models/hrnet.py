@@ -133,19 +133,15 @@ class HRNet(nn.Module):
             x = bottleneck(spec.stem_width, dtype, name=f"stage1_block{block}")(x, train)
         branches = [x]
         for stage, modules in enumerate(spec.modules, start=2):
-            branches = self._transition(branches, stage, train)
+            # One more branch at half the lowest resolution; stage 2 also sets the width.
+            lowest, name = branches[-1], f"transition{stage - 1}"
+            if stage == 2:
+                branches = [ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)]
+            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")(lowest, train)
+            branches = [*branches, halved]
             for module in range(modules):
                 # Pose uses the highest resolution alone, so the last module makes nothing else.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage
                 name = f"stage{stage}_module{module}"
                 branches = Exchange(spec.width, spec.blocks, outputs, dtype, self.remat, name=name)(branches, train)
         return branches[0]
-
-    def _transition(self, branches, stage, train):
-        """Stage's branches: one more at half the lowest resolution; stage 2 also sets the width."""
-        width, name = self.spec.width, f"transition{stage - 1}"
-        lowest = ConvBN(width << (stage - 1), stride=2, dtype=self.dtype, name=f"{name}_{stage - 1}")
-        if stage == 2:
-            first = ConvBN(width, dtype=self.dtype, name=f"{name}_0")
-            return [first(branches[0], train), lowest(branches[0], train)]
-        return [*branches, lowest(branches[-1], train)]

@@ -10,10 +10,9 @@ def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
 
     Raises ValueError if no number of heads does.
     """
-    low, high = head_dim
-    for heads in range(channels, 0, -1):
-        if channels % heads == 0 and low <= channels // heads <= high:
-            return heads
+    for width in range(head_dim[0], head_dim[1] + 1):
+        if channels % width == 0:
+            return channels // width
     raise ValueError(
         f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels"
     )

@@ -1,8 +1,8 @@
 """Puts weights into a model's variables: by our paths, with a report of what does not fit."""
 
-import collections
-import dataclasses
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,14 @@ JOINT_LEAVES = ("coarse_head/", "decoder/stem/", "decoder/head/")
 SHOWN = 20  # names of each kind of problem
 
 
-@dataclasses.dataclass
+@dataclass
 class Weights:
-    """What a source holds.
+    """What a source holds: arrays by our path, `params/hrnet/stem1/conv/kernel`, in our layout."""
 
-    Attributes:
-      arrays: by our path, `params/hrnet/stem1/conv/kernel`, in our layout.
-      names: by the same path, what the source calls them.
-      unexpected: names that no rule knows.
-      ignored: what was left out on purpose -> how many arrays.
-    """
-
-    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    names: dict[str, str] = dataclasses.field(default_factory=dict)
-    unexpected: list[str] = dataclasses.field(default_factory=list)
-    ignored: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # by the same path, what the source calls them
+    unexpected: list[str] = field(default_factory=list)  # names that no rule knows
+    ignored: Counter = field(default_factory=Counter)  # what was left out on purpose -> how many arrays
 
 
 def from_own(variables: Mapping[str, Any], *, same_joints: bool) -> Weights:

@@ -27,11 +27,9 @@ LAYERS = (
 Leaves = Mapping[str, tuple[str, str, tuple[int, ...]]]
 CONVOLUTION: Leaves = {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", (0,))}
 BATCH_NORM: Leaves = {
-    "weight": ("params", "scale", (0,)),
-    "bias": ("params", "bias", (0,)),
-    "running_mean": ("batch_stats", "mean", (0,)),
-    "running_var": ("batch_stats", "var", (0,)),
-}
+    "weight": ("params", "scale", (0,)), "bias": ("params", "bias", (0,)),
+    "running_mean": ("batch_stats", "mean", (0,)), "running_var": ("batch_stats", "var", (0,)),
+}  # fmt: skip
 BACKBONE_PREFIX = r"(?:module\.)?(?:backbone\.)?"  # of torch's DataParallel, of mmpose
 FINAL_LAYER = r"(?:module\.)?(?:(?:keypoint_)?head\.)?final_layer"  # mmpose 0.x: keypoint_head, 1.x: head
 IGNORED = {
@@ -58,18 +56,17 @@ def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weight
     found = Weights()
     for name, tensor in tensors.items():
         reason = next((reason for reason, pattern in ignored.items() if re.fullmatch(pattern, name)), None)
+        path, axes = _translate(name)
         if reason is not None:
             found.ignored[reason] += 1
-            continue
-        path, axes = _translate(name)
         # A second name of the same array, too, is not what any of them writes.
-        if not path or len(axes) != tensor.ndim or path in found.arrays:
+        elif not path or len(axes) != tensor.ndim or path in found.arrays:
             found.unexpected.append(name)
-            continue
-        array = tensor.transpose(axes)
-        # A 1 x 1 convolution of ours is a matrix product.
-        found.arrays[path] = array[0, 0] if array.shape[:2] == (1, 1) and array.ndim == 4 else array
-        found.names[path] = name
+        else:
+            array = tensor.transpose(axes)
+            # A 1 x 1 convolution of ours is a matrix product.
+            found.arrays[path] = array[0, 0] if array.shape[:2] == (1, 1) and array.ndim == 4 else array
+            found.names[path] = name
     return found
 
 

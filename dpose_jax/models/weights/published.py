@@ -32,19 +32,13 @@ PROTOCOL = {
 
 
 class Published(NamedTuple):
-    """A pose model of COCO's joints on the Hugging Face Hub: official HRNet's weights.
-
-    Attributes:
-      repository, file: where it lies; sha256: of the file, hexadecimal.
-      input_size: (height, width) of its crops, px.
-      ap: on COCO val2017, 56.4-AP boxes, flip test, in points, as its authors report.
-    """
+    """A pose model of COCO's joints on the Hugging Face Hub: official HRNet's weights."""
 
     repository: str
     file: str
     sha256: str
-    input_size: tuple[int, int]
-    ap: float
+    input_size: tuple[int, int]  # (height, width) of its crops, px
+    ap: float  # on COCO val2017, 56.4-AP boxes, flip test, in points, as its authors report
 
 
 PUBLISHED = {
@@ -81,29 +75,21 @@ def fetch(name: str) -> str:
             f"{field}: {path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}; delete it to "
             "download it again. A file of your own: --weights=FILE"
         )
-    print(
-        f"{field}: {wanted.repository}/{wanted.file}, {os.path.getsize(path) / 1e6:.0f} MB; weights of the official "
-        "HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'; "
-        f"AP {wanted.ap} by its authors"
-    )
+    licence = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
+    size = os.path.getsize(path) / 1e6
+    print(f"{field}: {wanted.repository}/{wanted.file}, {size:.0f} MB; {licence}; AP {wanted.ap} by its authors")
     return path
 
 
 def read_pose_model(
     source: str, *, joint_set: str | None = None, input_size: tuple[int, int] | None = None
 ) -> tuple[Recipe, dict[str, Any]]:
-    """A published pose model as the recipe of its protocol and the parameters of a plain HRNet.
+    """A published pose model: the recipe of HRNet's protocol, `params` and `batch_stats` of HRNet and coarse branch.
 
-    The protocol is HRNet's: rounded crop and codec, quarter offset, flip test with the map moved by a pixel.
-
-    Args:
-      source: a name of PUBLISHED, or a file of official HRNet, mmpose, or timm's layout with a head.
-      joint_set: of its joints, where their number does not tell it.
-      input_size: (height, width) of its crops, where neither the file nor its name tells it.
-
-    Returns the recipe, and `params` and `batch_stats` of HRNet and coarse branch, float32. Raises FileNotFoundError or
-    ConnectionError if there is no such file or the hub does not give it, and ValueError, which names the file, if it is
-    no pose model or contradicts the arguments.
+    `source` is a name of PUBLISHED, or a file of official HRNet, mmpose, or timm's layout with a head. `joint_set` is
+    needed where the number of joints does not tell it, `input_size`, (height, width) in px, where neither the file nor
+    its name does. Raises FileNotFoundError or ConnectionError if there is no such file or the hub does not give it, and
+    ValueError, which names the file, if it is no pose model or contradicts the arguments.
     """
     wanted = PUBLISHED.get(source)
     path = fetch(source) if wanted else source
