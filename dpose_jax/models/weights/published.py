@@ -1,5 +1,6 @@
 """Published HRNet pose models as plain HRNet: where they lie, and the recipe of their authors' protocol."""
 
+import functools
 import hashlib
 import os
 import re
@@ -110,10 +111,14 @@ def read_pose_model(
     backbone = {"model.backbone": "w48" if width == 48 else "w32", "model.width": None if width in (32, 48) else width}
     chosen = {"joint_set": name, "input_size": size, "codec.sigma": SIGMAS[size]}
     recipe = Recipe().override(PROTOCOL | chosen | backbone)
-    model, image = build_model(recipe), jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
-    shapes = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, method="encode"), image)
     weights = BACKBONES[recipe.model.backbone].published(tensors)
-    return recipe, fill(shapes, weights, path, whole=(BACKBONE, "coarse_head"))[0]
+    return recipe, fill(_plain_shapes(recipe), weights, path, whole=(BACKBONE, "coarse_head"))[0]
+
+
+@functools.cache
+def _plain_shapes(recipe: Recipe) -> Any:
+    model, image = build_model(recipe), jax.ShapeDtypeStruct((1, *recipe.input_size, 3), np.uint8)
+    return jax.eval_shape(lambda image: model.init(jax.random.key(0), image, method="encode"), image)
 
 
 def _identify(path: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
