@@ -111,7 +111,9 @@ def read_pose_model(
     backbone = {"model.backbone": "w48" if width == 48 else "w32", "model.width": None if width in (32, 48) else width}
     chosen = {"joint_set": name, "input_size": size, "codec.sigma": SIGMAS[size]}
     recipe = Recipe().override(PROTOCOL | chosen | backbone)
-    weights = BACKBONES[recipe.model.backbone].published(tensors)
+    published = BACKBONES[recipe.model.backbone].published
+    assert published is not None  # HRNet's names are known
+    weights = published(tensors)
     return recipe, fill(_plain_shapes(recipe), weights, path, whole=(BACKBONE, "coarse_head"))[0]
 
 
