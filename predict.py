@@ -1,9 +1,9 @@
 """Predicts the poses of people in an image, a folder of images or a video.
 
-python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo]
+python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--weights=hrnet_w32]
   [--boxes=FILE|--detector=FILE] [--steps=4] [--trajectory]
 
-Without --workdir or --model, the bundled model is used.
+Without --workdir, --model or --weights, the bundled model is used.
 """
 
 from absl import flags

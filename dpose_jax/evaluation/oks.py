@@ -39,7 +39,7 @@ def oks(
     if areas.shape != (persons,) or boxes.shape != (persons, 4) or np.any(areas < 0):
         raise ValueError(f"oks: needs areas ({persons},), not negative, and boxes ({persons}, 4)")
     labelled = np.asarray(truth[..., 2] > 0)
-    unlabelled_person = ~labelled.any(axis=1)
+    unlabelled_person = np.asarray(~labelled.any(axis=1))
     offset = predicted[:, None] - truth[None, :, :, :2]
     low, size = boxes[None, :, None, :2], boxes[None, :, None, 2:]
     joint = predicted[:, None]
