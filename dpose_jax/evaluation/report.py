@@ -87,8 +87,7 @@ def summarise(
     """
     if not predictions:
         raise ValueError("predictions: at least one name is needed, got none")
-    ground_truth = source.ground_truth()
-    by_index = recipe.eval.boxes == "gt"
+    ground_truth, by_index = source.ground_truth(), recipe.eval.boxes == "gt"
     metrics, joints, results = {}, {}, {}
     for name, predicted in predictions.items():
         if predicted.scores.shape[1] != joint_set.num_joints:
