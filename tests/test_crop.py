@@ -323,7 +323,7 @@ def test_colour():
         ("rotation_prob", -0.1),
         ("scale", 1.0),
         ("color", -0.1),
-        ("shift", -1),
+        ("shift", -1.0),
         ("rotation", float("nan")),
     ],
 )

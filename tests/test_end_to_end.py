@@ -263,7 +263,7 @@ def test_workdir_of_another_model(run, trained, miniature):
 
 
 def test_evaluation_without_a_checkpoint(miniature, tmp_path):
-    with pytest.raises(ValueError, match=r"--out=report: must end in \.json"):
+    with pytest.raises(ValueError, match=r"--out='report': must end in \.json"):
         evaluate(miniature(), str(tmp_path / "none"), "report")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         evaluate(miniature(), str(tmp_path / "none"))

@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import json
 import os
@@ -20,7 +21,7 @@ COMMIT = "0123456789" * 4
 def test_safetensors(tmp_path):
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float16)}
     save_file(tensors, tmp_path / "any name")
-    found = read(str(tmp_path / "any name"))
+    found = read(str(tmp_path / "any name")).tensors
     assert found.keys() == tensors.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, tensors[name])
@@ -34,7 +35,7 @@ def test_safetensors(tmp_path):
 def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path):
     for name in ("zip", "stream"):
         (tmp_path / f"{name}.safetensors").write_bytes((FIXTURES / f"{name}.pth").read_bytes())
-        assert "parameter" in read(str(tmp_path / f"{name}.safetensors"))
+        assert "parameter" in read(str(tmp_path / f"{name}.safetensors")).tensors
     for content in (b"", b"no weights at all", (FIXTURES / "torch_files.npz").read_bytes()):
         (tmp_path / "other.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"other\.pth: (no PyTorch file|a zip, but not of torch\.save)"):
@@ -61,9 +62,9 @@ def test_sources_that_break_a_rule():
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """A stand-in for the Hugging Face Hub on this machine: one file in one repository."""
+    """A stand-in for the Hugging Face Hub on this machine: `files` by OWNER/REPO/FILE."""
 
-    content = b""
+    files: dict = {}
     asked: list = []
 
     def do_HEAD(self):
@@ -74,9 +75,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, body):
         self.asked.append((self.command, self.path))
-        found = self.path == "/timm/hrnet_w18_small.ms_in1k/resolve/main/model.safetensors"
+        content = self.files.get(self.path.strip("/").replace("/resolve/main/", "/"))
+        found = content is not None
         self.send_response(200 if found else 404)
-        self.send_header("Content-Length", str(len(self.content) if found else 0))
+        self.send_header("Content-Length", str(len(content) if found else 0))
         if found:
             self.send_header("ETag", '"abc"')
             self.send_header("X-Repo-Commit", COMMIT)
@@ -84,19 +86,26 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", "EntryNotFound")
         self.end_headers()
         if body and found:
-            self.wfile.write(self.content)
+            self.wfile.write(content)
 
     def log_message(self, *unused):
         pass
+
+
+@contextlib.contextmanager
+def serve(files):
+    """A hub with these files; gives its address."""
+    Hub.files, Hub.asked = files, []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
 def hub(tmp_path):
     """Runs `locate` in a new process, which reads where the hub is when it imports its library; with what was asked."""
     pytest.importorskip("huggingface_hub", reason='the hub extra is not installed: pip install -e ".[hub]"')
-    Hub.content, Hub.asked = save(stored_weights("w18_small", "pose")), []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def run(*sources, **environment):
         code = (
@@ -105,7 +114,7 @@ def hub(tmp_path):
             "    try: print(json.dumps(locate(source, 'w18_small')))\n"
             "    except Exception as error: print(json.dumps([type(error).__name__, str(error)]))\n"
         )
-        home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        home = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": address}
         settings = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
         done = subprocess.run(
             [sys.executable, "-c", code, *sources],
@@ -117,9 +126,10 @@ def hub(tmp_path):
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    yield run
-    server.shutdown()
-    server.server_close()
+    with serve(
+        {"timm/hrnet_w18_small.ms_in1k/model.safetensors": save(stored_weights("w18_small", "pose"))}
+    ) as address:
+        yield run
 
 
 def test_the_hub_is_asked_once_and_only_when_named(hub):
@@ -131,7 +141,9 @@ def test_the_hub_is_asked_once_and_only_when_named(hub):
     assert missing[0] == "ConnectionError" and "gives no other.pth" in missing[1]
     downloads = [asked for asked in Hub.asked if asked[0] == "GET" and asked[1].endswith("model.safetensors")]
     assert len(downloads) == 1 and Hub.asked.index(downloads[0]) <= 1
-    np.testing.assert_array_equal(read(path)["conv1.weight"], stored_weights("w18_small", "pose")["conv1.weight"])
+    np.testing.assert_array_equal(
+        read(path).tensors["conv1.weight"], stored_weights("w18_small", "pose")["conv1.weight"]
+    )
     Hub.asked.clear()
     assert hub(weights, "imagenet", HF_HUB_OFFLINE="1") == [path, path]
     assert Hub.asked == []

@@ -238,7 +238,7 @@ def change(name, **fields):
         (lambda folder: (folder / "model.json").write_text("{"), r"model\.json: not JSON"),
         (lambda folder: (folder / "model.json").write_text("{}"), r"model\.json: describes no model"),
         (change("metadata", format=2), r"model\.json: format 2"),
-        (change("config", joint_set_facts={}), r"model\.json: missing keys \["),
+        (change("config", joint_set_facts={}), r"model\.json: joint_set_facts: missing keys \["),
         (change("model", width=16), r"(?s)not the weights of its config.*\(.*8.*\) there, the model has \(.*16"),
         (change("model", backbone="w99"), r"model\.json: model\.backbone='w99'"),
         (change("model", decoder_blocks=2), r"(?s)block1.*: missing"),

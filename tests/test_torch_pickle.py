@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dpose_jax.models.weights.torch_pickle import STREAM_MAGIC, read_torch_file
+from dpose_jax.models.weights.torch_pickle import STREAM_MAGIC, read_checkpoint
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -45,8 +45,8 @@ class Pickler(pickle._Pickler):
 
 
 class Storage:
-    def __init__(self, numel, kind="storage", view=()):
-        self.pid = (kind, Global("torch", "FloatStorage"), "0", "cpu", numel, *view)
+    def __init__(self, numel, kind="storage", view=(), key="0"):
+        self.pid = (kind, Global("torch", "FloatStorage"), key, "cpu", numel, *view)
 
 
 class Tensor:
@@ -101,7 +101,7 @@ def state_with(payload, depth):
 @pytest.mark.parametrize("name", ["zip", "stream"])
 def test_reads_what_torch_wrote(name):
     """Every dtype, a view with strides and an offset, an empty tensor, a parameter, mmpose's meta, an optimizer."""
-    found = read_torch_file(str(FIXTURES / f"{name}.pth"))
+    found = read_checkpoint(str(FIXTURES / f"{name}.pth")).tensors
     with np.load(FIXTURES / "torch_files.npz") as expected:
         assert set(found) == set(expected)
         for key, array in found.items():
@@ -114,7 +114,7 @@ def test_reads_what_torch_writes_today(zipped, tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed; the committed files are read all the same")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     torch.save(net.state_dict(), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
-    found = read_torch_file(str(tmp_path / "net.pth"))
+    found = read_checkpoint(str(tmp_path / "net.pth")).tensors
     assert list(found) == list(net.state_dict())
     for name, tensor in net.state_dict().items():
         np.testing.assert_array_equal(found[name], tensor.numpy())
@@ -122,7 +122,7 @@ def test_reads_what_torch_writes_today(zipped, tmp_path):
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_the_tests_own_writers_are_read(write, tmp_path):
-    found = read_torch_file(write(tmp_path / "good.pth", state_with(1, 1)))
+    found = read_checkpoint(write(tmp_path / "good.pth", state_with(1, 1))).tensors
     np.testing.assert_array_equal(found["weight"], [0, 1])
 
 
@@ -137,7 +137,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(write, depth, bare, tmp_
     with pytest.raises(
         ValueError, match=rf"bad\.pth: refused: it asks for {os.system.__module__}\.system.*nothing was"
     ):
-        read_torch_file(path)
+        read_checkpoint(path)
     assert not marker.exists()
     # The payload is real: what an ordinary unpickler would have done.
     pickle.loads(pickle.dumps(payload))
@@ -160,7 +160,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(write, depth, bare, tmp_
 @pytest.mark.parametrize("write", WRITERS)
 def test_any_other_name_is_refused(write, payload, name, tmp_path):
     with pytest.raises(ValueError, match=f"asks for {name}".replace(".", r"\.")):
-        read_torch_file(write(tmp_path / "bad.pth", {"state_dict": {"weight": Tensor(Storage(2))}, "x": payload}))
+        read_checkpoint(write(tmp_path / "bad.pth", {"state_dict": {"weight": Tensor(Storage(2))}, "x": payload}))
 
 
 def test_a_stream_is_guarded_in_all_its_pickles(tmp_path):
@@ -169,7 +169,7 @@ def test_a_stream_is_guarded_in_all_its_pickles(tmp_path):
     good = {"weight": Tensor(Storage(2))}
     for parts in ({"header": (payload, {})}, {"header": (1001, payload)}, {"keys": [payload]}):
         with pytest.raises(ValueError, match=r"refused: it asks for .*system"):
-            read_torch_file(write_stream(tmp_path / "bad.pth", good, **parts))
+            read_checkpoint(write_stream(tmp_path / "bad.pth", good, **parts))
     assert not marker.exists()
 
 
@@ -182,7 +182,7 @@ def test_stand_ins_cannot_be_altered(tmp_path):
         with zipfile.ZipFile(tmp_path / "bad.pth", "w") as archive:
             archive.writestr("archive/data.pkl", pickled)
         with pytest.raises(ValueError, match="broken"):
-            read_torch_file(str(tmp_path / "bad.pth"))
+            read_checkpoint(str(tmp_path / "bad.pth"))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_stand_ins_cannot_be_altered(tmp_path):
 @pytest.mark.parametrize("write", WRITERS)
 def test_what_is_wrong_is_said(write, value, message, tmp_path):
     with pytest.raises(ValueError, match=rf"bad\.pth: .*{message}"):
-        read_torch_file(write(tmp_path / "bad.pth", value))
+        read_checkpoint(write(tmp_path / "bad.pth", value))
 
 
 def test_storages_that_do_not_match(tmp_path):
@@ -215,13 +215,13 @@ def test_storages_that_do_not_match(tmp_path):
         ({"byteorder": b"big"}, "big-endian"),
     ]:
         with pytest.raises(ValueError, match=message):
-            read_torch_file(write_zip(path, good, **options))
+            read_checkpoint(write_zip(path, good, **options))
     with pytest.raises(ValueError, match="storage 0 holds 3 numbers and not 2"):
-        read_torch_file(write_stream(path, good, numbers=np.zeros(3, "<f4")))
+        read_checkpoint(write_stream(path, good, numbers=np.zeros(3, "<f4")))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("weights.npy", b"")
     with pytest.raises(ValueError, match="no data.pkl"):
-        read_torch_file(str(path))
+        read_checkpoint(str(path))
 
 
 @pytest.mark.parametrize("name", ["zip", "stream"])
@@ -231,11 +231,11 @@ def test_a_cut_or_damaged_file_is_an_error_that_names_it(name, tmp_path):
     for length in np.linspace(0, len(whole) - 1, 50).astype(int):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"bad\.pth"):
-            read_torch_file(str(path))
+            read_checkpoint(str(path))
     rng = np.random.default_rng(0)
     for place in rng.choice(len(whole), 300, replace=False):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
         try:
-            read_torch_file(str(path))
+            read_checkpoint(str(path))
         except ValueError as error:
             assert "bad.pth" in str(error)

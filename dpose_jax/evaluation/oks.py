@@ -38,8 +38,8 @@ def oks(
         raise ValueError(f"oks: {joints} sigmas do not fit joints of shape {predicted.shape} and {truth.shape}")
     if areas.shape != (persons,) or boxes.shape != (persons, 4) or np.any(areas < 0):
         raise ValueError(f"oks: needs areas ({persons},), not negative, and boxes ({persons}, 4)")
-    labelled = np.greater(truth[..., 2], 0)
-    unlabelled_person = ~labelled.any(axis=1)
+    labelled = np.asarray(truth[..., 2] > 0)
+    unlabelled_person = np.asarray(~labelled.any(axis=1))
     offset = predicted[:, None] - truth[None, :, :, :2]
     low, size = boxes[None, :, None, :2], boxes[None, :, None, 2:]
     joint = predicted[:, None]
@@ -100,7 +100,8 @@ def _hard_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> li
 
 def _soft_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
     """(index, decayed score) of the best `SOFT_MAX_PERSONS` results."""
-    scores, left, kept = scores.copy(), list(range(len(scores))), []
+    scores, left = scores.copy(), list(range(len(scores)))
+    kept: list[tuple[int, float]] = []
     while left and len(kept) < SOFT_MAX_PERSONS:
         i = max(left, key=lambda j: (scores[j], -j))
         left.remove(i)

@@ -71,10 +71,8 @@ def summarise(
     """Evaluates every set of predictions and assembles the report that `eval.json` holds.
 
     Args:
-      source: the persons and the ground truth of one split, with `box_file` if the boxes are detected. Without
-        annotations every metric is None.
+      source: of one split, with `box_file` if the boxes are detected. Without annotations every metric is None.
       predictions: by result name, in the order of the report; at least one.
-      joint_set: of the source.
       recipe: `eval`, `data.use_area`, `data.val_detections` and what `to_results` reads. PCK compares each person with
         the prediction in its own box; with detected boxes see `metrics.best_assignment`.
       protocol: what else the protocol shall say (codec, flip, ...), JSON values.
@@ -85,20 +83,16 @@ def summarise(
         see `metrics.score`; best is by AP, the first of equals.
       results: by name, the COCO results (for `write_results`).
 
-    Raises:
-      ValueError: if there are no predictions, or one does not fit the joint set or the source.
+    Raises ValueError if there are no predictions, or one does not fit the joint set or the source.
     """
     if not predictions:
         raise ValueError("predictions: at least one name is needed, got none")
-    ground_truth = source.ground_truth()
-    by_index = recipe.eval.boxes == "gt"
+    ground_truth, by_index = source.ground_truth(), recipe.eval.boxes == "gt"
     metrics, joints, results = {}, {}, {}
     for name, predicted in predictions.items():
         if predicted.scores.shape[1] != joint_set.num_joints:
-            raise ValueError(
-                f"predictions {name!r}: have {predicted.scores.shape[1]} joints, "
-                f"joint set {joint_set.name!r} has {joint_set.num_joints}"
-            )
+            found, known = predicted.scores.shape[1], f"joint set {joint_set.name!r} has {joint_set.num_joints}"
+            raise ValueError(f"predictions {name!r}: have {found} joints, {known}")
         results[name] = to_results(source, predicted, joint_set, recipe)
         # scored as the results file would be: boxes left out (see `without_boxes`)
         inputs = check_inputs(ground_truth, without_boxes(results[name]), joint_set)

@@ -55,7 +55,7 @@ class Detector(BoxSource):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = get_model(model, weights=None, weights_backbone=None).eval()
         try:
-            self._model.load_state_dict({name: torch.tensor(value) for name, value in hub.read(path).items()})
+            self._model.load_state_dict({name: torch.tensor(value) for name, value in hub.read(path).tensors.items()})
         except RuntimeError as error:  # a title, then lines of what is missing, more, or of another shape
             given, problem = f"detector={path!r}", str(error).split("\n")[1].strip()[:200]
             text = f"{given}: not the weights of detector_model={model!r} with COCO's 91 categories: {problem}"

@@ -18,6 +18,7 @@ from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
+from dpose_jax.models.weights.published import read_pose_model
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
@@ -98,6 +99,22 @@ class Predictor:
         """
         recipe, variables, _ = model_folder.load(path)
         return cls(recipe, variables, **options)
+
+    @classmethod
+    def from_weights(
+        cls, source: str, *, joint_set: str | None = None, input_size: tuple[int, int] | None = None, **options
+    ) -> "Predictor":
+        """A published HRNet pose model as plain HRNet, by its authors' protocol; see `published.read_pose_model`.
+
+        Args:
+          source: a name such as `hrnet_w32`, downloaded once, or a file of official HRNet or mmpose.
+          options: see `__init__`; `steps` is 0.
+
+        Raises:
+          FileNotFoundError, ConnectionError, ValueError: as `published.read_pose_model` does.
+        """
+        recipe, variables = read_pose_model(source, joint_set=joint_set, input_size=input_size)
+        return cls(recipe, variables, steps=0, **options)
 
     @classmethod
     def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":

@@ -21,25 +21,21 @@ def he_fan_out(path: tuple[str, ...], shape: tuple[int, ...]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What the rest of the code knows of a backbone.
+    """What the rest of the code knows of a backbone."""
 
-    Attributes:
-      width: channels of x^fea; `model.width` replaces it.
-      build: (width, dtype, remat) -> a module. Called with normalised images (B, Hx, Wx, 3) and `train`, the module
-        gives x^fea (B, Hx/4, Wx/4, width) in `dtype`. `remat` asks to save memory in the backward pass.
-      imagenet: repository of published ImageNet weights on the Hugging Face Hub.
-      published: tensors of published weights by their names -> ours; None where no names are known.
-      initial_std: path and shape of a leaf -> standard deviation of its normal start, None if there is no rule.
-        Leaves named scale and var start at 1, bias and mean at 0.
-      parts: rows of the model summary: name -> regular expression of paths inside of the backbone.
-    """
-
-    width: int
+    width: int  # channels of x^fea; `model.width` replaces it
+    # (width, dtype, remat) -> a module that makes x^fea (B, Hx/4, Wx/4, width) in `dtype` of normalised images
+    # (B, Hx, Wx, 3) and `train`. `remat` asks to save memory in the backward pass.
     build: Callable[[int, Any, bool], nn.Module]
-    imagenet: str | None = None
+    imagenet: str | None = None  # repository of published ImageNet weights on the Hugging Face Hub
+    # Tensors of published weights by their names -> ours; None where no names are known.
     published: Callable[[Mapping[str, np.ndarray]], Weights] | None = None
+    # Path and shape of a leaf -> standard deviation of its normal start, None if there is no rule. Leaves named scale
+    # and var start at 1, bias and mean at 0.
     initial_std: Callable[[tuple[str, ...], tuple[int, ...]], float | None] = he_fan_out
-    parts: tuple[tuple[str, str], ...] = (("backbone", ""),)
+    parts: tuple[tuple[str, str], ...] = (
+        ("backbone", ""),
+    )  # of the summary: name, expression of paths in the backbone
 
 
 def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
@@ -52,9 +48,7 @@ def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
         parts=(
             ("HRNet stem", "stem"),
             ("HRNet stage 1", "stage1_"),
-            ("HRNet stage 2", "stage2_|transition1_"),
-            ("HRNet stage 3", "stage3_|transition2_"),
-            ("HRNet stage 4", "stage4_|transition3_"),
+            *((f"HRNet stage {k}", f"stage{k}_|transition{k - 1}_") for k in (2, 3, 4)),
         ),
     )
 
@@ -71,11 +65,7 @@ BACKBONES = {
 
 
 def get_backbone(model: Model) -> Backbone:
-    """The backbone of a recipe, with the recipe's width.
-
-    Raises:
-      ValueError: if `model.backbone` is unknown; names the field.
-    """
+    """The backbone of a recipe, with the recipe's width. Raises ValueError if `model.backbone` is unknown."""
     if model.backbone not in BACKBONES:
         raise ValueError(f"model.backbone={model.backbone!r}: must be one of {sorted(BACKBONES)}")
     backbone = BACKBONES[model.backbone]

@@ -23,23 +23,16 @@ FEATURE_STRIDE = 4
 
 
 class Outputs(NamedTuple):
-    """Heatmaps of a training pass, each (B, H, W, J) float32.
+    """Heatmaps of a training pass, each (B, H, W, J) float32."""
 
-    Attributes:
-      diffusion: y^_0^hm = D(y_t^hm, x^c); coarse: conv(x^fea).
-    """
-
-    diffusion: jax.Array
-    coarse: jax.Array
+    diffusion: jax.Array  # y^_0^hm = D(y_t^hm, x^c)
+    coarse: jax.Array  # conv(x^fea)
 
 
 class DiffusionPose(nn.Module):
     """The whole network. Each public method is one arrow of the paper's figure; `jax.jit` what calls them.
 
-    Attributes:
-      joint_set: joints and limbs; codec: coordinates and heatmaps; masks: M^kps and M^ske.
-      backbone: makes x^fea; settings: of the network.
-      freeze_backbone: no gradient reaches the backbone, whose BatchNorm uses and keeps its running statistics.
+    With `freeze_backbone` no gradient reaches the backbone, whose BatchNorm uses and keeps its running statistics.
     """
 
     joint_set: JointSet
@@ -73,14 +66,9 @@ class DiffusionPose(nn.Module):
         self.decoder = SGDD(joints, channels, settings.decoder_blocks, settings.time_embedding, dtype, remat)
 
     def encode(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """x^fea and the coarse heatmaps conv(x^fea).
+        """(B, Hx, Wx, 3) uint8 RGB -> x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps conv(x^fea), (B, H, W, J) float32.
 
-        Args:
-          images: (B, Hx, Wx, 3) uint8 RGB.
-          train: BatchNorm uses, and updates, the batch's statistics, unless `model.batch_norm` is `frozen`.
-
-        Returns:
-          x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps (B, H, W, J) float32.
+        With `train` BatchNorm uses, and updates, the batch's statistics, unless `model.batch_norm` is `frozen`.
         """
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
         moving = train and self.settings.batch_norm == "train" and not self.freeze_backbone
@@ -88,8 +76,7 @@ class DiffusionPose(nn.Module):
         if self.freeze_backbone:
             features = jax.lax.stop_gradient(features)
         source = jax.lax.stop_gradient(features) if self.settings.detach_coarse else features
-        coarse = self.coarse_head(source.astype(jnp.float32))
-        return features, self._to_heatmap_size(coarse)
+        return features, self._to_heatmap_size(self.coarse_head(source.astype(jnp.float32)))
 
     def draw_masks(self, y: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
         """M^kps and M^ske of joints normalised to [-1, 1], (B, J, 2), at stride 4: two (B, Hx/4, Wx/4, 1).
@@ -108,21 +95,16 @@ class DiffusionPose(nn.Module):
         return kps, ske
 
     def condition(self, features: jax.Array, y: jax.Array, visible: jax.Array) -> jax.Array:
-        """x^c = C(x^kps (+) A(x^kps, x^ske, x^ske), x^fea), with the masks drawn at joints y.
+        """x^c = C(x^kps (+) A(x^kps, x^ske, x^ske), x^fea), with the masks drawn at joints y. C, 1x1, is ours.
 
-        Args:
-          features: x^fea (B, Hx/4, Wx/4, C).
-          y: (B, J, 2) joints normalised to [-1, 1]; visible: (B, J).
-
-        Returns:
-          (B, H, W, decoder_channels) in the compute dtype. The 1x1 convolution is ours.
+        x^fea (B, Hx/4, Wx/4, C), joints (B, J, 2) normalised to [-1, 1] and their flags (B, J) ->
+        (B, H, W, decoder_channels) in the compute dtype.
         """
         kps, ske = (mask.astype(features.dtype) for mask in self.draw_masks(y, visible))
         guided = features * kps
         if self.settings.spatial_attention or self.settings.channel_attention:
             guided = guided + self.attention(guided, features * ske)
-        merged = self.merge(jnp.concatenate([guided, features], axis=-1))
-        return self._to_heatmap_size(merged)
+        return self._to_heatmap_size(self.merge(jnp.concatenate([guided, features], axis=-1)))
 
     def denoise(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
         """y^_0^hm = D(y_t^hm, x^c): (B, H, W, J), (B, H, W, C), (B,) -> (B, H, W, J) float32."""
@@ -142,11 +124,9 @@ class DiffusionPose(nn.Module):
     ) -> Outputs:
         """The training pass: forward diffusion of the true joints, then one denoising.
 
-        Args:
-          images: (B, Hx, Wx, 3) uint8; keypoints: (B, J, 2) crop pixels; visible: (B, J).
-          t: (B,) integer in 0..T; noise: (B, J, 2) standard normal.
-          coarse_input: (B,) 1 where the decoder gets the model's own coarse heatmaps and masks, as in sampling,
-            instead of the noised joints; None for nowhere (ours).
+        Images (B, Hx, Wx, 3) uint8, keypoints (B, J, 2) in crop pixels, visible (B, J), t (B,) integer in 0..T, and
+        standard normal noise (B, J, 2). `coarse_input` (B,) is 1 where the decoder gets the model's own coarse heatmaps
+        and masks, as in sampling, instead of the noised joints; None for nowhere (ours).
         """
         features, coarse = self.encode(images, train)
         y_0 = self.codec.normalise(self.codec.to_heatmap(keypoints))
@@ -178,11 +158,7 @@ def build_schedule(diffusion: Diffusion) -> Schedule:
 
 
 def build_model(recipe: Recipe) -> DiffusionPose:
-    """The network of a recipe.
-
-    Raises:
-      ValueError: if `model.backbone` is unknown, or no `model.head_dim` divides its width; names the field.
-    """
+    """The network of a recipe; raises ValueError if its backbone is unknown or `model.head_dim` does not fit."""
     settings, backbone = recipe.model, get_backbone(recipe.model)
     if settings.spatial_attention or settings.channel_attention:
         num_heads(backbone.width, settings.head_dim)

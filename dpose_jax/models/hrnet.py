@@ -14,22 +14,14 @@ EXPANSION = 4  # of a bottleneck
 
 @dataclasses.dataclass(frozen=True)
 class HRNetSpec:
-    """The numbers that tell one HRNet from another.
+    """The numbers that tell one HRNet from another."""
 
-    Attributes:
-      width: C, channels of the highest-resolution branch; branch i has C 2^i.
-      modules: exchange modules of stages 2, 3 and 4.
-      blocks: basic blocks a branch in each module.
-      stem: channels of the two stride-2 convolutions that come first.
-      stem_blocks: bottlenecks of stage 1; stem_width: their inner channels.
-    """
-
-    width: int
-    modules: tuple[int, int, int] = (1, 4, 3)
-    blocks: int = 4
-    stem: int = 64
-    stem_blocks: int = 4
-    stem_width: int = 64
+    width: int  # C, channels of the highest-resolution branch; branch i has C 2^i
+    modules: tuple[int, int, int] = (1, 4, 3)  # exchange modules of stages 2, 3 and 4
+    blocks: int = 4  # basic blocks a branch in each module
+    stem: int = 64  # channels of the two stride-2 convolutions that come first
+    stem_blocks: int = 4  # bottlenecks of stage 1
+    stem_width: int = 64  # their inner channels
 
 
 class ConvBN(nn.Module):
@@ -98,11 +90,10 @@ class Exchange(nn.Module):
             for block in range(self.blocks):
                 x = basic(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
             branches[i] = x
-        fused = []
-        for i in range(self.outputs):
-            parts = [self._resample(x, j, i, train) for j, x in enumerate(branches)]
-            fused.append(nn.relu(functools.reduce(jnp.add, parts)))
-        return fused
+        return [
+            nn.relu(functools.reduce(jnp.add, [self._resample(x, j, i, train) for j, x in enumerate(branches)]))
+            for i in range(self.outputs)
+        ]
 
     def _resample(self, x, source, target, train):
         """Branch `source` at the resolution and width of branch `target`."""
@@ -133,8 +124,7 @@ class HRNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`.
 
-        Args:
-          train: BatchNorm uses, and updates, the batch's statistics.
+        With `train` BatchNorm uses, and updates, the batch's statistics.
         """
         spec, dtype, bottleneck = self.spec, self.dtype, _recomputed(Bottleneck, self.remat)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
@@ -143,19 +133,15 @@ class HRNet(nn.Module):
             x = bottleneck(spec.stem_width, dtype, name=f"stage1_block{block}")(x, train)
         branches = [x]
         for stage, modules in enumerate(spec.modules, start=2):
-            branches = self._transition(branches, stage, train)
+            # One more branch at half the lowest resolution; stage 2 also sets the width.
+            lowest, name = branches[-1], f"transition{stage - 1}"
+            if stage == 2:
+                branches = [ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)]
+            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")(lowest, train)
+            branches = [*branches, halved]
             for module in range(modules):
                 # Pose uses the highest resolution alone, so the last module makes nothing else.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage
                 name = f"stage{stage}_module{module}"
                 branches = Exchange(spec.width, spec.blocks, outputs, dtype, self.remat, name=name)(branches, train)
         return branches[0]
-
-    def _transition(self, branches, stage, train):
-        """Stage's branches: one more at half the lowest resolution; stage 2 also sets the width."""
-        width, name = self.spec.width, f"transition{stage - 1}"
-        lowest = ConvBN(width << (stage - 1), stride=2, dtype=self.dtype, name=f"{name}_{stage - 1}")
-        if stage == 2:
-            first = ConvBN(width, dtype=self.dtype, name=f"{name}_0")
-            return [first(branches[0], train), lowest(branches[0], train)]
-        return [*branches, lowest(branches[-1], train)]

@@ -12,13 +12,9 @@ from dpose_jax.models.layers_cpu import expand, group_means
 
 @layers_cpu.convolution
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """3x3 convolution with one pixel of zeros on every side, as torch pads it.
+    """3x3 convolution with one pixel of zeros on every side, as torch pads it, at stride 1 or 2.
 
-    Args:
-      x: (B, H, W, C); kernel: (3, 3, C, D) of the same dtype; stride: 1 or 2.
-
-    Returns:
-      (B, ceil(H / stride), ceil(W / stride), D).
+    (B, H, W, C) and a kernel (3, 3, C, D) of the same dtype -> (B, ceil(H / stride), ceil(W / stride), D).
     """
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=numbers)
@@ -41,15 +37,11 @@ Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general
 def normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axes: tuple[int, ...], groups: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself, in float32.
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself over `axes`, in float32.
 
-    Args:
-      x: (..., C) of any float dtype; scale, bias: (C,) float32.
-      axes: over which the moments are taken.
-      groups: of neighbouring channels, which share their moments; C for each channel by itself.
-
-    Returns:
-      y (..., C) float32, and the mean and the biased variance of x, without `axes`. The gradient of y is the only one.
+    x is (..., C) of any float dtype, scale and bias (C,) float32. The channels of each of `groups` are neighbours and
+    share their moments; C groups are each channel by itself. Returns y (..., C) float32, and the mean and the biased
+    variance of x, without `axes`. The gradient of y is the only one.
     """
     x = x.astype(jnp.float32)
     mean = group_means(jnp.mean(x, axes), groups)
@@ -68,24 +60,19 @@ class BatchNorm(nn.Module):
 
     linen's own keeps the biased variance as its running statistic. torch keeps the unbiased one, which is several
     percent larger at the lowest resolution of a small batch. Statistics are those of the global batch, also when the
-    batch is sharded over devices. Everything is computed in float32.
-
-    Attributes:
-      momentum: share of the batch in the running statistics, torch's 0.1 (linen writes 0.9).
-      dtype: of the result.
+    batch is sharded over devices. Everything is computed in float32, the result is of `dtype`.
     """
 
-    momentum: float = 0.1
+    momentum: float = 0.1  # share of the batch in the running statistics, as torch has it (linen writes 0.9)
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(..., C) -> (..., C).
+        """(..., C) -> (..., C); with `train` normalised by the batch, which moves the running statistics.
 
-        Args:
-          train: normalise by the batch and move the running statistics. Otherwise the layer is a constant map, as a
-            frozen one is in torch: running statistics, and no gradient to scale and bias.
+        Otherwise the layer is a constant map, as a frozen one is in torch: running statistics, and no gradient to scale
+        and bias.
         """
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
@@ -108,10 +95,7 @@ class GroupNorm(nn.Module):
     """linen's GroupNorm, to rounding: every example is normalised by itself, in groups of channels.
 
     linen reduces rows of a few channels, which a CPU does not vectorise. Here whole rows are summed, then grouped.
-
-    Attributes:
-      groups: divides the channels.
-      dtype: of the result; everything is computed in float32.
+    `groups` divides the channels. Everything is computed in float32, the result is of `dtype`.
     """
 
     groups: int

@@ -35,8 +35,7 @@ def convolution(plain):
 def _separable_product(x, gradient):
     """The kernel's gradient at stride 1: x shifted along columns against the gradient shifted along rows.
 
-    (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks. It copies each input 3 times, where gathering the taps of
-    x copies x 9 times.
+    (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks: 3 copies of each input, where the taps of x are 9 of x.
     """
     height, width, channels, features = x.shape[1], x.shape[2], x.shape[3], gradient.shape[3]
     columns = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))

@@ -25,21 +25,16 @@ class PoseSampler:
     All of them take `variables` (`params` and `batch_stats`), crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32. An
     id seeds the sampler's noise, so that a person's result depends on no batch, order or device.
 
-    Attributes:
-      model: the network; schedule: of the diffusion.
-      settings: sampling runs, which share one pass of the backbone; without any the coarse branch alone.
-      flip: average the final heatmaps with those of the mirrored crop; or, for settings that are not `mirrored`, the
-        coarse ones from which they start.
-      seed: of the sampler's noise, see `person_keys`.
-      hypotheses: K samples a person, each from its own noise, in one batch; the backbone sees a person once.
+    `flip` averages the final heatmaps with those of the mirrored crop; or, for settings that are not `mirrored`, the
+    coarse ones from which they start.
     """
 
     model: DiffusionPose
     schedule: Schedule
-    settings: tuple[SamplerSettings, ...]
+    settings: tuple[SamplerSettings, ...]  # of runs that share one pass of the backbone; none: the coarse branch alone
     flip: bool
-    seed: int
-    hypotheses: int = 1
+    seed: int  # of the sampler's noise, see `person_keys`
+    hypotheses: int = 1  # K samples a person, each from its own noise, in one batch; the backbone sees a person once
 
     @classmethod
     def of(cls, recipe: Recipe) -> PoseSampler:
@@ -53,17 +48,16 @@ class PoseSampler:
         return ("coarse", *(f"steps_{one.steps}" for one in self.settings))
 
     def heatmaps(self, variables, crops: jax.Array, person_ids: jax.Array) -> dict[str, jax.Array]:
-        """The final heatmaps of every result, by `names`.
+        """The final heatmaps of every result, by `names`: (B, H, W, J) float32.
 
-        Returns:
-          (B, H, W, J) float32; with K > 1 hypotheses those of a sampling run are (B, K, H, W, J).
+        With K > 1 hypotheses those of a sampling run are (B, K, H, W, J).
         """
-        views = _interleave(crops, crops[:, :, ::-1]) if self.flip else crops
+        views = crops
+        if self.flip:  # in pairs: one half after the other would move rows between the devices that share the batch
+            views = jnp.stack([crops, crops[:, :, ::-1]], axis=1).reshape(-1, *crops.shape[1:])
         features, coarse = self._apply("encode", variables, views)
-        keys = [
-            person_keys(self.seed, person_ids, mirrored=mirrored, hypotheses=self.hypotheses)
-            for mirrored in ((False, True) if self.flip else (False,))
-        ]
+        sides = (False, True) if self.flip else (False,)
+        keys = [person_keys(self.seed, person_ids, mirrored=side, hypotheses=self.hypotheses) for side in sides]
         every = features, coarse, jnp.stack(keys, axis=1).reshape(-1)
         plain = features[:: len(keys)], self._average(coarse, crops.shape[0]), keys[0].reshape(-1)
         found = {"coarse": plain[1]}
@@ -82,9 +76,8 @@ class PoseSampler:
     def poses(self, variables, crops: jax.Array, person_ids: jax.Array) -> dict[str, jax.Array]:
         """The poses of the last result; with K > 1 hypotheses of the mean of their heatmaps.
 
-        Returns:
-          keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), and hypotheses (B, K, J, 2) with K > 1; float32,
-          crop pixels.
+        keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), and hypotheses (B, K, J, 2) with K > 1; float32,
+        crop pixels.
         """
         codec, maps = self.model.codec, self.heatmaps(variables, crops, person_ids)[self.names[-1]]
         several = maps.ndim == 5
@@ -98,9 +91,8 @@ class PoseSampler:
     def trace(self, variables, crops: jax.Array, person_ids: jax.Array):
         """What the run of most steps does to the plain crop, without flip test.
 
-        Returns:
-          trajectory (K + 1, B, H, W, J); its joints (K + 1, B, J, 2) in crop pixels; M^kps and M^ske of its start, each
-          (B, Hx/4, Wx/4, 1).
+        Returns the trajectory (K + 1, B, H, W, J), its joints (K + 1, B, J, 2) in crop pixels, and M^kps and M^ske of
+        its start, each (B, Hx/4, Wx/4, 1).
         """
         longest, codec = max(self.settings, key=lambda one: one.steps), self.model.codec
         start = *self._apply("encode", variables, crops), person_keys(self.seed, person_ids).reshape(-1)
@@ -145,12 +137,9 @@ def person_keys(seed: int, person_ids: jax.Array, *, mirrored: bool = False, hyp
 
 
 def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.Array:
-    """Heatmaps of a mirrored crop -> of the crop itself.
+    """Heatmaps (..., H, W, J) of a mirrored crop -> of the crop itself.
 
-    Args:
-      heatmaps: (..., H, W, J).
-      flip_order: of the joint set.
-      shift: pixels to move right after mirroring (`Codec.flip_shift`); the first columns stay as they are.
+    After mirroring they move right by `shift` pixels (`Codec.flip_shift`); the first columns stay as they are.
     """
     mirrored = heatmaps[..., ::-1, :][..., np.asarray(flip_order)]
     if not shift:
@@ -161,11 +150,3 @@ def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.
 def to_image_pixels(keypoints: np.ndarray, to_image: np.ndarray) -> np.ndarray:
     """(B, J, 2) crop pixels and (B, 2, 3) affine maps -> (B, J, 2) image pixels, float64."""
     return np.einsum("bij,bkj->bki", to_image[:, :, :2].astype(np.float64), keypoints) + to_image[:, None, :, 2]
-
-
-def _interleave(plain: jax.Array, mirrored: jax.Array) -> jax.Array:
-    """Two arrays (B, ...) -> (2B, ...), the mirrored row of each person after the plain one.
-
-    One half after the other would move rows between the devices over which the batch is split.
-    """
-    return jnp.stack([plain, mirrored], axis=1).reshape(-1, *plain.shape[1:])

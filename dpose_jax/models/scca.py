@@ -8,31 +8,22 @@ import jax.numpy as jnp
 def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
     """The most heads (= channel groups) that divide `channels` into widths in the closed range `head_dim` (ours).
 
-    Raises:
-      ValueError: if no number of heads does.
+    Raises ValueError if no number of heads does.
     """
-    low, high = head_dim
-    for heads in range(channels, 0, -1):
-        if channels % heads == 0 and low <= channels // heads <= high:
-            return heads
+    for width in range(head_dim[0], head_dim[1] + 1):
+        if channels % width == 0:
+            return channels // width
     raise ValueError(
         f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels"
     )
 
 
 def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: str = "width") -> jax.Array:
-    """A_c: [softmax(Q^T K d^-1/2) V^T]^T in each group of d channels.
+    """A_c: [softmax(Q^T K d^-1/2) V^T]^T in each group of d channels, (B, N, G, d) -> (B, N, G, d).
 
-    The affinity is d x d, between the channels of Q and of K over all N positions, and the output is
-    linear in V.
-
-    Args:
-      query, key, value: (B, N, G, d) float.
-      scale: `width` for d^-1/2 (ours, after DaViT); `positions` for N^-1/2 (ours, as DaViT's later code). Each entry of
-        Q^T K is a sum over N positions, so that d^-1/2 lets the softmax saturate.
-
-    Returns:
-      (B, N, G, d), in the dtype of `value`; the softmax is in float32.
+    The affinity is d x d, between the channels of Q and of K over all N positions. `scale` is `width` for d^-1/2 (ours,
+    after DaViT) or `positions` for N^-1/2 (ours, as DaViT's later code): each entry of Q^T K is a sum over N positions,
+    so that d^-1/2 lets the softmax saturate. The softmax is in float32, the result in the dtype of `value`.
     """
     count = query.shape[-1] if scale == "width" else query.shape[1]
     affinity = jnp.einsum("bngc,bnge->bgce", query, key, preferred_element_type=jnp.float32) * count**-0.5
@@ -41,15 +32,10 @@ def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale:
 
 
 def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window: int) -> jax.Array:
-    """A_s: multi-head cross-attention inside windows of window x window pixels.
+    """A_s: multi-head cross-attention inside windows of window x window pixels, (B, H, W, heads, d) -> the same.
 
-    A map that the window does not divide is padded below and to the right; padded keys get no weight.
-
-    Args:
-      query, key, value: (B, H, W, heads, d) float.
-
-    Returns:
-      (B, H, W, heads, d), in the dtype of `value`; the softmax is in float32.
+    A map that the window does not divide is padded below and to the right; padded keys get no weight. The softmax is in
+    float32, the result in the dtype of `value`.
     """
     _, height, width, _, dim = query.shape
     rows, columns = -height % window, -width % window
@@ -76,19 +62,13 @@ class SCCA(nn.Module):
     """A(Q, K, V) = A_s(Q, K, V) + A_c(Q, K, V), with Q = x^kps and K = V = x^ske.
 
     LayerNorm before, own projections for each half, no feed-forward part (ours).
-
-    Attributes:
-      heads: heads of A_s and channel groups of A_c; divides the channels.
-      window: side of A_s's windows in pixels.
-      spatial, channel: whether A_s and A_c are there (at least one).
-      channel_scale: `width` or `positions`, see `channel_attention`.
     """
 
-    heads: int
-    window: int = 8
-    spatial: bool = True
-    channel: bool = True
-    channel_scale: str = "width"
+    heads: int  # of A_s, and channel groups of A_c; divides the channels
+    window: int = 8  # side of A_s's windows in pixels
+    spatial: bool = True  # A_s is there
+    channel: bool = True  # A_c is there; at least one of the two
+    channel_scale: str = "width"  # of `channel_attention`
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -44,21 +44,14 @@ class SGDD(nn.Module):
 
     A U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours).
     Maps need not be multiples of 8: a level is the ceiling of half the one above it, cut on the way back.
-
-    Attributes:
-      joints: J.
-      channels: C.
-      blocks: residual blocks a level, on the way down and on the way up.
-      time_embedding: whether D sees t (the paper writes D without it).
-      remat: whether the backward pass computes the inside of each residual block again instead of keeping it.
     """
 
-    joints: int
-    channels: int = 64
-    blocks: int = 2
-    time_embedding: bool = False
+    joints: int  # J
+    channels: int = 64  # C
+    blocks: int = 2  # residual blocks a level, on the way down and on the way up
+    time_embedding: bool = False  # D sees t (the paper writes D without it)
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: bool = False  # the backward pass computes the inside of each residual block again instead of keeping it
 
     @nn.compact
     def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
@@ -87,10 +80,8 @@ class SGDD(nn.Module):
             skips.append(x)
             x = conv(f"reduce{index}", self.channels * LEVELS[index + 1], stride=2)(x)
         x = level(x, len(LEVELS) - 1, "middle")
-        for index in reversed(range(len(LEVELS) - 1)):
-            skip = skips[index]
+        for index, skip in reversed(list(enumerate(skips))):
             x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
             x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
         x = _norm_silu(x, self.dtype, "norm")
-        out = nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
-        return out
+        return nn.Dense(self.joints, name="head")(x.astype(jnp.float32))

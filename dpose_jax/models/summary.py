@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import flags
+from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
 from ml_collections import config_flags
 
 from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
-from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.initialise import abstract_inputs, abstract_variables
 from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
@@ -35,24 +35,25 @@ PARTS = {
 
 
 class Part(NamedTuple):
-    """Counts of one part for one image and one denoising pass.
+    """Counts of one part for one image and one denoising pass."""
 
-    Attributes:
-      parameters: scalars; macs: multiply-accumulates of convolutions and matrix products, as published figures count.
-      kept: bytes that the backward pass needs of the forward pass, as `jax.vjp` stores them, parameters apart.
-    """
-
-    parameters: int = 0
-    macs: int = 0
-    kept: int = 0
+    parameters: int = 0  # scalars
+    macs: int = 0  # multiply-accumulates of convolutions and matrix products, as published figures count
+    kept: int = 0  # bytes that the backward pass needs of the forward pass, as `jax.vjp` stores them, parameters apart
 
 
 def summarise(model: DiffusionPose) -> dict[str, Part]:
     """Counts the parts of the backbone, then each of PARTS, from shapes alone; nothing is computed."""
     patterns = {name: f"{BACKBONE}/.*({pattern})" for name, pattern in model.backbone.parts} | PARTS
-    variables, inputs, run = abstract_variables(model), _inputs(model), _one_pass(model)
-    counts = [_parameters(variables), _macs(run, variables, *inputs), _kept(run, variables, *inputs)]
+    variables, inputs = abstract_variables(model), abstract_inputs(model)
+
+    def run(variables, images, joints, visible, t):
+        (features, coarse), _ = model.apply(variables, images, True, method="encode", mutable=["batch_stats"])
+        condition = model.apply(variables, features, joints, visible, method="condition")
+        return model.apply(variables, coarse, condition, t, method="denoise"), coarse
+
     parts = {name: [0, 0, 0] for name in patterns}
+    counts = _parameters(variables), _macs(run, variables, *inputs), _kept(run, variables, *inputs)
     for kind, found in enumerate(counts):
         for scope, number in found:
             parts[next(name for name, pattern in patterns.items() if re.search(pattern, scope))][kind] += number
@@ -63,12 +64,10 @@ def summarise_backbone(recipe: Recipe, name: str) -> Part:
     """Counts backbone `name` with the coarse 1x1 head, as published models are; `kept` stays 0."""
     halves = dict.fromkeys(("model.spatial_attention", "model.channel_attention"), False)
     model = build_model(recipe.override(halves | {"model.backbone": name, "model.width": None}))
-    variables = abstract_variables(model)
-    encode = lambda variables, images: model.apply(variables, images, method="encode")  # noqa: E731
-    counted = re.compile(f"{BACKBONE}/|coarse_head")
-    parameters = sum(number for path, number in _parameters(variables) if counted.search(path))
-    macs = sum(number for scope, number in _macs(encode, variables, _inputs(model)[0]) if counted.search(scope))
-    return Part(parameters, macs)
+    variables, images = abstract_variables(model), abstract_inputs(model)[0]
+    macs = _macs(lambda variables, images: model.apply(variables, images, method="encode"), variables, images)
+    kinds = _parameters(variables), macs
+    return Part(*(sum(n for scope, n in kind if re.search(f"{BACKBONE}/|coarse_head", scope)) for kind in kinds))
 
 
 def format_backbones(parts: dict[str, Part]) -> str:
@@ -90,28 +89,9 @@ def format_summary(parts: dict[str, Part]) -> str:
     return "\n".join(lines)
 
 
-def _inputs(model: DiffusionPose) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """One image, its joints and flags, t: what the network sees."""
-    joints = model.joint_set.num_joints
-    shapes = [((1, *model.codec.input_size, 3), jnp.uint8), ((1, joints, 2), jnp.float32), ((1, joints), jnp.float32)]
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [*shapes, ((1,), jnp.int32)])
-
-
-def _one_pass(model: DiffusionPose):
-    """A function from variables and `_inputs` to the outputs of a training pass: backbone, one denoising."""
-
-    def run(variables, images, joints, visible, t):
-        (features, coarse), _ = model.apply(variables, images, True, method="encode", mutable=["batch_stats"])
-        condition = model.apply(variables, features, joints, visible, method="condition")
-        return model.apply(variables, coarse, condition, t, method="denoise"), coarse
-
-    return run
-
-
-def _parameters(variables) -> Iterator[tuple[str, int]]:
+def _parameters(variables) -> list[tuple[str, int]]:
     """Path and size of each parameter."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
-        yield "/".join(key.key for key in path), leaf.size
+    return [(path, leaf.size) for path, leaf in flatten_dict(variables["params"], sep="/").items()]
 
 
 def _macs(function, *inputs) -> Iterator[tuple[str, int]]:
@@ -160,9 +140,8 @@ def main(recipe: Recipe, *, backbones: bool = False) -> None:
     if backbones:
         print(format_backbones({name: summarise_backbone(recipe, name) for name in BACKBONES}))
         return
+    (height, width), remat = recipe.input_size, recipe.model.remat
     print(format_summary(summarise(build_model(recipe))))
-    height, width = recipe.input_size
-    remat = recipe.model.remat
     print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={remat}.")
 
 

@@ -35,7 +35,7 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         if model.backbone.published is None:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
-        weights = model.backbone.published(hub.read(name))
+        weights = model.backbone.published(hub.read(name).tensors)
     try:
         variables, text = fill(variables, weights, name)
     except ValueError as error:

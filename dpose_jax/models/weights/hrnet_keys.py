@@ -27,11 +27,9 @@ LAYERS = (
 Leaves = Mapping[str, tuple[str, str, tuple[int, ...]]]
 CONVOLUTION: Leaves = {"weight": ("params", "kernel", (2, 3, 1, 0)), "bias": ("params", "bias", (0,))}
 BATCH_NORM: Leaves = {
-    "weight": ("params", "scale", (0,)),
-    "bias": ("params", "bias", (0,)),
-    "running_mean": ("batch_stats", "mean", (0,)),
-    "running_var": ("batch_stats", "var", (0,)),
-}
+    "weight": ("params", "scale", (0,)), "bias": ("params", "bias", (0,)),
+    "running_mean": ("batch_stats", "mean", (0,)), "running_var": ("batch_stats", "var", (0,)),
+}  # fmt: skip
 BACKBONE_PREFIX = r"(?:module\.)?(?:backbone\.)?"  # of torch's DataParallel, of mmpose
 FINAL_LAYER = r"(?:module\.)?(?:(?:keypoint_)?head\.)?final_layer"  # mmpose 0.x: keypoint_head, 1.x: head
 IGNORED = {
@@ -39,6 +37,12 @@ IGNORED = {
     + r"(?:(?:incre_modules|downsamp_modules|classifier)\..*|final_layer\.[01]\..*)",
     "BatchNorm's step counters": r".*\.num_batches_tracked",
 }
+# Pattern of a layer's name -> path of ours with # for its groups, and leaves.
+RULES = {FINAL_LAYER: ("coarse_head", CONVOLUTION)}
+for convolution, norm, path in LAYERS:
+    for theirs, ours, leaves in ((convolution, "conv", CONVOLUTION), (norm, "bn", BATCH_NORM)):
+        pattern = BACKBONE_PREFIX + re.escape(theirs).replace(r"\#", r"(\d+)")
+        RULES[pattern] = f"{BACKBONE}/{path}/{ours}", leaves
 
 
 def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weights:
@@ -52,37 +56,24 @@ def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weight
     found = Weights()
     for name, tensor in tensors.items():
         reason = next((reason for reason, pattern in ignored.items() if re.fullmatch(pattern, name)), None)
+        path, axes = _translate(name)
         if reason is not None:
             found.ignored[reason] += 1
-            continue
-        path, axes = _translate(name)
         # A second name of the same array, too, is not what any of them writes.
-        if not path or len(axes) != tensor.ndim or path in found.arrays:
+        elif not path or len(axes) != tensor.ndim or path in found.arrays:
             found.unexpected.append(name)
-            continue
-        array = tensor.transpose(axes)
-        # A 1 x 1 convolution of ours is a matrix product.
-        found.arrays[path] = array[0, 0] if array.shape[:2] == (1, 1) and array.ndim == 4 else array
-        found.names[path] = name
+        else:
+            array = tensor.transpose(axes)
+            # A 1 x 1 convolution of ours is a matrix product.
+            found.arrays[path] = array[0, 0] if array.shape[:2] == (1, 1) and array.ndim == 4 else array
+            found.names[path] = name
     return found
-
-
-def _rules():
-    """(pattern of a layer's name, path of ours with # for its groups, leaves)."""
-    for convolution, norm, path in LAYERS:
-        for theirs, ours, leaves in ((convolution, "conv", CONVOLUTION), (norm, "bn", BATCH_NORM)):
-            pattern = BACKBONE_PREFIX + re.escape(theirs).replace(r"\#", r"(\d+)")
-            yield pattern, f"{BACKBONE}/{path}/{ours}", leaves
-    yield FINAL_LAYER, "coarse_head", CONVOLUTION
-
-
-RULES = tuple(_rules())
 
 
 def _translate(name: str) -> tuple[str, tuple[int, ...]]:
     """A published name -> our path and the permutation of its axes; an empty path where no rule knows the name."""
     layer, _, leaf = name.rpartition(".")
-    for pattern, path, leaves in RULES:
+    for pattern, (path, leaves) in RULES.items():
         match = re.fullmatch(pattern, layer)
         if match and leaf in leaves:
             collection, ours, axes = leaves[leaf]

@@ -2,12 +2,11 @@
 
 import os
 
-import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from dpose_jax.models.backbones import BACKBONES
-from dpose_jax.models.weights.torch_pickle import read_torch_file
+from dpose_jax.models.weights.torch_pickle import TorchFile, read_checkpoint
 
 HUB = "hf:"
 CACHED = "imagenet"
@@ -17,76 +16,74 @@ HUB_FILE = "model.safetensors"
 def locate(source: str, backbone: str) -> str:
     """The file that `model.pretrained` names.
 
-    Args:
-      source: a path; `hf:OWNER/REPO` or `hf:OWNER/REPO/FILE`, downloaded once into Hugging Face's cache; or `imagenet`,
-        the hub's ImageNet weights of `backbone` if the cache holds them.
-      backbone: a name of BACKBONES.
-
-    Raises:
-      FileNotFoundError: if there is no such file; prints where to get it.
-      ValueError: if the source is none of these.
-      ConnectionError: if the hub does not give it.
+    `source` is a path; `hf:OWNER/REPO` or `hf:OWNER/REPO/FILE`, downloaded once into Hugging Face's cache; or
+    `imagenet`, the hub's ImageNet weights of `backbone`, a name of BACKBONES, if the cache holds them. Raises
+    FileNotFoundError, which says where to get it, if there is no such file, ValueError if the source is none of these,
+    and ConnectionError if the hub does not give it.
     """
-    field = f"model.pretrained={source!r}"
+    field, repository = f"model.pretrained={source!r}", BACKBONES[backbone].imagenet
+    flag = "--config.model.pretrained="
+    hub = f'{flag}hf:{repository} downloads them once (pip install -e ".[hub]"); ' if repository else ""
+    ways = (
+        f"ImageNet weights: {hub}{flag}FILE reads a file of official HRNet, timm or mmpose; {flag}none starts from "
+        "random weights. See docs/pretrained.md"
+    )
     if source == CACHED:
-        return _cached_imagenet(backbone)
+        if repository is None:
+            raise ValueError(
+                f"{field}: nobody publishes weights of model.backbone={backbone!r}, only of "
+                f"{sorted(name for name, one in BACKBONES.items() if one.imagenet)}; random weights: {flag}none"
+            )
+        path = cached(repository, HUB_FILE)
+        if path is None:
+            raise FileNotFoundError(f"{field}: none in the cache. {ways}")
+        return path
     if source.startswith(HUB):
         owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), ""]
         if not owner or not name:
             raise ValueError(f"{field}: must be hf:OWNER/REPO or hf:OWNER/REPO/FILE")
-        return _from_hub(field, f"{owner}/{name}", rest[0] or HUB_FILE)
+        return download(field, f"{owner}/{name}", rest[0] or HUB_FILE)
     if not os.path.exists(source):
-        raise FileNotFoundError(f"{field}: no such file. {_ways(backbone)}")
+        raise FileNotFoundError(f"{field}: no such file. {ways}")
     return source
 
 
-def read(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors or PyTorch file by name; nothing in it is executed.
+def read(path: str) -> TorchFile:
+    """The tensors of a safetensors or PyTorch file by name, and its metadata; nothing in it is executed.
 
-    Raises:
-      ValueError: if it is neither, is broken, or is refused; names the file.
+    Raises ValueError, which names the file, if it is neither, is broken, or is refused.
     """
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:9] != b"{":
-        return read_torch_file(path)
+        return read_checkpoint(path)
     try:
-        return load_file(path)
+        with safe_open(path, "np") as opened:
+            return TorchFile(load_file(path), dict(opened.metadata() or {}))
     except SafetensorError as error:
         raise ValueError(f"{path}: broken or cut short: {error}") from error
 
 
-def _from_hub(field: str, repo: str, name: str) -> str:
+def cached(repository: str, name: str) -> str | None:
+    """The file of a repository in Hugging Face's cache, None where it is not there; asks no server."""
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return hf_hub_download(repository, name, local_files_only=True)
+    except (ImportError, OSError):
+        return None
+
+
+def download(field: str, repository: str, name: str) -> str:
+    """The file of a repository, downloaded once into Hugging Face's cache.
+
+    Raises ValueError without the hub extra, and ConnectionError if the hub does not give it; both name `field`.
+    """
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise ValueError(f'{field}: needs the hub extra: pip install -e ".[hub]"') from None
     try:
-        return hf_hub_download(repo, name)
+        return hf_hub_download(repository, name)
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"{field}: {repo} gives no {name}: {error}") from error
-
-
-def _cached_imagenet(backbone: str) -> str:
-    repository = BACKBONES[backbone].imagenet
-    if repository is None:
-        raise ValueError(
-            f"model.pretrained={CACHED!r}: nobody publishes weights of model.backbone={backbone!r}, only of "
-            f"{sorted(name for name, one in BACKBONES.items() if one.imagenet)}; random weights: "
-            "--config.model.pretrained=none"
-        )
-    try:
-        from huggingface_hub import hf_hub_download
-
-        return hf_hub_download(repository, HUB_FILE, local_files_only=True)
-    except (ImportError, OSError):
-        raise FileNotFoundError(f"model.pretrained={CACHED!r}: none in the cache. {_ways(backbone)}") from None
-
-
-def _ways(backbone: str) -> str:
-    flag, repository = "--config.model.pretrained=", BACKBONES[backbone].imagenet
-    hub = f'{flag}hf:{repository} downloads them once (pip install -e ".[hub]"); ' if repository else ""
-    return (
-        f"ImageNet weights: {hub}{flag}FILE reads a file of official HRNet, timm or mmpose; {flag}none starts from "
-        "random weights. See docs/pretrained.md"
-    )
+        raise ConnectionError(f"{field}: {repository} gives no {name}: {error}") from error

@@ -6,7 +6,7 @@ the zip of PyTorch 1.6 and later, and the stream before it, in which HRNet's off
 """
 
 import collections
-import os
+import functools
 import pickle
 import struct
 import zipfile
@@ -17,41 +17,30 @@ import jax.numpy as jnp
 import numpy as np
 
 DTYPES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(jnp.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-# Beside the weights, mmpose's `meta` holds numpy arrays and optimizers hold devices: accepted, and made into nothing.
-INERT = {
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("torch", "Size"),
-    ("torch", "device"),
-}
+    f"{name}Storage": np.dtype(dtype)
+    for name, dtype in {
+        "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": jnp.bfloat16, "Long": "<i8", "Int": "<i4",
+        "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
+    }.items()
+}  # fmt: skip
 ZIP_PREFIX = b"PK\x03\x04"
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
 STREAM_PREFIX = pickle.dumps(STREAM_MAGIC, protocol=2)
-WRAPPER = "state_dict"  # where a training checkpoint, or mmpose, keeps the weights
+WRAPPER = "state_dict"  # where training checkpoints, mmpose among them, keep the weights
 
 
-def read_torch_file(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, or of the one that a checkpoint holds under `state_dict`, by name.
+class TorchFile(NamedTuple):
+    """What a file holds: tensors by name, and what a checkpoint keeps beside its state dict."""
 
-    Raises:
-      ValueError: if the file asks for a name that weights do not need (nothing of it is executed), is cut short, or
-        holds no state dict; names the file and what is wrong.
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+
+def read_checkpoint(path: str) -> TorchFile:
+    """A state dict, or the one that a checkpoint holds: under `state_dict`, or as its only mapping of tensors alone.
+
+    Raises ValueError, which names the file, if it asks for a name that weights do not need (nothing of it is executed),
+    is cut short, or holds no state dict.
     """
     with open(path, "rb") as file:
         start = file.read(len(STREAM_PREFIX))
@@ -73,20 +62,19 @@ class _Refused(ValueError):
     """What is wrong with a file, in words for its user."""
 
 
-class _StorageType(NamedTuple):
-    name: str
+# What a pickle gets is a string, a tuple or has no attributes: its BUILD instruction can change none of them.
 
 
 class _Storage(NamedTuple):
     """`numel` numbers under `key` in the file, of which tensors are views."""
 
     key: str
-    dtype: str
+    dtype: np.dtype
     numel: int
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage; offset and strides count elements. As a tuple, out of reach of the pickle once made."""
+    """A view of a storage; offset and strides count elements."""
 
     storage: _Storage
     offset: int
@@ -101,29 +89,23 @@ class _Tensor(NamedTuple):
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps, writeable=False)
 
 
-class _RebuildTensor:
-    """Stands in for `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
-
-    __slots__ = ()
-
-    def __call__(self, storage, offset, shape, strides, *unused) -> _Tensor:
-        numbers = (offset, *shape, *strides)
-        if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-            raise _Refused("a tensor is not a view of a storage")
-        return _Tensor(storage, offset, tuple(shape), tuple(strides))
+def _rebuild_tensor(storage, offset, shape, strides, *unused) -> _Tensor:
+    if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
+        raise _Refused("a tensor is not a view of a storage")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-class _RebuildParameter:
-    """Stands in for `torch._utils._rebuild_parameter`."""
+class _Call(NamedTuple):
+    """A function that a pickle may call."""
 
-    __slots__ = ()
+    function: Callable
 
-    def __call__(self, data, *unused):
-        return data
+    def __call__(self, *arguments):
+        return self.function(*arguments)
 
 
 class _Nothing:
-    """Stands in for what INERT lists: swallows arguments and state."""
+    """Swallows arguments and state."""
 
     __slots__ = ()
 
@@ -134,28 +116,31 @@ class _Nothing:
         pass
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows the names that weights need; what it gives for them has no attribute that a pickle could set.
+# Beside the weights, mmpose's `meta` holds numpy arrays and optimizers hold devices: accepted, and made into nothing.
+INERT = (
+    "_codecs.encode", "numpy.dtype", "numpy.ndarray", "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
+    "torch.Size", "torch.device",
+)  # fmt: skip
+KNOWN: dict[str, Any] = dict.fromkeys(INERT, _Nothing()) | {f"torch.{name}": name for name in DTYPES}
+KNOWN |= {
+    "collections.OrderedDict": collections.OrderedDict,
+    "torch._utils._rebuild_tensor": _Call(_rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": _Call(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _Call(lambda data, *unused: data),
+}
 
-    Attributes:
-      storages: those that the pickle named, by key.
-    """
+
+class _Unpickler(pickle.Unpickler):
+    """Gives KNOWN names alone, and keeps the storages that the pickle named, by key."""
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name in DTYPES:
-            return _StorageType(name)
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return _RebuildTensor()
-        if module == "torch._utils" and name == "_rebuild_parameter":
-            return _RebuildParameter()
-        if (module, name) in INERT:
-            return _Nothing()
+        if f"{module}.{name}" in KNOWN:
+            return KNOWN[f"{module}.{name}"]
         raise _Refused(
             f"refused: it asks for {module}.{name}, which weights do not need; nothing was executed. From a source "
             "that you trust, save the bare state dict with PyTorch, or as safetensors"
@@ -163,15 +148,15 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, numel, *view = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType) or type(numel) is not int or numel < 0:
+        if kind != "storage" or storage_type not in DTYPES or type(numel) is not int or numel < 0:
             raise _Refused(f"a storage is described by {pid!r}")
         if any(part is not None for part in view):
             raise _Refused("storages that are views of storages, of PyTorch before 0.4, are not read")
-        self.storages[key] = _Storage(key, storage_type.name, numel)
+        self.storages[key] = _Storage(key, DTYPES[storage_type], numel)
         return self.storages[key]
 
 
-def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read_zip(file: IO[bytes]) -> TorchFile:
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
@@ -179,57 +164,51 @@ def _read_zip(file: IO[bytes]) -> dict[str, np.ndarray]:
         folder = pickles[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise _Refused("its numbers are big-endian")
-        with archive.open(pickles[0]) as stream:
-            state = _Unpickler(stream).load()
 
+        @functools.cache  # tensors may share a storage
         def numbers(storage: _Storage) -> np.ndarray:
             info = archive.getinfo(f"{folder}data/{storage.key}")
-            dtype = DTYPES[storage.dtype]
             # PyTorch never compresses them; a compressed one could grow without limit.
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.numel * dtype.itemsize:
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.numel * storage.dtype.itemsize:
                 raise _Refused(f"storage {storage.key} is compressed or shorter than its {storage.numel} numbers")
-            return np.frombuffer(archive.read(info), dtype, storage.numel)
+            return np.frombuffer(archive.read(info), storage.dtype, storage.numel)
 
-        return _arrays(state, numbers)
+        with archive.open(pickles[0]) as stream:
+            return _arrays(_Unpickler(stream).load(), numbers)
 
 
-def _read_stream(file: IO[bytes]) -> dict[str, np.ndarray]:
+def _read_stream(file: IO[bytes]) -> TorchFile:
     for _ in range(3):  # magic number, protocol and the writer's type sizes
         _Unpickler(file).load()
     unpickler = _Unpickler(file)
     state = unpickler.load()
-    keys, size, places = _Unpickler(file).load(), os.fstat(file.fileno()).st_size, {}
-    for key in keys:
+    numbers = {}
+    for key in _Unpickler(file).load():
         (numel,) = struct.unpack("<q", file.read(8))
         storage = unpickler.storages[key]
         if numel != storage.numel:
             raise _Refused(f"storage {key} holds {numel} numbers and not {storage.numel}")
-        places[key] = file.tell()
-        if file.seek(numel * DTYPES[storage.dtype].itemsize, os.SEEK_CUR) > size:
-            raise _Refused("cut short")
-
-    def numbers(storage: _Storage) -> np.ndarray:
-        file.seek(places[storage.key])
-        dtype = DTYPES[storage.dtype]
-        return np.frombuffer(file.read(storage.numel * dtype.itemsize), dtype, storage.numel)
-
-    return _arrays(state, numbers)
+        numbers[storage] = np.frombuffer(file.read(numel * storage.dtype.itemsize), storage.dtype, numel)
+    return _arrays(state, numbers.__getitem__)
 
 
-def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
-    """The state dict's tensors as arrays, each storage read once."""
-    if isinstance(state, Mapping) and isinstance(state.get(WRAPPER), Mapping):
-        state = state[WRAPPER]
-    if not isinstance(state, Mapping) or not any(isinstance(part, _Tensor) for part in state.values()):
-        keys = f"; its entries are {sorted(map(str, state))[:10]}" if isinstance(state, Mapping) else ""
-        raise _Refused(f"no state dict: no tensors by name, neither on top nor under {WRAPPER!r}{keys}")
+def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
+    """The tensors of the state dict that `state` is or holds, and what stands beside it."""
+    if not isinstance(state, Mapping):
+        raise _Refused(f"no state dict: a {type(state).__name__}")
+    beside: Mapping = {}
+    if not any(isinstance(part, _Tensor) for part in state.values()):
+        mappings = {key: part for key, part in state.items() if isinstance(part, Mapping) and part}
+        inner = [key for key, part in mappings.items() if all(isinstance(value, _Tensor) for value in part.values())]
+        chosen = [WRAPPER] if WRAPPER in mappings else inner
+        if len(chosen) != 1:
+            found = f"several, under {sorted(map(str, inner))[:10]}" if inner else f"{sorted(map(str, state))[:10]}"
+            raise _Refused(
+                f"no state dict: no tensors by name, neither on top nor under one key; its entries are {found}"
+            )
+        state, beside = state[chosen[0]], {key: part for key, part in state.items() if key != chosen[0]}
     other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
     if other:
         raise _Refused(f"entries of the state dict are no tensors: {other[:10]}")
-    read: dict[_Storage, np.ndarray] = {}
-    arrays = {}
-    for name, tensor in state.items():
-        if tensor.storage not in read:
-            read[tensor.storage] = numbers(tensor.storage)
-        arrays[str(name)] = tensor.of(read[tensor.storage])
-    return arrays
+    arrays = {str(name): tensor.of(numbers(tensor.storage)) for name, tensor in state.items()}
+    return TorchFile(arrays, {str(key): part for key, part in beside.items()})
