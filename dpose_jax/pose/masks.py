@@ -70,7 +70,7 @@ def limb_mask(
 
 
 def _frame(start: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(..., N, 2) twice -> cosine and sine of the limb's axis, any for length 0, and length >= 1e-6, (..., N, 1) each."""
+    """(..., N, 2) twice -> cosine and sine of the limb's axis, any at length 0, and its length >= 1e-6, (..., N, 1)."""
     along = end - start
     squared = jnp.sum(along**2, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.maximum(squared, 1e-12))
