@@ -64,13 +64,19 @@ class Space(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """An update rule: (space, y, estimate, step) -> y (B, J, 2) at t_next, unclamped, in units of zeta.
+    """An update rule.
 
-    What enters a step after the first is y drawn anew if the rule `redraws`, else the estimate of the step before.
+    `enter`: (space, estimate of the last step, y, start, first) -> the heatmaps (B, H, W, J) that enter a step; the
+    first one's estimate is the start. `update`: (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta.
     """
 
+    enter: Callable[[Space, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
     update: Callable[[Space, jax.Array, jax.Array, Step], jax.Array]
-    redraws: bool
+
+
+def ddim_enter(space: Space, estimate: jax.Array, y: jax.Array, start: jax.Array, first: jax.Array) -> jax.Array:
+    """Draws y, except in the first step; here, as XLA:CPU copies each heatmap that the scan carries in every step."""
+    return jax.lax.cond(first, lambda: start, lambda: space.draw(y))
 
 
 def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> jax.Array:
@@ -81,9 +87,9 @@ def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> 
 # A new rule is an entry here, and a choice of `sampler.update_rule` in recipe.py.
 UPDATES = {
     # y~_{t-1} = D(y~_t, x^c): the paper's equation as written.
-    "direct": Rule(lambda space, y, estimate, step: y, redraws=False),
+    "direct": Rule(lambda space, estimate, y, start, first: estimate, lambda space, y, estimate, step: y),
     # DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew.
-    "ddim": Rule(ddim_update, redraws=True),
+    "ddim": Rule(ddim_enter, ddim_update),
 }
 
 
@@ -127,9 +133,8 @@ def sample(
     fixed = None if settings.refresh else context_of(y)
 
     def step(state, inputs):
-        (heatmaps, y), (index, t, t_next) = state, inputs
-        if rule.redraws:  # where y is used: XLA:CPU copies each heatmap that the scan carries in every step
-            heatmaps = jax.lax.cond(index == 1, lambda: start, lambda: space.draw(y))
+        (estimate, y), (index, t, t_next) = state, inputs
+        heatmaps = rule.enter(space, estimate, y, start, index == 1)
         context = context_of(schedule.zeta * space.decode(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
         y = rule.update(space, y, estimate, Step(t, t_next, settings.eta, noise(index)))
