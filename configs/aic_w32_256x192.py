@@ -16,8 +16,7 @@ from configs import base
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
-    c.joint_set = "aic"
-    c.data.set = "aic"
+    c.joint_set = c.data.set = "aic"
     train, val = "ai_challenger_keypoint_train_20170902", "ai_challenger_keypoint_validation_20170911"
     c.data.train_annotations = f"{train}/keypoint_train_annotations_20170909.json"
     c.data.train_images = f"{train}/keypoint_train_images_20170902"

@@ -16,12 +16,10 @@ from configs import base
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
-    c.joint_set = "crowdpose"
-    c.data.set = "crowdpose"
+    c.joint_set = c.data.set = "crowdpose"
+    c.data.train_images = c.data.val_images = "images"
     c.data.train_annotations = "json/crowdpose_trainval.json"
-    c.data.train_images = "images"
     c.data.val_annotations = "json/crowdpose_test.json"
-    c.data.val_images = "images"
     c.data.val_detections = "annotations/det_for_crowd_test_0.1_0.5.json"
     c.data.use_area = False
     c.train.steps = 78_750

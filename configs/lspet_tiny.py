@@ -15,12 +15,10 @@ def get_config():
     c = tiny.get_config()
     c.joint_set = "crowdpose"
     c.data.set = "lspet"
+    c.data.train_images = c.data.val_images = "images"
     c.data.train_annotations = "annotations/lspet_train_crowdpose.json"
-    c.data.train_images = "images"
     c.data.val_annotations = "annotations/lspet_val_crowdpose.json"
-    c.data.val_images = "images"
     c.data.use_area = False
-    c.augment.rotation = 40.0
-    c.augment.scale = 0.3
+    c.augment.update(rotation=40.0, scale=0.3)
     c.train.steps = 4000
     return c

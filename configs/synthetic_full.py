@@ -15,16 +15,8 @@ def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
     c.data.source = "synthetic"
-    c.data.synthetic.train_images = 20_000
-    c.data.synthetic.val_images = 200
-    c.data.synthetic.difficulty = 0.4
-    c.augment.rotation = 40.0
-    c.augment.scale = 0.35
-    c.augment.shift = 0.05
-    c.augment.color = 0.4
-    c.augment.half_body = 0.15
+    c.data.synthetic.update(train_images=20_000, val_images=200, difficulty=0.4)
+    c.augment.update(rotation=40.0, scale=0.35, shift=0.05, color=0.4, half_body=0.15)
     c.optim.ema = 0.998
-    c.train.steps = 2400
-    c.train.checkpoint_every = 100
-    c.train.log_every = 20
+    c.train.update(steps=2400, checkpoint_every=100, log_every=20)
     return c
