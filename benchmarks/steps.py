@@ -32,8 +32,7 @@ def main() -> None:
     samplings = plan(recipe, [int(text) for text in STEPS.value], dict.fromkeys(updates), NOISE_TIME.value)
     if BATCH.value < 2:
         raise ValueError(f"batch={BATCH.value}: must be at least 2, batch 1 is measured anyway")
-    source, model = make_source(recipe, recipe.eval.split, training=False), build_model(recipe)
-    restored = restore(recipe, WORKDIR.value)
+    source, restored = make_source(recipe, recipe.eval.split, training=False), restore(recipe, WORKDIR.value)
     variables = jax.device_put(restored.variables)
     crops = next(iter(eval_batches(recipe, source, BATCH.value)))["image"]
     singles = crops[:LATENCY_PERSONS, None]
@@ -41,13 +40,9 @@ def main() -> None:
     together, programs = measure_costs(recipe, variables, samplings, crops[None], SECONDS.value)
     accuracy = measure_accuracy(recipe, source, programs, BATCH.value)
     rows = [_row(each, accuracy[each], alone[each], together[each]) for each in samplings]
-    protocol = protocol_facts(recipe, model, restored) | {
-        "persons": len(source),
-        "boxes": recipe.eval.boxes,
-        "batch": BATCH.value,
-        "latency_crops": len(singles),
-        "noise_time": NOISE_TIME.value,
-    }
+    protocol = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source)}
+    protocol |= {"boxes": recipe.eval.boxes, "batch": BATCH.value, "latency_crops": len(singles)}
+    protocol |= {"noise_time": NOISE_TIME.value}
     for name in ("update_rule", "start", "t_start"):
         protocol.pop(name, None)  # these differ by row
     report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)
