@@ -100,8 +100,7 @@ def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
 def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """From the command to the end of a dry run of four steps of W32, batch 4, on synthetic people; cold, then warm."""
     given = {"data.source": "synthetic", "data.synthetic.train_images": 64}
-    given |= {"train.batch_size": 4, "model.pretrained": "none"}
-    rows = []
+    given, rows = given | {"train.batch_size": 4, "model.pretrained": "none"}, []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
             seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
@@ -123,9 +122,8 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in overrides.items()]
         began, peak, printed = time.perf_counter(), 0, None
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        outputs = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, **outputs)
         while printed is None:
             peak = max(peak, peak_memory(process.pid))
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -64,8 +64,8 @@ def measure(recipe: Recipe) -> list[dict]:
             with contextlib.ExitStack() as stack:  # stops the point's worker processes before the next point
                 call, persons = make(value, stack)
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
-            rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
-            rows.append({"over": name, "at": value} | rates)
+            row = {"over": name, "at": value, "value": persons / t.median}
+            rows.append(row | {"low": persons / t.high, "high": persons / t.low})
     return rows
 
 
@@ -91,8 +91,8 @@ def encode_decode(joints: int) -> tuple[Callable, int]:
 def loader(recipe: Recipe, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
     """A call that reads the next training batches, and their persons; `stack` stops the workers."""
     recipe = recipe.override({"data.workers": workers})
-    iterator = train_iterator(recipe, make_source(recipe, "train", training=True))
-    batches = stack.enter_context(contextlib.closing(iterator))
+    batches = train_iterator(recipe, make_source(recipe, "train", training=True))
+    stack.callback(batches.close)
     return lambda: [next(batches)["image"].sum() for _ in range(TAKEN)], TAKEN * recipe.train.batch_size
 
 

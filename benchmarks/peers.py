@@ -1,7 +1,6 @@
-"""The peers of the table of speeds: other implementations that do the same work on the same arrays. All are optional.
+"""The optional peers of the table of speeds: other implementations that do the same work on the same arrays.
 
-`torch` is the HRNet in PyTorch of the tests, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of the official HRNet
-repository.
+`torch` is the tests' HRNet in PyTorch, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of HRNet's repository.
 """
 
 import importlib.util
@@ -62,13 +61,10 @@ def hrnet_loader(folder: str, persons: Iterable[Person], targets: bool) -> Calla
 def _hrnet_dataset(folder: str):
     """HRNet's data set for COCO at 256 x 192 with the settings of its w32 recipe, without persons."""
     section = types.SimpleNamespace
-    data = {"DATA_FORMAT": "jpg", "SCALE_FACTOR": 0.35, "ROT_FACTOR": 45, "FLIP": True, "COLOR_RGB": True}
-    config = section(
-        OUTPUT_DIR="",
-        DATASET=section(NUM_JOINTS_HALF_BODY=8, PROB_HALF_BODY=0.3, **data),
-        MODEL=section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2),
-        LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False),
-    )
+    data = section(DATA_FORMAT="jpg", SCALE_FACTOR=0.35, ROT_FACTOR=45, FLIP=True, COLOR_RGB=True)
+    data.NUM_JOINTS_HALF_BODY, data.PROB_HALF_BODY = 8, 0.3
+    model = section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2)
+    config = section(OUTPUT_DIR="", DATASET=data, MODEL=model, LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False))
     dataset = _load(folder, "lib/dataset/JointsDataset.py")["JointsDataset"](config, folder, "train", True)
     dataset.num_joints, dataset.flip_pairs, dataset.aspect_ratio = COCO.num_joints, COCO.flip_pairs, 192 / 256
     dataset.upper_body_ids = COCO.upper_body
@@ -105,8 +101,7 @@ def diffusers_step(heatmaps: np.ndarray, eta: float) -> Callable[[], object]:
 
     scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
     scheduler.set_timesteps(9)
-    maps = torch.from_numpy(np.ascontiguousarray(heatmaps.transpose(0, 3, 1, 2)))
-    t = scheduler.timesteps[0]
+    maps, t = torch.from_numpy(heatmaps.transpose(0, 3, 1, 2)).contiguous(), scheduler.timesteps[0]
     return lambda: scheduler.step(maps, t, maps, eta=eta).prev_sample
 
 
