@@ -52,10 +52,8 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
 def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
     """Draws the share of joints beyond each threshold of PCK: of all, by visibility where both are, and by joint.
 
-    Every variant (which: as in `write_plot`) is read by its fewest steps of `direct`, or by its coarse branch.
-
-    Args:
-      rows: of study.csv; joints: of joints.csv.gz.
+    Takes rows of study.csv and of joints.csv.gz. Every variant (which: as in `write_plot`) is read by its fewest steps
+    of `direct`, or by its coarse branch.
     """
     by_joint = {(run_of(row), reading_of(row), row["metric"]): row for row in joints}
     every = [row for row in rows if row["refine"] == "dark" and row["update"] in ("direct", "coarse")]
