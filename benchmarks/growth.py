@@ -1,8 +1,6 @@
 """How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers.
 
-python benchmark.py growth --out=OUT [--config=configs/synthetic.py]
-
-The network has random weights, which cost what trained ones do. The data is synthetic.
+python benchmark.py growth --out=OUT [--config=configs/synthetic.py]    (random weights cost what trained ones do)
 """
 
 import contextlib
@@ -107,7 +105,7 @@ def write_plot(path: str, rows: list[dict]) -> None:
         axes.fill_between(at, low, high, alpha=0.2)
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")
         axes.set_xscale("symlog", base=2, linthresh=1)  # linear below 1, for 0
-        axes.set_xticks(at, [str(number) for number in at])
+        axes.set_xticks(at, list(map(str, at)))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.minorticks_off()

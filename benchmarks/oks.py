@@ -56,13 +56,11 @@ def measure(file: str, *, false_persons: int = 50_000, seed: int = 0, calls: int
     for who, names in PEERS.items():
         if importlib.util.find_spec(names[0].partition(".")[0]):
             contenders[who] = functools.partial(_peer, *names, truth, found)
-    metrics = {
-        who: np.array([-1 if value is None else value for value in call().values()]) for who, call in contenders.items()
-    }
+    metrics = {who: [-1 if value is None else value for value in call().values()] for who, call in contenders.items()}
     rows = []
     for who, t in report.measure(contenders, seconds=0, least=calls).items():
         row = {"work": "OKS evaluation", "unit": "s", "who": who, "value": t.median, "low": t.low, "high": t.high}
-        difference = float(np.abs(metrics[who] - metrics["ours"]).max())
+        difference = float(np.abs(np.subtract(metrics[who], metrics["ours"])).max())
         rows.append(row | {"cpu": t.cpu, "detections": len(found), "difference": difference})
     return rows
 
@@ -98,7 +96,6 @@ def _peer(api: str, module: str, name: str, truth: dict, found: list[dict]) -> d
         coco.createIndex()
         loaded = coco.loadRes([dict(result) for result in found])
         run = getattr(importlib.import_module(module), name)(coco, loaded, "keypoints")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
+        for step in (run.evaluate, run.accumulate, run.summarize):
+            step()
     return dict(zip(METRICS, run.stats, strict=False))

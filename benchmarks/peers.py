@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpose_jax.data import crop
 from dpose_jax.data.sample import Person
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.pose.joint_sets import COCO
@@ -73,13 +74,11 @@ def _hrnet_dataset(folder: str):
 
 def _hrnet_record(person: Person) -> dict:
     """A person as HRNet's data sets list it: the box in the crop's shape, a quarter wider, in units of 200 pixels."""
-    x, y, width, height = (float(side) for side in person.bbox)
-    tall = max(height, width * 256 / 192)
-    flags = np.minimum(person.keypoints[:, 2:], 1)
+    view, flags = crop.widened_view(person.bbox, 192 / 256, 1.25), np.minimum(person.keypoints[:, 2:], 1)
     return {
         "image": person.file,
-        "center": np.array([x + width / 2, y + height / 2], np.float32),
-        "scale": np.array([tall * 192 / 256, tall], np.float32) * 1.25 / 200,
+        "center": view.center.astype(np.float32),
+        "scale": view.size.astype(np.float32) / 200,
         "joints_3d": np.concatenate([person.keypoints[:, :2] * flags, 0 * flags], axis=-1, dtype=np.float64),
         "joints_3d_vis": np.concatenate([flags, flags, 0 * flags], axis=-1, dtype=np.float64),
     }
@@ -115,15 +114,11 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     net = TorchHRNet(HRNetSpec(32), 1).to(memory_format=torch.channels_last).train(train)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
 
-    def forward():
-        with torch.inference_mode():
-            return net(batch)[0]
-
     def backward():
         net.zero_grad()
         net(batch)[0].square().mean().backward()
 
-    return backward if train else forward
+    return backward if train else torch.inference_mode()(lambda: net(batch)[0])
 
 
 def _load(folder: str, path: str) -> dict:

@@ -36,8 +36,7 @@ def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least
     for. Compile first, with `compiled`.
     """
     taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
+    jax.block_until_ready([call() for call in calls.values()])
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
         rounds += 1

@@ -63,15 +63,11 @@ def measure_accuracy(
     recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int
 ) -> dict[Sampling, dict]:
     """The metrics of every way of sampling on all persons of the source, in batches of `size`."""
-
-    def run(crops, ids):
-        return [program(crops, ids) for program in programs.values()]
-
-    persons = predict_split(recipe, source, run, batch_size=size)
-    found = enumerate(persons.outputs)
-    predictions = {str(number): persons.predictions(its["keypoints"], its["scores"]) for number, its in found}
-    report, _ = summarise(source, predictions, recipe.joints, recipe)
-    return dict(zip(programs, report["results"].values(), strict=True))
+    runs = programs.values()
+    persons = predict_split(recipe, source, lambda *inputs: [run(*inputs) for run in runs], batch_size=size)
+    found = dict(zip(programs, persons.outputs, strict=True))
+    predictions = {one: persons.predictions(its["keypoints"], its["scores"]) for one, its in found.items()}
+    return summarise(source, predictions, recipe.joints, recipe)[0]["results"]
 
 
 def measure_costs(

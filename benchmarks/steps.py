@@ -39,7 +39,7 @@ def main() -> None:
     alone, _ = measure_costs(recipe, variables, samplings, singles, SECONDS.value)
     together, programs = measure_costs(recipe, variables, samplings, crops[None], SECONDS.value)
     accuracy = measure_accuracy(recipe, source, programs, BATCH.value)
-    rows = [_row(each, accuracy[each], alone[each], together[each]) for each in samplings]
+    rows = [_row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
     protocol = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source)}
     protocol |= {"boxes": recipe.eval.boxes, "batch": BATCH.value, "latency_crops": len(singles)}
     protocol |= {"noise_time": NOISE_TIME.value}
@@ -49,15 +49,12 @@ def main() -> None:
     write_plot(os.path.join(OUT.value, "steps.png"), rows)
 
 
-def _row(one: Sampling, accuracy: dict, alone: dict, together: dict) -> dict:
+def _row(one: Sampling, alone: dict, together: dict) -> dict:
     start = {"start": one.settings.start, "t_start": one.settings.t_start} if one.settings else {}
-    return (
-        {"update": one.update, "steps": one.steps, **start}
-        | {name: accuracy[name] for name in ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1")}
-        | {name: alone[name] for name in ("ms", "ms_low", "ms_high")}
-        | {"persons_per_s": round(BATCH.value / together["ms"] * 1e3, 1), "memory_mib": together["memory_mib"]}
-        | {"compile_seconds": alone["compile_seconds"] + together["compile_seconds"]}
-    )
+    names = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1", "ms", "ms_low", "ms_high")
+    row = {"update": one.update, "steps": one.steps} | start | {name: alone[name] for name in names}
+    row |= {"persons_per_s": round(BATCH.value / together["ms"] * 1e3, 1), "memory_mib": together["memory_mib"]}
+    return row | {"compile_seconds": alone["compile_seconds"] + together["compile_seconds"]}
 
 
 def write_plot(path: str, rows: list[dict]) -> None:

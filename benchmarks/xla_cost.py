@@ -78,9 +78,8 @@ def slice_mesh(name: str) -> jax.sharding.Mesh:
         raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to query
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so two processes may compile at a time
-    options = {}
-    if math.prod(shape) < math.prod(chip.host):
-        options["chips_per_host_bounds"] = (*shape, *[1] * (3 - len(shape)))
+    part = math.prod(shape) < math.prod(chip.host)  # of a host
+    options = {"chips_per_host_bounds": (*shape, *[1] * (3 - len(shape)))} if part else {}
     try:
         described = topologies.get_topology_desc(name, platform="tpu", **options)
     except Exception as error:
@@ -103,10 +102,7 @@ def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Progra
 
 
 def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
-    """Prediction as in the evaluation, with its flip test, for `batch` examples a device and one denoising step.
-
-    One step, because the compiler counts the body of a loop once, whatever its length.
-    """
+    """Prediction as in the evaluation, flip test included, with one step: the compiler counts a loop's body once."""
     sampler = PoseSampler.of(recipe.override({"sampler.steps": (1,)}))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     jitted = jax.jit(sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
@@ -130,20 +126,18 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
         text = str(error).splitlines()[0]
         raise DoesNotFitError(f"{program.name} with {program.batch} examples a device: {text}") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    parts = {
-        "hbm_arguments_bytes": memory.argument_size_in_bytes,
-        "hbm_temporaries_bytes": memory.temp_size_in_bytes,
-        "hbm_outputs_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    }
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     found = {"program": program.name, "devices": mesh.size, "batch_per_device": program.batch}
-    found |= {"hbm_bytes_per_device": sum(parts.values()), "hbm_limit_bytes": chip.hbm_bytes} | parts
-    flops, traffic = cost["flops"], cost["bytes accessed"]
-    found |= {"flops_per_device": flops, "bytes_accessed_per_device": traffic}
-    compute, memory_time = flops / chip.flops, traffic / chip.hbm_bandwidth
-    found |= {"bytes_accessed_per_image": traffic / program.batch, "compute_ms": 1e3 * compute}
-    found |= {"memory_ms": 1e3 * memory_time, "binds": "compute" if compute > memory_time else "memory"}
-    moved = collectives(compiled.as_text().splitlines())
-    found |= {"collectives": moved, "collective_bytes": sum(one["bytes"] for one in moved.values())}
+    found |= {"hbm_bytes_per_device": arguments + temporaries + outputs, "hbm_limit_bytes": chip.hbm_bytes}
+    found |= {"hbm_arguments_bytes": arguments, "hbm_temporaries_bytes": temporaries, "hbm_outputs_bytes": outputs}
+    flops, moved = cost["flops"], cost["bytes accessed"]
+    found |= {"flops_per_device": flops, "bytes_accessed_per_device": moved}
+    found |= {"bytes_accessed_per_image": moved / program.batch}
+    compute, traffic = 1e3 * (flops / chip.flops), 1e3 * (moved / chip.hbm_bandwidth)
+    found |= {"compute_ms": compute, "memory_ms": traffic, "binds": "compute" if compute > traffic else "memory"}
+    sent = collectives(compiled.as_text().splitlines())
+    found |= {"collectives": sent, "collective_bytes": sum(one["bytes"] for one in sent.values())}
     return found | {"compile_seconds": seconds}
 
 
@@ -155,9 +149,8 @@ def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
     pattern = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
     found: dict[str, dict[str, int]] = {}
     for match in filter(None, map(pattern.search, lines)):
-        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        entry["bytes"] += shape_bytes(match[1])
+        entry = found.get(match[2], {"count": 0, "bytes": 0})
+        found[match[2]] = {"count": entry["count"] + 1, "bytes": entry["bytes"] + shape_bytes(match[1])}
     return found
 
 

@@ -1,7 +1,5 @@
 """Study: variants of the method trained alike from several seeds and read in every way; resumable.
 
-python benchmark.py study --config=configs/lspet_tiny.py --out=OUT [--arms=plain,recipe] [--seeds=0,1,2] [--report_only]
-
 Each run lies in OUT/VARIANT/seed_S. The same command resumes where it was stopped, and keeps finished runs.
 """
 

@@ -108,8 +108,8 @@ class Study:
 
     def pace(self, name: str) -> float:
         """How many training steps of a variant fit in the time of one of the recipe: timed in turn once, and kept."""
-        for row in self._timed(name, "train_step of recipe"):
-            return row["times"]
+        if kept := self._timed(name, "train_step of recipe"):
+            return kept[0]["times"]
         timed = report.measure({each: _stepper(self.recipe_of(each)) for each in (name, "recipe")}, seconds=10)
         own, recipe = (1e3 * timed[each].median for each in (name, "recipe"))
         rows: list[Row] = [{"timed": "train_step", "K": None, "ms": own, "times": 1.0}]
