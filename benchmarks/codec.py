@@ -27,9 +27,7 @@ REPEATED = {"required": True, "allow_override": True}
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file; no image is read.", **REPEATED)
 JOINT_SET = flags.DEFINE_string("joint_set", "coco", "coco, crowdpose, aic, or a JSON file.")
 USE_AREA = flags.DEFINE_boolean("use_area", True, "OKS by the annotated area; otherwise by 0.53 w h of the box.")
-CASES = flags.DEFINE_list(
-    "cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops and strides, HEIGHTxWIDTH/STRIDE."
-)
+CASES = flags.DEFINE_list("cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops, HEIGHTxWIDTH/STRIDE.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", **REPEATED)
 
 PADDING = 1.25  # of the boxes

@@ -82,7 +82,6 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 
 
 def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
-    """Index -> its training example."""
     spec, joint_set, rng = loader.crop_spec(recipe), recipe.joints, np.random.default_rng(1)
 
     def make(index):

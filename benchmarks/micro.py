@@ -88,9 +88,6 @@ def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], jax.Array]:
     """The sampler, heatmaps -> heatmaps, around a network that costs nothing. Masks are drawn as for a real one."""
 
-    def condition(y):
-        return masks_of(codec.denormalise(y), jnp.ones(y.shape[:2]), codec.size)
-
     def denoise(heatmaps, context, t):
         # The barrier stands for a network, which XLA would not fuse with the sampler either. Adding 0 times the masks
         # keeps XLA from leaving them out: it cannot know that they are finite.
@@ -98,8 +95,8 @@ def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], j
         return heatmaps.at[0, 0, 0, 0].add(0 * (jnp.sum(kps) + jnp.sum(ske)))
 
     def run(heatmaps):
-        keys = jax.random.split(jax.random.key(0), len(heatmaps))
-        work = {"condition": condition, "denoise": denoise, "keys": keys}
+        work = {"denoise": denoise, "keys": jax.random.split(jax.random.key(0), len(heatmaps))}
+        work["condition"] = lambda y: masks_of(codec.denormalise(y), jnp.ones(y.shape[:2]), codec.size)
         return sample(heatmaps, settings=settings, schedule=Schedule(), codec=codec, **work)[0]
 
     return run

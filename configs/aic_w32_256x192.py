@@ -1,8 +1,7 @@
-"""AI Challenger, HRNet-W32, 256 x 192: training and validation sets. Not yet trained.
+"""AI Challenger, HRNet-W32, 256 x 192: about 210 epochs of 378,000 persons from ImageNet weights. Not yet trained.
 
-The base recipe with AI Challenger's joints: about 210 epochs of about 378,000 persons, from ImageNet weights. The run
-prints how many persons it keeps. `data.root` is the official layout, with AI Challenger's own JSON. OKS areas are
-0.53 w h of the box and boxes are ground truth, as in the literature.
+`data.root` is the official layout, with AI Challenger's own JSON. OKS areas are 0.53 w h of the box and boxes are
+ground truth, as in the literature.
 
   python train.py --config=configs/aic_w32_256x192.py --workdir=DIR --config.data.root=AIC
 

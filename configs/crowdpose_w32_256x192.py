@@ -1,8 +1,7 @@
 """CrowdPose, HRNet-W32, 256 x 192: trained on trainval, evaluated on test. Not yet trained.
 
-The base recipe with CrowdPose's joints, from ImageNet weights, for about 210 epochs. The steps assume that trainval
-holds three fifths of the 80,000 persons; the run prints how many it keeps. `data.root` is the official layout: images/
-and json/. OKS areas are 0.53 w h of the box, because the files carry none.
+About 210 epochs from ImageNet weights, if trainval holds three fifths of the 80,000 persons; the run prints how many it
+keeps. `data.root` is the official layout: images/ and json/. OKS areas are 0.53 w h of the box: the files have none.
 
   python train.py --config=configs/crowdpose_w32_256x192.py --workdir=DIR --config.data.root=CROWDPOSE
 

@@ -4,7 +4,6 @@ Values that the paper does not give are marked (ours), here or in dpose_jax/reci
 here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md.
 
   python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
-  python eval.py --workdir=DIR
 
 `data.root` is COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
 """

@@ -63,20 +63,15 @@ def score(
     The metrics are those of `report.summarise` and PCK by visibility, `PCK@0.2 occluded`, None where no joint is.
     """
     report, _ = summarise(source, found, recipe.joints, recipe)
-    metrics = {reading: its | by_visibility(source, found[reading]) for reading, its in report["results"].items()}
-    joints: dict[Reading, list[Row]] = {}
-    for reading, by_joint in report["joints"].items():
+    metrics, joints = {}, {}
+    for reading, predictions in found.items():
+        predicted, truth, lengths = match_by_index(source, predictions)
+        metrics[reading] = report["results"][reading] | {
+            f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
+            for threshold in PCK_THRESHOLDS
+            for value, name in VISIBILITIES.items()
+        }
+        by_joint = report["joints"][reading]
         names = next(iter(by_joint.values()))
-        values = [{joint: its[name] for joint, its in by_joint.items()} for name in names]
-        joints[reading] = [{"metric": name} | row for name, row in zip(names, values, strict=True)]
+        joints[reading] = [{"metric": name} | {joint: its[name] for joint, its in by_joint.items()} for name in names]
     return metrics, joints
-
-
-def by_visibility(source: Source, predictions: Predictions) -> Row:
-    """PCK of the occluded and of the visible joints, at each threshold."""
-    predicted, truth, lengths = match_by_index(source, predictions)
-    return {
-        f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
-        for threshold in PCK_THRESHOLDS
-        for value, name in VISIBILITIES.items()
-    }

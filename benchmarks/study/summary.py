@@ -10,10 +10,8 @@ from benchmarks.study.variants import title
 
 METRICS = ("AP", "AP50", "AP75", "AR", "PCK@0.2", "PCK@0.1", "PCK@0.1 occluded", "PCK@0.1 visible")
 # The readings that every other is compared with: the backbone alone, and equal compute without diffusion.
-CONTROLS = {
-    "gain on HRNet": ("plain", Reading("coarse", 0)),
-    "gain on U-Net refiner": ("one_pass", Reading("direct", 1)),
-}
+CONTROLS = {"gain on HRNet": ("plain", Reading("coarse", 0))}
+CONTROLS["gain on U-Net refiner"] = "one_pass", Reading("direct", 1)
 
 
 class Estimate(NamedTuple):

@@ -49,12 +49,9 @@ VARIANTS = {
     "recipe_spatial_attention": _changed("A_s alone", {"model.channel_attention": False}),
     "recipe_channel_attention": _changed("A_c alone", {"model.spatial_attention": False}),
     "recipe_channel_positions": _changed("A_c scaled by N^-1/2", {"model.channel_scale": "positions"}),
-    "recipe_zeta_1": _changed("ζ = 1", {"diffusion.zeta": 1.0}),
-    "recipe_zeta_5": _changed("ζ = 5", {"diffusion.zeta": 5.0}),
-    "recipe_zeta_10": _changed("ζ = 10", {"diffusion.zeta": 10.0}),
+    **{f"recipe_zeta_{zeta}": _changed(f"ζ = {zeta}", {"diffusion.zeta": float(zeta)}) for zeta in (1, 5, 10)},
     "recipe_time_embedding": _changed("time embedding", {"model.time_embedding": True}),
-    "recipe_stride_8": _changed("stride 8", {"stride": 8}),
-    "recipe_stride_2": _changed("stride 2", {"stride": 2}),
+    **{f"recipe_stride_{stride}": _changed(f"stride {stride}", {"stride": stride}) for stride in (8, 2)},
 }
 
 
