@@ -18,8 +18,7 @@ def main(arguments: list[str]) -> None:
     known = benchmarks.subcommands()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("usage: python benchmark.py NAME [--flag=value]; NAME --help shows the flags\n")
-        for name, line in known.items():
-            print(f"  {name:<12}{line}")
+        print("\n".join(f"  {name:<12}{line}" for name, line in known.items()))
         return
     name = arguments[0]
     if name not in known:

@@ -1,7 +1,4 @@
-"""Evaluates a workdir.
-
-python eval.py --workdir=runs/demo [--config.eval.field=value] [--out=FILE]
-"""
+"""Evaluates a workdir: python eval.py --workdir=runs/demo [--config.eval.field=value] [--out=FILE]."""
 
 from absl import flags
 
@@ -11,9 +8,7 @@ from dpose_jax.workdir import recipe_flags
 
 recipe_flags.define_beside_workdir()
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
-OUT = flags.DEFINE_string(
-    "out", None, "The report, WORKDIR/eval.json by default; joints and pictures go to a folder of its name."
-)
+OUT = flags.DEFINE_string("out", None, "The report, or WORKDIR/eval.json; joints and pictures: a folder of its name.")
 multihost.define_flags()
 
 

@@ -1,6 +1,6 @@
 """What the codec costs: AP of encode -> decode of annotated joints, for each codec and stride.
 
-This is the upper bound that crop and codec leave to any network.
+This is the upper bound that crop and codec leave to any network. No image is read.
 """
 
 import dataclasses
@@ -23,17 +23,12 @@ from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 from dpose_jax.workdir.files import read_json, sha256
 
 # The tests import several subcommands into one process; flags of the same name have to allow that.
-ANNOTATIONS = flags.DEFINE_string(
-    "annotations", None, "A COCO person_keypoints file; no image is read.", required=True, allow_override=True
-)
+REPEATED = {"required": True, "allow_override": True}
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file; no image is read.", **REPEATED)
 JOINT_SET = flags.DEFINE_string("joint_set", "coco", "coco, crowdpose, aic, or a JSON file.")
 USE_AREA = flags.DEFINE_boolean("use_area", True, "OKS by the annotated area; otherwise by 0.53 w h of the box.")
-CASES = flags.DEFINE_list(
-    "cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops and strides, HEIGHTxWIDTH/STRIDE."
-)
-OUT = flags.DEFINE_string(
-    "out", None, "The report, a JSON file; the table goes beside it as .md.", required=True, allow_override=True
-)
+CASES = flags.DEFINE_list("cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops, HEIGHTxWIDTH/STRIDE.")
+OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", **REPEATED)
 
 PADDING = 1.25  # of the boxes
 CODECS, REFINEMENTS = ("unbiased", "rounded"), ("dark", "quarter", "none")
@@ -54,9 +49,8 @@ def main() -> None:
 def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -> tuple[list[dict], dict]:
     """Annotated persons, without crowds and persons without joints, as a perfect network would receive them.
 
-    Returns:
-      N annotations; and float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled; `labelled`
-      (N, J), 1 or 0; `visible` (N, J), 1 where labelled and on the crop; `to_image` (N, 2, 3), affine maps.
+    Returns N annotations, and float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled;
+    `labelled` and, on the crop too, `visible` (N, J), 1 or 0; `to_image` (N, 2, 3), affine maps.
     """
     persons = [a for a in ground_truth["annotations"] if not a.get("iscrowd") and any(a["keypoints"][2::3])]
     rows = []
@@ -78,13 +72,10 @@ def encode_decode(codec: Codec, keypoints: np.ndarray, visible: np.ndarray) -> d
         heatmaps = codec.encode(*people)
         return {refine: one.decode(heatmaps)[0] for refine, one in codecs.items()}
 
-    count = len(keypoints)
-    size = min(count, 4 * codec.stride**2)  # the larger the maps, the fewer at once
-    parts = []
-    for first in tqdm(range(0, count, size), desc=f"{codec.name} {codec.input_size} stride {codec.stride}"):
-        chosen = np.minimum(np.arange(first, first + size), count - 1)  # fills the last batch, so all have one shape
-        parts.append(jax.device_get(run(keypoints[chosen], visible[chosen])))
-    return jax.tree.map(lambda *part: np.concatenate(part)[:count], *parts)
+    size = 4 * codec.stride**2  # the larger the maps, the fewer at once
+    starts = tqdm(range(0, len(keypoints), size), desc=f"{codec.name} {codec.input_size} stride {codec.stride}")
+    parts = [jax.device_get(run(keypoints[i : i + size], visible[i : i + size])) for i in starts]
+    return jax.tree.map(lambda *part: np.concatenate(part), *parts)
 
 
 def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, use_area: bool) -> list[dict[str, Any]]:
@@ -92,41 +83,33 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
 
     Joints go the way of an evaluation: image -> crop -> heatmaps -> crop -> image. An empty heatmap, of a joint off the
     crop, decodes to the crop's first pixel. The row without heatmaps puts such joints there too: it is the crop's cost.
-
-    Raises:
-      ValueError: if a case is not HEIGHTxWIDTH/STRIDE, or `results_check.check_inputs` refuses the ground truth.
+    Raises ValueError for a case of another form, or if `results_check.check_inputs` refuses the ground truth.
     """
     strides: dict[tuple[int, int], list[int]] = {}
-    for size, stride in map(parse_case, cases):
-        strides.setdefault(size, []).append(stride)
+    for case in cases:
+        if not re.fullmatch(r"\d+x\d+/\d+", case):
+            raise ValueError(f"--cases={case!r}: must be HEIGHTxWIDTH/STRIDE, such as 256x192/4")
+        height, width, stride = map(int, re.split("[x/]", case))
+        strides.setdefault((height, width), []).append(stride)
     rows = []
     for name, size in itertools.product(CODECS, strides):
         persons, crops = crop_persons(ground_truth, crop.CropSpec(size, PADDING, name), joint_set)
+        keypoints, visible = crops["keypoints"], crops["visible"]
         sigma = 2.0 * size[0] / 256  # heatmap pixels: 2 for crops of 256 x 192 and 3 for 384 x 288, as HRNet
-        found: dict[tuple[str, int | None], np.ndarray] = {}
-        found[f"{name} crop, no heatmaps", None] = crops["keypoints"] * crops["visible"][..., None]
+        found = {(f"{name} crop, no heatmaps", None): keypoints * visible[..., None]}
         for given in strides[size]:
-            codec = Codec(size, given, name, sigma=sigma)
-            for refine, joints in encode_decode(codec, crops["keypoints"], crops["visible"]).items():
-                found[f"{name}+{refine}", given] = joints
+            decoded = encode_decode(Codec(size, given, name, sigma=sigma), keypoints, visible)
+            found |= {(f"{name}+{refine}", given): joints for refine, joints in decoded.items()}
         for (codec_name, stride), joints in found.items():
             row = {"crop": f"{size[0]}x{size[1]}", "stride": stride, "codec": codec_name, "sigma": stride and sigma}
             metrics = evaluate_results(ground_truth, _results(persons, crops, joints), joint_set, use_area=use_area)
-            error = np.linalg.norm(joints - crops["keypoints"], axis=-1)[crops["visible"] > 0].mean()
+            error = np.linalg.norm(joints - keypoints, axis=-1)[visible > 0].mean()
             row |= {name: metrics[name] for name in METRICS} | {"mean_error_px": float(error)}
             if stride is None:
-                off_crop = crops["labelled"] > crops["visible"]
-                row |= {"joints": int(crops["labelled"].sum()), "off_crop": int(off_crop.sum())}
+                labelled = crops["labelled"]
+                row |= {"joints": int(labelled.sum()), "off_crop": int((labelled > visible).sum())}
             rows.append(row)
     return rows
-
-
-def parse_case(case: str) -> tuple[tuple[int, int], int]:
-    """HEIGHTxWIDTH/STRIDE -> ((height, width), stride). Raises ValueError for any other form."""
-    found = re.fullmatch(r"(\d+)x(\d+)/(\d+)", case)
-    if not found:
-        raise ValueError(f"--cases={case!r}: must be HEIGHTxWIDTH/STRIDE, such as 256x192/4")
-    return (int(found[1]), int(found[2])), int(found[3])
 
 
 def _results(persons: list[dict], crops: dict, joints: np.ndarray) -> list[dict]:

@@ -43,12 +43,12 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     def forward(variables, images):
         return net.apply(variables, images, False)
 
-    def backward(variables, images):
-        def loss(params):
-            features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
-            return jnp.mean(features**2), moved
+    def loss(params, variables, images):
+        features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
+        return jnp.mean(features**2), moved
 
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    def backward(variables, images):
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"], variables, images)
 
     for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
         program, seconds = report.compiled(function, ours, images)
@@ -71,23 +71,17 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
                 build(recipe, out, kind)
                 stored = recipe.override({"data.root": out, "data.source": kind})
             source = make_source(stored, "train", training=True)
-            contenders[f"ours, {kind}"] = _each_person(source, _example_maker(stored, source))
-            contenders[f"ours, {kind}, pixels alone"] = _each_person(source, source.read_image)
+            makers = {f"ours, {kind}": _example_maker(stored, source)}
+            makers[f"ours, {kind}, pixels alone"] = source.read_image
             if kind == "folder" and "hrnet" in wanted:
                 persons = [source[index] for index in range(len(source))]
                 for name, targets in (("hrnet", False), ("hrnet, targets too", True)):
-                    contenders[name] = _each_person(source, peers.hrnet_loader(wanted["hrnet"], persons, targets))
+                    makers[name] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
+            contenders |= {name: _next_persons(make, len(source)) for name, make in makers.items()}
         return entries("input", "persons/s", contenders, PERSONS)
 
 
-def _each_person(source: Source, work: Callable[[int], object]) -> Callable[[], object]:
-    """A call that does the work for the next PERSONS of a random order, in this thread, and keeps no result."""
-    rng = np.random.default_rng(0)
-    return lambda: collections.deque(map(work, rng.integers(len(source), size=PERSONS).tolist()), maxlen=0)
-
-
 def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
-    """Index -> its training example."""
     spec, joint_set, rng = loader.crop_spec(recipe), recipe.joints, np.random.default_rng(1)
 
     def make(index):
@@ -97,11 +91,16 @@ def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
     return make
 
 
+def _next_persons(make: Callable[[int], object], count: int) -> Callable[[], object]:
+    """A call that makes the next PERSONS of a random order of indices, in this thread, and keeps no result."""
+    rng = np.random.default_rng(0)
+    return lambda: collections.deque(map(make, rng.integers(count, size=PERSONS).tolist()), maxlen=0)
+
+
 def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """From the command to the end of a dry run of four steps of W32, batch 4, on synthetic people; cold, then warm."""
     given = {"data.source": "synthetic", "data.synthetic.train_images": 64}
-    given |= {"train.batch_size": 4, "model.pretrained": "none"}
-    rows = []
+    given, rows = given | {"train.batch_size": 4, "model.pretrained": "none"}, []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
             seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
@@ -123,9 +122,8 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in overrides.items()]
         began, peak, printed = time.perf_counter(), 0, None
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        outputs = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, **outputs)
         while printed is None:
             peak = max(peak, peak_memory(process.pid))
             with contextlib.suppress(subprocess.TimeoutExpired):

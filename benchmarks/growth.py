@@ -1,8 +1,6 @@
 """How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers.
 
-python benchmark.py growth --out=OUT [--config=configs/synthetic.py]
-
-The network has random weights, which cost what trained ones do. The data is synthetic.
+python benchmark.py growth --out=OUT [--config=configs/synthetic.py]    (random weights cost what trained ones do)
 """
 
 import contextlib
@@ -64,8 +62,8 @@ def measure(recipe: Recipe) -> list[dict]:
             with contextlib.ExitStack() as stack:  # stops the point's worker processes before the next point
                 call, persons = make(value, stack)
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
-            rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
-            rows.append({"over": name, "at": value} | rates)
+            row = {"over": name, "at": value, "value": persons / t.median}
+            rows.append(row | {"low": persons / t.high, "high": persons / t.low})
     return rows
 
 
@@ -91,8 +89,8 @@ def encode_decode(joints: int) -> tuple[Callable, int]:
 def loader(recipe: Recipe, workers: int, stack: contextlib.ExitStack) -> tuple[Callable, int]:
     """A call that reads the next training batches, and their persons; `stack` stops the workers."""
     recipe = recipe.override({"data.workers": workers})
-    iterator = train_iterator(recipe, make_source(recipe, "train", training=True))
-    batches = stack.enter_context(contextlib.closing(iterator))
+    batches = train_iterator(recipe, make_source(recipe, "train", training=True))
+    stack.callback(batches.close)
     return lambda: [next(batches)["image"].sum() for _ in range(TAKEN)], TAKEN * recipe.train.batch_size
 
 
@@ -107,7 +105,7 @@ def write_plot(path: str, rows: list[dict]) -> None:
         axes.fill_between(at, low, high, alpha=0.2)
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")
         axes.set_xscale("symlog", base=2, linthresh=1)  # linear below 1, for 0
-        axes.set_xticks(at, [str(number) for number in at])
+        axes.set_xticks(at, list(map(str, at)))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.minorticks_off()

@@ -24,15 +24,13 @@ def entries(work: str, unit: str, contenders: Contenders, amount: float, compile
     """Times the contenders in turn; a row each, with the median as `value` and the quartiles as `low` and `high`.
 
     The `amount` of persons, images or steps in a call is reported a second if the unit ends in `/s`, and otherwise in
-    milliseconds each. `compile_seconds` are ours.
+    milliseconds each. `compile_seconds` are ours, of the first row.
     """
     rows = []
     for who, t in report.measure(contenders).items():
-        if unit.endswith("/s"):
-            value, low, high = (amount / seconds for seconds in (t.median, t.high, t.low))
-        else:
-            value, low, high = (1e3 * seconds / amount for seconds in (t.median, t.low, t.high))
-        rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": low, "high": high})
+        seconds = np.array([t.median, t.low, t.high])
+        value, *ends = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
+        rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)})
     if compile_seconds is not None:
         rows[0]["compile_seconds"] = compile_seconds
     return rows
@@ -53,16 +51,13 @@ def draw_heatmaps(codec: Codec, batch: int = BATCH) -> jax.Array:
 
 def masks_of(keypoints: jax.Array, visible: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """M^kps and M^ske of COCO's joints in heatmap pixels, with the recipes' widths."""
-    return (
-        masks.joint_mask(keypoints, visible, size=size, radius=6.0),
-        masks.limb_mask(keypoints, visible, limbs=COCO.limbs, size=size, half_width=3.0),
-    )
+    joints = masks.joint_mask(keypoints, visible, size=size, radius=6.0)
+    return joints, masks.limb_mask(keypoints, visible, limbs=COCO.limbs, size=size, half_width=3.0)
 
 
 def heatmaps(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Target heatmaps of a batch of persons, without and with both masks."""
-    codec = Codec(SIZE)
-    people = draw_people(codec)
+    codec, people = Codec(SIZE), draw_people(Codec(SIZE))
 
     def with_masks(keypoints, visible):
         return codec.encode(keypoints, visible), masks_of(codec.to_heatmap(keypoints), visible, codec.size)
@@ -93,9 +88,6 @@ def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], jax.Array]:
     """The sampler, heatmaps -> heatmaps, around a network that costs nothing. Masks are drawn as for a real one."""
 
-    def condition(y):
-        return masks_of(codec.denormalise(y), jnp.ones(y.shape[:2]), codec.size)
-
     def denoise(heatmaps, context, t):
         # The barrier stands for a network, which XLA would not fuse with the sampler either. Adding 0 times the masks
         # keeps XLA from leaving them out: it cannot know that they are finite.
@@ -103,8 +95,8 @@ def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], j
         return heatmaps.at[0, 0, 0, 0].add(0 * (jnp.sum(kps) + jnp.sum(ske)))
 
     def run(heatmaps):
-        keys = jax.random.split(jax.random.key(0), len(heatmaps))
-        work = {"condition": condition, "denoise": denoise, "keys": keys}
+        work = {"denoise": denoise, "keys": jax.random.split(jax.random.key(0), len(heatmaps))}
+        work["condition"] = lambda y: masks_of(codec.denormalise(y), jnp.ones(y.shape[:2]), codec.size)
         return sample(heatmaps, settings=settings, schedule=Schedule(), codec=codec, **work)[0]
 
     return run
@@ -114,20 +106,16 @@ def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """What a DDIM step costs beside its network: decoding, the update, noise; with `refresh` the masks too."""
     codec, rows = Codec(SIZE), []
     maps = draw_heatmaps(codec)
-    for work, eta, refresh in (
-        ("sampler, ddim, eta 0", 0.0, False),
-        ("sampler, ddim, eta 1", 1.0, False),
-        ("sampler, ddim, masks too", 0.0, True),
-    ):
-        runs, seconds = {}, 0.0
+    for name, eta, refresh in (("eta 0", 0.0, False), ("eta 1", 1.0, False), ("masks too", 0.0, True)):
+        runs, total, work = {}, 0.0, f"sampler, ddim, {name}"
         for steps in (1, STEPS):
             settings = SamplerSettings(steps=steps, update_rule="ddim", eta=eta, refresh=refresh)
-            program, took = report.compiled(sampling(settings, codec), maps)
+            program, seconds = report.compiled(sampling(settings, codec), maps)
             runs[steps] = functools.partial(program, maps)
-            seconds += took
+            total += seconds
         timings = report.measure(runs)
         each = 1e3 * (timings[STEPS].median - timings[1].median) / (STEPS - 1)
-        rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": seconds})
+        rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": total})
         if "diffusers" in wanted and not refresh:
             contenders = {"diffusers, on heatmaps": peers.diffusers_step(np.asarray(maps), eta)}
             rows += entries(work, "ms a step", contenders, 1)

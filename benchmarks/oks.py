@@ -18,9 +18,8 @@ from dpose_jax.workdir.files import read_json
 # The tests import several subcommands into one process; flags of the same name have to allow that.
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file for OKS.", allow_override=True)
 FALSE_PERSONS = flags.DEFINE_integer("false_persons", 50_000, "Detections beside a noisy copy of each person.")
-OUT = flags.DEFINE_string(
-    "out", None, "The report, a JSON file; the table goes beside it as .md.", required=True, allow_override=True
-)
+REPEATED = {"required": True, "allow_override": True}
+OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", **REPEATED)
 
 # Name: the modules of the class COCO and of the evaluation, and the evaluation's class.
 PEERS = {
@@ -46,16 +45,10 @@ def annotations() -> str:
 
 
 def measure(file: str, *, false_persons: int = 50_000, seed: int = 0, calls: int = 5) -> list[dict]:
-    """Times our evaluation and that of each installed peer in turn, on the same detections.
+    """Times our evaluation and that of each installed peer in turn, `calls` times each, on the same detections.
 
-    Args:
-      file: of COCO's `person_keypoints` format, with COCO's joints.
-      false_persons: see `noisy_detections`.
-      calls: of each, after one that is not measured.
-
-    Returns:
-      a row each: `work`, `unit`, `who`, `value` (median seconds), `low` and `high` (quartiles), `cpu` (median processor
-      seconds, which other jobs disturb less), `detections`, and `difference`, the largest one of any metric to ours.
+    `file` has COCO's joints. In a row, `value` is the median in seconds, `low` and `high` are quartiles, `cpu` is the
+    median processor time, which other jobs disturb less, and `difference` the largest one of any metric to ours.
     """
     truth = read_json(file)
     found = noisy_detections(truth, false_persons=false_persons, seed=seed)
@@ -63,13 +56,11 @@ def measure(file: str, *, false_persons: int = 50_000, seed: int = 0, calls: int
     for who, names in PEERS.items():
         if importlib.util.find_spec(names[0].partition(".")[0]):
             contenders[who] = functools.partial(_peer, *names, truth, found)
-    metrics = {
-        who: np.array([-1 if value is None else value for value in call().values()]) for who, call in contenders.items()
-    }
+    metrics = {who: [-1 if value is None else value for value in call().values()] for who, call in contenders.items()}
     rows = []
     for who, t in report.measure(contenders, seconds=0, least=calls).items():
         row = {"work": "OKS evaluation", "unit": "s", "who": who, "value": t.median, "low": t.low, "high": t.high}
-        difference = float(np.abs(metrics[who] - metrics["ours"]).max())
+        difference = float(np.abs(np.subtract(metrics[who], metrics["ours"])).max())
         rows.append(row | {"cpu": t.cpu, "detections": len(found), "difference": difference})
     return rows
 
@@ -86,10 +77,10 @@ def noisy_detections(truth: dict, *, false_persons: int, seed: int) -> list[dict
     near = joints + rng.normal(size=joints.shape) * size * 0.05 * rng.uniform(size=size.shape)
     which = rng.integers(len(persons), size=false_persons)
     far = joints[which] + rng.normal(size=(false_persons, 1, 2)) * size[which]
-    points = np.insert(np.concatenate([near, far]), 2, 1, axis=2)  # all visible
-    points = points.reshape(len(points), -1)
-    images = [image["id"] for image in truth["images"]]
-    places = [a["image_id"] for a in persons] + [images[i] for i in rng.integers(len(images), size=false_persons)]
+    points = np.insert(np.concatenate([near, far]), 2, 1, axis=2).reshape(len(persons) + false_persons, -1)  # visible
+    images = truth["images"]
+    places = [a["image_id"] for a in persons]
+    places += [images[i]["id"] for i in rng.integers(len(images), size=false_persons)]
     scores = np.concatenate([rng.uniform(size=len(persons)), rng.uniform(0, 0.7, false_persons)])
     return [
         {"image_id": place, "category_id": 1, "keypoints": row, "score": score}
@@ -105,7 +96,6 @@ def _peer(api: str, module: str, name: str, truth: dict, found: list[dict]) -> d
         coco.createIndex()
         loaded = coco.loadRes([dict(result) for result in found])
         run = getattr(importlib.import_module(module), name)(coco, loaded, "keypoints")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
+        for step in (run.evaluate, run.accumulate, run.summarize):
+            step()
     return dict(zip(METRICS, run.stats, strict=False))

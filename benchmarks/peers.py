@@ -1,7 +1,6 @@
-"""The peers of the table of speeds: other implementations that do the same work on the same arrays. All are optional.
+"""The optional peers of the table of speeds: other implementations that do the same work on the same arrays.
 
-`torch` is the HRNet in PyTorch of the tests, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of the official HRNet
-repository.
+`torch` is the tests' HRNet in PyTorch, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of HRNet's repository.
 """
 
 import importlib.util
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpose_jax.data import crop
 from dpose_jax.data.sample import Person
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.pose.joint_sets import COCO
@@ -62,13 +62,10 @@ def hrnet_loader(folder: str, persons: Iterable[Person], targets: bool) -> Calla
 def _hrnet_dataset(folder: str):
     """HRNet's data set for COCO at 256 x 192 with the settings of its w32 recipe, without persons."""
     section = types.SimpleNamespace
-    data = {"DATA_FORMAT": "jpg", "SCALE_FACTOR": 0.35, "ROT_FACTOR": 45, "FLIP": True, "COLOR_RGB": True}
-    config = section(
-        OUTPUT_DIR="",
-        DATASET=section(NUM_JOINTS_HALF_BODY=8, PROB_HALF_BODY=0.3, **data),
-        MODEL=section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2),
-        LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False),
-    )
+    data = section(DATA_FORMAT="jpg", SCALE_FACTOR=0.35, ROT_FACTOR=45, FLIP=True, COLOR_RGB=True)
+    data.NUM_JOINTS_HALF_BODY, data.PROB_HALF_BODY = 8, 0.3
+    model = section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2)
+    config = section(OUTPUT_DIR="", DATASET=data, MODEL=model, LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False))
     dataset = _load(folder, "lib/dataset/JointsDataset.py")["JointsDataset"](config, folder, "train", True)
     dataset.num_joints, dataset.flip_pairs, dataset.aspect_ratio = COCO.num_joints, COCO.flip_pairs, 192 / 256
     dataset.upper_body_ids = COCO.upper_body
@@ -77,13 +74,11 @@ def _hrnet_dataset(folder: str):
 
 def _hrnet_record(person: Person) -> dict:
     """A person as HRNet's data sets list it: the box in the crop's shape, a quarter wider, in units of 200 pixels."""
-    x, y, width, height = (float(side) for side in person.bbox)
-    tall = max(height, width * 256 / 192)
-    flags = np.minimum(person.keypoints[:, 2:], 1)
+    view, flags = crop.widened_view(person.bbox, 192 / 256, 1.25), np.minimum(person.keypoints[:, 2:], 1)
     return {
         "image": person.file,
-        "center": np.array([x + width / 2, y + height / 2], np.float32),
-        "scale": np.array([tall * 192 / 256, tall], np.float32) * 1.25 / 200,
+        "center": view.center.astype(np.float32),
+        "scale": view.size.astype(np.float32) / 200,
         "joints_3d": np.concatenate([person.keypoints[:, :2] * flags, 0 * flags], axis=-1, dtype=np.float64),
         "joints_3d_vis": np.concatenate([flags, flags, 0 * flags], axis=-1, dtype=np.float64),
     }
@@ -105,8 +100,7 @@ def diffusers_step(heatmaps: np.ndarray, eta: float) -> Callable[[], object]:
 
     scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
     scheduler.set_timesteps(9)
-    maps = torch.from_numpy(np.ascontiguousarray(heatmaps.transpose(0, 3, 1, 2)))
-    t = scheduler.timesteps[0]
+    maps, t = torch.from_numpy(heatmaps.transpose(0, 3, 1, 2)).contiguous(), scheduler.timesteps[0]
     return lambda: scheduler.step(maps, t, maps, eta=eta).prev_sample
 
 
@@ -120,15 +114,11 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     net = TorchHRNet(HRNetSpec(32), 1).to(memory_format=torch.channels_last).train(train)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
 
-    def forward():
-        with torch.inference_mode():
-            return net(batch)[0]
-
     def backward():
         net.zero_grad()
         net(batch)[0].square().mean().backward()
 
-    return backward if train else forward
+    return backward if train else torch.inference_mode()(lambda: net(batch)[0])
 
 
 def _load(folder: str, path: str) -> dict:

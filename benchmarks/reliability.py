@@ -10,11 +10,10 @@ from dpose_jax import Predictor
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.coco import evaluate_results
 from dpose_jax.evaluation.predict_split import Predictions, predict_split
-from dpose_jax.evaluation.report import to_results
+from dpose_jax.evaluation.report import match_by_index, to_results
 from dpose_jax.evaluation.results import without_boxes
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.pose import uncertainty
-from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
 
 
@@ -38,21 +37,15 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
 
 def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:
     """(N, J) distances to the annotated joints in units of the box's longer side; NaN where a joint is unlabelled."""
-    persons = [source[int(i)] for i in predictions.index]
-    truth = np.stack([person.keypoints for person in persons]).astype(np.float64)
-    lengths = np.array([max(person.bbox[2:]) for person in persons], np.float64)
-    distance = np.linalg.norm(predictions.keypoints - truth[..., :2], axis=-1) / lengths[:, None]
+    predicted, truth, lengths = (column[predictions.index] for column in match_by_index(source, predictions))
+    distance = np.linalg.norm(predicted - truth[..., :2], axis=-1) / lengths[:, None]
     return np.where(truth[..., 2] > 0, distance, np.nan)
 
 
 def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
-    """Spearman's rank correlation of doubt and error over all labelled joints of all persons.
+    """Spearman's rank correlation in [-1, 1] of doubt and error, (N, J), over all joints whose error is not NaN.
 
-    Args:
-      doubt: (N, J), higher where less sure; errors: (N, J), NaN where unlabelled.
-
-    Returns:
-      in [-1, 1]: 1 if doubt ranks the errors, about 0 if it says nothing about them; None where either is constant.
+    It is 1 if doubt ranks the errors, about 0 if it says nothing about them, and None where either is constant.
     """
     labelled = np.isfinite(errors)
     some, other = np.asarray(doubt)[labelled], errors[labelled]
@@ -62,32 +55,21 @@ def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
 
 
 def accuracy_without_worst(
-    source: Source,
-    predictions: Predictions,
-    doubt: np.ndarray,
-    shares: Sequence[float],
-    joint_set: JointSet,
-    recipe: Recipe,
+    source: Source, predictions: Predictions, doubt: np.ndarray, shares: Sequence[float], recipe: Recipe
 ) -> dict[float, float | None]:
-    """AP after removing the share of persons with the most doubt, predictions and ground truth alike.
+    """AP by share, after removing that share of persons with the most doubt, predictions and ground truth alike.
 
-    Args:
-      doubt: (N,) of each predicted person.
-      shares: in [0, 1); 0 is the plain AP.
-      recipe: see `report.to_results`.
-
-    Returns:
-      AP by share. Annotated persons that were not predicted stay, as misses.
+    `doubt` (N,) is of each predicted person; shares lie in [0, 1), and 0 is the plain AP. Annotated persons that were
+    not predicted stay, as misses.
     """
     truth = source.ground_truth()
-    order = np.argsort(doubt, kind="stable")
-    found = {}
+    order, found = np.argsort(doubt, kind="stable"), {}
     for share in shares:
         count = len(order) - round(share * len(order))
         kept, dropped = np.sort(order[:count]), order[count:]
         gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
         left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
         some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
-        results = to_results(source, some, joint_set, recipe)
-        found[share] = evaluate_results(left, without_boxes(results), joint_set)["AP"]
+        results = to_results(source, some, recipe.joints, recipe)
+        found[share] = evaluate_results(left, without_boxes(results), recipe.joints)["AP"]
     return found

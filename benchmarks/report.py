@@ -20,24 +20,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-h
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: median, quartiles, number of calls, and median processor time of all threads."""
+    """Seconds of one call: the median and the quartiles; and the number of calls."""
 
     median: float
     low: float
     high: float
     calls: int
-    cpu: float = 0.0
+    cpu: float = 0.0  # median processor time of all threads
 
 
 def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
     """Times functions without arguments in turn, A B C A B C, so that other load on the machine affects all alike.
 
-    Each is called once before; arrays that it returns are waited for. Compile first, with `compiled`. Each gets about
-    `seconds` of calls, and at the `least` so many.
+    Each is called once before, then for about `seconds` and at the `least` so often; arrays that it returns are waited
+    for. Compile first, with `compiled`.
     """
     taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
+    jax.block_until_ready([call() for call in calls.values()])
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
         rounds += 1
@@ -97,14 +96,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, writes them as JSON to `out`, and the table to `out` with the suffix .md.
+    """Prints the rows as a table, writes them with the facts as JSON to `out`, and the table beside it as .md.
 
-    Args:
-      rows: flat, one a line of the table.
-      facts: what the JSON holds beside `rows`, such as `environment=` (always) and `protocol=`.
-
-    Raises:
-      OSError, ValueError: if it cannot be written, or a number is not finite.
+    The facts are `environment` and others, such as `protocol`. Raises OSError or ValueError if `out` cannot be
+    written, or a number is not finite.
     """
     text = table(rows)
     print(text)
@@ -126,8 +121,6 @@ def _cell(value: Any) -> str:
 
 
 def _cpu_model() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     return platform.processor() or platform.machine()

@@ -24,38 +24,25 @@ LATENCY_PERSONS = 16  # whose crops the calls of batch 1 cycle through
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """One way of sampling: `coarse` or an update with a number of steps.
-
-    Attributes:
-      settings: of the sampler; None is the coarse branch.
-      hypotheses: samples that are averaged.
-      flip: with the flip test, if the recipe has it.
-    """
+    """One way of sampling: `coarse` or an update with a number of steps."""
 
     update: str
     steps: int
-    settings: SamplerSettings | None
-    hypotheses: int = 1
-    flip: bool = True
+    settings: SamplerSettings | None  # None is the coarse branch
+    hypotheses: int = 1  # samples that are averaged
+    flip: bool = True  # with the flip test, if the recipe has it
 
 
 def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:
     """The coarse branch for K = 0, then each update with each K above 0; `unflipped` has the coarse branch too.
 
-    Args:
-      recipe: gives the rest of the sampler.
-      noise_time: t_start of the restarts, in 1..T.
-
-    Raises:
-      ValueError: if a number or name is out of range.
+    `noise_time` is t_start of the restarts, in 1..T; the recipe gives the rest of the sampler. Raises ValueError if a
+    number or name is out of range.
     """
     if not steps or min(steps) < 0 or len(set(steps)) != len(steps):
         raise ValueError(f"steps={list(steps)}: must be distinct numbers, 0 or more")
     direct = dataclasses.replace(sampler_settings(recipe.sampler)[0], steps=1, update_rule="direct")
-    settings = dict.fromkeys(UPDATES, direct) | {
-        "ddim": dataclasses.replace(direct, update_rule="ddim"),
-        "unmirrored": dataclasses.replace(direct, mirrored=False),
-    }
+    changes = {"ddim": {"update_rule": "ddim"}, "unmirrored": {"mirrored": False}}
     found = [Sampling("coarse", 0, None)] if 0 in steps else []
     for update in updates:
         if update not in UPDATES:
@@ -67,7 +54,7 @@ def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_tim
                 fresh = noised_start(direct, noise_time, recipe.diffusion.timesteps)
                 found.append(Sampling(update, k, fresh, hypotheses=k))
             else:
-                one = dataclasses.replace(settings[update], steps=k)
+                one = dataclasses.replace(direct, steps=k, **changes.get(update, {}))
                 found.append(Sampling(update, k, one, flip=update != "unflipped"))
     return found
 
@@ -76,32 +63,27 @@ def measure_accuracy(
     recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int
 ) -> dict[Sampling, dict]:
     """The metrics of every way of sampling on all persons of the source, in batches of `size`."""
-
-    def run(crops, ids):
-        found = [program(crops, ids) for program in programs.values()]
-        return [(its["keypoints"], its["scores"]) for its in found]
-
-    persons = predict_split(recipe, source, run, batch_size=size)
-    predictions = {str(number): persons.predictions(*its) for number, its in enumerate(persons.outputs)}
-    report, _ = summarise(source, predictions, recipe.joints, recipe)
-    return dict(zip(programs, report["results"].values(), strict=True))
+    runs = programs.values()
+    persons = predict_split(recipe, source, lambda *inputs: [run(*inputs) for run in runs], batch_size=size)
+    found = dict(zip(programs, persons.outputs, strict=True))
+    predictions = {one: persons.predictions(its["keypoints"], its["scores"]) for one, its in found.items()}
+    return summarise(source, predictions, recipe.joints, recipe)[0]["results"]
 
 
 def measure_costs(
     recipe: Recipe, variables, samplings: Sequence[Sampling], crops: np.ndarray, seconds: float
 ) -> tuple[dict[Sampling, dict[str, float]], dict[Sampling, Callable]]:
-    """Times sampling runs of one batch size in turn.
+    """Times sampling runs in turn on crops (N, B, Hx, Wx, 3) uint8: N batches of B, which the calls cycle through.
 
-    Args:
-      crops: (N, B, Hx, Wx, 3) uint8: N batches, which the calls cycle through.
-      seconds: to spend on each.
-
-    Returns:
-      By sampling {"ms", "ms_low", "ms_high", "memory_mib", "compile_seconds"}, median and quartiles, arguments and
-      temporaries; and its compiled program, `PoseSampler.poses` of (crops, person_ids).
+    Returns by sampling {"ms", "ms_low", "ms_high", "memory_mib", "compile_seconds"}, median and quartiles, arguments
+    and temporaries; and its compiled program, `PoseSampler.poses` of (crops, person_ids). Each gets `seconds`.
     """
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
     ids, calls, programs, figures = np.arange(crops.shape[1], dtype=np.int32), {}, {}, {}
+
+    def call(program: Callable, batches: Iterator[np.ndarray]):
+        return program(next(batches), ids)
+
     for one in samplings:
         settings, flip = (one.settings,) if one.settings else (), recipe.eval.flip and one.flip
         sampler = PoseSampler(model, schedule, settings, flip, recipe.sampler.seed, one.hypotheses)
@@ -110,12 +92,8 @@ def measure_costs(
         used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
         figures[one] = {"memory_mib": round(used, 1), "compile_seconds": round(took, 1)}
         programs[one] = functools.partial(executable, variables)
-        calls[one] = _calls(programs[one], itertools.cycle(crops), ids)
+        calls[one] = functools.partial(call, programs[one], itertools.cycle(crops))
     for one, timing in report.measure(calls, seconds=seconds).items():
         quartiles = {"ms": timing.median, "ms_low": timing.low, "ms_high": timing.high}
         figures[one] |= {name: round(1e3 * value, 3) for name, value in quartiles.items()}
     return figures, programs
-
-
-def _calls(program: Callable, batches: Iterator[np.ndarray], ids: np.ndarray) -> Callable:
-    return lambda: program(next(batches), ids)

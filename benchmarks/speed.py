@@ -1,7 +1,5 @@
 """How fast each part is, beside its peers: one table of medians.
 
-python benchmark.py speed --out=F.json [--rows=heatmaps,decode] [--peer=torch,diffusers,hrnet:FOLDER]
-
 Row `input` reads the recipe's data, --config.data.root=COCO; row `oks` reads --annotations=FILE.
 """
 
@@ -31,8 +29,7 @@ flags.adopt_module_key_flags(oks)
 def main() -> None:
     """Measures the chosen rows, prints the table and writes the report; what a row lacks stops it before the first."""
     recipe, wanted = Recipe.from_config(CONFIG.value), peers.parse(PEER.value)
-    unknown = sorted(set(NAMES.value) - set(ROWS))
-    if unknown:
+    if unknown := sorted(set(NAMES.value) - set(ROWS)):
         raise ValueError(f"--rows={','.join(unknown)}: must be among {', '.join(ROWS)}")
     if "oks" in NAMES.value:
         oks.annotations()

@@ -32,37 +32,29 @@ def main() -> None:
     samplings = plan(recipe, [int(text) for text in STEPS.value], dict.fromkeys(updates), NOISE_TIME.value)
     if BATCH.value < 2:
         raise ValueError(f"batch={BATCH.value}: must be at least 2, batch 1 is measured anyway")
-    source, model = make_source(recipe, recipe.eval.split, training=False), build_model(recipe)
-    restored = restore(recipe, WORKDIR.value)
+    source, restored = make_source(recipe, recipe.eval.split, training=False), restore(recipe, WORKDIR.value)
     variables = jax.device_put(restored.variables)
     crops = next(iter(eval_batches(recipe, source, BATCH.value)))["image"]
     singles = crops[:LATENCY_PERSONS, None]
     alone, _ = measure_costs(recipe, variables, samplings, singles, SECONDS.value)
     together, programs = measure_costs(recipe, variables, samplings, crops[None], SECONDS.value)
     accuracy = measure_accuracy(recipe, source, programs, BATCH.value)
-    rows = [_row(each, accuracy[each], alone[each], together[each]) for each in samplings]
-    protocol = protocol_facts(recipe, model, restored) | {
-        "persons": len(source),
-        "boxes": recipe.eval.boxes,
-        "batch": BATCH.value,
-        "latency_crops": len(singles),
-        "noise_time": NOISE_TIME.value,
-    }
+    rows = [_row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
+    protocol = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source)}
+    protocol |= {"boxes": recipe.eval.boxes, "batch": BATCH.value, "latency_crops": len(singles)}
+    protocol |= {"noise_time": NOISE_TIME.value}
     for name in ("update_rule", "start", "t_start"):
         protocol.pop(name, None)  # these differ by row
     report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "steps.png"), rows)
 
 
-def _row(one: Sampling, accuracy: dict, alone: dict, together: dict) -> dict:
+def _row(one: Sampling, alone: dict, together: dict) -> dict:
     start = {"start": one.settings.start, "t_start": one.settings.t_start} if one.settings else {}
-    return (
-        {"update": one.update, "steps": one.steps, **start}
-        | {name: accuracy[name] for name in ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1")}
-        | {name: alone[name] for name in ("ms", "ms_low", "ms_high")}
-        | {"persons_per_s": round(BATCH.value / together["ms"] * 1e3, 1), "memory_mib": together["memory_mib"]}
-        | {"compile_seconds": alone["compile_seconds"] + together["compile_seconds"]}
-    )
+    names = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1", "ms", "ms_low", "ms_high")
+    row = {"update": one.update, "steps": one.steps} | start | {name: alone[name] for name in names}
+    row |= {"persons_per_s": round(BATCH.value / together["ms"] * 1e3, 1), "memory_mib": together["memory_mib"]}
+    return row | {"compile_seconds": alone["compile_seconds"] + together["compile_seconds"]}
 
 
 def write_plot(path: str, rows: list[dict]) -> None:

@@ -1,7 +1,5 @@
 """Compile the train step and the sampler for a TPU slice, without one: memory, FLOPs, traffic, collectives.
 
-python benchmark.py topology --config=configs/coco_w32_256x192.py --topology=v5e:4x4 --out=F.json [--batch=32 | auto]
-
 Needs `pip install -e ".[topology]"`. The figures are the compiler's; nothing is run.
 """
 
@@ -42,9 +40,9 @@ def main() -> None:
         raise ValueError(f"--batch={batch}: must be auto or a positive multiple of train.accumulate={parts}")
     else:
         step = train(int(batch))
-    both = {}
     if SAMPLER.value:
-        both["sampler"] = analyse(sampler_program(recipe, mesh, step["batch_per_device"]), chip, mesh)
+        step["sampler"] = analyse(sampler_program(recipe, mesh, step["batch_per_device"]), chip, mesh)
     protocol = {"topology": TOPOLOGY.value, "chip": chip._asdict(), "recipe": recipe.flatten()}
-    table = [{key: value for key, value in row.items() if key != "collectives"} for row in (step, *both.values())]
-    report.write(OUT.value, table, environment=environment, protocol=protocol, **step, **both)
+    rows = [step, *([step["sampler"]] if SAMPLER.value else [])]
+    table = [{key: row[key] for key in row if key not in ("collectives", "sampler")} for row in rows]
+    report.write(OUT.value, table, environment=environment, protocol=protocol, **step)

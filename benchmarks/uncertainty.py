@@ -14,9 +14,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into
 HYPOTHESES = flags.DEFINE_integer("hypotheses", 8, "K samples a person, from independently noised starts.")
 STEPS = flags.DEFINE_integer("steps", 1, "Sampling steps of each.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the noised starts, in 1..T.")
-SHARES = flags.DEFINE_list(
-    "shares", ["0", "0.1", "0.2", "0.3", "0.5"], "Shares of the least certain persons to leave out."
-)
+SHARES = flags.DEFINE_list("shares", "0,0.1,0.2,0.3,0.5", "Shares of the least certain persons to leave out.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes beside it as .md.", required=True)
 
 
@@ -30,24 +28,16 @@ def main() -> None:
     if HYPOTHESES.value < 2:
         raise ValueError(f"hypotheses={HYPOTHESES.value}: must be at least 2")
     source, restored = make_source(recipe, recipe.eval.split, training=False), restore(recipe, WORKDIR.value)
-    predictor = Predictor(
-        recipe, restored.variables, steps=STEPS.value, hypotheses=HYPOTHESES.value, noise_time=NOISE_TIME.value
-    )
+    options = {"steps": STEPS.value, "hypotheses": HYPOTHESES.value, "noise_time": NOISE_TIME.value}
+    predictor = Predictor(recipe, restored.variables, **options)
     predictions, doubts = reliability.collect(predictor, source, recipe.eval.batch_size)
-    errors = reliability.joint_errors(source, predictions)
-    rows = []
+    errors, rows = reliability.joint_errors(source, predictions), []
     for name, doubt in doubts.items():
-        without = reliability.accuracy_without_worst(
-            source, predictions, doubt.mean(axis=1), shares, predictor.joint_set, recipe
-        )
+        without = reliability.accuracy_without_worst(source, predictions, doubt.mean(axis=1), shares, recipe)
         columns = {f"AP at {1 - share:.0%} coverage": value for share, value in without.items()}
         rows.append({"doubt": name, "rank correlation": reliability.rank_correlation(doubt, errors)} | columns)
     (settings,) = predictor.sampler.settings
-    protocol = protocol_facts(recipe, predictor.sampler.model, restored) | {
-        "persons": len(predictions.index),
-        "hypotheses": HYPOTHESES.value,
-        "steps": settings.steps,
-        "start": settings.start,
-        "t_start": settings.t_start,
-    }
+    protocol = protocol_facts(recipe, predictor.sampler.model, restored)
+    protocol |= {"persons": len(predictions.index), "hypotheses": HYPOTHESES.value, "steps": settings.steps}
+    protocol |= {"start": settings.start, "t_start": settings.t_start}
     report.write(OUT.value, rows, environment=environment, protocol=protocol)

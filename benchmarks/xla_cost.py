@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import ShapeDtypeStruct as Array
 from jax.experimental import topologies
 
 from benchmarks import report
@@ -70,17 +71,15 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 def slice_mesh(name: str) -> jax.sharding.Mesh:
     """A mesh over the chips of a slice that is only described: programs can be compiled for it, not run.
 
-    Raises:
-      ValueError: if there is no libtpu, or it cannot compile for such a slice.
+    Raises ValueError if there is no libtpu, or it cannot compile for such a slice.
     """
     chip, shape = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU VM to query
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held, so two processes may compile at a time
-    options = {}
-    if math.prod(shape) < math.prod(chip.host):
-        options["chips_per_host_bounds"] = (*shape, *[1] * (3 - len(shape)))
+    part = math.prod(shape) < math.prod(chip.host)  # of a host
+    options = {"chips_per_host_bounds": (*shape, *[1] * (3 - len(shape)))} if part else {}
     try:
         described = topologies.get_topology_desc(name, platform="tpu", **options)
     except Exception as error:
@@ -95,28 +94,21 @@ def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Progra
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints
-    rows = {
-        "image": jax.ShapeDtypeStruct((count, *recipe.input_size, 3), np.uint8),
-        "keypoints": jax.ShapeDtypeStruct((count, joints, 2), np.float32),
-        "visible": jax.ShapeDtypeStruct((count, joints), np.float32),
-        "annotation_id": jax.ShapeDtypeStruct((count,), np.int32),
-        "bad_index": jax.ShapeDtypeStruct((count,), np.int32),
-    }
-    key = jax.eval_shape(jax.random.key, 0)
-    return Program("train step", jit_step(step, mesh, places), (state, rows, key), batch)
+    rows = {"image": Array((count, *recipe.input_size, 3), np.uint8)}
+    rows |= {"keypoints": Array((count, joints, 2), np.float32), "visible": Array((count, joints), np.float32)}
+    rows |= {name: Array((count,), np.int32) for name in ("annotation_id", "bad_index")}
+    arguments = state, rows, jax.eval_shape(jax.random.key, 0)
+    return Program("train step", jit_step(step, mesh, places), arguments, batch)
 
 
 def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
-    """Prediction as in the evaluation, with its flip test, for `batch` examples a device and one denoising step.
-
-    One step, because the compiler counts the body of a loop once, whatever its length.
-    """
+    """Prediction as in the evaluation, flip test included, with one step: the compiler counts a loop's body once."""
     sampler = PoseSampler.of(recipe.override({"sampler.steps": (1,)}))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     jitted = jax.jit(sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
-    images = jax.ShapeDtypeStruct((batch * mesh.size, *recipe.input_size, 3), np.uint8)
-    ids = jax.ShapeDtypeStruct((batch * mesh.size,), np.int32)
-    return Program("sampler, 1 step", jitted, (abstract_variables(sampler.model), images, ids), batch)
+    count = batch * mesh.size
+    inputs = Array((count, *recipe.input_size, 3), np.uint8), Array((count,), np.int32)
+    return Program("sampler, 1 step", jitted, (abstract_variables(sampler.model), *inputs), batch)
 
 
 def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -124,9 +116,7 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
 
     `hbm_bytes_per_device` is the sum of arguments, temporaries, and the outputs that do not reuse an argument.
     `compute_ms` and `memory_ms` are what FLOPs and memory traffic take at the chip's limits; the longer one `binds`.
-
-    Raises:
-      DoesNotFitError: if the program needs more memory than the chip has.
+    Raises DoesNotFitError if the program needs more memory than the chip has.
     """
     try:
         compiled, seconds = report.compiled(program.jitted, *program.arguments)
@@ -136,28 +126,19 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
         text = str(error).splitlines()[0]
         raise DoesNotFitError(f"{program.name} with {program.batch} examples a device: {text}") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    compute, traffic = cost["flops"] / chip.flops, cost["bytes accessed"] / chip.hbm_bandwidth
-    moved = collectives(compiled.as_text().splitlines())
-    return {
-        "program": program.name,
-        "devices": mesh.size,
-        "batch_per_device": program.batch,
-        "hbm_bytes_per_device": memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs,
-        "hbm_limit_bytes": chip.hbm_bytes,
-        "hbm_arguments_bytes": memory.argument_size_in_bytes,
-        "hbm_temporaries_bytes": memory.temp_size_in_bytes,
-        "hbm_outputs_bytes": outputs,
-        "flops_per_device": cost["flops"],
-        "bytes_accessed_per_device": cost["bytes accessed"],
-        "bytes_accessed_per_image": cost["bytes accessed"] / program.batch,
-        "compute_ms": 1e3 * compute,
-        "memory_ms": 1e3 * traffic,
-        "binds": "compute" if compute > traffic else "memory",
-        "collectives": moved,
-        "collective_bytes": sum(one["bytes"] for one in moved.values()),
-        "compile_seconds": seconds,
-    }
+    found = {"program": program.name, "devices": mesh.size, "batch_per_device": program.batch}
+    found |= {"hbm_bytes_per_device": arguments + temporaries + outputs, "hbm_limit_bytes": chip.hbm_bytes}
+    found |= {"hbm_arguments_bytes": arguments, "hbm_temporaries_bytes": temporaries, "hbm_outputs_bytes": outputs}
+    flops, moved = cost["flops"], cost["bytes accessed"]
+    found |= {"flops_per_device": flops, "bytes_accessed_per_device": moved}
+    found |= {"bytes_accessed_per_image": moved / program.batch}
+    compute, traffic = 1e3 * (flops / chip.flops), 1e3 * (moved / chip.hbm_bandwidth)
+    found |= {"compute_ms": compute, "memory_ms": traffic, "binds": "compute" if compute > traffic else "memory"}
+    sent = collectives(compiled.as_text().splitlines())
+    found |= {"collectives": sent, "collective_bytes": sum(one["bytes"] for one in sent.values())}
+    return found | {"compile_seconds": seconds}
 
 
 def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -168,9 +149,8 @@ def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
     pattern = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
     found: dict[str, dict[str, int]] = {}
     for match in filter(None, map(pattern.search, lines)):
-        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        entry["bytes"] += shape_bytes(match[1])
+        entry = found.get(match[2], {"count": 0, "bytes": 0})
+        found[match[2]] = {"count": entry["count"] + 1, "bytes": entry["bytes"] + shape_bytes(match[1])}
     return found
 
 
@@ -183,12 +163,8 @@ def shape_bytes(text: str) -> int:
 def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
     """The analysis of the train step with the largest of BATCHES that fits; they are tried in order.
 
-    Args:
-      train: examples a device -> `analyse` of the step.
-      parts: in which a device takes its examples, one after the other (`train.accumulate`).
-
-    Raises:
-      DoesNotFitError: if not even the smallest fits.
+    `train` is examples a device -> `analyse` of the step. A device takes its examples in `parts`, one after the other
+    (`train.accumulate`). Raises DoesNotFitError if not even the smallest batch fits.
     """
     best: dict = {}
     for examples in (parts * batch for batch in BATCHES):

@@ -1,8 +1,7 @@
-"""AI Challenger, HRNet-W32, 256 x 192: training and validation sets. Not yet trained.
+"""AI Challenger, HRNet-W32, 256 x 192: about 210 epochs of 378,000 persons from ImageNet weights. Not yet trained.
 
-The base recipe with AI Challenger's joints: about 210 epochs of about 378,000 persons, from ImageNet weights. The run
-prints how many persons it keeps. `data.root` is the official layout, with AI Challenger's own JSON. OKS areas are
-0.53 w h of the box and boxes are ground truth, as in the literature.
+`data.root` is the official layout, with AI Challenger's own JSON. OKS areas are 0.53 w h of the box and boxes are
+ground truth, as in the literature.
 
   python train.py --config=configs/aic_w32_256x192.py --workdir=DIR --config.data.root=AIC
 
@@ -16,8 +15,7 @@ from configs import base
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = base.get_config()
-    c.joint_set = "aic"
-    c.data.set = "aic"
+    c.joint_set = c.data.set = "aic"
     train, val = "ai_challenger_keypoint_train_20170902", "ai_challenger_keypoint_validation_20170911"
     c.data.train_annotations = f"{train}/keypoint_train_annotations_20170909.json"
     c.data.train_images = f"{train}/keypoint_train_images_20170902"

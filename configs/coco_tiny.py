@@ -13,12 +13,9 @@ from configs import tiny
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
-    c.data.train_images = "images/train2017"
-    c.data.val_images = "images/val2017"
+    c.data.update(train_images="images/train2017", val_images="images/val2017")
     c.data.val_detections = "annotations/person_detections_val2017_centernet.json"
-    # Only the flip, which the flip test relies on: the aim is to overfit.
-    c.augment.scale = 0.0
-    c.augment.rotation_prob = 0.0
+    c.augment.update(scale=0.0, rotation_prob=0.0)  # only the flip, for the flip test: the aim is to overfit
     c.optim.weight_decay = 0.0
     c.train.steps = 1600
     c.eval.min_box_score = 0.1

@@ -6,12 +6,10 @@ val2017/. Half of the examples are fed the model's own coarse heatmaps (`diffusi
 little noise (`diffusion.t_range`); both are (ours), from tests on small data (docs/results.md).
 
   python train.py --config=configs/coco_w32_256x192.py --workdir=DIR --config.data.root=COCO
-  python eval.py --workdir=DIR
 
 On more devices set --config.train.batch_size=B and --config.train.steps = 210 x 149,813 / B. The learning rate follows:
-1e-3 x B / 128 (linear scaling, `optim.base_batch`).
-
-Boxes are ground truth. Published tables use a detector of 56.4 AP: add --config.eval.boxes=detections, with its file as
+1e-3 x B / 128 (linear scaling, `optim.base_batch`). Boxes are ground truth. Published tables use a detector of 56.4 AP:
+add --config.eval.boxes=detections, with its file as
 COCO/person_detection_results/COCO_val2017_detections_AP_H_56_person.json.
 """
 

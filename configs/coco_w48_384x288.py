@@ -14,6 +14,5 @@ def get_config():
     c = coco_w32_256x192.get_config()
     c.input_size = (384, 288)
     c.model.backbone = "w48"
-    c.codec.sigma = 3.0
-    c.codec.blur = 17
+    c.codec.update(sigma=3.0, blur=17)
     return c

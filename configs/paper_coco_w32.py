@@ -4,26 +4,21 @@ Values that the paper does not give are marked (ours), here or in dpose_jax/reci
 here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md.
 
   python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
-  python eval.py --workdir=DIR
 
 `data.root` is COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
 """
 
-from configs import base
+from configs import coco_w32_256x192
 
 
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
-    c = base.get_config()
-    c.data.val_detections = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
+    c = coco_w32_256x192.get_config()
     c.eval.boxes = "detections"
 
     # The paper does not state crop and codec: HRNet's (ours).
-    c.crop.warp = "rounded"  # (ours)
-    c.codec.name = "rounded"  # (ours)
-    c.codec.refine = "quarter"  # (ours)
-    c.codec.sigma = 2.0  # (ours)
-    c.codec.label_margin = 3.0  # (ours), HRNet's code
+    c.crop.warp = c.codec.name = "rounded"
+    c.codec.update(refine="quarter", sigma=2.0, label_margin=3.0)
 
     c.diffusion.timesteps = 1000  # T (ours, after DDPM)
     c.diffusion.schedule = "cosine"  # (ours, after improved DDPM)
@@ -31,29 +26,19 @@ def get_config():
     c.diffusion.t_range = (1, 1000)  # t is uniform over 1..T
     c.diffusion.own_share = 0.0  # the decoder is trained on noised joints alone
 
-    c.masks.keypoints = c.masks.skeleton = True
-    c.masks.radius = 6.0  # (ours)
-    c.masks.half_width = 3.0  # (ours)
-    c.masks.softness = 0.0  # (ours)
+    c.masks.update(keypoints=True, skeleton=True)
+    c.masks.update(radius=6.0, half_width=3.0, softness=0.0)  # (ours)
 
-    c.model.backbone = "w32"
-    c.model.pretrained = "imagenet"
-    c.model.spatial_attention = c.model.channel_attention = True
+    c.model.update(backbone="w32", pretrained="imagenet", spatial_attention=True, channel_attention=True)
     c.model.channel_scale = "width"  # d^-1/2 (ours, after DaViT)
     c.model.decoder_channels = 64  # the paper's are 64, 128 and 256; which of them here: (ours)
     c.model.time_embedding = False  # D(y_t, x^c) as written
     c.loss.diffusion = c.loss.coarse = 1.0
 
     # HRNet's optimizer (ours): Adam, no warm-up, no clipping, no weight decay, 210 epochs of 128.
-    c.optim.learning_rate = 1e-3  # (ours)
-    c.optim.schedule = "step"  # (ours)
-    c.optim.decay_at = (170 / 210, 200 / 210)  # (ours)
-    c.optim.warmup_steps = 0  # (ours)
-    c.optim.clip_norm = 0.0  # (ours)
-    c.optim.weight_decay = 0.0  # (ours)
-    c.optim.ema = 0.0  # (ours)
-    c.train.batch_size = 128  # (ours)
-    c.train.steps = 245_787  # (ours)
+    c.optim.update(learning_rate=1e-3, schedule="step", decay_at=(170 / 210, 200 / 210), warmup_steps=0)
+    c.optim.update(clip_norm=0.0, weight_decay=0.0, ema=0.0)
+    c.train.update(batch_size=128, steps=245_787)
 
     c.sampler.update_rule = "direct"  # y~_{t-1} = D(y~_t, x^c)
     c.sampler.start = "coarse"  # y~_T = conv(x^fea)

@@ -1,7 +1,6 @@
 """People drawn on the fly, 17 COCO joints: the demo, `make demo`, for two CPU cores.
 
   python train.py --config=configs/synthetic.py --workdir=runs/demo
-  python eval.py --workdir=runs/demo
 
 Measured with one step on 160 unseen persons: AP 72, PCK@0.2 97 (coarse branch 70, 97). Their own boxes, flip test,
 seed 0. About 6 minutes on one core, with installation and evaluation. See docs/results.md.
@@ -14,13 +13,8 @@ def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
     c.data.source = "synthetic"
-    c.data.synthetic.train_images = 4000
-    c.data.synthetic.val_images = 120
-    c.data.synthetic.difficulty = 0.1
-    c.augment.rotation = 20.0
-    c.augment.scale = 0.2
+    c.data.synthetic.update(train_images=4000, val_images=120, difficulty=0.1)
+    c.augment.update(rotation=20.0, scale=0.2)
     c.optim.warmup_steps = 50
-    c.train.batch_size = 16
-    c.train.steps = 500
-    c.train.log_every = 20
+    c.train.update(batch_size=16, steps=500, log_every=20)
     return c

@@ -1,7 +1,6 @@
 """Drawn people of every kind under strong augmentation: the bundled model.
 
   python train.py --config=configs/synthetic_full.py --workdir=runs/shipped
-  python eval.py --workdir=runs/shipped
 
 Measured with one step on 403 unseen persons: AP 63.7, PCK@0.2 96.2 (coarse branch 55.6, 94.9). Their own boxes, flip
 test, seed 0. On photos it is poor: COCO val AP 0.6, PCK@0.2 58.0 (dpose_jax/assets/README.md). The data are drawings
@@ -15,16 +14,8 @@ def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
     c.data.source = "synthetic"
-    c.data.synthetic.train_images = 20_000
-    c.data.synthetic.val_images = 200
-    c.data.synthetic.difficulty = 0.4
-    c.augment.rotation = 40.0
-    c.augment.scale = 0.35
-    c.augment.shift = 0.05
-    c.augment.color = 0.4
-    c.augment.half_body = 0.15
+    c.data.synthetic.update(train_images=20_000, val_images=200, difficulty=0.4)
+    c.augment.update(rotation=40.0, scale=0.35, shift=0.05, color=0.4, half_body=0.15)
     c.optim.ema = 0.998
-    c.train.steps = 2400
-    c.train.checkpoint_every = 100
-    c.train.log_every = 20
+    c.train.update(steps=2400, checkpoint_every=100, log_every=20)
     return c

@@ -9,20 +9,8 @@ def get_config():
     c.input_size = (128, 96)
     c.data.workers = 1
     c.augment.half_body = 0.0
-    c.codec.sigma = 1.5
-    c.codec.blur = 5
-
-    c.model.backbone = "tiny"
-    c.model.pretrained = "none"
-    c.model.decoder_channels = 32
-    c.model.decoder_blocks = 1
-
-    c.optim.learning_rate = 2e-3
-    c.optim.base_batch = 0
-    c.optim.schedule = "cosine"
-    c.optim.warmup_steps = 100
-    c.optim.weight_decay = 1e-4
-
-    c.train.batch_size = 32
-    c.train.checkpoint_every = 500
+    c.codec.update(sigma=1.5, blur=5)
+    c.model.update(backbone="tiny", pretrained="none", decoder_channels=32, decoder_blocks=1)
+    c.optim.update(learning_rate=2e-3, base_batch=0, schedule="cosine", warmup_steps=100, weight_decay=1e-4)
+    c.train.update(batch_size=32, checkpoint_every=500)
     return c

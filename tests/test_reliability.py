@@ -50,7 +50,7 @@ def test_dropping_the_worst(source, predictions):
     share = wrong.sum() / count
 
     def accuracy(doubt):
-        found = reliability.accuracy_without_worst(source, predictions, doubt, (0.0, share), COCO, RECIPE)
+        found = reliability.accuracy_without_worst(source, predictions, doubt, (0.0, share), RECIPE)
         return list(found.values())
 
     plain, best = accuracy(wrong)

@@ -1,7 +1,5 @@
 """Study: variants of the method trained alike from several seeds and read in every way; resumable.
 
-python benchmark.py study --config=configs/lspet_tiny.py --out=OUT [--arms=plain,recipe] [--seeds=0,1,2] [--report_only]
-
 Each run lies in OUT/VARIANT/seed_S. The same command resumes where it was stopped, and keeps finished runs.
 """
 
@@ -38,19 +36,17 @@ def main() -> None:
     study = Study(OUT.value, Recipe.from_config(CONFIG.value), steps, NOISE_TIME.value, SECONDS.value)
     study.check(NAMES.value)
     every = [RunKey(name, int(seed)) for seed in SEEDS.value for name in NAMES.value]
-    finished = {run_of(row) for row in study.table(RUNS_FILE)}
-    done = [key for key in every if key in finished]
-    if REPORT_ONLY.value:
-        if not done:
-            raise ValueError(f"{OUT.value}: no run of --arms={','.join(NAMES.value)} is finished there")
-        return write_report(study, every)
-    study.begin(NAMES.value)
-    for key in done:
-        study.time(key.variant)
-    if done:
+    finished = {run_of(row) for row in study.table(RUNS_FILE)}.intersection(every)
+    if REPORT_ONLY.value and not finished:
+        raise ValueError(f"{OUT.value}: no run of --arms={','.join(NAMES.value)} is finished there")
+    if not REPORT_ONLY.value:
+        study.begin(NAMES.value)
+        for name in dict.fromkeys(key.variant for key in every if key in finished):
+            study.time(name)
+    if finished:
         write_report(study, every)
     for key in every:
-        if key not in finished:
+        if key not in finished and not REPORT_ONLY.value:
             study.finish(key)
             study.time(key.variant)
             print(f"\n{key.variant}, seed {key.seed}:")

@@ -32,7 +32,12 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
         for name in _shown(row["variant"] for row in rows):
             its = {row["reading"]: row for row in rows if row["variant"] == name}
             for update in updates:
-                points = _points([row for reading, row in its.items() if reading.update == update], across)
+                line = [row for reading, row in its.items() if reading.update == update]
+                points = [
+                    (x, 100 * row["AP"].mean, 100 * (np.nan if row["AP"].error is None else row["AP"].error))
+                    for row in line
+                    if (x := row["reading"].K if across == STEPS else row["times"]) is not None
+                ]
                 if points:
                     style = {"color": COLOURS.get(name), "fmt": MARKERS[update], "markersize": 5, "capsize": 3}
                     axes.errorbar(*zip(*points, strict=True), label=f"{title(name)}, {update}", **style)
@@ -52,10 +57,8 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
 def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
     """Draws the share of joints beyond each threshold of PCK: of all, by visibility where both are, and by joint.
 
-    Every variant (which: as in `write_plot`) is read by its fewest steps of `direct`, or by its coarse branch.
-
-    Args:
-      rows: of study.csv; joints: of joints.csv.gz.
+    Takes rows of study.csv and of joints.csv.gz. Every variant (which: as in `write_plot`) is read by its fewest steps
+    of `direct`, or by its coarse branch.
     """
     by_joint = {(run_of(row), reading_of(row), row["metric"]): row for row in joints}
     every = [row for row in rows if row["refine"] == "dark" and row["update"] in ("direct", "coarse")]
@@ -91,13 +94,3 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
 def _shown(names: Iterable[str]) -> list[str]:
     every = list(dict.fromkeys(names))
     return [name for name in every if name in MAIN] or every
-
-
-def _points(rows: Iterable[Row], across: str) -> list[tuple[float, float, float]]:
-    """(x, AP, its standard error or NaN), points, of each reading whose x is known."""
-    found = []
-    for row in rows:
-        x, ap = row["reading"].K if across == STEPS else row["times"], row["AP"]
-        if x is not None:
-            found.append((x, 100 * ap.mean, np.nan if ap.error is None else 100 * ap.error))
-    return found

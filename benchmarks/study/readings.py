@@ -58,29 +58,20 @@ def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 def score(
     recipe: Recipe, source: Source, found: dict[Reading, Predictions]
 ) -> tuple[dict[Reading, Row], dict[Reading, list[Row]]]:
-    """The metrics of every reading, and those of each joint.
+    """The metrics of every reading, and a row `metric` with the value of every joint for each of AP and PCK.
 
-    Returns:
-      by reading: the metrics of `report.summarise` and PCK by visibility, `PCK@0.2 occluded`, None where no joint is;
-      by reading: for AP and PCK a row `metric` with the value of every joint.
+    The metrics are those of `report.summarise` and PCK by visibility, `PCK@0.2 occluded`, None where no joint is.
     """
-    report, _ = summarise(source, found, build_model(recipe).joint_set, recipe)
-    metrics = {reading: its | by_visibility(source, found[reading]) for reading, its in report["results"].items()}
-    joints = {
-        reading: [
-            {"metric": metric} | {joint: its[metric] for joint, its in by_joint.items()}
-            for metric in next(iter(by_joint.values()))
-        ]
-        for reading, by_joint in report["joints"].items()
-    }
+    report, _ = summarise(source, found, recipe.joints, recipe)
+    metrics, joints = {}, {}
+    for reading, predictions in found.items():
+        predicted, truth, lengths = match_by_index(source, predictions)
+        metrics[reading] = report["results"][reading] | {
+            f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
+            for threshold in PCK_THRESHOLDS
+            for value, name in VISIBILITIES.items()
+        }
+        by_joint = report["joints"][reading]
+        names = next(iter(by_joint.values()))
+        joints[reading] = [{"metric": name} | {joint: its[name] for joint, its in by_joint.items()} for name in names]
     return metrics, joints
-
-
-def by_visibility(source: Source, predictions: Predictions) -> Row:
-    """PCK of the occluded and of the visible joints, at each threshold."""
-    predicted, truth, lengths = match_by_index(source, predictions)
-    return {
-        f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
-        for threshold in PCK_THRESHOLDS
-        for value, name in VISIBILITIES.items()
-    }

@@ -32,19 +32,13 @@ MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A folder of runs that share a recipe, and how they are read.
+    """A folder of runs that share a recipe, and how they are read."""
 
-    Attributes:
-      folder: for the tables, study.json and the runs, each in VARIANT/seed_S.
-      steps: K of every update; noise_time: t_start of the restarts.
-      seconds: to spend on timing each way of sampling.
-    """
-
-    folder: str
+    folder: str  # for the tables, study.json and the runs, each in VARIANT/seed_S
     recipe: Recipe
-    steps: tuple[int, ...]
-    noise_time: int
-    seconds: float = 1.0
+    steps: tuple[int, ...]  # K of every update
+    noise_time: int  # t_start of the restarts
+    seconds: float = 1.0  # to spend on timing each way of sampling
 
     def check(self, names: Sequence[str]) -> None:
         """Raises ValueError, naming it, for a variant, field or folder that would only fail when its turn comes."""
@@ -57,10 +51,8 @@ class Study:
         different = [name for name in ours if name in theirs and theirs[name] != ours[name]]
         if different:
             said = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
-            raise ValueError(
-                f"{self._path('study.json')}: is of another recipe or other flags: {said}; choose another --out, or "
-                "delete the folder"
-            )
+            problem = f"{self._path('study.json')}: is of another recipe or other flags: {said}"
+            raise ValueError(f"{problem}; choose another --out, or delete the folder")
 
     def begin(self, names: Sequence[str]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
@@ -83,7 +75,6 @@ class Study:
         count = round(self.recipe.train.steps * (self.pace(key.variant) if variant.same_time else 1))
         recipe = self.recipe_of(key.variant, key.seed, count)
         train(recipe, workdir)
-        device = training_device(workdir) or "unknown"
         variables = restore(recipe, workdir).variables
         source = make_source(recipe, recipe.eval.split, training=False)
         readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
@@ -94,17 +85,16 @@ class Study:
         persons = predict_split(recipe, source, read)
         found = {reading: persons.predictions(*its) for reading, its in persons.outputs.items()}
         epochs = count * recipe.train.batch_size / len(make_source(recipe, "train", training=True))
-        facts = {"train_steps": count, "epochs": epochs, "training_device": device}
+        facts = {"train_steps": count, "epochs": epochs, "training_device": training_device(workdir) or "unknown"}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
         metrics, joints = readings.score(recipe, source, found)
         rows = [reading._asdict() | row for reading, its in joints.items() for row in its]
-        self._add(JOINTS_FILE, key._asdict(), rows, replace=True)
-        rows = [reading._asdict() | facts | its for reading, its in metrics.items()]
-        self._add(RUNS_FILE, key._asdict(), rows, replace=True)
+        self._add(JOINTS_FILE, key._asdict(), rows)
+        self._add(RUNS_FILE, key._asdict(), [reading._asdict() | facts | its for reading, its in metrics.items()])
 
     def time(self, name: str) -> None:
         """Times every reading of a variant for one person, with random weights, unless that is kept."""
-        if any((row["variant"], row["timed"]) == (name, "coarse") for row in self.table(LATENCY_FILE)):
+        if self._timed(name, "coarse"):
             return
         recipe = self.recipe_of(name)
         samplings = readings.samplings_of(recipe, VARIANTS[name], self.steps, self.noise_time)
@@ -118,9 +108,8 @@ class Study:
 
     def pace(self, name: str) -> float:
         """How many training steps of a variant fit in the time of one of the recipe: timed in turn once, and kept."""
-        for row in self.table(LATENCY_FILE):
-            if (row["variant"], row["timed"]) == (name, "train_step of recipe"):
-                return row["times"]
+        if kept := self._timed(name, "train_step of recipe"):
+            return kept[0]["times"]
         timed = report.measure({each: _stepper(self.recipe_of(each)) for each in (name, "recipe")}, seconds=10)
         own, recipe = (1e3 * timed[each].median for each in (name, "recipe"))
         rows: list[Row] = [{"timed": "train_step", "K": None, "ms": own, "times": 1.0}]
@@ -140,14 +129,17 @@ class Study:
         path = self._path("study.json")
         return read_json(path) if os.path.exists(path) else {}
 
-    def _add(self, table: str, name: Row, rows: Sequence[Row], *, replace: bool = False) -> None:
-        """Adds rows with the columns `name` to a table; with `replace` in the place of those that have them already.
+    def _timed(self, name: str, timed: str) -> list[Row]:
+        return [row for row in self.table(LATENCY_FILE) if (row["variant"], row["timed"]) == (name, timed)]
 
-        The table is read again, for another command may have added to it meanwhile.
+    def _add(self, table: str, key: Row, rows: Sequence[Row]) -> None:
+        """Adds rows with the columns `key` to a table, which is read again: another command may have added to it.
+
+        A run's rows replace those of it that are there.
         """
-        kept = [row for row in self.table(table) if not (replace and row.items() >= name.items())]
+        kept = [row for row in self.table(table) if "seed" not in key or not row.items() >= key.items()]
         study = {"study": os.path.basename(os.path.abspath(self.folder))}
-        write_table(self._path(table), [*kept, *(study | name | row for row in rows)])
+        write_table(self._path(table), [*kept, *(study | key | row for row in rows)])
         jax.clear_caches()  # no program serves two variants
 
     def _add_times(self, name: str, rows: Sequence[Row]) -> None:

@@ -10,10 +10,8 @@ from benchmarks.study.variants import title
 
 METRICS = ("AP", "AP50", "AP75", "AR", "PCK@0.2", "PCK@0.1", "PCK@0.1 occluded", "PCK@0.1 visible")
 # The readings that every other is compared with: the backbone alone, and equal compute without diffusion.
-CONTROLS = {
-    "gain on HRNet": ("plain", Reading("coarse", 0)),
-    "gain on U-Net refiner": ("one_pass", Reading("direct", 1)),
-}
+CONTROLS = {"gain on HRNet": ("plain", Reading("coarse", 0))}
+CONTROLS["gain on U-Net refiner"] = "one_pass", Reading("direct", 1)
 
 
 class Estimate(NamedTuple):
@@ -33,10 +31,8 @@ class Estimate(NamedTuple):
 def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
     """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, `ms`, `times`.
 
-    A gain in AP is paired, seed by seed, with the control's of the same decoding; None without a common seed.
-
-    Args:
-      rows: of study.csv; latencies: of latency.csv.
+    Takes rows of study.csv and of latency.csv. A gain in AP is paired, seed by seed, with the control's of the same
+    decoding; None without a common seed.
     """
     groups: dict[tuple[str, Reading], dict[int, Row]] = {}
     for row in rows:

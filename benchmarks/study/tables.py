@@ -1,5 +1,6 @@
 """The tables of a study: study.csv, a row a reading of a run; joints.csv.gz, a row a metric of it; latency.csv."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -22,16 +23,11 @@ class RunKey(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One way of reading a run.
+    """One way of reading a run."""
 
-    Attributes:
-      update: `coarse`; `direct`, `ddim` or `restarts`; `unmirrored` or `unflipped`, which are `direct` at less cost.
-      K: sampling steps, 0 for the coarse branch; refine: of the decoder, `dark` or `none`.
-    """
-
-    update: str
-    K: int
-    refine: str = "dark"
+    update: str  # `coarse`; `direct`, `ddim`, `restarts`; `unmirrored` or `unflipped`, which are `direct` at less cost
+    K: int  # sampling steps, 0 for the coarse branch
+    refine: str = "dark"  # of the decoder, or `none`
 
     def __str__(self) -> str:
         name = "coarse" if self.update == "coarse" else f"{self.update}_{self.K}"
@@ -69,8 +65,6 @@ def write_table(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _value(cell: str) -> Any:
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(cell)
-        except ValueError:
-            continue
     return cell or None

@@ -1,8 +1,7 @@
 """Variants of the study: what each trains otherwise than the recipe, and in which ways it is sampled."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 MAIN = ("plain", "plain_same_time", "one_pass", "own_all", "written", "recipe_t_1000", "recipe")
 HRNET = {"loss.diffusion": 0.0}
@@ -14,23 +13,14 @@ DIRECT = ("direct", "unmirrored", "unflipped")
 ALL = (*DIRECT, "ddim", "restarts")
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One variant.
-
-    Attributes:
-      title: what it is, for tables and plots.
-      fields: of the recipe, by their dotted names, with other values.
-      updates: of `sampling.plan`, read beside the coarse branch.
-      most_steps: the largest K that it is read with; None for any.
-      same_time: train for as many steps as fit in the time of the recipe's.
-    """
+class Variant(NamedTuple):
+    """What is trained otherwise than the recipe, and how it is read."""
 
     title: str
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    updates: tuple[str, ...] = ALL
-    most_steps: int | None = None
-    same_time: bool = False
+    fields: Mapping[str, Any] = {}  # of the recipe, by their dotted names, with other values
+    updates: tuple[str, ...] = ALL  # of `sampling.plan`, read beside the coarse branch
+    most_steps: int | None = None  # the largest K that it is read with; None for any
+    same_time: bool = False  # trained for as many steps as fit in the time of the recipe's
 
 
 def _changed(title: str, fields: Mapping[str, Any]) -> Variant:
@@ -59,12 +49,9 @@ VARIANTS = {
     "recipe_spatial_attention": _changed("A_s alone", {"model.channel_attention": False}),
     "recipe_channel_attention": _changed("A_c alone", {"model.spatial_attention": False}),
     "recipe_channel_positions": _changed("A_c scaled by N^-1/2", {"model.channel_scale": "positions"}),
-    "recipe_zeta_1": _changed("ζ = 1", {"diffusion.zeta": 1.0}),
-    "recipe_zeta_5": _changed("ζ = 5", {"diffusion.zeta": 5.0}),
-    "recipe_zeta_10": _changed("ζ = 10", {"diffusion.zeta": 10.0}),
+    **{f"recipe_zeta_{zeta}": _changed(f"ζ = {zeta}", {"diffusion.zeta": float(zeta)}) for zeta in (1, 5, 10)},
     "recipe_time_embedding": _changed("time embedding", {"model.time_embedding": True}),
-    "recipe_stride_8": _changed("stride 8", {"stride": 8}),
-    "recipe_stride_2": _changed("stride 2", {"stride": 2}),
+    **{f"recipe_stride_{stride}": _changed(f"stride {stride}", {"stride": stride}) for stride in (8, 2)},
 }
 
 
