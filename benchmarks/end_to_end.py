@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import os
 import pathlib
 import re
@@ -17,15 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import peers, report
-from benchmarks.micro import SIZE, Contenders, entries
+from benchmarks import peers
+from benchmarks.micro import SIZE, Contenders, compare, entries
 from dpose_jax.data import build, crop, datasets, loader
 from dpose_jax.data.sample import Source
 from dpose_jax.models import diffusion_pose, hrnet, initialise
 from dpose_jax.recipe import Recipe
 
-IMAGES = 4  # in a batch of the network
-PERSONS = 64  # in a call of the input
+IMAGES, PERSONS = 4, 64  # in a batch of the network; in a call of the input
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -47,11 +45,8 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         return jax.value_and_grad(loss, has_aux=True)(variables["params"], variables, images)
 
     for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
-        program, seconds = report.compiled(function, ours, images)
-        contenders: Contenders = {"ours": functools.partial(program, ours, images)}
-        if "torch" in wanted:
-            contenders["torch, eager"] = peers.torch_hrnet(images, train)
-        rows += entries(work, "ms an image", contenders, IMAGES, seconds)
+        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if "torch" in wanted else {}
+        rows += compare(work, "ms an image", function, (ours, images), theirs, IMAGES)
     return rows
 
 
