@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import os
 import pathlib
 import re
@@ -17,28 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import peers, report
-from benchmarks.micro import SIZE, Contenders, entries
-from dpose_jax.data import crop, loader
-from dpose_jax.data.build import build
-from dpose_jax.data.datasets import data_root, make_source
+from benchmarks import peers
+from benchmarks.micro import SIZE, Contenders, compare, entries
+from dpose_jax.data import build, crop, datasets, loader
 from dpose_jax.data.sample import Source
-from dpose_jax.models.diffusion_pose import build_model
-from dpose_jax.models.hrnet import HRNet, HRNetSpec
-from dpose_jax.models.initialise import initial_variables
+from dpose_jax.models import diffusion_pose, hrnet, initialise
 from dpose_jax.recipe import Recipe
 
-IMAGES = 4  # in a batch of the network
-PERSONS = 64  # in a call of the input
+IMAGES, PERSONS = 4, 64  # in a batch of the network; in a call of the input
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
-    variables = initial_variables(build_model(recipe.override({"model.backbone": "w32"})), 0)
+    variables = initialise.initial_variables(diffusion_pose.build_model(recipe.override({"model.backbone": "w32"})), 0)
     ours = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
     images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
-    net, rows = HRNet(HRNetSpec(32)), []
+    net, rows = hrnet.HRNet(hrnet.HRNetSpec(32)), []
 
     def forward(variables, images):
         return net.apply(variables, images, False)
@@ -51,26 +45,23 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         return jax.value_and_grad(loss, has_aux=True)(variables["params"], variables, images)
 
     for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
-        program, seconds = report.compiled(function, ours, images)
-        contenders: Contenders = {"ours": functools.partial(program, ours, images)}
-        if "torch" in wanted:
-            contenders["torch, eager"] = peers.torch_hrnet(images, train)
-        rows += entries(work, "ms an image", contenders, IMAGES, seconds)
+        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if "torch" in wanted else {}
+        rows += compare(work, "ms an image", function, (ours, images), theirs, IMAGES)
     return rows
 
 
 def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
-    recipe = recipe.override({"data.root": data_root(recipe.data)})
+    recipe = recipe.override({"data.root": datasets.data_root(recipe.data)})
     contenders: Contenders = {}
     with tempfile.TemporaryDirectory() as out:
         for kind in ("folder", "full", "crops"):
             stored = recipe
             if kind != "folder":
-                build(recipe, out, kind)
+                build.build(recipe, out, kind)
                 stored = recipe.override({"data.root": out, "data.source": kind})
-            source = make_source(stored, "train", training=True)
+            source = datasets.make_source(stored, "train", training=True)
             makers = {f"ours, {kind}": _example_maker(stored, source)}
             makers[f"ours, {kind}, pixels alone"] = source.read_image
             if kind == "folder" and "hrnet" in wanted:

@@ -1,6 +1,6 @@
 """How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers.
 
-python benchmark.py growth --out=OUT [--config=configs/synthetic.py]    (random weights cost what trained ones do)
+The weights are random, which costs what trained ones do.
 """
 
 import contextlib

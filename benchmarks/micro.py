@@ -36,6 +36,12 @@ def entries(work: str, unit: str, contenders: Contenders, amount: float, compile
     return rows
 
 
+def compare(work: str, unit: str, function: Callable, inputs: tuple, theirs: Contenders, amount: float) -> list:
+    """Rows of `entries`: our function, compiled for its inputs, beside the peers' calls."""
+    program, seconds = report.compiled(function, *inputs)
+    return entries(work, unit, {"ours": functools.partial(program, *inputs)} | theirs, amount, seconds)
+
+
 def draw_people(codec: Codec, batch: int = BATCH):
     """(B, 17, 2) float32 joints anywhere in the crop, in crop pixels, and their (B, 17) visibilities, all 1."""
     shape = batch, COCO.num_joints
@@ -62,13 +68,9 @@ def heatmaps(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     def with_masks(keypoints, visible):
         return codec.encode(keypoints, visible), masks_of(codec.to_heatmap(keypoints), visible, codec.size)
 
-    encode, seconds = report.compiled(codec.encode, *people)
-    both, more = report.compiled(with_masks, *people)
-    contenders: Contenders = {"ours": lambda: encode(*people)}
-    if "hrnet" in wanted:
-        contenders["hrnet, 1 core"] = peers.hrnet_targets(wanted["hrnet"], *people)
-    rows = entries("heatmaps", "sets/s", contenders, BATCH, seconds)
-    return rows + entries("heatmaps and both masks", "sets/s", {"ours": lambda: both(*people)}, BATCH, more)
+    theirs = {"hrnet, 1 core": peers.hrnet_targets(wanted["hrnet"], *people)} if "hrnet" in wanted else {}
+    rows = compare("heatmaps", "sets/s", codec.encode, people, theirs, BATCH)
+    return rows + compare("heatmaps and both masks", "sets/s", with_masks, people, {}, BATCH)
 
 
 def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
@@ -76,12 +78,10 @@ def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     rows = []
     for refine in ("quarter", "dark"):
         codec = Codec(SIZE, refine=refine)
-        maps = draw_heatmaps(codec)
-        run, seconds = report.compiled(codec.decode, maps)
-        contenders: Contenders = {"ours": functools.partial(run, maps)}
+        maps, theirs = draw_heatmaps(codec), {}
         if refine == "quarter" and "hrnet" in wanted:
-            contenders["hrnet, 1 core"] = peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))
-        rows += entries(f"decode, {refine}", "sets/s", contenders, BATCH, seconds)
+            theirs["hrnet, 1 core"] = peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))
+        rows += compare(f"decode, {refine}", "sets/s", codec.decode, (maps,), theirs, BATCH)
     return rows
 
 

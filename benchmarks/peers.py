@@ -75,13 +75,10 @@ def _hrnet_dataset(folder: str):
 def _hrnet_record(person: Person) -> dict:
     """A person as HRNet's data sets list it: the box in the crop's shape, a quarter wider, in units of 200 pixels."""
     view, flags = crop.widened_view(person.bbox, 192 / 256, 1.25), np.minimum(person.keypoints[:, 2:], 1)
-    return {
-        "image": person.file,
-        "center": view.center.astype(np.float32),
-        "scale": view.size.astype(np.float32) / 200,
-        "joints_3d": np.concatenate([person.keypoints[:, :2] * flags, 0 * flags], axis=-1, dtype=np.float64),
-        "joints_3d_vis": np.concatenate([flags, flags, 0 * flags], axis=-1, dtype=np.float64),
-    }
+    center, scale = view.center.astype(np.float32), view.size.astype(np.float32) / 200
+    joints = np.concatenate([person.keypoints[:, :2] * flags, 0 * flags], axis=-1, dtype=np.float64)
+    visible = np.concatenate([flags, flags, 0 * flags], axis=-1, dtype=np.float64)
+    return {"image": person.file, "center": center, "scale": scale, "joints_3d": joints, "joints_3d_vis": visible}
 
 
 def hrnet_decode(folder: str, heatmaps: np.ndarray) -> Callable[[], object]:

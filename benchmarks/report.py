@@ -63,17 +63,12 @@ def compiled(function: Any, *arguments) -> tuple[Any, float]:
 
 def environment() -> dict[str, Any]:
     """Machine, device, versions and load as JSON values. Call it before measuring: the load is the present one."""
-    devices = jax.devices()
-    return {
-        "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-        "load": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {"dpose_jax": __version__} | versions(*PACKAGES),
-    }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"cpu": _cpu_model(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    machine |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    machine |= {"load": round(os.getloadavg()[0], 2), "python": platform.python_version()}
+    machine |= {"xla_flags": os.environ.get("XLA_FLAGS", "")}
+    return machine | {"versions": {"dpose_jax": __version__} | versions(*PACKAGES)}
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -98,8 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
     """Prints the rows as a table, writes them with the facts as JSON to `out`, and the table beside it as .md.
 
-    The facts are `environment` and others, such as `protocol`. Raises OSError or ValueError if `out` cannot be
-    written, or a number is not finite.
+    Raises OSError or ValueError if `out` cannot be written, or a number is not finite.
     """
     text = table(rows)
     print(text)

@@ -16,9 +16,10 @@ from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 
-# The paper's update; DDIM on coordinates (ours); the mean of K one-step samples from independently noised starts; and
-# `direct` at less cost: without denoising the mirrored crop, and without the flip test.
-UPDATES = ("direct", "ddim", "restarts", "unmirrored", "unflipped")
+# The changed settings of each. The paper's update; DDIM on coordinates (ours); the mean of K one-step samples from
+# independently noised starts; and `direct` at less cost: without denoising the mirrored crop, without the flip test.
+UPDATES: dict[str, dict] = {"direct": {}, "ddim": {"update_rule": "ddim"}, "restarts": {}}
+UPDATES |= {"unmirrored": {"mirrored": False}, "unflipped": {}}
 LATENCY_PERSONS = 16  # whose crops the calls of batch 1 cycle through
 
 
@@ -42,7 +43,6 @@ def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_tim
     if not steps or min(steps) < 0 or len(set(steps)) != len(steps):
         raise ValueError(f"steps={list(steps)}: must be distinct numbers, 0 or more")
     direct = dataclasses.replace(sampler_settings(recipe.sampler)[0], steps=1, update_rule="direct")
-    changes = {"ddim": {"update_rule": "ddim"}, "unmirrored": {"mirrored": False}}
     found = [Sampling("coarse", 0, None)] if 0 in steps else []
     for update in updates:
         if update not in UPDATES:
@@ -54,7 +54,7 @@ def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_tim
                 fresh = noised_start(direct, noise_time, recipe.diffusion.timesteps)
                 found.append(Sampling(update, k, fresh, hypotheses=k))
             else:
-                one = dataclasses.replace(direct, steps=k, **changes.get(update, {}))
+                one = dataclasses.replace(direct, steps=k, **UPDATES[update])
                 found.append(Sampling(update, k, one, flip=update != "unflipped"))
     return found
 

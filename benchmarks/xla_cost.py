@@ -69,10 +69,7 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def slice_mesh(name: str) -> jax.sharding.Mesh:
-    """A mesh over the chips of a slice that is only described: programs can be compiled for it, not run.
-
-    Raises ValueError if there is no libtpu, or it cannot compile for such a slice.
-    """
+    """A mesh over a slice that is only described, to compile for. Raises ValueError without a libtpu that knows it."""
     chip, shape = parse_topology(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("the TPU compiler is not installed: pip install -e '.[topology]'")

@@ -27,16 +27,13 @@ def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 
 
 def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
-    """Pure functions `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, crop pixels.
-
-    `restarts` with K decodes the mean of the heatmaps of K independent samples.
-    """
+    """Pure functions `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, crop pixels."""
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
     codecs = [dataclasses.replace(model.codec, refine=refine) for refine in REFINES]
 
     def reader(samplings: Sequence[Sampling]) -> Callable:
         hypotheses = max(one.hypotheses for one in samplings)
-        # Restarts are all the same run, with more and more of its samples.
+        # Restarts are all the same run; K of them are the mean of the heatmaps of its first K samples.
         settings = tuple(dict.fromkeys(one.settings for one in samplings if one.settings is not None))
         flip = recipe.eval.flip and all(one.flip for one in samplings)
         sampler = PoseSampler(model, schedule, settings, flip, recipe.sampler.seed, hypotheses)

@@ -48,7 +48,7 @@ class Study:
                 raise ValueError(f"--arms={name}: must be among {', '.join(VARIANTS)}")
             readings.make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
         theirs, ours = self._stored_identity(), self._identity(names)
-        different = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+        different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if different:
             said = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
             problem = f"{self._path('study.json')}: is of another recipe or other flags: {said}"
@@ -56,8 +56,8 @@ class Study:
 
     def begin(self, names: Sequence[str]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
-        for split, training in (("train", True), (self.recipe.eval.split, False)):
-            make_source(self.recipe, split, training=training)
+        make_source(self.recipe, "train", training=True)
+        make_source(self.recipe, self.recipe.eval.split, training=False)
         write_json(self._path("study.json"), self._stored_identity() | self._identity(names))
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
@@ -79,8 +79,8 @@ class Study:
         source = make_source(recipe, recipe.eval.split, training=False)
         readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
 
-        def read(crops, ids):
-            return {name: its for reader in readers for name, its in reader(variables, crops, ids).items()}
+        def read(*inputs):
+            return {name: its for reader in readers for name, its in reader(variables, *inputs).items()}
 
         persons = predict_split(recipe, source, read)
         found = {reading: persons.predictions(*its) for reading, its in persons.outputs.items()}
@@ -133,10 +133,7 @@ class Study:
         return [row for row in self.table(LATENCY_FILE) if (row["variant"], row["timed"]) == (name, timed)]
 
     def _add(self, table: str, key: Row, rows: Sequence[Row]) -> None:
-        """Adds rows with the columns `key` to a table, which is read again: another command may have added to it.
-
-        A run's rows replace those of it that are there.
-        """
+        """Adds rows with the columns `key` to a table, in place of the run's; other commands may have written to it too."""
         kept = [row for row in self.table(table) if "seed" not in key or not row.items() >= key.items()]
         study = {"study": os.path.basename(os.path.abspath(self.folder))}
         write_table(self._path(table), [*kept, *(study | key | row for row in rows)])
