@@ -27,7 +27,7 @@ def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 
 
 def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
-    """Pure functions `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, crop pixels."""
+    """Pure `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, in crop pixels."""
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
     codecs = [dataclasses.replace(model.codec, refine=refine) for refine in REFINES]
 

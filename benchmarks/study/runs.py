@@ -133,7 +133,7 @@ class Study:
         return [row for row in self.table(LATENCY_FILE) if (row["variant"], row["timed"]) == (name, timed)]
 
     def _add(self, table: str, key: Row, rows: Sequence[Row]) -> None:
-        """Adds rows with the columns `key` to a table, in place of the run's; other commands may have written to it too."""
+        """Adds rows with the columns `key` to a table, in place of the run's; other commands may write to it too."""
         kept = [row for row in self.table(table) if "seed" not in key or not row.items() >= key.items()]
         study = {"study": os.path.basename(os.path.abspath(self.folder))}
         write_table(self._path(table), [*kept, *(study | key | row for row in rows)])
