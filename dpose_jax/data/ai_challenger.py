@@ -26,15 +26,12 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
 
     Image and annotation ids are places in the file, from 1, and do not change when an entry breaks a rule. Malformed
     values are copied, so that `coco_format.Annotations` counts them. The humans of a repeated image are left out.
-
-    Args:
-      content: the parsed file.
-      size: file name -> (width, height) in pixels, or None where the image is missing or unreadable.
+    `size` gives (width, height) in pixels by file name, or None where the image is missing or unreadable.
     """
     images: list = []
     annotations: list[dict] = []
-    humans = 0
     ids: dict[str, int] = {}
+    humans = 0
     for place, entry in enumerate(content, start=1):
         name = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name:

@@ -13,13 +13,11 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def statistics(source: Source, joint_set: JointSet) -> dict:
-    """Counts the persons of a source.
+    """Counts the persons of a source, as JSON values.
 
-    Returns:
-      JSON values: `persons`, `images`, `persons_an_image` {count: images}, `labelled_joints` {count: persons},
-      `joints` {name: {labelled, visible, occluded, share: of persons that have it labelled}}, `boxes` {side: sqrt(w h),
-      width, height, in pixels, and aspect: w / h; each {percentile: value}} and `report`, the source's counters, with
-      IMAGE_NOTES for a folder.
+    `persons`, `images`, `persons_an_image` {count: images}, `labelled_joints` {count: persons}, `joints` {name:
+    {labelled, visible, occluded, share: of persons that have it labelled}}, `boxes` {side: sqrt(w h), width, height, in
+    pixels, and aspect: w / h; each {percentile: value}} and `report`, the source's counters, with a folder's IMAGE_NOTES.
     """
     persons = [source[index] for index in range(len(source))]
     visibility = np.stack([person.keypoints[:, 2] for person in persons])
