@@ -46,14 +46,8 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
         for human in dict.fromkeys([*joints, *boxes]):
             humans += 1
             if not again:
-                annotations.append({
-                    "id": humans,
-                    "image_id": image["id"],
-                    "category_id": 1,
-                    "iscrowd": 0,
-                    "keypoints": _joints(joints.get(human)),
-                    "bbox": _box(boxes.get(human)),
-                })  # fmt: skip
+                person = {"id": humans, "image_id": image["id"], "category_id": 1, "iscrowd": 0}
+                annotations.append(person | {"keypoints": _joints(joints.get(human)), "bbox": _box(boxes.get(human))})
     category = {"id": 1, "name": "person", "keypoints": list(AIC.joints)}
     return {"images": images, "annotations": annotations, "categories": [category]}
 

@@ -129,13 +129,16 @@ class AnnotatedSource:
 
         Raises BadRecordError if the file cannot be decoded, or has another size than its annotation says.
         """
-        row = self._image_rows[index]
         try:
-            image = decode_image(self._store.read(self._files[row]))
-            check_size(image, self._sizes[row])
+            return self._decode(index)
         except (OSError, ValueError) as error:
-            where = f"{self._store.place(self._files[row])} (id {self._ids[index]})"
-            raise BadRecordError(f"{where}: {error}") from error
+            person = self[index]
+            raise BadRecordError(f"{person.file} (id {person.annotation_id}): {error}") from error
+
+    def _decode(self, index: int) -> np.ndarray:
+        row = self._image_rows[index]
+        image = decode_image(self._store.read(self._files[row]))
+        check_size(image, self._sizes[row])
         return image
 
     def images(self, *, with_empty: bool) -> list[ListedImage]:
@@ -164,17 +167,12 @@ class AnnotatedSource:
         kept = []
         for entry, joints, box, _ in coco.well_formed():
             area = BOX_AREA * box[2] * box[3] if min(box[2:]) > 0 else 1.0
+            area = float(entry["area"] if self._use_area and _has_area(entry) else area)
             given = entry.get("num_keypoints")
-            kept.append({
-                "id": entry["id"],
-                "image_id": entry["image_id"],
-                "category_id": 1,
-                "bbox": box,
-                "area": float(entry["area"] if self._use_area and _has_area(entry) else area),
-                "iscrowd": int(bool(entry.get("iscrowd"))),
-                "num_keypoints": given if is_int(given) else int((joints[:, 2] > 0).sum()),
-                "keypoints": joints.ravel().tolist(),
-            })  # fmt: skip
+            count = given if is_int(given) else int((joints[:, 2] > 0).sum())
+            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": 1, "bbox": box, "area": area}
+            person |= {"iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
+            kept.append(person | {"keypoints": joints.ravel().tolist()})
         category = {"id": 1, "name": "person", "keypoints": list(self._joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 

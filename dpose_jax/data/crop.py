@@ -83,11 +83,11 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
 
 
 def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
-    """The view of aspect width / height around the labelled joints of half a body, centred on their mean (HRNet's code).
+    """The view of an aspect (width / height) around the labelled joints of half a body, centred on their mean.
 
     `keypoints` (J, 3) are x, y in image pixels and visibility, `upper_body` indices of joints. If fewer than three
     joints of the wanted half are labelled, the other half is taken. None if neither half has three, they span less
-    than a pixel, or `upper_body` is empty.
+    than a pixel, or `upper_body` is empty. The rules are those of HRNet's code.
     """
     if not upper_body:
         return None

@@ -133,7 +133,6 @@ class TrainIterator(grain.DatasetIterator):
         """Ends worker processes and threads for good."""
         self._closed = True
         self.close_workers()
-        super().close()
 
 
 def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
