@@ -2,8 +2,9 @@
 
 python -m dpose_jax.data.browse --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR
 
-Of the first persons: `train_joints.png` and `val_joints.png`, crops with the names of their joints; `train_targets.png`,
-the target heatmaps; `train_inputs.png`, the noised heatmaps and masks, each with its t; and `statistics.json`.
+Of the first persons: `train_joints.png` and `val_joints.png`, crops with the names of their joints;
+`train_targets.png`, the target heatmaps; `train_inputs.png`, the noised heatmaps and masks, each with its t; and
+`statistics.json`, what is printed.
 """
 
 import os
