@@ -26,15 +26,12 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
 
     Image and annotation ids are places in the file, from 1, and do not change when an entry breaks a rule. Malformed
     values are copied, so that `coco_format.Annotations` counts them. The humans of a repeated image are left out.
-
-    Args:
-      content: the parsed file.
-      size: file name -> (width, height) in pixels, or None where the image is missing or unreadable.
+    `size` gives (width, height) in pixels by file name, or None where the image is missing or unreadable.
     """
     images: list = []
     annotations: list[dict] = []
-    humans = 0
     ids: dict[str, int] = {}
+    humans = 0
     for place, entry in enumerate(content, start=1):
         name = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name:
@@ -49,14 +46,8 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
         for human in dict.fromkeys([*joints, *boxes]):
             humans += 1
             if not again:
-                annotations.append({
-                    "id": humans,
-                    "image_id": image["id"],
-                    "category_id": 1,
-                    "iscrowd": 0,
-                    "keypoints": _joints(joints.get(human)),
-                    "bbox": _box(boxes.get(human)),
-                })  # fmt: skip
+                person = {"id": humans, "image_id": image["id"], "category_id": 1, "iscrowd": 0}
+                annotations.append(person | {"keypoints": _joints(joints.get(human)), "bbox": _box(boxes.get(human))})
     category = {"id": 1, "name": "person", "keypoints": list(AIC.joints)}
     return {"images": images, "annotations": annotations, "categories": [category]}
 

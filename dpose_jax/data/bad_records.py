@@ -15,8 +15,7 @@ class BadRecords:
 
     def __init__(self, source: Source, max_share: float):
         """`max_share` of the source's records may be malformed or unreadable."""
-        self._source = source
-        self._max_share = max_share
+        self._source, self._max_share = source, max_share
         self._seen: set[int] = set()
         report = source.report()
         self._malformed = sum(report.get(rule, 0) for rule in MALFORMED)
@@ -25,11 +24,7 @@ class BadRecords:
         return self._malformed + len(self._seen)
 
     def add(self, bad_index: np.ndarray) -> None:
-        """Takes a batch's `bad_index`; each new record is reported by file and id.
-
-        Raises:
-          ValueError: if more than the allowed share of all records has turned out to be unreadable.
-        """
+        """Takes a batch's `bad_index`, and reports each new record; raises ValueError beyond the allowed share."""
         for index in {int(i) for i in bad_index if i >= 0} - self._seen:
             self._seen.add(index)
             person = self._source[index]

@@ -2,10 +2,9 @@
 
 python -m dpose_jax.data.browse --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR
 
-Writes into DIR, for the first persons of training: `train_joints.png`, each crop with the names of its joints;
-`train_targets.png`, the target heatmaps; `train_inputs.png`, the noised heatmaps and masks that the model is fed, each
-with its t. `val_joints.png` has the first persons of validation, which are not augmented. `statistics.json` has what is
-printed.
+Of the first persons: `train_joints.png` and `val_joints.png`, crops with the names of their joints;
+`train_targets.png`, the target heatmaps; `train_inputs.png`, the noised heatmaps and masks, each with its t; and
+`statistics.json`, what is printed.
 """
 
 import os
@@ -37,10 +36,9 @@ _GUTTER, _LINE, _FONT, _SIZE = 118, 17, cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
 
 def browse(recipe: Recipe, out: str, persons: int = 12) -> dict:
-    """Draws the first `persons` of both splits into the folder `out`, and returns the statistics by split.
+    """Draws the first `persons` of both splits into the folder `out`; returns the statistics by split.
 
-    Raises:
-      ValueError, FileNotFoundError: if `persons` is below 1, or the data breaks the rules.
+    Raises ValueError or FileNotFoundError if `persons` is below 1, or the data breaks the rules.
     """
     if persons < 1:
         raise ValueError(f"persons={persons}: must be at least 1")
@@ -131,13 +129,9 @@ def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) 
 
 def _spread(heights: np.ndarray, limit: int) -> list[int]:
     """Sorted heights moved at least a line apart, inside the picture."""
-    placed: list[float] = []
-    for height in np.clip(heights, _LINE, limit - _LINE):
-        placed.append(max(height, placed[-1] + _LINE) if placed else height)
-    for k in reversed(range(len(placed))):
-        ceiling = limit - _LINE if k == len(placed) - 1 else placed[k + 1] - _LINE
-        placed[k] = min(placed[k], ceiling)
-    return [round(height) for height in placed]
+    lines = _LINE * np.arange(len(heights))
+    down = np.maximum.accumulate(np.clip(heights, _LINE, limit - _LINE) - lines) + lines
+    return np.minimum(down, limit - _LINE * len(heights) + lines).round().astype(int).tolist()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 python -m dpose_jax.data.build --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR [--kind=crops]
 
-Reads the folder that the config describes and writes DIR/coco_keypoints/KIND/1.0.0: the records, the annotations, an
-index, `build.json` (what the records were built from) and `report.json` (what was dropped, and why). Train on them
-with `--config.data.source=KIND --config.data.root=DIR`. An unfinished build starts anew; a finished one is kept.
+Writes DIR/coco_keypoints/KIND/1.0.0; see docs/records.md. Train with `--config.data.source=KIND
+--config.data.root=DIR`. An unfinished build starts anew; a finished one is kept.
 """
 
 import contextlib
@@ -16,7 +15,6 @@ import shutil
 from collections.abc import Iterator
 
 from absl import flags
-from tqdm import tqdm
 
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import VERSION, check_installed, read_build, records_folder
@@ -31,22 +29,12 @@ from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 
 
 def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
-    """Stores both splits of the folder that `recipe.data` describes; shows a progress bar.
+    """Stores both splits of the folder that `recipe.data` describes; returns `report.json`, by split counts by rule.
 
-    Args:
-      recipe: for `crops` its `input_size`, `crop` and `augment` determine how much is kept around a person.
-      out: the data set's own folder for records.
-      kind: `full` or `crops`.
-      quality: of the JPEGs of `crops`, 1 to 100.
-
-    Returns:
-      `report.json`: counts by rule, of each split.
-
-    Raises:
-      ValueError: if an argument is out of range, the data breaks the rules, too many images are unreadable, `out`
-        holds records that were built from something else, another process builds there now, or the extra `records`
-        is not installed.
-      FileNotFoundError: if a folder or file does not exist.
+    For the kind `crops` the recipe's `input_size`, `crop` and `augment` determine how much is kept around a person, as
+    a JPEG of `quality` 1 to 100. Raises FileNotFoundError, or ValueError if an argument is out of range, the data
+    breaks the rules, too many images are unreadable, `out` holds records that were built from something else, another
+    process builds there now, or the extra `records` is not installed.
     """
     if kind not in KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {KINDS}")
@@ -83,10 +71,7 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: Cut | None, metadata: di
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = SplitRecords(sources[name], data, cut, with_empty=kind == "full" and name == "val")
 
-    def progress(split: SplitRecords, name: str) -> tqdm:
-        return tqdm(split, desc=name, unit="image", dynamic_ncols=True)
-
-    tfds_writer.write_records(folder, kind, recipe.joints.num_joints, splits, progress)
+    tfds_writer.write_records(folder, kind, recipe.joints.num_joints, splits)
     for name, split in splits.items():
         # In COCO's format, which holds the sizes that a folder in AI Challenger's format reads from its images.
         content = read_coco(_annotation_file(data, name), sources[name].folder.size)
@@ -105,11 +90,9 @@ def _metadata(recipe: Recipe, kind: str, cut: Cut | None) -> dict:
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
     metadata |= dataclasses.asdict(cut) if cut else {}
     for split in SPLITS:
-        metadata[split] = {
-            "annotations": recipe.data.annotations(split),
-            "sha256": sha256(_annotation_file(recipe.data, split)),
-            "images": recipe.data.images(split),
-        }
+        annotations, images = recipe.data.annotations(split), recipe.data.images(split)
+        checksum = sha256(_annotation_file(recipe.data, split))
+        metadata[split] = {"annotations": annotations, "sha256": checksum, "images": images}
     return json.loads(json.dumps(metadata))
 
 

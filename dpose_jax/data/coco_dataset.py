@@ -1,22 +1,13 @@
 """Persons from annotations in COCO's keypoint format, checked before the training starts."""
 
 import collections
+import functools
 import os
 from typing import NamedTuple
 
 import numpy as np
 
-from dpose_jax.data.coco_format import (
-    BOX_AREA,
-    Annotations,
-    Audit,
-    BadEntryError,
-    excerpt,
-    finite_numbers,
-    is_int,
-    is_number,
-    require_list,
-)
+from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, finite_numbers, is_int, is_number
 from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
@@ -47,10 +38,8 @@ class _Row(NamedTuple):
 class AnnotatedSource:
     """The persons of one annotation file over a store of images; implements `sample.Source`.
 
-    The source holds arrays and file names only, so that worker processes can be given a copy.
-
-    Attributes:
-      box_file: the detected boxes that stand for the persons; None if they are the annotated ones.
+    The source holds arrays and file names only, so that worker processes can be given a copy. `box_file` has the
+    detected boxes that stand for the persons; None if they are the annotated ones.
     """
 
     def __init__(
@@ -72,21 +61,18 @@ class AnnotatedSource:
             without annotations, such as COCO's image_info_test-dev2017.json.
           images: what `file_name` names.
           joint_set: must fit the annotations, see `coco_format.check_joint_names`.
-          box_file: detected boxes; the persons are then these (without joints) instead of the annotated ones.
-            Not for training.
+          box_file: the persons are then these detected boxes, without joints; not for training.
           min_box_score: detected boxes below it are left out, in [0, 1].
           use_area: `ground_truth` gives the annotation's area where it has one, else BOX_AREA w h.
           max_bad_share: share of the records that may be malformed, in [0, 1].
           training: whether the persons are for training.
 
-        Raises:
-          FileNotFoundError: if a folder or file does not exist.
-          ValueError: if a file is not in the format, the joint set does not fit, too many records
-            are malformed, or no person is left; names the file and the counts.
+        Raises FileNotFoundError, or ValueError if a file is not in the format, the joint set does not fit, too many
+        records are malformed, or no person is left.
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
-        self._images, self._annotation_file, self._joint_set = images, annotation_file, joint_set
+        self._store, self._annotation_file, self._joint_set = images, annotation_file, joint_set
         self._use_area, self.box_file = use_area, box_file
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
@@ -98,39 +84,34 @@ class AnnotatedSource:
         rows = self._with_image(rows, coco.images, audit)
         audit.check(total, len(rows), max_bad_share)
         self._report = audit.report(total, len(rows))
-        self._fill(rows, coco.images, audit.file)
+        largest = max((row.id for row in rows), key=abs)
+        if abs(largest) > _INT32_MAX:
+            raise ValueError(f"{audit.file}: id {largest} does not fit 32 bits; renumber the annotations")
+        listed = [coco.images[image_id] for image_id in dict.fromkeys(row.image_id for row in rows)]
+        places = {image["id"]: place for place, image in enumerate(listed)}
+        self._files = [image["file_name"] for image in listed]
+        self._image_ids = np.array([image["id"] for image in listed], np.int64)
+        self._sizes = np.array([(image["height"], image["width"]) for image in listed], np.int32)
+        self._image_rows = np.array([places[row.image_id] for row in rows], np.int32)
+        self._ids = np.array([row.id for row in rows], np.int64)
+        self._boxes, self._keypoints, self._scores = (
+            np.array([row[column] for row in rows], np.float32) for column in (2, 3, 4)
+        )
 
     def _annotations(self, audit: Audit) -> Annotations:
         annotated = self.box_file is None
-        return Annotations(self._annotation_file, self._joint_set, audit, self._images.size, annotated=annotated)
+        return Annotations(self._annotation_file, self._joint_set, audit, self._store.size, annotated=annotated)
 
     def _with_image(self, rows: list[_Row], images: dict[int, dict], audit: Audit) -> list[_Row]:
         """The rows whose image the store has."""
-        names = {row.image_id: images[row.image_id]["file_name"] for row in rows}
-        problems = {image_id: self._images.problem(name) for image_id, name in names.items()}
-        kept = []
+        problem, kept = functools.cache(self._store.problem), []
         for row in rows:
-            problem = problems[row.image_id]
-            if problem is None:
-                kept.append(row)
+            name = images[row.image_id]["file_name"]
+            if rule := problem(name):
+                audit.bad(rule, f"id {row.id}, image {row.image_id}, file {name!r}")
             else:
-                audit.bad(problem, f"id {row.id}, image {row.image_id}, file {names[row.image_id]!r}")
+                kept.append(row)
         return kept
-
-    def _fill(self, rows: list[_Row], images: dict[int, dict], file: str) -> None:
-        ids, image_ids, boxes, keypoints, scores = zip(*rows, strict=True)
-        if max(ids) > _INT32_MAX or min(ids) < -_INT32_MAX:
-            raise ValueError(f"{file}: id {max(ids, key=abs)} does not fit 32 bits; renumber the annotations")
-        unique = list(dict.fromkeys(image_ids))
-        position = {image_id: row for row, image_id in enumerate(unique)}
-        self._ids = np.array(ids, np.int64)
-        self._image_ids = np.array(unique, np.int64)
-        self._files = [images[image_id]["file_name"] for image_id in unique]
-        self._sizes = np.array([(images[i]["height"], images[i]["width"]) for i in unique], np.int32)
-        self._image_rows = np.array([position[image_id] for image_id in image_ids], np.int32)
-        self._boxes = np.array(boxes, np.float32)
-        self._keypoints = np.array(keypoints, np.float32)
-        self._scores = np.array(scores, np.float32)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -139,29 +120,25 @@ class AnnotatedSource:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside 0..{len(self) - 1}")
         row = self._image_rows[index]
-        return Person(
-            annotation_id=int(self._ids[index]),
-            image_id=int(self._image_ids[row]),
-            file=self._images.place(self._files[row]),
-            bbox=self._boxes[index],
-            keypoints=self._keypoints[index],
-            score=float(self._scores[index]),
-        )
+        image_id, file = int(self._image_ids[row]), self._store.place(self._files[row])
+        score = float(self._scores[index])
+        return Person(int(self._ids[index]), image_id, file, self._boxes[index], self._keypoints[index], score)
 
     def read_image(self, index: int) -> np.ndarray:
         """The image of person `index`, (height, width, 3) uint8 RGB, in stored (EXIF-ignoring) orientation.
 
-        Raises:
-          BadRecordError: if the file cannot be read or decoded, is cut short, or has another size than
-            its annotation says.
+        Raises BadRecordError if the file cannot be decoded, or has another size than its annotation says.
         """
-        row = self._image_rows[index]
-        where = f"{self._images.place(self._files[row])} (id {self._ids[index]})"
         try:
-            image = decode_image(self._images.read(self._files[row]))
-            check_size(image, self._sizes[row])
+            return self._decode(index)
         except (OSError, ValueError) as error:
-            raise BadRecordError(f"{where}: {error}") from error
+            person = self[index]
+            raise BadRecordError(f"{person.file} (id {person.annotation_id}): {error}") from error
+
+    def _decode(self, index: int) -> np.ndarray:
+        row = self._image_rows[index]
+        image = decode_image(self._store.read(self._files[row]))
+        check_size(image, self._sizes[row])
         return image
 
     def images(self, *, with_empty: bool) -> list[ListedImage]:
@@ -175,7 +152,7 @@ class AnnotatedSource:
             known = set(self._files)
             for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
                 name = image["file_name"]
-                if name not in known and not self._images.problem(name):
+                if name not in known and not self._store.problem(name):
                     known.add(name)
                     found.append(ListedImage(name, image["id"], (image["height"], image["width"]), []))
         return found
@@ -185,27 +162,17 @@ class AnnotatedSource:
 
         `area` is positive: the annotation's if `use_area` and it has one, else BOX_AREA w h of its box (1 if that
         is not positive). The category has id 1, as the results. `num_keypoints` is kept where given.
-
-        Raises:
-          ValueError: if the file is no longer in the format.
         """
         coco = self._annotations(Audit(self._annotation_file, lines=0))
         kept = []
         for entry, joints, box, _ in coco.well_formed():
             area = BOX_AREA * box[2] * box[3] if min(box[2:]) > 0 else 1.0
+            area = float(entry["area"] if self._use_area and _has_area(entry) else area)
             given = entry.get("num_keypoints")
-            kept.append(
-                {
-                    "id": entry["id"],
-                    "image_id": entry["image_id"],
-                    "category_id": 1,
-                    "bbox": box,
-                    "area": float(entry["area"] if self._use_area and _has_area(entry) else area),
-                    "iscrowd": int(bool(entry.get("iscrowd"))),
-                    "num_keypoints": given if is_int(given) else int((joints[:, 2] > 0).sum()),
-                    "keypoints": joints.ravel().tolist(),
-                }
-            )
+            count = given if is_int(given) else int((joints[:, 2] > 0).sum())
+            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": 1, "bbox": box, "area": area}
+            person |= {"iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
+            kept.append(person | {"keypoints": joints.ravel().tolist()})
         category = {"id": 1, "name": "person", "keypoints": list(self._joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 
@@ -220,15 +187,15 @@ class FolderSource(AnnotatedSource):
     def __init__(
         self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
     ):
-        """Args: the folder of one data set; files and the images' folder relative to it; see AnnotatedSource."""
+        """The files and the folder of images are relative to `root`; see AnnotatedSource."""
         self.folder = ImageFolder(os.path.join(root, images))
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
 
     def image_notes(self) -> dict[str, int]:
         """Images with persons by each of IMAGE_NOTES, from their headers; reads the beginning of every file."""
-        headers = [self.folder.header(name) for name in self._files]
-        found = collections.Counter(note for header in headers if header for note in header.notes)
+        headers = filter(None, map(self.folder.header, self._files))
+        found = collections.Counter(note for header in headers for note in header.notes)
         return {note: found[note] for note in IMAGE_NOTES}
 
 
@@ -260,12 +227,13 @@ def _annotated_rows(coco: Annotations, audit: Audit) -> list[_Row]:
 
 def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[_Row]]:
     """Number of boxes in the file, and those to use, which have their position as id."""
-    entries = require_list(read_json(file), file)
-    rows = []
+    entries, rows = read_json(file), []
+    if not isinstance(entries, list):
+        raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
     for position, entry in enumerate(entries):
         box = finite_numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
         if box is None or not is_number(entry.get("score")):
-            audit.bad("detection_entry", f"detection {position}: {excerpt(entry)}")
+            audit.bad("detection_entry", f"detection {position}: {entry!s:.80}")
         elif entry.get("category_id") != coco.category_id:
             audit.counts["other_category"] += 1
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:

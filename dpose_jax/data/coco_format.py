@@ -21,21 +21,10 @@ ImageSize = Callable[[str], tuple[int, int] | None]
 
 # Left out as malformed: together they may be at most `max_bad_share` of the annotations.
 MALFORMED = (
-    "image_entry",
-    "image_duplicate_id",
-    "image_outside_folder",
-    "image_missing",
-    "annotation_entry",
-    "annotation_duplicate_id",
-    "annotation_without_image",
-    "joint_list",
-    "joint_nan",
-    "joint_visibility",
-    "box_entry",
-    "box_empty",
-    "box_outside",
-    "detection_entry",
-)
+    "image_entry", "image_duplicate_id", "image_outside_folder", "image_missing",
+    "annotation_entry", "annotation_duplicate_id", "annotation_without_image",
+    "joint_list", "joint_nan", "joint_visibility", "box_entry", "box_empty", "box_outside", "detection_entry",
+)  # fmt: skip
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
 # Kept, but counted.
@@ -44,7 +33,6 @@ NOTED = ("area_entry", "box_clipped", "joint_outside_image")
 # The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
 BOX_AREA = 0.53
 PERSON_CATEGORY = 1  # COCO's, of its detection files too
-_LOG_LINES = 20
 _MAX_SIDE = 2**31 - 1  # of an image: sizes are kept as int32
 
 
@@ -77,45 +65,18 @@ def finite_numbers(value, count: int) -> np.ndarray | None:
     return array if array is not None and np.isfinite(array).all() else None
 
 
-def excerpt(value) -> str:
-    """A value as text of at most 80 characters, for messages."""
-    return str(value)[:80]
-
-
-def require_lists(content, file: str) -> tuple[list, list, list]:
-    """The lists `images`, `annotations` and `categories` of a parsed file; raises ValueError if it lacks one."""
-    names = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
-        raise ValueError(f"{file}: must be an object with the lists {', '.join(names)}, as COCO's files")
-    return content["images"], content["annotations"], content["categories"]
-
-
-def require_list(content, file: str) -> list:
-    """The content of a parsed file of detections or results; raises ValueError if it is no list."""
-    if not isinstance(content, list):
-        found = type(content).__name__
-        raise ValueError(f"{file}: must be a list of detections or poses, as COCO's result files, got {found}")
-    return content
-
-
 def read_coco(file: str, size: ImageSize):
-    """The parsed file; AI Challenger's own format is converted to COCO's.
-
-    `size` gives an image's (width, height) by file name, or None.
-    """
+    """The parsed file, in AI Challenger's format converted; `size` gives (width, height) by file name, or None."""
     content = read_json(file)
     return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
 
 
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
-    """Checks that a joint set fits the joint names of an annotation file (rule ours).
+    """Raises ValueError if a joint set does not fit the joint names of an annotation file (rule ours).
 
     The counts must be equal. Case, spaces and punctuation do not matter. At each position the names must be equal,
     or the file's name must be unknown to the set and of the same side ("head" fits "top_head"). At least half of the
     names must be equal.
-
-    Raises:
-      ValueError: if the set does not fit; names the file, the position and both names.
     """
     given = f"{file}: joint set {joint_set.name!r} does not fit"
     if len(names) != joint_set.num_joints:
@@ -138,11 +99,8 @@ def _plain(name: str) -> str:
 
 
 def _side(name: str) -> str:
-    for word in re.split(r"[^a-z0-9]+", name.lower()):
-        for side in ("left", "right"):
-            if word == side[0] or word.startswith(side):
-                return side
-    return ""
+    found = re.search(r"(?<![a-z0-9])(left|right|[lr](?![a-z0-9]))", name.lower())
+    return found[1][0] if found else ""
 
 
 class BadEntryError(ValueError):
@@ -150,10 +108,9 @@ class BadEntryError(ValueError):
 
 
 class Audit:
-    """Counts records by rule, and logs the first malformed ones."""
+    """Counts records by rule, and logs the first malformed ones: at most `lines`."""
 
-    def __init__(self, file: str, lines: int = _LOG_LINES):
-        """`lines`: how many records are logged at most."""
+    def __init__(self, file: str, lines: int = 20):
         self.file, self._lines = file, lines
         self.counts: collections.Counter[str] = collections.Counter()
 
@@ -186,43 +143,32 @@ def format_counts(report: dict[str, int]) -> str:
 
 
 class Annotation(NamedTuple):
-    """A well-formed annotation.
-
-    Attributes:
-      entry: as in the file.
-      joints: (J, 3) float64 x, y in image pixels and visibility; zeros for a crowd without joints.
-      box: x, y, width, height in image pixels, as in the file.
-      clipped: the part of the box inside the image; None for a crowd and where no joint is labelled.
-    """
+    """A well-formed annotation."""
 
     entry: dict
-    joints: np.ndarray
-    box: list[float]
-    clipped: list[float] | None
+    joints: np.ndarray  # (J, 3) float64 x, y in image pixels and visibility; zeros for a crowd without joints
+    box: list[float]  # x, y, width, height in image pixels, as in the file
+    clipped: list[float] | None  # the box inside the image; None for a crowd and where no joint is labelled
 
 
 class Annotations:
-    """The annotations of a file.
-
-    Attributes:
-      images: the well-formed image entries by id.
-      category_id: of the one category that lists joints.
-      entries: the unchecked annotations of that category.
-    """
+    """The annotations of a file: its well-formed `images` by id, and the unchecked `entries` of its category."""
 
     def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize, *, annotated: bool = True):
         """Reads the file; unless `annotated` a file of images alone will do, such as COCO's image_info files.
 
-        Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if it is not in COCO's or AI Challenger's format, or the joint set does not fit.
+        Raises FileNotFoundError, or ValueError if the format is neither COCO's nor AI Challenger's, or the joint set
+        does not fit.
         """
         self._audit, self._joints = audit, joint_set.num_joints
         content = read_coco(file, size)
         if not annotated and isinstance(content, dict) and "annotations" not in content:
             person = {"id": PERSON_CATEGORY, "keypoints": list(joint_set.joints)}
             content = {**content, "annotations": [], "categories": [person]}
-        images, annotations, categories = require_lists(content, file)
+        lists = ("images", "annotations", "categories")
+        if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+            raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files")
+        images, annotations, categories = (content[name] for name in lists)
         listing = [c for c in categories if isinstance(c, dict) and isinstance(c.get("keypoints"), list)]
         listing = [category for category in listing if category["keypoints"]]
         if len(listing) != 1 or not is_int(listing[0].get("id")):
@@ -245,7 +191,7 @@ class Annotations:
         good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
         name = entry.get("file_name")
         if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
-            self._audit.bad("image_entry", excerpt(entry))
+            self._audit.bad("image_entry", f"{entry!s:.80}")
         elif entry["id"] in self.images:
             self._audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
         else:
@@ -264,7 +210,7 @@ class Annotations:
 
     def _checked(self, entry, seen: set[int]) -> Annotation:
         if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
-            raise BadEntryError("annotation_entry", excerpt(entry))
+            raise BadEntryError("annotation_entry", f"{entry!s:.80}")
         where = f"id {entry['id']}, image {entry['image_id']}"
         if entry["id"] in seen:
             raise BadEntryError("annotation_duplicate_id", where)
@@ -291,11 +237,7 @@ class Annotations:
         return Annotation(entry, joints, box.tolist(), clipped)
 
     def clip(self, box: list[float], image_id: int, where: str) -> list[float]:
-        """The part of a box inside its image; counts a box that is cut.
-
-        Raises:
-          BadEntryError: if nothing is left.
-        """
+        """The part of a box inside its image, counted if cut; raises BadEntryError if nothing is left."""
         x, y, w, h = box
         if w <= 0 or h <= 0:
             raise BadEntryError("box_empty", f"{where}: bbox {box}")

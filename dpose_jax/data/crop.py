@@ -22,19 +22,15 @@ _HALF_BODY_JOINTS = 3  # a half body needs this many (HRNet's code)
 class CropSpec:
     """How a box becomes a crop.
 
-    Attributes:
-      input_size: (height, width) of the crop, pixels.
-      padding: factor on the box around its centre, after it is widened to the crop's aspect.
-      warp: `unbiased` (UDP, arXiv 1911.07524): the padded box [x, x + w] maps so that the centres of the
-        crop's first and last pixel span it, scale (width - 1) / w; `rounded` (HRNet's code): scale
-        width / w, the box's centre goes to (width / 2, height / 2).
-      label_margin: crop pixels that a joint may lie off the crop and keep its label.
+    `warp` is `unbiased` (UDP, arXiv 1911.07524): the padded box [x, x + w] maps so that the centres of the crop's
+    first and last pixel span it, scale (width - 1) / w. Or it is `rounded` (HRNet's code): scale width / w, the
+    box's centre goes to (width / 2, height / 2).
     """
 
-    input_size: tuple[int, int]
-    padding: float
+    input_size: tuple[int, int]  # (height, width) of the crop, pixels
+    padding: float  # factor on the box around its centre, after it is widened to the crop's aspect
     warp: str
-    label_margin: float = 0.0
+    label_margin: float = 0.0  # crop pixels that a joint may lie off the crop and keep its label
 
     @property
     def aspect(self) -> float:
@@ -44,21 +40,13 @@ class CropSpec:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One crop of an image.
+    """One crop of an image, mirrored if `flip`."""
 
-    Attributes:
-      center: (2,) x, y in image pixels.
-      size: (2,) width, height in image pixels, of the crop's aspect.
-      rotation: degrees; positive turns the picture clockwise.
-      flip: whether the crop is mirrored.
-      color: factors of brightness, contrast and saturation; 1 changes nothing.
-    """
-
-    center: np.ndarray
-    size: np.ndarray
-    rotation: float = 0.0
+    center: np.ndarray  # (2,) x, y in image pixels
+    size: np.ndarray  # (2,) width, height in image pixels, of the crop's aspect
+    rotation: float = 0.0  # degrees; positive turns the picture clockwise
     flip: bool = False
-    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factors of brightness, contrast and saturation
 
 
 def padded_view(bbox: np.ndarray, spec: CropSpec) -> View:
@@ -95,16 +83,11 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
 
 
 def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
-    """The view around the labelled joints of half a body, centred on their mean (HRNet's code).
+    """The view of an aspect (width / height) around the labelled joints of half a body, centred on their mean.
 
-    Args:
-      keypoints: (J, 3) x, y in image pixels and visibility.
-      upper_body: indices of the joints of the upper half.
-      wants_upper: which half. If fewer than three of its joints are labelled, the other half is taken.
-      aspect: width / height of the view.
-
-    Returns:
-      None if neither half has three labelled joints, they span less than a pixel, or `upper_body` is empty.
+    `keypoints` (J, 3) are x, y in image pixels and visibility, `upper_body` indices of joints. If fewer than three
+    joints of the wanted half are labelled, the other half is taken. None if neither half has three, they span less
+    than a pixel, or `upper_body` is empty. The rules are those of HRNet's code.
     """
     if not upper_body:
         return None
@@ -180,17 +163,11 @@ def _recolor(image: np.ndarray, factors: tuple[float, float, float]) -> np.ndarr
 def warp_joints(
     keypoints: np.ndarray, view: View, spec: CropSpec, joint_set: JointSet
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The joints of a view.
+    """The joints of a view, from `keypoints` (J, 3), x, y in image pixels and visibility 0, 1 or 2.
 
-    Args:
-      keypoints: (J, 3) x, y in image pixels and visibility 0, 1 or 2.
-      view: the crop; if it is mirrored, left and right joints change places.
-      spec: of the crop.
-      joint_set: of J joints.
-
-    Returns:
-      Joints (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and at most
-      `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5], else 0.
+    Returns (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and at most
+    `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5], else 0. In a mirrored view left and
+    right joints change places.
     """
     height, width = spec.input_size
     margin = spec.label_margin

@@ -14,18 +14,11 @@ SPLITS = ("train", "val")
 
 
 def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
-    """The source that `recipe.data` describes.
+    """The source that `recipe.data` describes of a split, `train` or `val`.
 
-    Args:
-      recipe: without `data.root` the folder is `$DPOSE_DATA/<data.set>`.
-      split: `train` or `val`.
-      training: whether it is for training. Otherwise `eval.boxes` chooses between annotated boxes (`gt`) and
-        those of `data.val_detections` (`detections`).
-
-    Raises:
-      ValueError: if the data breaks the rules, there are no such detections, or stored crops do not reach as far as
-        the recipe.
-      FileNotFoundError: if a folder or file does not exist.
+    Unless it is for training, `eval.boxes` chooses between annotated boxes (`gt`) and those of `data.val_detections`
+    (`detections`). Raises FileNotFoundError, or ValueError if the data breaks the rules, there are no such detections,
+    or stored crops do not reach as far as the recipe.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {SPLITS}")
@@ -36,16 +29,11 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
         first, count = (0, drawn.train_images) if split == "train" else (VAL_FIRST_INDEX, drawn.val_images)
         return SyntheticSource(count, joint_set, difficulty=drawn.difficulty, seed=drawn.seed, first_index=first)
     root = data_root(data)
-    options: dict[str, Any] = {
-        "min_box_score": recipe.eval.min_box_score,
-        "use_area": data.use_area,
-        "max_bad_share": data.max_bad_share,
-        "training": training,
-    }
+    options: dict[str, Any] = {"use_area": data.use_area, "max_bad_share": data.max_bad_share, "training": training}
+    options["min_box_score"] = recipe.eval.min_box_score
     if data.source == "folder":
-        return FolderSource(
-            root, data.annotations(split), data.images(split), joint_set, detections=detections, **options
-        )
+        files = data.annotations(split), data.images(split)
+        return FolderSource(root, *files, joint_set, detections=detections, **options)
     folder = records_folder(root, data.source)
     if data.source == "full":
         box_file = None if detections is None else os.path.join(root, detections)

@@ -79,10 +79,7 @@ def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
     """Decodes an image file to (height, width, 3) uint8 RGB; grey, CMYK and 16-bit are converted, alpha is dropped.
 
     EXIF orientation is ignored, because annotations refer to stored pixels. With `upright` it is applied, as photo
-    viewers do.
-
-    Raises:
-      ValueError: if the data is empty, cut short or no image.
+    viewers do. Raises ValueError if the data is empty, cut short or no image.
     """
     if not data:
         raise ValueError("the file is empty")

@@ -90,19 +90,17 @@ class _EvalExample:
 
 
 class TrainIterator(grain.DatasetIterator):
-    """Endless training batches; its state is the number of examples consumed.
+    """Endless training batches; its state is the number of examples consumed, by all hosts together.
 
     The state does not depend on workers, hosts or the batch size. A run may be resumed with others and goes on at the
     same example of the same stream.
     """
 
     def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
-        """Args: the endless stream of rows; the global batch size; (index, count) of this host; processes."""
         super().__init__()
         self._stream, self._batch_size, self._shard, self._workers = stream, batch_size, shard, workers
-        self._examples = 0
+        self._examples, self._closed = 0, False
         self._batches: grain.DatasetIterator | None = None
-        self._closed = False
 
     def __next__(self) -> Batch:
         """The next host-local batch."""
@@ -117,7 +115,7 @@ class TrainIterator(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """{"examples": examples consumed by all hosts together since the stream began}."""
+        """{"examples": examples consumed since the stream began}."""
         return {"examples": self._examples}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -135,25 +133,17 @@ class TrainIterator(grain.DatasetIterator):
         """Ends worker processes and threads for good."""
         self._closed = True
         self.close_workers()
-        super().close()
 
 
 def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
-    """Endless augmented batches, host-local, of the format in docs/data.md.
+    """Endless augmented batches, host-local, of the format in docs/data.md; `shard` is (index, count) of this host.
 
     All hosts together read one endless stream of epochs, each a new permutation of all persons. A batch may straddle
     two epochs. Host i of n takes the i-th of n equal parts of every global batch, which is thus the same for every n.
     A row depends on `recipe.seed`, the epoch and its index in the source only.
 
-    Args:
-      recipe: uses `seed`, `joint_set`, `augment`, `train.batch_size` (of all hosts together), `data.workers` and the
-        fields of `crop_spec`.
-      source: of the training persons.
-      shard: (index, count) of this host.
-
-    Raises:
-      ValueError: if the batch size is not a multiple of the host count.
-      BadRecordError: on reading, if a hundred records in a row are unreadable.
+    Raises ValueError if the batch size is not a multiple of the host count, and BadRecordError, on reading, if a
+    hundred records in a row are unreadable.
     """
     size = recipe.train.batch_size
     _check_shard("train.batch_size", size, shard)
@@ -188,22 +178,13 @@ def eval_example(recipe: Recipe, source: Source) -> Callable[[int], Row]:
 def eval_batches(recipe: Recipe, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> EvalBatches:
     """Every person once in source order, without augmentation; has a length and can be read more than once.
 
-    Host i of n gets the i-th part of every global batch, so all hosts run the same number of steps. Padding
-    rows have mask 0 and index -1; unreadable records have mask 0 and their index in `bad_index`.
-
-    Args:
-      recipe: uses `joint_set`, `data.workers` and the fields of `crop_spec`.
-      source: of the persons.
-      batch_size: of all hosts together.
-      shard: (index, count) of this host.
-
-    Raises:
-      ValueError: if the batch size is not a positive multiple of the host count.
+    Host i of n (its `shard`) gets the i-th part of every global batch of `batch_size`, so all hosts run the same
+    number of steps. Padding rows have mask 0 and index -1; unreadable records have mask 0 and their index in
+    `bad_index`. Raises ValueError if the batch size is not a positive multiple of the host count.
     """
     _check_shard("batch_size", batch_size, shard)
     host, count = shard
-    rows = np.full(-(-len(source) // batch_size) * batch_size, -1)
-    rows[: len(source)] = np.arange(len(source))
+    rows = np.pad(np.arange(len(source)), (0, -len(source) % batch_size), constant_values=-1)
     local = rows.reshape(-1, count, batch_size // count)[:, host].ravel()
     dataset = grain.MapDataset.source(local).map(eval_example(recipe, source)).batch(batch_size // count)
     return EvalBatches(dataset, recipe.data.workers)

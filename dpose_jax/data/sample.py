@@ -14,24 +14,17 @@ class BadRecordError(ValueError):
 class Person:
     """One person to estimate, without pixels.
 
-    Attributes:
-      annotation_id: id of the annotation, or the index of a detected box.
-      image_id: id of the image in the annotation file.
-      file: the image, for reports.
-      bbox: (4,) float32, x, y, width, height in image pixels; width and height are positive.
-      keypoints: (J, 3) float32, x, y in image pixels and visibility 0 (not labelled),
-        1 (occluded) or 2 (visible); zeros for a detected box.
-      score: of the box, in [0, 1]; 1 for an annotated box.
-      origin: x, y of the first pixel of `read_image` in the image; (0, 0) unless only the person's surroundings
-        are stored.
+    `keypoints` are (J, 3) float32: x, y in image pixels and visibility 0 (not labelled), 1 (occluded) or 2 (visible);
+    zeros for a detected box. `origin` is x, y of the first pixel of `read_image` in the image; (0, 0) unless only the
+    person's surroundings are stored.
     """
 
-    annotation_id: int
-    image_id: int
-    file: str
-    bbox: np.ndarray
+    annotation_id: int  # or the index of a detected box
+    image_id: int  # in the annotation file
+    file: str  # the image, for reports
+    bbox: np.ndarray  # (4,) float32 x, y, width, height in image pixels; width and height are positive
     keypoints: np.ndarray
-    score: float = 1.0
+    score: float = 1.0  # of the box, in [0, 1]; 1 for an annotated box
     origin: tuple[int, int] = (0, 0)
 
 
@@ -45,17 +38,10 @@ class Source(Protocol):
         """The person at `index`, from memory: no pixel is read."""
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image of that person from its `origin` on, (height, width, 3) uint8 RGB.
-
-        Raises:
-          BadRecordError: if it cannot be read or decoded.
-        """
+        """The image of that person from its `origin` on, (height, width, 3) uint8 RGB; raises BadRecordError."""
 
     def ground_truth(self) -> dict:
-        """The split's annotations as a COCO `person_keypoints` dict, for the evaluation.
-
-        Every annotation has `area` (positive) and `num_keypoints`.
-        """
+        """The split as a COCO `person_keypoints` dict; annotations have a positive `area` and `num_keypoints`."""
 
     def report(self) -> dict[str, int]:
         """How many annotations were kept, and how many were left out by each documented rule."""

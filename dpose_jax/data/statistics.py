@@ -13,28 +13,22 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
 def statistics(source: Source, joint_set: JointSet) -> dict:
-    """Counts the persons of a source.
+    """Counts the persons of a source, as JSON values.
 
-    Returns:
-      JSON values: `persons`, `images`, `persons_an_image` {count: images}, `labelled_joints` {count: persons},
-      `joints` {name: {labelled, visible, occluded, share: of persons that have it labelled}}, `boxes` {side: sqrt(w h),
-      width, height, in pixels, and aspect: w / h; each {percentile: value}} and `report`, the source's counters, with
-      IMAGE_NOTES for a folder.
+    `persons`, `images`, `persons_an_image` {count: images}, `labelled_joints` {count: persons}, `joints` {name:
+    {labelled, visible, occluded, share: of persons that have it labelled}}, `boxes` {side: sqrt(w h), width, height, in
+    pixels, and aspect: w / h; each {percentile: value}}, and `report`, the source's counters (a folder's IMAGE_NOTES).
     """
     persons = [source[index] for index in range(len(source))]
     visibility = np.stack([person.keypoints[:, 2] for person in persons])
     boxes = np.stack([person.bbox for person in persons]).astype(np.float64)
     labelled = visibility > 0
     an_image = Counter(Counter(person.image_id for person in persons).values())
-    joints = {
-        name: {
-            "labelled": int(labelled[:, j].sum()),
-            "visible": int((visibility[:, j] == 2).sum()),
-            "occluded": int((visibility[:, j] == 1).sum()),
-            "share": round(float(labelled[:, j].mean()), 4),
-        }
-        for j, name in enumerate(joint_set.joints)
-    }
+    kinds = {"labelled": labelled, "visible": visibility == 2, "occluded": visibility == 1}
+    joints: dict[str, dict] = {}
+    for j, name in enumerate(joint_set.joints):
+        joints[name] = {kind: int(applies[:, j].sum()) for kind, applies in kinds.items()}
+        joints[name]["share"] = round(float(labelled[:, j].mean()), 4)
     width, height = boxes[:, 2], boxes[:, 3]
     sides = {"side": np.sqrt(width * height), "width": width, "height": height, "aspect": width / height}
     return {

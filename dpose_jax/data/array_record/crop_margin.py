@@ -14,27 +14,16 @@ _BORDER = 2  # bilinear sampling reads the next pixel too; one more for the roun
 
 @dataclasses.dataclass(frozen=True)
 class Margin:
-    """The bounds of a recipe's augmentation.
+    """The bounds of a recipe's augmentation."""
 
-    Attributes:
-      aspect: width / height of `input_size`.
-      padding: `crop.padding`.
-      scale: `augment.scale`: the crop is at most 1 + scale times as large.
-      angle: degrees; the crop is turned by at most this, 2 `augment.rotation`, either way.
-      shift: `augment.shift`: the centre moves by at most this share of the box's sides.
-      half_body: whether crops of half a body are drawn, from `half_body_min_joints` joints on.
-      half_body_min_joints: as `augment.half_body_min_joints`; 0 without half bodies.
-      upper_body: the joints of the upper half; empty without half bodies.
-    """
-
-    aspect: float
-    padding: float
-    scale: float = 0.0
-    angle: float = 0.0
-    shift: float = 0.0
-    half_body: bool = False
+    aspect: float  # width / height of `input_size`
+    padding: float  # `crop.padding`
+    scale: float = 0.0  # `augment.scale`: the crop is at most 1 + scale times as large
+    angle: float = 0.0  # degrees; the crop is turned by at most this, 2 `augment.rotation`, either way
+    shift: float = 0.0  # `augment.shift`: the centre moves by at most this share of the box's sides
+    half_body: bool = False  # whether crops of half a body are drawn, from `half_body_min_joints` joints on
     half_body_min_joints: int = 0
-    upper_body: tuple[int, ...] = ()
+    upper_body: tuple[int, ...] = ()  # the joints of the upper half; empty without half bodies
 
     @classmethod
     def of(cls, recipe: Recipe, *, training: bool) -> "Margin":
@@ -52,11 +41,7 @@ class Margin:
         return dataclasses.replace(turned, half_body=True, half_body_min_joints=least, upper_body=upper_body)
 
     def check_covers(self, recipe: "Margin", where: str) -> None:
-        """Checks that crops of this margin serve a recipe.
-
-        Raises:
-          ValueError: if the recipe reaches further; names `where` and the field.
-        """
+        """Raises ValueError if a recipe reaches further than crops of this margin; names `where` and the field."""
         rows: list[tuple[str, Any, Any, bool]] = [
             ("input_size (its aspect)", self.aspect, recipe.aspect, self.aspect == recipe.aspect),
             ("crop.padding", self.padding, recipe.padding, self.padding >= recipe.padding),
@@ -80,14 +65,9 @@ class Margin:
                 )
 
     def window(self, person: Person, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """The part of the image that any view of the person can sample.
+        """The part of an image of `size` (height, width) that any view of the person can sample.
 
-        Args:
-          person: in image pixels.
-          size: (height, width) of the image, pixels.
-
-        Returns:
-          left, top, right, bottom in whole pixels, right and bottom exclusive, inside the image; at least 1 x 1.
+        Returns left, top, right, bottom in whole pixels, right and bottom exclusive, inside the image; at least 1 x 1.
         """
         views = [widened_view(person.bbox, self.aspect, self.padding)]
         if self.half_body and (person.keypoints[:, 2] > 0).sum() > self.half_body_min_joints:

@@ -13,7 +13,7 @@ import numpy as np
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import AnnotatedSource
 from dpose_jax.data.image_files import climbs_out, decode_image
-from dpose_jax.data.sample import BadRecordError, Person
+from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
 
@@ -56,8 +56,8 @@ class _Records:
         """None: stored annotations give all sizes."""
 
     def read(self, name: str) -> bytes:
-        if name in self.index["unreadable"]:
-            raise ValueError(f"unreadable when the records were built: {self.index['unreadable'][name]}")
+        if why := self.index["unreadable"].get(name):
+            raise ValueError(f"unreadable when the records were built: {why}")
         return self.at(self._rows[name])
 
     def at(self, row: int) -> bytes:
@@ -78,7 +78,7 @@ class RecordSource(AnnotatedSource):
     """A split of `full` records; the same persons and pixels as the folder that they were built from."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, **options):
-        """Args: the records' folder; `train` or `val`; see AnnotatedSource."""
+        """`options` are AnnotatedSource's."""
         read_build(folder)
         self._records = _Records(folder, split)
         super().__init__(os.path.join(folder, f"{split}_annotations.json"), self._records, joint_set, **options)
@@ -88,11 +88,7 @@ class CropSource(RecordSource):
     """A split of `crops` records: the same persons, with the part of the image around each."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, **options):
-        """Args: see RecordSource; and what the recipe needs around a person.
-
-        Raises:
-          ValueError: also if the crops were built for less than `margin`.
-        """
+        """As RecordSource; raises ValueError also if the crops were built for less than `margin`."""
         built = read_build(folder)["margin"]
         Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, folder)
         super().__init__(folder, split, joint_set, **options)
@@ -106,27 +102,14 @@ class CropSource(RecordSource):
         person, row = super().__getitem__(index), self._rows[index]
         return person if row < 0 else dataclasses.replace(person, origin=tuple(self._origins[row].tolist()))
 
-    def read_image(self, index: int) -> np.ndarray:
-        """The stored part of the image, (h, w, 3) uint8 RGB; see Person.origin.
-
-        Raises:
-          BadRecordError: if the image was unreadable when the records were built, or the record is damaged.
-        """
-        if self._rows[index] < 0:
-            return super().read_image(index)
-        try:
-            return decode_image(self._records.at(int(self._rows[index])))
-        except ValueError as error:
-            person = self[index]
-            raise BadRecordError(f"{person.file} (id {person.annotation_id}): {error}") from error
+    def _decode(self, index: int) -> np.ndarray:
+        """The stored part of the image; see Person.origin."""
+        row = int(self._rows[index])
+        return super()._decode(index) if row < 0 else decode_image(self._records.at(row))
 
 
 def read_build(folder: str) -> dict:
-    """What the records in a folder were built from.
-
-    Raises:
-      FileNotFoundError: if there are none, or only unfinished ones.
-    """
+    """What the records in a folder were built from; FileNotFoundError if there are none, or only unfinished ones."""
     path = os.path.join(folder, "build.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")

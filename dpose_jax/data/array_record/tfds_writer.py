@@ -6,11 +6,12 @@ A record holds the persons' annotations too, for other readers of TFDS; `reader.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.array_record.writer import Example, SplitRecords
@@ -18,20 +19,11 @@ from dpose_jax.data.array_record.writer import Example, SplitRecords
 _CHUNK = 128  # records handed to the writer at once: it rewrites its metadata at every call
 _RECORDS_A_FILE = {"full": 1500, "crops": 5000}  # about 250 MB a file at COCO's sizes
 
-Progress = Callable[[SplitRecords, str], Iterable[list[Example]]]
 
-
-def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, SplitRecords], progress: Progress) -> None:
-    """Writes all splits, in the order of their records.
+def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, SplitRecords]) -> None:
+    """Writes all splits of `joints` joints into a new folder, in the order of their records; shows a progress bar.
 
     TFDS's own `download_and_prepare` needs TensorFlow beyond 1 GB a split, and the disk space twice.
-
-    Args:
-      folder: of the data set, one that does not exist.
-      kind: `full` or `crops`.
-      joints: number of joints J.
-      splits: the records by split.
-      progress: (split, name) -> an iterable over the split, such as a progress bar.
     """
     os.makedirs(folder)
     identity = tfds.core.dataset_info.DatasetIdentity(
@@ -47,7 +39,7 @@ def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, Spli
     for name, split in splits.items():
         writer.initialize_splits([name])
         chunk: list[Example] = []
-        for examples in progress(split, name):
+        for examples in tqdm(split, desc=name, unit="image", dynamic_ncols=True):
             chunk += examples
             if len(chunk) >= _CHUNK:
                 writer.add_examples({name: chunk})
@@ -58,11 +50,8 @@ def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, Spli
 
 def _features(kind: str, joints: int) -> dict[str, Any]:
     """The fields of a record."""
-    image = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "image_id": np.int64,
-        "file_name": tfds.features.Text(),
-    }
+    image = {"image": tfds.features.Image(shape=(None, None, 3)), "image_id": np.int64}
+    image |= {"file_name": tfds.features.Text()}
     person = {
         "id": np.int64,
         "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),

@@ -67,19 +67,13 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 class SplitRecords:
     """The records of a split, once: iterating yields them and fills `index` and `counts`.
 
-    Attributes:
-      index: `images`: file names; `unreadable`: {file name: why}; for crops `persons`: annotation ids, and `origins`:
-        x, y of each cut in its image. Images, or persons of crops, in the order of the records.
-      counts: by rule: the source's report, IMAGE_NOTES and `image_unreadable`.
+    `index` has `images`: file names; `unreadable`: {file name: why}; for crops `persons`: annotation ids, and
+    `origins`: x, y of each cut in its image. Images, or persons of crops, are in the order of the records. `counts`
+    has by rule the source's report, IMAGE_NOTES and `image_unreadable`.
     """
 
     def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool):
-        """Args:
-        source: the annotated persons of a folder.
-        data: `workers` processes read, check and cut; `max_bad_share` of the images may be unreadable.
-        cut: None for `full`.
-        with_empty: also images without persons, in which detected boxes may lie.
-        """
+        """`cut` is None for `full`; `with_empty` has also images without persons, in which detected boxes may lie."""
         self._work = _ImageRecords(source, source.images(with_empty=with_empty), cut)
         self._data = data
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
@@ -92,11 +86,7 @@ class SplitRecords:
         return len(self._work.items)
 
     def __iter__(self) -> Iterator[list[Example]]:
-        """Yields the records of an image, in the order of the source.
-
-        Raises:
-          ValueError: once more images than `max_bad_share` have turned out to be unreadable.
-        """
+        """Yields the records of an image, in the source's order; ValueError if `max_bad_share` is exceeded."""
         dataset = grain.MapDataset.range(len(self)).map(self._work)
         records = read_ahead(dataset, self._data.workers, elements=64)
         for (name, *_), found in zip(self._work.items, records, strict=True):
