@@ -200,7 +200,6 @@ def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None
       FileNotFoundError: if there is no such checkpoint.
       ValueError: if the stored recipe cannot be read.
     """
-    recipe = stored_recipe(workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.latest
         if step is None:
@@ -211,7 +210,7 @@ def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None
             raise FileNotFoundError(
                 f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
             )
-        state = checkpoints.read(step)
+        recipe, state = stored_recipe(workdir), checkpoints.read(step)
     averages = [part for part in state["opt_state"] if _is_average(part)]
     averaged = bool(averages) and (recipe.eval.ema if ema is None else ema)
     source = averages[0] if averaged else state
