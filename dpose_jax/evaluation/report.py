@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dpose_jax.data.coco_format import BOX_AREA
 from dpose_jax.data.sample import Person, Source
 from dpose_jax.evaluation.metrics import Matched, score
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.predict_split import Predictions
 from dpose_jax.evaluation.results import make_results, score_persons, without_boxes
-from dpose_jax.evaluation.results_check import BOX_AREA, check_inputs
+from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.files import sha256

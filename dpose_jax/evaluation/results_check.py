@@ -9,11 +9,9 @@ from math import isfinite
 
 import numpy as np
 
-from dpose_jax.data.coco_format import is_int, is_number
+from dpose_jax.data.coco_format import BOX_AREA, is_int, is_number
 from dpose_jax.pose.joint_sets import JointSet
 
-# The share of its box that a person covers, where no area is annotated (xtcocotools' constant).
-BOX_AREA = 0.53
 _LISTS = ("images", "categories", "annotations")
 
 

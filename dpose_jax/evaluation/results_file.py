@@ -3,10 +3,10 @@
 from typing import Any
 
 from dpose_jax.data import ai_challenger
-from dpose_jax.data.coco_format import check_joint_names
+from dpose_jax.data.coco_format import BOX_AREA, check_joint_names
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.metrics import score
-from dpose_jax.evaluation.results_check import BOX_AREA, check_inputs
+from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json, sha256
 
