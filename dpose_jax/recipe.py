@@ -39,11 +39,34 @@ class Synthetic(Section):
 
 
 @dataclass(frozen=True)
+class Rendered(Section):
+    """Rendered 3-D people: `data.source` "rendered"."""
+
+    PREFIX: ClassVar[str] = "data.rendered."
+    train_images: int = at_least(1, 100_000)  # below 2**24 each
+    val_images: int = at_least(1, 256)
+    difficulty: float = share(0.6)  # 0: one whole person; 1: crowds, cut people, things in front, faults of the camera
+    seed: int = random_seed()
+    size: tuple[int, int] = (256, 192)  # of the images, each side at least 64
+    poses: str | None = None  # a COCO annotation file whose poses people take; none: sampled ones
+    backgrounds: str | None = None  # a folder of pictures; none: invented ones
+
+    def check(self) -> None:
+        if min(self.size) < 64:
+            fail("data.rendered.size", self.size, "be (height, width) of at least 64 px each")
+        for name in ("train_images", "val_images"):
+            if getattr(self, name) >= 2**24:
+                fail(f"data.rendered.{name}", getattr(self, name), "lie in [1, 2**24)")
+
+
+@dataclass(frozen=True)
 class Data(Section):
     """Where persons come from."""
 
     PREFIX: ClassVar[str] = "data."
-    source: str = choice("folder", "full", "crops", "synthetic")  # full, crops: records of dpose_jax.data.build
+    source: str = choice(
+        "folder", "full", "crops", "synthetic", "rendered"
+    )  # full, crops: records of dpose_jax.data.build
     set: str = "coco"  # the folder under $DPOSE_DATA when root is not given
     root: str | None = None  # the folder of one data set
     train_annotations: str = "annotations/person_keypoints_train2017.json"
@@ -55,6 +78,7 @@ class Data(Section):
     max_bad_share: float = share(0.01)  # of records that may be unreadable before the run stops
     workers: int = at_least(0, 2)  # Grain worker processes; 0 reads in the main process
     synthetic: Synthetic = field(default_factory=Synthetic)
+    rendered: Rendered = field(default_factory=Rendered)
 
     def annotations(self, split: str) -> str:
         """The annotation file of split `train` or `val`, under root."""
