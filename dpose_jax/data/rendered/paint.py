@@ -54,7 +54,7 @@ def _sampled(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def vivid(rng: np.random.Generator) -> np.ndarray:
     """A colour, more often grey, dark or light than pure."""
     grey = 255.0 * rng.random() ** (1.5 if rng.random() < 0.5 else 0.7)
-    mix = rng.random() ** 1.5
+    mix = rng.random() ** 2.5
     return np.clip((1.0 - mix) * grey + mix * 255.0 * rng.random(3), 8.0, 250.0)
 
 

@@ -54,8 +54,7 @@ class Person(NamedTuple):
 def template() -> np.ndarray:
     """(V, 6) float32: position in an average adult's rest, m, and the arm, leg and trunk coordinates; see `Outfit`."""
     body = load_body()
-    weights = {f"universal-{g}-young-averagemuscle-averageweight": 0.5 for g in GENDERS}
-    vertices = body.shape(weights | {f"{race}-{g}-young": 1 / 6 for race in RACES for g in GENDERS})
+    vertices = body.shape({"caucasian-male-young": 1.0, "universal-male-young-averagemuscle-averageweight": 1.0})
     at = dict(zip(body.bones, body.heads @ vertices, strict=True))
     strongest = np.array(body.bones)[body.bone_index[:, 0]]
     limbs = np.full((len(vertices), 2), _OFF, np.float32)
@@ -75,6 +74,19 @@ def template() -> np.ndarray:
     limbs[skirt, 1] = 2.0 * (low - vertices[skirt, 1]) / (low - at["foot_l"][1])
     limbs[skirt, 0] = _OFF
     return np.concatenate([vertices, limbs, trunk], 1).astype(np.float32)
+
+
+@functools.cache
+def shoe() -> np.ndarray:
+    """(V, 3) float32 displacements in rest, m, that lay the toes onto the tip of a shoe, an ellipsoid."""
+    place, foot = template()[:, :3], template()[:, 4] > 2.05
+    centre = np.stack([0.202 * np.sign(place[:, 0]), np.full(len(place), -0.795), np.full(len(place), 0.1)], 1)
+    away = place - centre
+    scaled = np.linalg.norm(away / (0.054, 0.034, 0.125), axis=1, keepdims=True)
+    tip = centre + away / np.maximum(scaled, 0.1)
+    tip[:, 1] = np.maximum(tip[:, 1], -0.822)
+    share = np.clip((place[:, 2:] - 0.1) / 0.04, 0.0, 1.0) * foot[:, None]
+    return (share * (tip - place)).astype(np.float32)
 
 
 _HAND = ("hand", "inde", "midd", "ring", "pink", "thum")
@@ -163,6 +175,8 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     gender, age, rest = _draw_shape(rng, body)
     outfit = draw_outfit(rng, gender)
     heads = body.heads @ rest
+    if outfit.shoes:
+        rest = rest + shoe()
     turns = turn_bones(body, heads, pose)
     moves = move_bones(body, heads, turns).astype(np.float32)
     turned = turns.astype(np.float32)
@@ -176,7 +190,9 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     keep = np.ones(len(rest), np.float32)
     hair, skirt = vertex_part == HAIR, vertex_part == SKIRT
     ragged = 0.012 * np.sin(fixed[:, 0] * 160 + 7 * rng.random()) * np.sin(fixed[:, 2] * 130)
-    keep[hair] = (fixed[:, 1] - outfit.hair + ragged)[hair]
+    x, y, z = fixed[hair, :3].T
+    face = np.where(z > 0.04, (x / 0.07) ** 2 + ((y - 0.79) / 0.095) ** 2 - 1.0, 1.0)  # no curtain before the face
+    keep[hair] = np.minimum(y - outfit.hair + ragged[hair], 0.05 * face)
     keep[skirt] = outfit.skirt - fixed[skirt, 4]
     parts = [BODY, EYES] + [HAIR] * (outfit.hair < 1) + [SKIRT] * (outfit.skirt > 0)
     shown = np.isin(body.part, parts)

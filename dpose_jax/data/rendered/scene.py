@@ -16,7 +16,7 @@ from dpose_jax.data.synthetic.scene import Settings, generator
 
 # How far behind the first surface a joint may lie and still be visible, m for a person of 1.7 m: the flesh and clothes
 # around it. Joints of the face lie on the skin.
-FLESH = np.array([0.03] * 3 + [0.035] * 2 + [0.13] * 2 + [0.09] * 2 + [0.07] * 2 + [0.2] * 2 + [0.12] * 2 + [0.1] * 2)
+FLESH = np.array([0.05] + [0.04] * 4 + [0.13] * 2 + [0.09] * 2 + [0.07] * 2 + [0.2] * 2 + [0.12] * 2 + [0.1] * 2)
 _LIFTED = 0.8  # of the people, where there are annotated poses
 _MIN_PIXELS, _MIN_SEEN, _MIN_JOINTS = 150, 0.3, 4  # of the subject: pixels, share in view, visible joints
 _NEAREST = 1.5  # m from the camera to the subject
@@ -150,21 +150,29 @@ def _frame(rng, subject: Person, size: tuple[int, int], difficulty: float) -> tu
     height, width = size
     low, high = subject.vertices[:, :2].min(0).astype(float), subject.vertices[:, :2].max(0).astype(float)
     fit = min(height / (high[1] - low[1]), width / (high[0] - low[0]))  # px a metre
-    if rng.random() < 0.6 * difficulty:
+    cut = rng.random() < 0.6 * difficulty
+    if cut:
         scale = fit * (1.0 + 1.8 * rng.random() ** 1.5)
         group = (0, 5, 6, 11, 12) if rng.random() < 0.75 else (11, 12, 13, 14, 15, 16)
         target = subject.joints[list(group), :2].mean(0) + 0.1 * rng.standard_normal(2)
         place = np.array([width, height]) * (0.5 + 0.2 * (rng.random(2) - 0.5))
     else:
-        scale = fit * (0.95 - (0.2 + 0.55 * difficulty) * rng.random())
-        target = 0.5 * (low + high)
-        room = np.maximum(np.array([width, height]) - (high - low) * scale, 0.0)
-        place = 0.5 * np.array([width, height]) + (rng.random(2) - 0.5) * room
-    focal = height * (0.9 + 1.8 * rng.random())
-    focal = max(focal, _NEAREST * scale)
-    depth = focal / scale
+        share = 0.95 - (0.2 + 0.55 * difficulty) * rng.random()
+        scale, target, place = fit * share, 0.5 * (low + high), 0.5 * np.array([width, height])
+    focal = max(height * (0.9 + 1.8 * rng.random()), _NEAREST * scale)
     centre = (place - 0.5 * np.array([width, height])) / scale
-    return focal, np.array([centre[0] - target[0], centre[1] + target[1], depth])
+    position = np.array([centre[0] - target[0], centre[1] + target[1], focal / scale])
+    if not cut:
+        # Perspective makes near parts larger, so size and place are set again by the projection.
+        room = rng.random(2) - 0.5
+        for _ in range(2):
+            camera = subject.vertices[::7] * (1.0, -1.0, -1.0) + position
+            pixels = project(camera, focal, size)[:, :2]
+            low, high = pixels.min(0), pixels.max(0)
+            focal *= share * min(width / (high[0] - low[0]), height / (high[1] - low[1]))
+            slack = np.maximum((np.array([width, height]) - (high - low)), 0.0) * room
+            position[:2] += (0.5 * np.array([width, height]) + slack - 0.5 * (low + high)) * position[2] / focal
+    return focal, position
 
 
 def _count_others(rng, difficulty: float) -> int:
