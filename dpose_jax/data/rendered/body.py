@@ -35,10 +35,11 @@ class Body(NamedTuple):
     part: np.ndarray  # (F,) uint8: BODY, EYES, HAIR or SKIRT
     bones: list[str]
     parents: np.ndarray  # (B,) int; -1 of the root
-    heads: np.ndarray  # (B, V) float32: weights that give the bones' heads
+    head_weights: tuple[np.ndarray, np.ndarray]  # rows (n,) of vertices, and weights (B, n) float32, see `heads`
     bone_index: np.ndarray  # (V, 4) int16
     bone_weight: np.ndarray  # (V, 4) float32, sums to 1
     joints: np.ndarray  # (17, V) float32: weights that give COCO's joints
+    vertex_part: np.ndarray  # (V,) uint8: as `part`
 
     def shape(self, weights: dict[str, float]) -> np.ndarray:
         """The rest vertices (V, 3) float32 of a mixture of shapes."""
@@ -46,6 +47,11 @@ class Body(NamedTuple):
         for name, weight in weights.items():
             vertices += np.float32(weight) * self.shapes[name]
         return vertices
+
+    def heads(self, vertices: np.ndarray) -> np.ndarray:
+        """Where the bones begin, (B, 3) float32, in (V, 3) float32 rest vertices."""
+        rows, weights = self.head_weights
+        return weights @ vertices[rows]
 
 
 @functools.cache
@@ -77,21 +83,27 @@ def _read(root: pathlib.Path) -> Body:
     for name, cube in cubes.items():
         heads[bones.index(name), row[cube]] = 1.0 / len(cube)
     heads[bones.index("Root")] = heads[bones.index("pelvis")]
+    rows = np.flatnonzero(heads.any(0))
     weights = json.loads((root / "mpfb2/rigs/standard/weights.game_engine.json").read_text())["weights"]
     index, weight = _strongest(weights, bones, len(vertices))
     regressor = read_checkpoint(str(root / "keypoints/coco.pth")).tensors
     joints = np.stack([regressor[name].reshape(-1) for name in COCO.joints])
+    faces = row[np.concatenate([triangles[name] for name in PARTS])].astype(np.int32)
+    part = np.concatenate([np.full(len(triangles[name]), kind, np.uint8) for name, kind in PARTS.items()])
+    vertex_part = np.zeros(len(used), np.uint8)
+    vertex_part[faces] = part[:, None]
     return Body(
         base=0.1 * vertices[used],
         shapes={name: 0.1 * offsets[used] for name, offsets in _read_shapes(root, len(vertices))},
-        faces=row[np.concatenate([triangles[name] for name in PARTS])].astype(np.int32),
-        part=np.concatenate([np.full(len(triangles[name]), part, np.uint8) for name, part in PARTS.items()]),
+        faces=faces,
+        part=part,
         bones=bones,
         parents=np.array([bones.index(rig[name]["parent"]) if rig[name]["parent"] else -1 for name in bones]),
-        heads=heads,
+        head_weights=(rows, np.ascontiguousarray(heads[:, rows])),
         bone_index=index[used],
         bone_weight=weight[used],
         joints=np.ascontiguousarray(joints[:, used]),
+        vertex_part=vertex_part,
     )
 
 

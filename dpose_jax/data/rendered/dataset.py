@@ -16,6 +16,8 @@ from dpose_jax.pose.joint_sets import COCO, JointSet
 from dpose_jax.recipe import Rendered
 from dpose_jax.typed_fields import fail
 
+_PHOTO = 0.4  # of the images with a folder of backgrounds: the share whose cloth may be cut from a picture
+
 
 class RenderedSource:
     """Rendered 3-D people, one item an image: its subject; a `Source` (see sample.py).
@@ -93,8 +95,9 @@ class RenderedSource:
         if self._pictures is None:
             background = invent(rng, size, difficulty)
         else:
-            picture, other = (self._pictures.read(int(rng.random() * len(self._pictures))) for _ in range(2))
-            background, photo = cut(rng, picture, size), other
+            background = cut(rng, self._pictures.read(int(rng.random() * len(self._pictures))), size)
+            if rng.random() < _PHOTO:
+                photo = self._pictures.read(int(rng.random() * len(self._pictures)))
         return photograph(rng, paint(scene, background, photo), difficulty)
 
     def ground_truth(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _HAIRS = np.array(
     ],
     float,
 )
-_TILE = 256  # side of the noise, px
+_TILE = 256  # side of the noise, px; a power of two
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def noise() -> np.ndarray:
 
 def _sampled(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """The noise at (u, v) in its pixels, (n, 4)."""
-    return noise()[v.astype(np.int64) % _TILE, u.astype(np.int64) % _TILE]
+    return noise()[v.astype(np.int32) & (_TILE - 1), u.astype(np.int32) & (_TILE - 1)]
 
 
 def vivid(rng: np.random.Generator) -> np.ndarray:

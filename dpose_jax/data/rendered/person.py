@@ -55,7 +55,7 @@ def template() -> np.ndarray:
     """(V, 6) float32: position in an average adult's rest, m, and the arm, leg and trunk coordinates; see `Outfit`."""
     body = load_body()
     vertices = body.shape({"caucasian-male-young": 1.0, "universal-male-young-averagemuscle-averageweight": 1.0})
-    at = dict(zip(body.bones, body.heads @ vertices, strict=True))
+    at = dict(zip(body.bones, body.heads(vertices), strict=True))
     strongest = np.array(body.bones)[body.bone_index[:, 0]]
     limbs = np.full((len(vertices), 2), _OFF, np.float32)
     for column, chain in enumerate((("upperarm", "lowerarm", "hand"), ("thigh", "calf", "foot"))):
@@ -174,7 +174,7 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     body, fixed = load_body(), template()
     gender, age, rest = _draw_shape(rng, body)
     outfit = draw_outfit(rng, gender)
-    heads = body.heads @ rest
+    heads = body.heads(rest)
     if outfit.shoes:
         rest = rest + shoe()
     turns = turn_bones(body, heads, pose)
@@ -184,11 +184,9 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     joints = body.joints @ vertices
     normals = kernels.vertex_normals(rest, body.faces)
     normals = kernels.skin(normals, body.bone_index, body.bone_weight, turned, moves, False)
-    vertex_part = np.zeros(len(rest), np.uint8)
-    vertex_part[body.faces] = body.part[:, None]
-    clothed = vertices + _thickness(rng, fixed, vertex_part, outfit)[:, None] * normals
+    clothed = vertices + _thickness(rng, fixed, body.vertex_part, outfit)[:, None] * normals
     keep = np.ones(len(rest), np.float32)
-    hair, skirt = vertex_part == HAIR, vertex_part == SKIRT
+    hair, skirt = body.vertex_part == HAIR, body.vertex_part == SKIRT
     ragged = 0.012 * np.sin(fixed[:, 0] * 160 + 7 * rng.random()) * np.sin(fixed[:, 2] * 130)
     x, y, z = fixed[hair, :3].T
     face = np.where(z > 0.04, (x / 0.07) ** 2 + ((y - 0.79) / 0.095) ** 2 - 1.0, 1.0)  # no curtain before the face

@@ -7,7 +7,7 @@ A lifted pose keeps the directions of the limbs in the image. Their depths follo
 import numpy as np
 
 from dpose_jax.data.coco_format import Annotations, Audit
-from dpose_jax.data.rendered.posing import JOINT, Pose, frame, unit
+from dpose_jax.data.rendered.posing import JOINT, Pose, cross, frame, unit
 from dpose_jax.data.synthetic.skeleton import NUM_DRAWS, POINT, body_points, pair
 from dpose_jax.pose.joint_sets import COCO
 
@@ -21,8 +21,8 @@ def read_poses(file: str, max_bad_share: float) -> tuple[np.ndarray, dict[str, i
     """Reads the persons of a COCO annotation file whose twelve joints below the head are all labelled.
 
     Returns:
-      (N, 17, 3) float32 x, y in px and visibility, N at least 1; and counts: `poses`, `poses_incomplete` (a joint is not
-      labelled, or the person is lower than 60 px), and those of every rule for malformed entries.
+      (N, 17, 3) float32 x, y in px and visibility, N at least 1; and counts: `poses`, `poses_incomplete` (a joint is
+      not labelled, or the person is lower than 60 px), and those of every rule for malformed entries.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -67,7 +67,7 @@ def lift(joints: np.ndarray, rng: np.random.Generator) -> Pose:
     shoulders[2], hips[2] = sign * deep(shoulders, _SHOULDERS), sign * min(deep(hips, _HIPS), 0.9 * _HIPS * scale)
     ahead = np.sign(shoulders[0]) or 1.0  # leaning forward is leaning to the camera if that is in front
     trunk[2] = 0.8 * deep(trunk, _TRUNK) * (ahead if rng.random() < 0.75 else -ahead)
-    forward = unit(np.cross(shoulders, trunk))
+    forward = unit(cross(shoulders, trunk))
     for side, half in (("left", 0.5), ("right", -0.5)):
         points[f"{side}_hip"], points[f"{side}_shoulder"] = half * hips, trunk + half * shoulders
         for start, end, length in _LIMBS:
@@ -133,7 +133,7 @@ def _head(joints, flat, scale, trunk, forward, rng) -> np.ndarray:
         roll = flat[3] - flat[4]
         upright = unit(upright + 0.5 * unit(np.array([-roll[1], roll[0], 0.0])) * np.sign(roll[0]))
     turned = frame(ahead, upright)
-    return np.stack([np.cross(turned[:, 1], turned[:, 0]), turned[:, 1], turned[:, 0]], 1)
+    return np.stack([cross(turned[:, 1], turned[:, 0]), turned[:, 1], turned[:, 0]], 1)
 
 
 def _hands(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

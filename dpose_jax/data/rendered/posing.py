@@ -4,6 +4,7 @@ World axes are x to the image's right, y up and z towards the camera, which are 
 the camera. Turns are (3, 3) matrices.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +28,15 @@ class Pose(NamedTuple):
 
 def unit(vector: np.ndarray) -> np.ndarray:
     """A vector of length 1; of a zero vector, up."""
-    norm = np.sqrt(vector @ vector)
+    norm = math.sqrt(vector @ vector)
     return vector / norm if norm > 1e-9 else np.array([0.0, 1.0, 0.0])
+
+
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cross product of two vectors, a tenth of the time of numpy's."""
+    ax, ay, az = a.tolist()
+    bx, by, bz = b.tolist()
+    return np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
 
 def frame(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -36,32 +44,37 @@ def frame(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     x = unit(first)
     y = second - x * (x @ second)
     if y @ y < 1e-12:
-        y = np.cross(x, np.eye(3)[np.argmin(np.abs(x))])
+        y = cross(x, np.eye(3)[np.argmin(np.abs(x))])
     y = unit(y)
-    return np.stack([x, y, np.cross(x, y)], 1)
+    return np.stack([x, y, cross(x, y)], 1)
 
 
 def around(axis: np.ndarray, angle: float) -> np.ndarray:
     """The turn by `angle` radians around a unit axis (Rodrigues)."""
-    x, y, z = axis
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + np.sin(angle) * cross + (1.0 - np.cos(angle)) * cross @ cross
+    x, y, z = axis.tolist()
+    c, s = math.cos(angle), math.sin(angle)
+    a, b, d = (1.0 - c) * x, (1.0 - c) * y, (1.0 - c) * z
+    return np.array([
+        [c + a * x, a * y - s * z, a * z + s * y],
+        [a * y + s * z, c + b * y, b * z - s * x],
+        [a * z - s * y, b * z + s * x, c + d * z],
+    ])  # fmt: skip
 
 
 def between(start: np.ndarray, end: np.ndarray, part: float = 1.0) -> np.ndarray:
     """The smallest turn from one direction to another, or a part of it."""
     start, end = unit(start), unit(end)
-    axis = np.cross(start, end)
+    axis = cross(start, end)
     if axis @ axis < 1e-12:
-        axis = np.cross(start, np.eye(3)[np.argmin(np.abs(start))])
-    return around(unit(axis), part * np.arccos(np.clip(start @ end, -1.0, 1.0)))
+        axis = cross(start, np.eye(3)[np.argmin(np.abs(start))])
+    return around(unit(axis), part * math.acos(min(1.0, max(-1.0, float(start @ end)))))
 
 
 def mixed(first: np.ndarray, second: np.ndarray, part: float) -> np.ndarray:
     """The turn `part` of the way from the first turn to the second."""
     turn = second @ first.T
     axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
-    angle = np.arccos(np.clip(0.5 * (np.trace(turn) - 1.0), -1.0, 1.0))
+    angle = math.acos(min(1.0, max(-1.0, 0.5 * (float(np.trace(turn)) - 1.0))))
     return around(unit(axis), part * angle) @ first
 
 

@@ -201,7 +201,7 @@ def _add_object(rng, stage: _Stage, joints: np.ndarray, silhouette: np.ndarray, 
     extent = float(rows[-1] - rows[0] + 1)
     kind, a, b, c = rng.random(4)
     if kind < 0.4:  # boards, tables among them
-        w, h = extent * (0.08 + 0.5 * a * a), extent * (0.06 + 0.25 * b)
+        w, h = extent * (0.08 + 0.35 * a * a), extent * (0.06 + 0.25 * b)
         outline = np.array([[-w, -h], [w, -h], [w, h], [-w, h]])
     elif kind < 0.7:
         angles = np.linspace(0.0, 2 * np.pi, 13)[:-1]
