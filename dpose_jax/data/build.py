@@ -22,7 +22,7 @@ from dpose_jax.data.array_record.writer import KINDS, Cut, SplitRecords
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import format_counts, read_coco
 from dpose_jax.data.datasets import SPLITS, data_root
-from dpose_jax.recipe import Data, Recipe
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
@@ -66,33 +66,28 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: Cut | None, metadata: di
     data, root = recipe.data, data_root(recipe.data)
     sources, splits = {}, {}
     for name in SPLITS:
-        files, training = (data.annotations(name), data.images(name)), name == "train"
-        sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, training=training)
+        files, options = (data.annotations(name), data.images(name)), {"max_bad_share": data.max_bad_share}
+        sources[name] = FolderSource(root, *files, recipe.joints, training=name == "train", **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
-        splits[name] = SplitRecords(sources[name], data, cut, with_empty=kind == "full" and name == "val")
-
+        splits[name] = SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
     tfds_writer.write_records(folder, kind, recipe.joints.num_joints, splits)
     for name, split in splits.items():
         # In COCO's format, which holds the sizes that a folder in AI Challenger's format reads from its images.
-        content = read_coco(_annotation_file(data, name), sources[name].folder.size)
+        content = read_coco(os.path.join(root, data.annotations(name)), sources[name].folder.size)
         write_bytes(os.path.join(folder, f"{name}_annotations.json"), json.dumps(content).encode())
         write_json(os.path.join(folder, f"{name}_index.json"), split.index, indent=None)
     write_json(os.path.join(folder, "report.json"), {name: split.counts for name, split in splits.items()})
     write_json(os.path.join(folder, "build.json"), metadata)
 
 
-def _annotation_file(data: Data, split: str) -> str:
-    return os.path.join(data_root(data), data.annotations(split))
-
-
 def _metadata(recipe: Recipe, kind: str, cut: Cut | None) -> dict:
     """What decides the content of the records, JSON values."""
-    metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
+    data, metadata = recipe.data, {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
     metadata |= dataclasses.asdict(cut) if cut else {}
     for split in SPLITS:
-        annotations, images = recipe.data.annotations(split), recipe.data.images(split)
-        checksum = sha256(_annotation_file(recipe.data, split))
-        metadata[split] = {"annotations": annotations, "sha256": checksum, "images": images}
+        file = data.annotations(split)
+        checksum = sha256(os.path.join(data_root(data), file))
+        metadata[split] = {"annotations": file, "sha256": checksum, "images": data.images(split)}
     return json.loads(json.dumps(metadata))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.coco_format import PERSON_CATEGORY, is_int, is_number, numbers
+from dpose_jax.data.coco_format import is_int, is_number, numbers
+from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.workdir.files import read_json
 
 

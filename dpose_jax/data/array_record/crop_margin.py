@@ -1,7 +1,7 @@
 """How much of an image around a person the augmentation of a recipe can reach: what `crops` records store (ours)."""
 
 import dataclasses
-from typing import Any
+import operator
 
 import numpy as np
 
@@ -10,6 +10,17 @@ from dpose_jax.data.sample import Person
 from dpose_jax.recipe import Recipe
 
 _BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
+# By attribute of Margin: the field of the recipe, and how the built value compares to one that it covers.
+_COVERS = {
+    "aspect": ("input_size (its aspect)", operator.eq),
+    "padding": ("crop.padding", operator.ge),
+    "scale": ("augment.scale", operator.ge),
+    "angle": ("augment.rotation (twice it, in degrees)", operator.ge),
+    "shift": ("augment.shift", operator.ge),
+    "half_body": ("augment.half_body", operator.ge),
+    "half_body_min_joints": ("augment.half_body_min_joints", operator.le),
+    "upper_body": ("joint_set (its upper_body)", operator.eq),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,37 +39,21 @@ class Margin:
     @classmethod
     def of(cls, recipe: Recipe, *, training: bool) -> "Margin":
         """The margin of a recipe; without training that of the plain crop."""
-        height, width = recipe.input_size
-        plain = cls(aspect=width / height, padding=recipe.crop.padding)
+        (height, width), padding, augment = recipe.input_size, recipe.crop.padding, recipe.augment
         if not training:
-            return plain
-        augment, upper_body = recipe.augment, tuple(recipe.joints.upper_body)
+            return cls(width / height, padding)
         angle = min(2 * augment.rotation, 180.0) if augment.rotation_prob > 0 else 0.0
-        turned = dataclasses.replace(plain, scale=augment.scale, angle=angle, shift=augment.shift)
-        if augment.half_body == 0 or not upper_body:
-            return turned
-        least = augment.half_body_min_joints
-        return dataclasses.replace(turned, half_body=True, half_body_min_joints=least, upper_body=upper_body)
+        upper_body = tuple(recipe.joints.upper_body) if augment.half_body > 0 else ()
+        least = augment.half_body_min_joints if upper_body else 0
+        shift = augment.shift
+        return cls(width / height, padding, augment.scale, angle, shift, bool(upper_body), least, upper_body)
 
     def check_covers(self, recipe: "Margin", where: str) -> None:
         """Raises ValueError if a recipe reaches further than crops of this margin; names `where` and the field."""
-        rows: list[tuple[str, Any, Any, bool]] = [
-            ("input_size (its aspect)", self.aspect, recipe.aspect, self.aspect == recipe.aspect),
-            ("crop.padding", self.padding, recipe.padding, self.padding >= recipe.padding),
-            ("augment.scale", self.scale, recipe.scale, self.scale >= recipe.scale),
-            ("augment.rotation (twice it, in degrees)", self.angle, recipe.angle, self.angle >= recipe.angle),
-            ("augment.shift", self.shift, recipe.shift, self.shift >= recipe.shift),
-        ]
-        if recipe.half_body:
-            least, asked = self.half_body_min_joints, recipe.half_body_min_joints
-            upper, needed = self.upper_body, recipe.upper_body
-            rows += [
-                ("augment.half_body", self.half_body, recipe.half_body, self.half_body),
-                ("augment.half_body_min_joints", least, asked, least <= asked),
-                ("joint_set (its upper_body)", upper, needed, upper == needed),
-            ]
-        for field, built, wanted, fits in rows:
-            if not fits:
+        for name, (field, covers) in _COVERS.items():
+            built, wanted = getattr(self, name), getattr(recipe, name)
+            matters = recipe.half_body or name not in ("half_body_min_joints", "upper_body")
+            if matters and not covers(built, wanted):
                 raise ValueError(
                     f"{where}: the stored crops do not reach as far as this recipe: {field} is {wanted}, they were "
                     f"built for {built}; build them with this recipe, or use data.source='full'"

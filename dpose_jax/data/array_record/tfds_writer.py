@@ -5,6 +5,7 @@ person, with a JPEG of the part of the image that the recipe's augmentation can 
 A record holds the persons' annotations too, for other readers of TFDS; `reader.py` takes them from the JSON beside it.
 """
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from dpose_jax.data.array_record.reader import NAME, VERSION
-from dpose_jax.data.array_record.writer import Example, SplitRecords
+from dpose_jax.data.array_record.writer import SplitRecords
 
 _CHUNK = 128  # records handed to the writer at once: it rewrites its metadata at every call
 _RECORDS_A_FILE = {"full": 1500, "crops": 5000}  # about 250 MB a file at COCO's sizes
@@ -38,25 +39,18 @@ def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, Spli
     writer = tfds.core.SequentialWriter(info, _RECORDS_A_FILE[kind], file_format=tfds.core.FileFormat.ARRAY_RECORD)
     for name, split in splits.items():
         writer.initialize_splits([name])
-        chunk: list[Example] = []
-        for examples in tqdm(split, desc=name, unit="image", dynamic_ncols=True):
-            chunk += examples
-            if len(chunk) >= _CHUNK:
-                writer.add_examples({name: chunk})
-                chunk = []
-        writer.add_examples({name: chunk})
+        examples = itertools.chain.from_iterable(tqdm(split, desc=name, unit="image", dynamic_ncols=True))
+        while chunk := list(itertools.islice(examples, _CHUNK)):
+            writer.add_examples({name: chunk})
         writer.close_splits([name])
 
 
 def _features(kind: str, joints: int) -> dict[str, Any]:
-    """The fields of a record."""
+    tensor = tfds.features.Tensor
     image = {"image": tfds.features.Image(shape=(None, None, 3)), "image_id": np.int64}
     image |= {"file_name": tfds.features.Text()}
-    person = {
-        "id": np.int64,
-        "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-        "keypoints": tfds.features.Tensor(shape=(joints, 3), dtype=np.float32),
-    }
+    person = {"id": np.int64, "bbox": tensor(shape=(4,), dtype=np.float32)}
+    person |= {"keypoints": tensor(shape=(joints, 3), dtype=np.float32)}
     if kind == "full":
         return image | {"persons": tfds.features.Sequence(person)}
-    return image | person | {"origin": tfds.features.Tensor(shape=(2,), dtype=np.int32)}
+    return image | person | {"origin": tensor(shape=(2,), dtype=np.int32)}

@@ -1,6 +1,7 @@
 """A split as records to be stored: whole images with their persons, or a cut around each person."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,36 +27,29 @@ class Cut:
     quality: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _ImageRecords:
-    """Image -> its records, or why there are none; runs in worker processes."""
-
-    source: FolderSource
-    items: list[ListedImage]
-    cut: Cut | None
-
-    def __call__(self, item: int) -> Example:
-        name, image_id, size, persons = self.items[item]
-        found: Example = {"problem": "", "notes": (), "examples": []}
-        try:
-            data = self.source.folder.read(name)
-            image = decode_image(data)
-            header = read_header(data)
-            found["notes"] = header.notes if header else ()
-            check_size(image, size)
-        except (OSError, ValueError) as error:
-            return found | {"problem": str(error)}
-        metadata = {"file_name": name, "image_id": image_id}
-        people = [self.source[index] for index in persons]
-        described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
-        if self.cut is None:
-            return found | {"examples": [metadata | {"image": data, "persons": described}]}
-        for person, description in zip(people, described, strict=True):
-            left, top, right, bottom = self.cut.margin.window(person, size)
-            pixels = encode_jpeg(image[top:bottom, left:right], self.cut.quality)
-            cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
-            found["examples"].append(metadata | description | cut_out)
-        return found
+def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | None, item: int) -> Example:
+    """The records of an image, or why there are none."""
+    name, image_id, size, persons = images[item]
+    found: Example = {"problem": "", "notes": (), "examples": []}
+    try:
+        data = source.folder.read(name)
+        image = decode_image(data)
+        header = read_header(data)
+        found["notes"] = header.notes if header else ()
+        check_size(image, size)
+    except (OSError, ValueError) as error:
+        return found | {"problem": str(error)}
+    metadata = {"file_name": name, "image_id": image_id}
+    people = [source[index] for index in persons]
+    described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
+    if cut is None:
+        return found | {"examples": [metadata | {"image": data, "persons": described}]}
+    for person, description in zip(people, described, strict=True):
+        left, top, right, bottom = cut.margin.window(person, size)
+        pixels = encode_jpeg(image[top:bottom, left:right], cut.quality)
+        cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
+        found["examples"].append(metadata | description | cut_out)
+    return found
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -74,39 +68,36 @@ class SplitRecords:
 
     def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool):
         """`cut` is None for `full`; `with_empty` has also images without persons, in which detected boxes may lie."""
-        self._work = _ImageRecords(source, source.images(with_empty=with_empty), cut)
-        self._data = data
+        self._source, self._data, self._cut = source, data, cut
+        self._images = source.images(with_empty=with_empty)
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
         self.index: dict[str, Any] = {"images": [], "unreadable": {}}
-        if cut is not None:
-            self.index |= {"persons": [], "origins": []}
+        self.index |= {"persons": [], "origins": []} if cut else {}
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._work.items)
+        return len(self._images)
 
     def __iter__(self) -> Iterator[list[Example]]:
         """Yields the records of an image, in the source's order; ValueError if `max_bad_share` is exceeded."""
-        dataset = grain.MapDataset.range(len(self)).map(self._work)
-        records = read_ahead(dataset, self._data.workers, elements=64)
-        for (name, *_), found in zip(self._work.items, records, strict=True):
+        records = functools.partial(_image_records, self._source, self._images, self._cut)
+        dataset = grain.MapDataset.range(len(self)).map(records)
+        ahead = read_ahead(dataset, self._data.workers, elements=64)
+        for (name, *_), found in zip(self._images, ahead, strict=True):
             for note in found["notes"]:
                 self.counts[note] += 1
             if found["problem"]:
-                self._add_unreadable(name, found["problem"])
+                self.counts["image_unreadable"] += 1
+                self.index["unreadable"][name] = found["problem"]
+                count, share = self.counts["image_unreadable"], self._data.max_bad_share
+                if count > share * len(self):
+                    raise ValueError(
+                        f"{count} of {len(self)} images are unreadable, more than data.max_bad_share={share}; the "
+                        f"last: {self._source.folder.place(name)}: {found['problem']}"
+                    )
                 continue
             self.index["images"].append(name)
-            if "persons" in self.index:
+            if self._cut:
                 self.index["persons"] += [example["id"] for example in found["examples"]]
                 self.index["origins"] += [example["origin"].tolist() for example in found["examples"]]
             yield found["examples"]
-
-    def _add_unreadable(self, name: str, problem: str) -> None:
-        self.counts["image_unreadable"] += 1
-        self.index["unreadable"][name] = problem
-        count, share = self.counts["image_unreadable"], self._data.max_bad_share
-        if count > share * len(self):
-            raise ValueError(
-                f"{count} of {len(self)} images are unreadable, more than data.max_bad_share={share}; the last: "
-                f"{self._work.source.folder.place(name)}: {problem}"
-            )
