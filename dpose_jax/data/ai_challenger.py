@@ -53,7 +53,9 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
 def _joints(values):
     if not isinstance(values, list):
         return values
-    return [_VISIBILITY.get(v, _BROKEN) if k % 3 == 2 and isinstance(v, int | float) else v for k, v in enumerate(values)]
+    return [
+        _VISIBILITY.get(v, _BROKEN) if k % 3 == 2 and isinstance(v, int | float) else v for k, v in enumerate(values)
+    ]
 
 
 def _box(corners):

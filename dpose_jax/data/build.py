@@ -66,8 +66,8 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: Cut | None, metadata: di
     data, root = recipe.data, data_root(recipe.data)
     sources, splits = {}, {}
     for name in SPLITS:
-        files, options = (data.annotations(name), data.images(name)), {"max_bad_share": data.max_bad_share}
-        sources[name] = FolderSource(root, *files, recipe.joints, training=name == "train", **options)
+        files, training = (data.annotations(name), data.images(name)), name == "train"
+        sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, training=training)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
     tfds_writer.write_records(folder, kind, recipe.joints.num_joints, splits)

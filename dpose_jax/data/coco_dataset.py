@@ -9,7 +9,7 @@ import numpy as np
 
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, finite_numbers, is_int, is_number
 from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
-from dpose_jax.data.sample import BadRecordError, Person
+from dpose_jax.data.sample import PERSON_CATEGORY, BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
 
@@ -38,8 +38,7 @@ class _Row(NamedTuple):
 class AnnotatedSource:
     """The persons of one annotation file over a store of images; implements `sample.Source`.
 
-    The source holds arrays and file names only, so that worker processes can be given a copy. `box_file` has the
-    detected boxes that stand for the persons; None if they are the annotated ones.
+    It holds arrays and file names only, so that worker processes can be given a copy.
     """
 
     def __init__(
@@ -54,21 +53,12 @@ class AnnotatedSource:
         max_bad_share: float = 0.01,
         training: bool,
     ):
-        """Reads and checks the annotations; reads no pixel.
+        """Reads and checks the annotations, in COCO's keypoint format or AI Challenger's own; reads no pixel.
 
-        Args:
-          annotation_file: in COCO's keypoint format, or AI Challenger's own; with a `box_file` also a list of images
-            without annotations, such as COCO's image_info_test-dev2017.json.
-          images: what `file_name` names.
-          joint_set: must fit the annotations, see `coco_format.check_joint_names`.
-          box_file: the persons are then these detected boxes, without joints; not for training.
-          min_box_score: detected boxes below it are left out, in [0, 1].
-          use_area: `ground_truth` gives the annotation's area where it has one, else BOX_AREA w h.
-          max_bad_share: share of the records that may be malformed, in [0, 1].
-          training: whether the persons are for training.
-
-        Raises FileNotFoundError, or ValueError if a file is not in the format, the joint set does not fit, too many
-        records are malformed, or no person is left.
+        With a `box_file` the persons are its detected boxes of at least `min_box_score`, without joints; images without
+        annotations will then do, such as COCO's image_info_test-dev2017.json. `use_area` is that of `ground_truth`.
+        Raises FileNotFoundError, or ValueError if a file is not in the format, the joint set does not fit (see
+        `coco_format.check_joint_names`), more than `max_bad_share` of the records are malformed, or no person is left.
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
@@ -82,8 +72,7 @@ class AnnotatedSource:
             audit.file = box_file
             total, rows = _detected_rows(box_file, coco, min_box_score, joint_set.num_joints, audit)
         rows = self._with_image(rows, coco.images, audit)
-        audit.check(total, len(rows), max_bad_share)
-        self._report = audit.report(total, len(rows))
+        self._report = audit.report(total, len(rows), max_bad_share)
         largest = max((row.id for row in rows), key=abs)
         if abs(largest) > _INT32_MAX:
             raise ValueError(f"{audit.file}: id {largest} does not fit 32 bits; renumber the annotations")
@@ -170,10 +159,10 @@ class AnnotatedSource:
             area = float(entry["area"] if self._use_area and _has_area(entry) else area)
             given = entry.get("num_keypoints")
             count = given if is_int(given) else int((joints[:, 2] > 0).sum())
-            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": 1, "bbox": box, "area": area}
-            person |= {"iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
+            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": PERSON_CATEGORY}
+            person |= {"bbox": box, "area": area, "iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
             kept.append(person | {"keypoints": joints.ravel().tolist()})
-        category = {"id": 1, "name": "person", "keypoints": list(self._joint_set.joints)}
+        category = {"id": PERSON_CATEGORY, "name": "person", "keypoints": list(self._joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 
     def report(self) -> dict[str, int]:

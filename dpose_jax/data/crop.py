@@ -73,13 +73,9 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
     size = view.size * min(max(1 + augment.scale * noise[0], 1 - augment.scale), 1 + augment.scale)
     rotation = min(max(augment.rotation * noise[1], -2 * augment.rotation), 2 * augment.rotation)
-    return View(
-        center,
-        size,
-        rotation=float(rotation) if rotate < augment.rotation_prob else 0.0,
-        flip=bool(flip < augment.flip),
-        color=tuple(1 + augment.color * (2 * u - 1) for u in color),
-    )
+    angle = float(rotation) if rotate < augment.rotation_prob else 0.0
+    factors = tuple(1 + augment.color * (2 * u - 1) for u in color)
+    return View(center, size, angle, bool(flip < augment.flip), factors)
 
 
 def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
@@ -112,8 +108,7 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
     height, width = spec.input_size
     edge = 1 if spec.warp == "unbiased" else 0
     across, down = width - edge, height - edge
-    angle = math.radians(view.rotation)
-    cos, sin = math.cos(angle), math.sin(angle)
+    cos, sin = math.cos(math.radians(view.rotation)), math.sin(math.radians(view.rotation))
     (x, y), (w, h) = view.center, view.size
     a, b = across / w * cos, across / w * -sin
     c, d = down / h * sin, down / h * cos
@@ -144,8 +139,7 @@ def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int,
     matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
     matrix[:, 2] += matrix[:, :2] @ np.asarray(origin, np.float64)
     crop = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
-    if view.flip:
-        crop = cv2.flip(crop, 1)
+    crop = cv2.flip(crop, 1) if view.flip else crop
     return crop if view.color == (1.0, 1.0, 1.0) else _recolor(crop, view.color)
 
 
@@ -169,8 +163,7 @@ def warp_joints(
     `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5], else 0. In a mirrored view left and
     right joints change places.
     """
-    height, width = spec.input_size
-    margin = spec.label_margin
+    (height, width), margin = spec.input_size, spec.label_margin
     labelled = keypoints[:, 2] > 0
     points = np.where(labelled[:, None], map_points(view_matrix(view, spec), keypoints[:, :2]), 0.0)
     inside = (points >= -0.5 - margin) & (points <= np.array([width, height]) - 0.5 + margin)

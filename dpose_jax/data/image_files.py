@@ -14,7 +14,7 @@ IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 _HEAD = 1 << 16  # bytes that hold the header of nearly every file
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
 # EXIF's orientation entry in either byte order: tag 0x112, type SHORT, count 1, value. 1 is upright, 2 to 8 are not.
-_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\1-\x08])\0|\x01\x12\0\x03\0\0\0\1\0([\1-\x08])")
+_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
 
 
 class Header(NamedTuple):

@@ -1,6 +1,8 @@
 """Batches from a source: the training stream and the evaluation pass, both through Grain."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,42 +60,32 @@ class _TrainExample:
                 continue
             person = self.source[used]
             view = crop.draw_view(rng, person, self.spec, self.augment, self.joint_set)
-            return make_example(image, person, view, self.spec, self.joint_set) | {
-                "index": np.int32(used),
-                "mask": np.float32(1),
-                "bad_index": np.int32(-1 if used == index else index),
-            }
+            row = make_example(image, person, view, self.spec, self.joint_set)
+            bad = np.int32(-1 if used == index else index)
+            return row | {"index": np.int32(used), "mask": np.float32(1), "bad_index": bad}
         raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _EvalExample:
-    """Index -> plain row; index -1 is padding."""
-
-    source: Source
-    spec: crop.CropSpec
-    joint_set: JointSet
-
-    def __call__(self, index: int) -> Row:
-        image, bad = np.zeros((*self.spec.input_size, 3), np.uint8), -1
-        unlabelled = np.zeros((self.joint_set.num_joints, 3), np.float32)
-        person = Person(0, 0, "", np.array([0, 0, 1, 1]), unlabelled)
-        if index >= 0:
-            person = self.source[index]
-            try:
-                image = self.source.read_image(index)
-            except BadRecordError:
-                person, bad = dataclasses.replace(person, keypoints=unlabelled), index
-        row = make_example(image, person, crop.padded_view(person.bbox, self.spec), self.spec, self.joint_set)
-        mask = np.float32(index >= 0 and bad < 0)
-        return row | {"index": np.int32(index), "mask": mask, "bad_index": np.int32(bad)}
+def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: int) -> Row:
+    """The plain row of an index; -1 is padding."""
+    image, bad = np.zeros((*spec.input_size, 3), np.uint8), -1
+    unlabelled = np.zeros((joint_set.num_joints, 3), np.float32)
+    person = Person(0, 0, "", np.array([0, 0, 1, 1]), unlabelled)
+    if index >= 0:
+        person = source[index]
+        try:
+            image = source.read_image(index)
+        except BadRecordError:
+            person, bad = dataclasses.replace(person, keypoints=unlabelled), index
+    row = make_example(image, person, crop.padded_view(person.bbox, spec), spec, joint_set)
+    mask = np.float32(index >= 0 and bad < 0)
+    return row | {"index": np.int32(index), "mask": mask, "bad_index": np.int32(bad)}
 
 
 class TrainIterator(grain.DatasetIterator):
     """Endless training batches; its state is the number of examples consumed, by all hosts together.
 
-    The state does not depend on workers, hosts or the batch size. A run may be resumed with others and goes on at the
-    same example of the same stream.
+    A run resumed with other workers, hosts or batch size goes on at the same example of the same stream.
     """
 
     def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
@@ -120,19 +112,14 @@ class TrainIterator(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Moves to a state of `get_state`, in constant time."""
-        self.close_workers()
-        self._examples = int(state["examples"])
-
-    def close_workers(self) -> None:
-        """Ends worker processes and threads; the next batch starts them again."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+        self.close()
+        self._examples, self._closed = int(state["examples"]), False
 
     def close(self) -> None:
-        """Ends worker processes and threads for good."""
-        self._closed = True
-        self.close_workers()
+        """Ends worker processes and threads; only `set_state` starts them again."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches, self._closed = None, True
 
 
 def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
@@ -154,7 +141,7 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
 
 
 class EvalBatches:
-    """Batches that can be read more than once; see `eval_batches`."""
+    """See `eval_batches`."""
 
     def __init__(self, batches: grain.MapDataset, workers: int):
         self._batches, self._workers = batches, workers
@@ -163,16 +150,13 @@ class EvalBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(read_ahead(self._batches, self._workers))
-        try:
+        with contextlib.closing(iter(read_ahead(self._batches, self._workers))) as batches:
             yield from map(_copied, batches)
-        finally:
-            batches.close()
 
 
 def eval_example(recipe: Recipe, source: Source) -> Callable[[int], Row]:
-    """The function from an index into the source to its row of an evaluation batch; see `eval_batches`."""
-    return _EvalExample(source, crop_spec(recipe), recipe.joints)
+    """The function from an index into the source to its row of an evaluation batch."""
+    return functools.partial(_eval_row, source, crop_spec(recipe), recipe.joints)
 
 
 def eval_batches(recipe: Recipe, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> EvalBatches:
