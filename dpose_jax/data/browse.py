@@ -8,7 +8,6 @@ Of the first persons: `train_joints.png` and `val_joints.png`, crops with the na
 """
 
 import os
-from collections.abc import Iterator
 
 import cv2
 import jax
@@ -44,10 +43,12 @@ def browse(recipe: Recipe, out: str, persons: int = 12) -> dict:
         raise ValueError(f"persons={persons}: must be at least 1")
     model = build_model(recipe)
     sources = {split: make_source(recipe, split, training=split == "train") for split in ("train", "val")}
-    stream = train_iterator(recipe, sources["train"])
-    train = _first(stream, persons)
+    # The stream is the same for every batch size.
+    stream = train_iterator(recipe.override({"train.batch_size": persons}), sources["train"])
+    train = next(stream)
     stream.close()
-    val = _first(iter(eval_batches(recipe, sources["val"], min(persons, len(sources["val"])))), persons)
+    val = next(iter(eval_batches(recipe, sources["val"], min(persons, len(sources["val"])))))
+    val = {key: value[val["mask"] > 0] for key, value in val.items()}
     for split, batch in (("train", train), ("val", val)):
         sheet = joints_sheet(batch, sources[split], model.joint_set)
         draw.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
@@ -55,15 +56,6 @@ def browse(recipe: Recipe, out: str, persons: int = 12) -> dict:
     found = {split: statistics(source, model.joint_set) for split, source in sources.items()}
     write_json(os.path.join(out, "statistics.json"), found)
     return found
-
-
-def _first(batches: Iterator[Batch], count: int) -> Batch:
-    """The first rows of the batches, as one."""
-    taken, rows = [], 0
-    while rows < count and (batch := next(batches, None)) is not None:
-        taken.append({key: value[batch["mask"] > 0] for key, value in batch.items()})
-        rows += len(taken[-1]["index"])
-    return {key: np.concatenate([batch[key] for batch in taken])[:count] for key in taken[0]}
 
 
 def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str) -> None:

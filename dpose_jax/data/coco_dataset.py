@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, finite_numbers, is_int, is_number
+from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
 from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
 from dpose_jax.data.sample import PERSON_CATEGORY, BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
-
-_INT32_MAX = 2**31 - 1
 
 
 class ListedImage(NamedTuple):
@@ -71,36 +69,30 @@ class AnnotatedSource:
         else:
             audit.file = box_file
             total, rows = _detected_rows(box_file, coco, min_box_score, joint_set.num_joints, audit)
-        rows = self._with_image(rows, coco.images, audit)
-        self._report = audit.report(total, len(rows), max_bad_share)
-        largest = max((row.id for row in rows), key=abs)
-        if abs(largest) > _INT32_MAX:
-            raise ValueError(f"{audit.file}: id {largest} does not fit 32 bits; renumber the annotations")
-        listed = [coco.images[image_id] for image_id in dict.fromkeys(row.image_id for row in rows)]
-        places = {image["id"]: place for place, image in enumerate(listed)}
-        self._files = [image["file_name"] for image in listed]
-        self._image_ids = np.array([image["id"] for image in listed], np.int64)
-        self._sizes = np.array([(image["height"], image["width"]) for image in listed], np.int32)
-        self._image_rows = np.array([places[row.image_id] for row in rows], np.int32)
-        self._ids = np.array([row.id for row in rows], np.int64)
-        self._boxes, self._keypoints, self._scores = (
-            np.array([row[column] for row in rows], np.float32) for column in (2, 3, 4)
-        )
-
-    def _annotations(self, audit: Audit) -> Annotations:
-        annotated = self.box_file is None
-        return Annotations(self._annotation_file, self._joint_set, audit, self._store.size, annotated=annotated)
-
-    def _with_image(self, rows: list[_Row], images: dict[int, dict], audit: Audit) -> list[_Row]:
-        """The rows whose image the store has."""
-        problem, kept = functools.cache(self._store.problem), []
+        problem, kept = functools.cache(images.problem), []
         for row in rows:
-            name = images[row.image_id]["file_name"]
+            name = coco.images[row.image_id]["file_name"]
             if rule := problem(name):
                 audit.bad(rule, f"id {row.id}, image {row.image_id}, file {name!r}")
             else:
                 kept.append(row)
-        return kept
+        self._report = audit.report(total, len(kept), max_bad_share)
+        ids, image_ids, *columns = zip(*kept, strict=True)
+        largest = max(ids, key=abs)
+        if abs(largest) >= 2**31:
+            raise ValueError(f"{audit.file}: id {largest} does not fit 32 bits; renumber the annotations")
+        listed = [coco.images[image_id] for image_id in dict.fromkeys(image_ids)]
+        places = {image["id"]: place for place, image in enumerate(listed)}
+        self._files = [image["file_name"] for image in listed]
+        self._image_ids = np.array([image["id"] for image in listed], np.int64)
+        self._sizes = np.array([(image["height"], image["width"]) for image in listed], np.int32)
+        self._image_rows = np.array([places[image_id] for image_id in image_ids], np.int32)
+        self._ids = np.array(ids, np.int64)
+        self._boxes, self._keypoints, self._scores = (np.array(column, np.float32) for column in columns)
+
+    def _annotations(self, audit: Audit) -> Annotations:
+        annotated = self.box_file is None
+        return Annotations(self._annotation_file, self._joint_set, audit, self._store.size, annotated=annotated)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -135,8 +127,7 @@ class AnnotatedSource:
         persons: list[list[int]] = [[] for _ in self._files]
         for index, row in enumerate(self._image_rows.tolist()):
             persons[row].append(index)
-        sizes = map(tuple, self._sizes.tolist())
-        found = list(map(ListedImage, self._files, self._image_ids.tolist(), sizes, persons))
+        found = list(map(ListedImage, self._files, self._image_ids.tolist(), map(tuple, self._sizes.tolist()), persons))
         if with_empty:
             known = set(self._files)
             for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
@@ -220,8 +211,8 @@ def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, 
     if not isinstance(entries, list):
         raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
     for position, entry in enumerate(entries):
-        box = finite_numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
-        if box is None or not is_number(entry.get("score")):
+        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
+        if box is None or not np.isfinite(box).all() or not is_number(entry.get("score")):
             audit.bad("detection_entry", f"detection {position}: {entry!s:.80}")
         elif entry.get("category_id") != coco.category_id:
             audit.counts["other_category"] += 1

@@ -55,16 +55,12 @@ def numbers(value, count: int) -> np.ndarray | None:
         return None
 
 
-def finite_numbers(value, count: int) -> np.ndarray | None:
-    """As `numbers`, and None too if one of them is NaN, infinite or null."""
-    array = numbers(value, count)
-    return array if array is not None and np.isfinite(array).all() else None
-
-
 def read_coco(file: str, size: ImageSize):
     """The parsed file, in AI Challenger's format converted; `size` gives (width, height) by file name, or None."""
     content = read_json(file)
-    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
+    first = content[0] if isinstance(content, list) and content else None
+    is_converted = isinstance(first, dict) and "keypoint_annotations" in first
+    return ai_challenger.to_coco(content, size) if is_converted else content
 
 
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
@@ -207,8 +203,8 @@ class Annotations:
         seen.add(entry["id"])
         if entry["image_id"] not in self.images:
             raise BadEntryError("annotation_without_image", where)
-        box = finite_numbers(entry.get("bbox"), 4)
-        if box is None:
+        box = numbers(entry.get("bbox"), 4)
+        if box is None or not np.isfinite(box).all():
             raise BadEntryError("box_entry", f"{where}: bbox {entry.get('bbox')}")
         crowd = bool(entry.get("iscrowd"))
         joints = numbers(entry.get("keypoints"), 3 * self._joints)

@@ -90,6 +90,12 @@ class ImageStore:
 
     def problem(self, name: str) -> str | None:
         """The rule of docs/data.md that the file name breaks, or None if there is such an image."""
+        path = os.path.normpath(name)
+        if os.path.isabs(path) or path.split(os.sep)[0] in ("..", "."):
+            return "image_outside_folder"
+        return None if self._has(name) else "image_missing"
+
+    def _has(self, name: str) -> bool:
         raise NotImplementedError
 
     def read(self, name: str) -> bytes:
@@ -99,12 +105,6 @@ class ImageStore:
     def size(self, name: str) -> tuple[int, int] | None:
         """(width, height) in pixels, for annotations that do not say it; None where it is not known."""
         return None
-
-
-def climbs_out(name: str) -> bool:
-    """Whether a file name is absolute, or leaves the folder that it is relative to."""
-    path = os.path.normpath(name)
-    return os.path.isabs(path) or path.split(os.sep)[0] in ("..", ".")
 
 
 class ImageFolder(ImageStore):
@@ -122,14 +122,12 @@ class ImageFolder(ImageStore):
     def __getstate__(self):
         return {"_path": self._path, "_listings": {}}  # a worker lists nothing
 
-    def problem(self, name: str) -> str | None:
-        if climbs_out(name):
-            return "image_outside_folder"
+    def _has(self, name: str) -> bool:
         folder, base = os.path.split(os.path.normpath(name))
         if folder not in self._listings:
-            full = os.path.join(self._path, folder)
+            full = self.place(folder)
             self._listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()
-        return None if base in self._listings[folder] else "image_missing"
+        return base in self._listings[folder]
 
     def read(self, name: str) -> bytes:
         with open(self.place(name), "rb") as file:

@@ -41,29 +41,23 @@ def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainExample:
-    """Index -> augmented row; the next readable record of the source replaces an unreadable one."""
-
-    source: Source
-    spec: crop.CropSpec
-    augment: Augment
-    joint_set: JointSet
-
-    def __call__(self, index: int, rng: np.random.Generator) -> Row:
-        for step in range(min(len(self.source), _MAX_REPLACEMENTS)):
-            used = (index + step) % len(self.source)
-            try:
-                image = self.source.read_image(used)
-            except BadRecordError as error:
-                last = error
-                continue
-            person = self.source[used]
-            view = crop.draw_view(rng, person, self.spec, self.augment, self.joint_set)
-            row = make_example(image, person, view, self.spec, self.joint_set)
-            bad = np.int32(-1 if used == index else index)
-            return row | {"index": np.int32(used), "mask": np.float32(1), "bad_index": bad}
-        raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
+def _train_row(
+    source: Source, spec: crop.CropSpec, augment: Augment, joint_set: JointSet, index: int, rng: np.random.Generator
+) -> Row:
+    """The augmented row of an index; the next readable record of the source replaces an unreadable one."""
+    for step in range(min(len(source), _MAX_REPLACEMENTS)):
+        used = (index + step) % len(source)
+        try:
+            image = source.read_image(used)
+        except BadRecordError as error:
+            last = error
+            continue
+        person = source[used]
+        view = crop.draw_view(rng, person, spec, augment, joint_set)
+        bad = np.int32(-1 if used == index else index)
+        added = {"index": np.int32(used), "mask": np.float32(1), "bad_index": bad}
+        return make_example(image, person, view, spec, joint_set) | added
+    raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
 
 
 def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: int) -> Row:
@@ -134,7 +128,7 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     """
     size = recipe.train.batch_size
     _check_shard("train.batch_size", size, shard)
-    example = _TrainExample(source, crop_spec(recipe), recipe.augment, recipe.joints)
+    example = functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
     return TrainIterator(stream, size, shard, recipe.data.workers)

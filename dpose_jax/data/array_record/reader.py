@@ -9,7 +9,7 @@ import numpy as np
 
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import AnnotatedSource
-from dpose_jax.data.image_files import ImageStore, climbs_out, decode_image
+from dpose_jax.data.image_files import ImageStore, decode_image
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
@@ -42,10 +42,8 @@ class _Records(ImageStore):
     def __getstate__(self):
         return self.__dict__ | {"_opened": None}
 
-    def problem(self, name: str) -> str | None:
-        if name in self._rows or name in self.index["unreadable"]:
-            return None
-        return "image_outside_folder" if climbs_out(name) else "image_missing"
+    def _has(self, name: str) -> bool:
+        return name in self._rows or name in self.index["unreadable"]
 
     def read(self, name: str) -> bytes:
         if why := self.index["unreadable"].get(name):

@@ -1,21 +1,32 @@
-"""A split as records to be stored: whole images with their persons, or a cut around each person."""
+"""Writes COCO-format keypoints as a TFDS data set of ArrayRecord files; needs no TensorFlow.
+
+There are two kinds, as TFDS configs. `full` has one record an image, with the original bytes. `crops` has one record a
+person, with a JPEG of the part of the image that the recipe's augmentation can reach (see `crop_margin.Margin`).
+A record holds the persons' annotations too, for other readers of TFDS; `reader.py` takes them from the JSON beside it.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
+from tqdm import tqdm
 
 from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage, check_size
 from dpose_jax.data.image_files import IMAGE_NOTES, decode_image, read_header
 from dpose_jax.data.loader import read_ahead
 from dpose_jax.recipe import Data
 
 KINDS = ("full", "crops")
+_CHUNK = 128  # records handed to TFDS at once: it rewrites its metadata at every call
+_RECORDS_A_FILE = {"full": 1500, "crops": 5000}  # about 250 MB a file at COCO's sizes
 Example = dict[str, Any]
 
 
@@ -101,3 +112,38 @@ class SplitRecords:
                 self.index["persons"] += [example["id"] for example in found["examples"]]
                 self.index["origins"] += [example["origin"].tolist() for example in found["examples"]]
             yield found["examples"]
+
+
+def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, SplitRecords]) -> None:
+    """Writes all splits of `joints` joints into a new folder, in the order of their records; shows a progress bar.
+
+    TFDS's own `download_and_prepare` needs TensorFlow beyond 1 GB a split, and the disk space twice.
+    """
+    import tensorflow_datasets as tfds  # optional
+
+    tensor = tfds.features.Tensor
+    fields: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3)), "image_id": np.int64}
+    fields |= {"file_name": tfds.features.Text()}
+    person = {"id": np.int64, "bbox": tensor(shape=(4,), dtype=np.float32)}
+    person |= {"keypoints": tensor(shape=(joints, 3), dtype=np.float32)}
+    if kind == "full":
+        fields |= {"persons": tfds.features.Sequence(person)}
+    else:
+        fields |= person | {"origin": tensor(shape=(2,), dtype=np.int32)}
+    os.makedirs(folder)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=folder, module_name=__name__, config_name=kind
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description="Persons with keypoints: x, y in pixels of the whole image, and COCO's visibility 0, 1 or 2.",
+        features=tfds.features.FeaturesDict(fields),
+        disable_shuffling=True,
+    )
+    writer = tfds.core.SequentialWriter(info, _RECORDS_A_FILE[kind], file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    for name, split in splits.items():
+        writer.initialize_splits([name])
+        examples = itertools.chain.from_iterable(tqdm(split, desc=name, unit="image", dynamic_ncols=True))
+        while chunk := list(itertools.islice(examples, _CHUNK)):
+            writer.add_examples({name: chunk})
+        writer.close_splits([name])
