@@ -2,7 +2,7 @@
 
 The published file is a list with an entry an image: `image_id` (the file's name without `.jpg`), `url`,
 `keypoint_annotations` {name of the human: 14 x [x, y, v]} and `human_annotations` {name: [left, top, right, bottom]}.
-It counts visibility the other way round (1 visible, 2 occluded, 3 not labelled) and gives no image size.
+Its visibility is 1 visible, 2 occluded, 3 not labelled. It gives no image size.
 """
 
 from collections.abc import Callable

@@ -8,10 +8,7 @@ from dpose_jax.data.sample import Source
 
 
 class BadRecords:
-    """Counts unreadable records by name, beside the malformed ones that the source left out; stops at too many.
-
-    A resumed run counts unreadable records anew.
-    """
+    """Counts unreadable records, beside the malformed that the source left out; a resumed run counts them anew."""
 
     def __init__(self, source: Source, max_share: float):
         """`max_share` of the source's records may be malformed or unreadable."""

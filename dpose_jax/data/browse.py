@@ -2,9 +2,8 @@
 
 python -m dpose_jax.data.browse --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR
 
-Of the first persons: `train_joints.png` and `val_joints.png`, crops with the names of their joints;
-`train_targets.png`, the target heatmaps; `train_inputs.png`, the noised heatmaps and masks, each with its t; and
-`statistics.json`, what is printed.
+Writes, of the first persons, `train_joints.png` and `val_joints.png`, `train_targets.png` (the target heatmaps) and
+`train_inputs.png` (the noised heatmaps and masks, each with its t), and `statistics.json`, what is printed.
 """
 
 import os
@@ -29,7 +28,6 @@ from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import write_json
 
 CROP_HEIGHT = 512  # crops are enlarged to at least this, which leaves room for the names
-COLUMNS = 3
 TIE = (165, 165, 165)  # of the line from a name to its joint: visible on paper and on dark pictures
 _GUTTER, _LINE, _FONT, _SIZE = 118, 17, cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
@@ -72,11 +70,8 @@ def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str
         ("inputs", y_t, [f"#{i}, t = {k} of {schedule.timesteps}" for i, k in zip(ids, t, strict=True)]),
     ):
         heatmaps = codec.render(codec.denormalise(y), jnp.asarray(visible))
-        masks = model.apply({}, y, visible, method="draw_masks")
-        heatmaps, joint_masks, limb_masks = jax.device_get((heatmaps, *masks))
-        sheet = draw.heatmap_sheet(
-            crops, heatmaps, joint_masks, limb_masks, model.joint_set, warp=codec.name, captions=captions
-        )
+        maps = jax.device_get((heatmaps, *model.apply({}, y, visible, method="draw_masks")))
+        sheet = draw.heatmap_sheet(crops, *maps, model.joint_set, warp=codec.name, captions=captions)
         draw.write_png(os.path.join(out, f"train_{name}.png"), sheet)
 
 
@@ -92,7 +87,7 @@ def joints_sheet(batch: Batch, source: Source, joint_set: JointSet) -> np.ndarra
         cell = _named(batch["image"][row], batch["keypoints"][row], batch["visible"][row], occluded, joint_set, scale)
         notes = [f"#{person.annotation_id}", os.path.basename(person.file), *(["mirrored"] if mirrored else [])]
         cells.append(np.concatenate([cell, grid.label("  ".join(notes), cell.shape[1], grid.INK)]))
-    return grid.grid(cells, min(COLUMNS, len(cells)))
+    return grid.grid(cells, min(3, len(cells)))
 
 
 def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) -> np.ndarray:

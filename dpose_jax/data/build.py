@@ -2,8 +2,7 @@
 
 python -m dpose_jax.data.build --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR [--kind=crops]
 
-Writes DIR/coco_keypoints/KIND/1.0.0; see docs/records.md. Train with `--config.data.source=KIND
---config.data.root=DIR`. An unfinished build starts anew; a finished one is kept.
+Train with `--config.data.source=KIND --config.data.root=DIR`; see docs/records.md. A finished build is kept.
 """
 
 import contextlib

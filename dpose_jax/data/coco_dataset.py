@@ -23,21 +23,8 @@ class ListedImage(NamedTuple):
     persons: list[int]
 
 
-class _Row(NamedTuple):
-    """A person of the source; the box is clipped to the image, joints that are not labelled are zeros."""
-
-    id: int
-    image_id: int
-    box: list[float]
-    joints: np.ndarray
-    score: float
-
-
 class AnnotatedSource:
-    """The persons of one annotation file over a store of images; implements `sample.Source`.
-
-    It holds arrays and file names only, so that worker processes can be given a copy.
-    """
+    """The persons of one annotation file, a `Source`: arrays and file names, of which workers can be given a copy."""
 
     def __init__(
         self,
@@ -65,30 +52,30 @@ class AnnotatedSource:
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
         if box_file is None:
-            total, rows = len(coco.entries), _annotated_rows(coco, audit)
+            total, found = len(coco.entries), _annotated(coco, audit)
         else:
             audit.file = box_file
-            total, rows = _detected_rows(box_file, coco, min_box_score, joint_set.num_joints, audit)
-        problem, kept = functools.cache(images.problem), []
-        for row in rows:
-            name = coco.images[row.image_id]["file_name"]
-            if rule := problem(name):
-                audit.bad(rule, f"id {row.id}, image {row.image_id}, file {name!r}")
+            total, found = _detected(box_file, coco, min_box_score, joint_set.num_joints, audit)
+        problem, persons = functools.cache(images.problem), list[Person]()
+        for person in found:
+            if rule := problem(person.file):
+                audit.bad(rule, f"id {person.annotation_id}, image {person.image_id}, file {person.file!r}")
             else:
-                kept.append(row)
-        self._report = audit.report(total, len(kept), max_bad_share)
-        ids, image_ids, *columns = zip(*kept, strict=True)
-        largest = max(ids, key=abs)
+                persons.append(person)
+        self._report = audit.report(total, len(persons), max_bad_share)
+        largest = max((person.annotation_id for person in persons), key=abs)
         if abs(largest) >= 2**31:
             raise ValueError(f"{audit.file}: id {largest} does not fit 32 bits; renumber the annotations")
-        listed = [coco.images[image_id] for image_id in dict.fromkeys(image_ids)]
+        listed = [coco.images[image_id] for image_id in dict.fromkeys(person.image_id for person in persons)]
         places = {image["id"]: place for place, image in enumerate(listed)}
         self._files = [image["file_name"] for image in listed]
         self._image_ids = np.array([image["id"] for image in listed], np.int64)
         self._sizes = np.array([(image["height"], image["width"]) for image in listed], np.int32)
-        self._image_rows = np.array([places[image_id] for image_id in image_ids], np.int32)
-        self._ids = np.array(ids, np.int64)
-        self._boxes, self._keypoints, self._scores = (np.array(column, np.float32) for column in columns)
+        self._image_rows = np.array([places[person.image_id] for person in persons], np.int32)
+        self._ids = np.array([person.annotation_id for person in persons], np.int64)
+        self._boxes = np.array([person.bbox for person in persons], np.float32)
+        self._keypoints = np.array([person.keypoints for person in persons], np.float32)
+        self._scores = np.array([person.score for person in persons], np.float32)
 
     def _annotations(self, audit: Audit) -> Annotations:
         annotated = self.box_file is None
@@ -106,10 +93,7 @@ class AnnotatedSource:
         return Person(int(self._ids[index]), image_id, file, self._boxes[index], self._keypoints[index], score)
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image of person `index`, (height, width, 3) uint8 RGB, in stored (EXIF-ignoring) orientation.
-
-        Raises BadRecordError if the file cannot be decoded, or has another size than its annotation says.
-        """
+        """As Source; EXIF is ignored. BadRecordError if the file cannot be decoded or its annotation says another size."""
         try:
             return self._decode(index)
         except (OSError, ValueError) as error:
@@ -190,9 +174,9 @@ def _has_area(entry: dict) -> bool:
     return is_number(entry.get("area")) and entry["area"] > 0
 
 
-def _annotated_rows(coco: Annotations, audit: Audit) -> list[_Row]:
-    """Every person with joints."""
-    rows = []
+def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
+    """Every person with joints; the box is clipped to the image, joints that are not labelled are zeros."""
+    found = []
     for entry, joints, _, box in coco.well_formed():
         audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
         if box is None:
@@ -201,13 +185,14 @@ def _annotated_rows(coco: Annotations, audit: Audit) -> list[_Row]:
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
         inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
         audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
-        rows.append(_Row(entry["id"], entry["image_id"], box, joints * labelled[:, None], 1.0))
-    return rows
+        joints = joints * labelled[:, None]
+        found.append(Person(entry["id"], entry["image_id"], image["file_name"], np.array(box), joints))
+    return found
 
 
-def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[_Row]]:
+def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[Person]]:
     """Number of boxes in the file, and those to use, which have their position as id."""
-    entries, rows = read_json(file), []
+    entries, found = read_json(file), []
     if not isinstance(entries, list):
         raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
     for position, entry in enumerate(entries):
@@ -222,8 +207,10 @@ def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, 
             audit.counts["low_score"] += 1
         else:
             try:
-                clipped = coco.clip(box.tolist(), entry["image_id"], f"detection {position}")
-                rows.append(_Row(position, entry["image_id"], clipped, np.zeros((joints, 3)), entry["score"]))
+                clipped = np.array(coco.clip(box.tolist(), entry["image_id"], f"detection {position}"))
+                image = coco.images[entry["image_id"]]
+                no_joints = np.zeros((joints, 3))
+                found.append(Person(position, image["id"], image["file_name"], clipped, no_joints, entry["score"]))
             except BadEntryError as error:
                 audit.bad(*error.args)
-    return len(entries), rows
+    return len(entries), found

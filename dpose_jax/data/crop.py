@@ -1,7 +1,4 @@
-"""From a person and an image to a crop: geometry, augmentation, pixels. numpy and OpenCV only.
-
-One 2 x 3 matrix maps the image to the crop, mirroring included. Pixels and joints follow the same matrix.
-"""
+"""From a person and an image to a crop: pixels and joints follow one 2 x 3 matrix, mirroring included."""
 
 import dataclasses
 import math
@@ -81,9 +78,9 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
 def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
     """The view of an aspect (width / height) around the labelled joints of half a body, centred on their mean.
 
-    `keypoints` (J, 3) are x, y in image pixels and visibility, `upper_body` indices of joints. If fewer than three
-    joints of the wanted half are labelled, the other half is taken. None if neither half has three, they span less
-    than a pixel, or `upper_body` is empty. The rules are those of HRNet's code.
+    `keypoints` (J, 3) are x, y in image pixels and visibility, `upper_body` indices. After HRNet's code: if fewer than
+    three joints of the wanted half are labelled, the other half is taken. None if neither half has three, they span
+    less than a pixel, or `upper_body` is empty.
     """
     if not upper_body:
         return None
@@ -125,7 +122,7 @@ def invert(matrix: np.ndarray) -> np.ndarray:
 
 
 def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Maps points (..., 2) by a (2, 3) affine map; same units as the matrix gives, float64."""
+    """Maps points (..., 2) by a (2, 3) affine map, float64."""
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 

@@ -77,10 +77,7 @@ def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: i
 
 
 class TrainIterator(grain.DatasetIterator):
-    """Endless training batches; its state is the number of examples consumed, by all hosts together.
-
-    A run resumed with other workers, hosts or batch size goes on at the same example of the same stream.
-    """
+    """See `train_iterator`; the state, examples consumed by all hosts, fits any workers, hosts and batch size."""
 
     def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
         super().__init__()

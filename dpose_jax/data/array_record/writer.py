@@ -1,8 +1,7 @@
-"""Writes COCO-format keypoints as a TFDS data set of ArrayRecord files; needs no TensorFlow.
+"""Writes keypoints as a TFDS data set of ArrayRecord files, without TensorFlow.
 
-There are two kinds, as TFDS configs. `full` has one record an image, with the original bytes. `crops` has one record a
-person, with a JPEG of the part of the image that the recipe's augmentation can reach (see `crop_margin.Margin`).
-A record holds the persons' annotations too, for other readers of TFDS; `reader.py` takes them from the JSON beside it.
+The TFDS config `full` has one record an image, with the original bytes; `crops` one a person, with a JPEG of the part
+that augmentation can reach. A record also holds annotations, for other readers: `reader.py` has the JSON beside it.
 """
 
 import dataclasses
