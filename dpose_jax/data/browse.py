@@ -48,8 +48,8 @@ def browse(recipe: Recipe, out: str, persons: int = 12) -> dict:
     val = next(iter(eval_batches(recipe, sources["val"], min(persons, len(sources["val"])))))
     val = {key: value[val["mask"] > 0] for key, value in val.items()}
     for split, batch in (("train", train), ("val", val)):
-        sheet = joints_sheet(batch, sources[split], model.joint_set)
-        draw.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
+        path = os.path.join(out, f"{split}_joints.png")
+        draw.write_png(path, joints_sheet(batch, sources[split], model.joint_set))
     _write_heatmaps(recipe, model, train, out)
     found = {split: statistics(source, model.joint_set) for split, source in sources.items()}
     write_json(os.path.join(out, "statistics.json"), found)
@@ -60,8 +60,7 @@ def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str
     """The targets, and the inputs at t spread over `diffusion.t_range`."""
     codec, schedule = model.codec, build_schedule(recipe.diffusion)
     crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]
-    low, high = recipe.diffusion.t_range
-    t = jnp.asarray(np.linspace(low, high, len(crops)).round(), jnp.int32)
+    t = jnp.asarray(np.linspace(*recipe.diffusion.t_range, len(crops)).round(), jnp.int32)
     y_0 = codec.normalise(codec.to_heatmap(jnp.asarray(batch["keypoints"])))
     noise = jax.random.normal(jax.random.key(recipe.seed), y_0.shape)
     y_t = to_normalised(schedule, q_sample(schedule, y_0, t, noise))

@@ -44,7 +44,14 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
         raise ValueError(f"data.source={recipe.data.source!r}: records are built from a 'folder'")
     folder = records_folder(out, kind)
     cut = writer.Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
-    metadata = _metadata(recipe, kind, cut)
+    # What decides the content of the records.
+    metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
+    metadata |= dataclasses.asdict(cut) if cut else {}
+    for split in SPLITS:
+        file = recipe.data.annotations(split)
+        checksum = sha256(os.path.join(data_root(recipe.data), file))
+        metadata[split] = {"annotations": file, "sha256": checksum, "images": recipe.data.images(split)}
+    metadata = json.loads(json.dumps(metadata))  # as build.json gives it back
     staging = os.path.join(out, f".{kind}.unfinished")
     with _locked(out, kind):
         if os.path.exists(folder):
@@ -53,9 +60,7 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
         else:
             shutil.rmtree(staging, ignore_errors=True)
             _write(recipe, records_folder(staging, kind), kind, cut, metadata)
-            os.makedirs(os.path.dirname(folder), exist_ok=True)
-            os.replace(records_folder(staging, kind), folder)
-            shutil.rmtree(staging)
+            os.renames(records_folder(staging, kind), folder)  # makes folders and drops those that it leaves empty
     return read_json(os.path.join(folder, "report.json"))
 
 
@@ -75,17 +80,6 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
         write_json(os.path.join(folder, f"{name}_index.json"), split.index, indent=None)
     write_json(os.path.join(folder, "report.json"), {name: split.counts for name, split in splits.items()})
     write_json(os.path.join(folder, "build.json"), metadata)
-
-
-def _metadata(recipe: Recipe, kind: str, cut: writer.Cut | None) -> dict:
-    """What decides the content of the records, JSON values."""
-    data, metadata = recipe.data, {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
-    metadata |= dataclasses.asdict(cut) if cut else {}
-    for split in SPLITS:
-        file = data.annotations(split)
-        checksum = sha256(os.path.join(data_root(data), file))
-        metadata[split] = {"annotations": file, "sha256": checksum, "images": data.images(split)}
-    return json.loads(json.dumps(metadata))
 
 
 def _check_same(built: dict, wanted: dict, folder: str) -> None:

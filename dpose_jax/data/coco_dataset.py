@@ -47,7 +47,7 @@ class AnnotatedSource:
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
-        self._store, self._annotation_file, self._joint_set = images, annotation_file, joint_set
+        self._store, self._path, self._joint_set = images, annotation_file, joint_set
         self._use_area, self.box_file = use_area, box_file
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
@@ -78,8 +78,7 @@ class AnnotatedSource:
         self._scores = np.array([person.score for person in persons], np.float32)
 
     def _annotations(self, audit: Audit) -> Annotations:
-        annotated = self.box_file is None
-        return Annotations(self._annotation_file, self._joint_set, audit, self._store.size, annotated=annotated)
+        return Annotations(self._path, self._joint_set, audit, self._store.size, annotated=self.box_file is None)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -93,7 +92,7 @@ class AnnotatedSource:
         return Person(int(self._ids[index]), image_id, file, self._boxes[index], self._keypoints[index], score)
 
     def read_image(self, index: int) -> np.ndarray:
-        """As Source; EXIF is ignored. BadRecordError if the file cannot be decoded or its annotation says another size."""
+        """As Source, EXIF ignored; BadRecordError if the file cannot be decoded or has another size than annotated."""
         try:
             return self._decode(index)
         except (OSError, ValueError) as error:
@@ -114,7 +113,7 @@ class AnnotatedSource:
         found = list(map(ListedImage, self._files, self._image_ids.tolist(), map(tuple, self._sizes.tolist()), persons))
         if with_empty:
             known = set(self._files)
-            for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
+            for image in self._annotations(Audit(self._path, lines=0)).images.values():
                 name = image["file_name"]
                 if name not in known and not self._store.problem(name):
                     known.add(name)
@@ -127,8 +126,7 @@ class AnnotatedSource:
         `area` is positive: the annotation's if `use_area` and it has one, else BOX_AREA w h of its box (1 if that
         is not positive). The category has id 1, as the results. `num_keypoints` is kept where given.
         """
-        coco = self._annotations(Audit(self._annotation_file, lines=0))
-        kept = []
+        coco, kept = self._annotations(Audit(self._path, lines=0)), []
         for entry, joints, box, _ in coco.well_formed():
             area = BOX_AREA * box[2] * box[3] if min(box[2:]) > 0 else 1.0
             area = float(entry["area"] if self._use_area and _has_area(entry) else area)
@@ -146,12 +144,11 @@ class AnnotatedSource:
 
 
 class FolderSource(AnnotatedSource):
-    """The persons of one split of a folder of images with an annotation file."""
+    """The persons of one split of a folder, to which the files and the folder of images are relative."""
 
     def __init__(
         self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
     ):
-        """The files and the folder of images are relative to `root`; see AnnotatedSource."""
         self.folder = ImageFolder(os.path.join(root, images))
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)

@@ -108,10 +108,7 @@ class Audit:
             self._lines -= 1
 
     def report(self, total: int, kept: int, max_bad_share: float) -> dict[str, int]:
-        """`records`, `kept`, and the count of every rule.
-
-        Raises ValueError if more than `max_bad_share` of `total` records are malformed, or none was kept.
-        """
+        """`records`, `kept` and counts by rule; ValueError if more than `max_bad_share` is malformed, or none kept."""
         bad = {rule: self.counts[rule] for rule in MALFORMED if self.counts[rule]}
         if sum(bad.values()) > max_bad_share * total:
             raise ValueError(
@@ -163,25 +160,21 @@ class Annotations:
         check_joint_names([str(name) for name in listing[0]["keypoints"]], joint_set, file)
         self.images: dict[int, dict] = {}
         for entry in images:
-            self._add_image(entry)
+            entry = entry if isinstance(entry, dict) else {"entry": entry}
+            name, *sides = (entry.get(field) for field in ("file_name", "width", "height"))
+            good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
+            if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
+                audit.bad("image_entry", f"{entry!s:.80}")
+            elif entry["id"] in self.images:
+                audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
+            else:
+                self.images[entry["id"]] = entry
         self.category_id = listing[0]["id"]
         self.entries = [
             entry for entry in annotations
             if not isinstance(entry, dict) or entry.get("category_id", self.category_id) == self.category_id
         ]  # fmt: skip
         audit.counts["other_category"] += len(annotations) - len(self.entries)
-
-    def _add_image(self, entry) -> None:
-        entry = entry if isinstance(entry, dict) else {"entry": entry}
-        sides = [entry.get(side) for side in ("width", "height")]
-        good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
-        name = entry.get("file_name")
-        if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
-            self._audit.bad("image_entry", f"{entry!s:.80}")
-        elif entry["id"] in self.images:
-            self._audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
-        else:
-            self.images[entry["id"]] = entry
 
     def well_formed(self) -> Iterator[Annotation]:
         """Yields the entries that break no rule of MALFORMED, and counts the others."""

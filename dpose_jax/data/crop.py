@@ -127,10 +127,7 @@ def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside the image, colours as the view says.
-
-    `origin` is the place of the array's first pixel in the image, if the array is a part of it.
-    """
+    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside; `image` begins at pixel `origin`."""
     height, width = spec.input_size
     # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
     matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
@@ -157,8 +154,7 @@ def warp_joints(
     """The joints of a view, from `keypoints` (J, 3), x, y in image pixels and visibility 0, 1 or 2.
 
     Returns (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and at most
-    `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5], else 0. In a mirrored view left and
-    right joints change places.
+    `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5]. Mirrored, left and right change places.
     """
     (height, width), margin = spec.input_size, spec.label_margin
     labelled = keypoints[:, 2] > 0

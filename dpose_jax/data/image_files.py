@@ -18,10 +18,7 @@ _ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\
 
 
 class Header(NamedTuple):
-    """What the header of a JPEG or PNG says: (width, height) as stored, in pixels, and those of IMAGE_NOTES that apply.
-
-    Read here because an image library takes three times as long a file, and AI Challenger's sizes need all headers.
-    """
+    """What the header of a JPEG or PNG says: (width, height) as stored, and those of IMAGE_NOTES that apply."""
 
     size: tuple[int, int]
     notes: tuple[str, ...]
@@ -29,6 +26,7 @@ class Header(NamedTuple):
 
 def read_header(data: bytes) -> Header | None:
     """The header of a JPEG or PNG from its first bytes; None for another format, or if the bytes end before it does."""
+    # Read here because an image library takes three times as long a file, and AI Challenger's sizes need all headers.
     rotated, place = False, 2
     try:
         if data[:8] == b"\x89PNG\r\n\x1a\n":

@@ -9,9 +9,10 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from dpose_jax.data import crop
+from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.sample import BadRecordError, Person, Source
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
@@ -86,7 +87,6 @@ class TrainIterator(grain.DatasetIterator):
         self._batches: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
-        """The next host-local batch."""
         if self._closed:
             raise ValueError("the iterator is closed")
         if self._batches is None:
@@ -119,7 +119,6 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     All hosts together read one endless stream of epochs, each a new permutation of all persons. A batch may straddle
     two epochs. Host i of n takes the i-th of n equal parts of every global batch, which is thus the same for every n.
     A row depends on `recipe.seed`, the epoch and its index in the source only.
-
     Raises ValueError if the batch size is not a multiple of the host count, and BadRecordError, on reading, if a
     hundred records in a row are unreadable.
     """
@@ -199,3 +198,30 @@ def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> gr
     ahead = grain.experimental.WithOptionsIterDataset(ahead, options)
     multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, elements // 2))
     return ahead.mp_prefetch(multiprocessing, worker_init_fn=_one_thread)
+
+
+class BadRecords:
+    """Counts unreadable records, beside the malformed that the source left out; a resumed run counts them anew."""
+
+    def __init__(self, source: Source, max_share: float):
+        """`max_share` of the source's records may be malformed or unreadable."""
+        self._source, self._max_share = source, max_share
+        self._seen: set[int] = set()
+        report = source.report()
+        self._malformed = sum(report.get(rule, 0) for rule in MALFORMED)
+
+    def __len__(self) -> int:
+        return self._malformed + len(self._seen)
+
+    def add(self, bad_index: np.ndarray) -> None:
+        """Takes a batch's `bad_index`, and reports each new record; raises ValueError beyond the allowed share."""
+        for index in {int(i) for i in bad_index if i >= 0} - self._seen:
+            self._seen.add(index)
+            person = self._source[index]
+            logging.warning("unreadable record left out: %s (id %d)", person.file, person.annotation_id)
+        total = self._malformed + len(self._source)
+        if self._seen and len(self) > self._max_share * total:
+            raise ValueError(
+                f"{self._malformed} of {total} records are malformed and {len(self._seen)} unreadable, more than "
+                f"data.max_bad_share={self._max_share}; one of them: {self._source[max(self._seen)].file}"
+            )

@@ -9,8 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dpose_jax.data.bad_records import BadRecords
-from dpose_jax.data.loader import eval_batches
+from dpose_jax.data.loader import BadRecords, eval_batches
 from dpose_jax.data.sample import Source
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.recipe import Recipe

@@ -41,8 +41,7 @@ class Margin:
         angle = min(2 * augment.rotation, 180.0) if augment.rotation_prob > 0 else 0.0
         upper_body = tuple(recipe.joints.upper_body) if augment.half_body > 0 else ()
         least = augment.half_body_min_joints if upper_body else 0
-        shift = augment.shift
-        return cls(width / height, padding, augment.scale, angle, shift, bool(upper_body), least, upper_body)
+        return cls(width / height, padding, augment.scale, angle, augment.shift, bool(upper_body), least, upper_body)
 
     def check_covers(self, recipe: "Margin", where: str) -> None:
         """Raises ValueError if a recipe reaches further than crops of this margin; names `where` and the field."""

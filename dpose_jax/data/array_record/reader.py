@@ -65,20 +65,18 @@ class _Records(ImageStore):
 
 
 class RecordSource(AnnotatedSource):
-    """A split of `full` records; the same persons and pixels as the folder that they were built from."""
+    """A split of `full` records: the persons and pixels of the folder. `options` are AnnotatedSource's."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, **options):
-        """`options` are AnnotatedSource's."""
         read_build(folder)
         self._records = _Records(folder, split)
         super().__init__(os.path.join(folder, f"{split}_annotations.json"), self._records, joint_set, **options)
 
 
 class CropSource(RecordSource):
-    """A split of `crops` records: the same persons, with the part of the image around each."""
+    """A split of `crops` records: the image around each person. ValueError if built for less than `margin`."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, **options):
-        """As RecordSource; raises ValueError also if the crops were built for less than `margin`."""
         built = read_build(folder)["margin"]
         Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, folder)
         super().__init__(folder, split, joint_set, **options)

@@ -44,8 +44,8 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
     try:
         data = source.folder.read(name)
         image = decode_image(data)
-        header = read_header(data)
-        found["notes"] = header.notes if header else ()
+        if header := read_header(data):
+            found["notes"] = header.notes
         check_size(image, size)
     except (OSError, ValueError) as error:
         return found | {"problem": str(error)}
@@ -85,7 +85,6 @@ class SplitRecords:
         self.index |= {"persons": [], "origins": []} if cut else {}
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._images)
 
     def __iter__(self) -> Iterator[list[Example]]:
