@@ -36,9 +36,8 @@ class Poses:
 
     def select(self, rows: Sequence[int]) -> "Poses":
         """The persons of these rows."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        chosen = {key: value[np.asarray(rows, int)] for key, value in fields.items() if isinstance(value, np.ndarray)}
-        return dataclasses.replace(self, **chosen)
+        arrays = {key: value for key, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return dataclasses.replace(self, **{key: value[np.asarray(rows, int)] for key, value in arrays.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
