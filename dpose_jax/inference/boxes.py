@@ -46,9 +46,8 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
 class BoxSource:
     """Where the boxes of an image's persons come from; this one takes every image for one person.
 
-    Attributes:
-      min_score: boxes with a score below it are left out, in [0, 1]; ValueError outside of that.
-      problems: what is wrong with the source, though the rest of it can be used; one text each.
+    Boxes with a score below `min_score`, in [0, 1], are left out. `problems` are texts: what is wrong with a source of
+    which the rest can be used.
     """
 
     def __init__(self, min_score: float = 0.0):
@@ -63,12 +62,9 @@ class BoxSource:
     def check(self, ids: Sequence[int]) -> None:
         """Raises ValueError if the source cannot have a box for any of these images."""
 
-    def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray | None:
-        """The boxes of an image, (N, 5) x, y, width, height in image pixels and score, unchecked.
-
-        `pixels` are (height, width, 3) uint8 RGB. None takes the whole image for one person.
-        """
-        return None
+    def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray:
+        """Boxes of an image, (height, width, 3) uint8 RGB, as `checked_boxes` takes them."""
+        return [[0, 0, pixels.shape[1], pixels.shape[0]]]
 
 
 class BoxFile(BoxSource):
@@ -82,8 +78,7 @@ class BoxFile(BoxSource):
         it is of neither form.
         """
         super().__init__(min_score)
-        content = read_json(path)
-        self.path = path
+        self.path, content = path, read_json(path)
         person, entries, images = PERSON_CATEGORY, content, list[Any]()
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])

@@ -41,13 +41,12 @@ class Detector(BoxSource):
             raise ValueError(f'detector={path!r}: needs the detector extra: pip install -e ".[detector]"') from None
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = get_model(model, weights=None, weights_backbone=None).eval()
+        self._model = get_model(model, weights=None, weights_backbone=None).eval().to(self._device)
         try:
             self._model.load_state_dict({name: torch.tensor(value) for name, value in hub.read(path).tensors.items()})
         except RuntimeError as error:  # a title, then lines of what is missing, more, or of another shape
             wanted, problem = f"detector_model={model!r} with COCO's 91 categories", str(error).split("\n")[1].strip()
             raise ValueError(f"detector={path!r}: not the weights of {wanted}: {problem[:200]}") from error
-        self._model.to(self._device)
 
     def of(self, image_id: int, pixels: np.ndarray) -> np.ndarray:
         """(N, 5) float64, x, y, width, height in image pixels and score in [0, 1], the highest score first; N may be 0.

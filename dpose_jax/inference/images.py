@@ -40,9 +40,8 @@ def load_image(image: ImageLike) -> np.ndarray:
         raise ValueError(f"{where}: must be (h, w, 3) uint8 RGB, got {image.shape} {image.dtype}")
     if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_SIDE:
         raise ValueError(f"{where}: sides must be 1 to {MAX_SIDE} pixels, got {image.shape[1]} x {image.shape[0]}")
-    if image.ndim == 2 or image.shape[2] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return image[..., :3]
+    is_grey = image.ndim == 2 or image.shape[2] == 1
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if is_grey else image[..., :3]
 
 
 def list_images(folder: str) -> list[str]:

@@ -23,7 +23,7 @@ from dpose_jax.workdir.files import write_json
 
 PICTURE_SIDE = 2048  # drawn pictures are shrunk to it; videos keep their size
 STRIP_PERSONS = 8  # of an image, in its denoising strip
-GROUP_IMAGES, GROUP_PIXELS = 16, 50_000_000  # images that are held at a time
+GROUP_IMAGES, GROUP_BYTES = 16, 150_000_000  # images that are held at a time
 
 
 class PartlyDone(Exception):
@@ -48,8 +48,8 @@ def predict(
     sizes of the images; pictures/NAME.png, or NAME.mp4 for a video; with `strips` denoising/NAME.png, the denoising of
     up to eight persons an image. Each file is written atomically. Without `boxes` every image is one person.
 
-    Raises OSError or ValueError, before any work, if source, boxes or `out` cannot be used, or a drawing would replace
-    what it is drawn from; and PartlyDone, at the end, if an image, a frame or a box could not be used.
+    Before any work, raises OSError or ValueError if source, boxes or `out` cannot be used, or a drawing would replace
+    what it is drawn from; at the end, PartlyDone if an image, a frame or a box could not be used.
     """
     if not os.path.exists(source):
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
@@ -58,10 +58,8 @@ def predict(
     job = _Job(predictor, out, boxes or BoxSource())
     for problem in job.boxes.problems:
         job.report(problem)
-    if os.path.isdir(source):
-        job.predict_images(list_images(source), strips)
-    elif source.lower().endswith(SUFFIXES):
-        job.predict_images([source], strips)
+    if os.path.isdir(source) or source.lower().endswith(SUFFIXES):
+        job.predict_images(list_images(source) if os.path.isdir(source) else [source], strips)
     elif strips:
         raise ValueError(f"trajectory: draws images, {source!r} is none")
     else:
@@ -122,24 +120,19 @@ class _Job:
     def _predicted(self, items: Iterable[Item], total: int) -> Iterator[tuple[Item, Poses]]:
         """Every item with its poses; at the end, writes results.json and images.json."""
         results, images = [], []
-        with tqdm(total=total or None, unit="image", dynamic_ncols=True) as bar:
-            for group in _groups(items):
-                boxes = [self._usable_boxes(item) for item in group]
-                for item, poses in zip(group, self.predictor([item.pixels for item in group], boxes), strict=True):
-                    kept, rows = without_duplicates(item.id, poses, self.predictor.recipe)
-                    yield item, kept
-                    results += rows
-                    height, width = item.pixels.shape[:2]
-                    images.append({"id": item.id, "file_name": item.file_name, "width": width, "height": height})
-                bar.update(len(group))
+        for group in _groups(tqdm(items, total=total or None, unit="image", dynamic_ncols=True)):
+            boxes = [self._usable_boxes(item) for item in group]
+            for item, poses in zip(group, self.predictor([item.pixels for item in group], boxes), strict=True):
+                kept, rows = without_duplicates(item.id, poses, self.predictor.recipe)
+                yield item, kept
+                results += rows
+                height, width = item.pixels.shape[:2]
+                images.append({"id": item.id, "file_name": item.file_name, "width": width, "height": height})
         write_results(os.path.join(self.out, "results.json"), results)
         write_json(os.path.join(self.out, "images.json"), images)
 
-    def _usable_boxes(self, item: Item) -> np.ndarray | None:
-        given = self.boxes.of(item.id, item.pixels)
-        if given is None:
-            return None
-        clipped, problems = checked_boxes(given, item.pixels.shape[:2])
+    def _usable_boxes(self, item: Item) -> np.ndarray:
+        clipped, problems = checked_boxes(self.boxes.of(item.id, item.pixels), item.pixels.shape[:2])
         for problem in filter(None, problems):
             self.report(f"{item.title} (image {item.id}): {problem}")
         return clipped[[not problem for problem in problems]]
@@ -152,13 +145,12 @@ def _check_apart(read: Iterable[str], written: Iterable[str]) -> None:
 
 def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
     """Items that are predicted together, so that persons of several images fill a batch."""
-    group, pixels = [], 0
+    group: list[Item] = []
     for item in items:
         group.append(item)
-        pixels += item.pixels.shape[0] * item.pixels.shape[1]
-        if len(group) == GROUP_IMAGES or pixels > GROUP_PIXELS:
+        if len(group) == GROUP_IMAGES or sum(one.pixels.nbytes for one in group) > GROUP_BYTES:
             yield group
-            group, pixels = [], 0
+            group = []
     if group:
         yield group
 

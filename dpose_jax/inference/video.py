@@ -8,15 +8,11 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
-DEFAULT_FPS = 25.0
-
 
 class VideoReader:
     """The frames of a video file, upright; ValueError if OpenCV cannot open it.
 
-    Attributes:
-      fps: frames a second; 25 where the file does not say.
-      count: of frames as the file says, 0 where it does not; some containers only estimate it.
+    Where the file does not say, `fps` is 25 and `count`, of frames, 0; some containers only estimate the count.
     """
 
     def __init__(self, path: str):
@@ -24,7 +20,7 @@ class VideoReader:
         if not self._video.isOpened():
             raise ValueError(f"{path}: is neither an image (by its suffix) nor a video that OpenCV can read")
         fps, count = self._video.get(cv2.CAP_PROP_FPS), self._video.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.fps = float(fps) if 0 < fps < 1000 else DEFAULT_FPS
+        self.fps = float(fps) if 0 < fps < 1000 else 25.0
         self.count = max(int(count), 0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
