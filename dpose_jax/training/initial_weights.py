@@ -13,19 +13,15 @@ from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
 
-RANDOM = ("none", "")
-
 
 def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
     """Initial `params` and `batch_stats`, with the weights that `model.pretrained` names in place; prints which.
 
-    Raises:
-      FileNotFoundError: if they are missing; names the way to get them.
-      ValueError: if they cannot be read or do not fit; names every problem.
-      ConnectionError: if the hub cannot be reached.
+    Raises FileNotFoundError, which names the way to get them, if the weights are missing; ValueError, which names every
+    problem, if they cannot be read or do not fit; and ConnectionError if the hub cannot be reached.
     """
     variables, source = initial_variables(model, recipe.seed), recipe.model.pretrained
-    if source in RANDOM:
+    if source in ("none", ""):
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
     if source != hub.CACHED and (files.is_remote(source) or os.path.isdir(source)):
@@ -36,10 +32,8 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
         weights = model.backbone.published(hub.read(name).tensors)
-    try:
+    with files.placed(f"model.pretrained={source!r}"):
         variables, text = fill(variables, weights, name)
-    except ValueError as error:
-        raise ValueError(f"model.pretrained={source!r}: {error}") from error
     multihost.say(f"start: {text}")
     return variables
 

@@ -12,18 +12,12 @@ from dpose_jax.training.optimizer import AverageState
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a step changes."""
 
-    Attributes:
-      step: int32 scalar, optimizer steps done.
-      params: float32 tree; batch_stats: BatchNorm's running statistics, float32.
-      opt_state: of the optimizer, the moving averages inside.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
+    step: jax.Array  # int32 scalar, optimizer steps done
+    params: Any  # float32 tree
+    batch_stats: Any  # BatchNorm's running statistics, float32
+    opt_state: Any  # of the optimizer, the moving averages inside
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:

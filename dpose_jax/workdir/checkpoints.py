@@ -1,8 +1,8 @@
 """Checkpoints of train state and data position, and which recipe may use them. No other file imports orbax."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -32,15 +32,17 @@ class Checkpoints(contextlib.AbstractContextManager):
 
         Raises OSError if it is in a bucket that cannot be reached, or must not be.
         """
-        # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
-        asynchronous = jax.default_backend() != "cpu"
         self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
+        # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
+        place = f"{self.folder}: cannot write a checkpoint"
+        self._writing = functools.partial(files.placed, place, Exception, OSError)
         newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
         best = ocp.checkpoint_managers.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=_ap,
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            enable_async_checkpointing=asynchronous,
+            # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
+            enable_async_checkpointing=jax.default_backend() != "cpu",
             read_only=read_only,
         )
         with files.named_errors(self.folder):
@@ -86,8 +88,8 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise FileNotFoundError(f"{self.folder}: no checkpoint; train into this workdir first")
         step = self.best if which == "best" else self.latest
         if step is None:
-            problem = f"no checkpoint in {self.folder!r} was evaluated; train with train.evaluate_every"
-            raise FileNotFoundError(f"eval.checkpoint='best': {problem}")
+            where = f"eval.checkpoint='best': no checkpoint of {self.folder!r}"
+            raise FileNotFoundError(f"{where} was evaluated; train with train.evaluate_every")
         return step
 
     def restore(self, like: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
@@ -131,14 +133,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         with self._writing():
             self._manager.wait_until_finished()
         self._manager.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
-            raise OSError(f"{self.folder}: cannot write a checkpoint: {error}") from error
 
 
 def _ap(metrics: dict[str, float]) -> float:

@@ -40,12 +40,16 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def placed(place: str) -> Iterator[None]:
-    """Puts `place`, a file or field, before the message of a ValueError or TypeError; either becomes a ValueError."""
+def placed(
+    place: str,
+    caught: type[Exception] | tuple[type[Exception], ...] = (ValueError, TypeError),
+    raised: type[Exception] = ValueError,
+) -> Iterator[None]:
+    """Turns an error that is `caught` into one of `raised`, with `place` before its message: a file or field."""
     try:
         yield
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{place}: {error}") from error
+    except caught as error:
+        raise raised(f"{place}: {error}") from error
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -89,10 +93,9 @@ def read_json(path: str | os.PathLike):
     """
     if not (exists(path) if is_remote(path) else os.path.isfile(path)):
         raise FileNotFoundError(f"{path}: no such file")
-    try:
+    # A RecursionError comes of brackets nested by the thousand.
+    with placed(f"{path}: not JSON, or cut short", (ValueError, RecursionError)):
         return json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
-        raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -54,10 +54,8 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != metadata["sha256"]:
         raise ValueError(f"{weights_path}: damaged, or not the weights of {metadata_path}: the checksum differs")
-    try:
+    with placed(f"{weights_path}: no safetensors file", safetensors.SafetensorError):
         flat = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{weights_path}: no safetensors file: {error}") from error
     recipe = from_stored(metadata["config"], metadata_path)
     with placed(metadata_path):
         model = build_model(recipe)

@@ -12,14 +12,8 @@ RUN_FILE = "run.json"
 
 def record_start(workdir: str, step: int) -> None:
     """Adds this start of the run, from `step`, to WORKDIR/run.json: its devices, processes and versions."""
-    start = {
-        "step": step,
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "dpose_jax": __version__,
-        "jax": jax.__version__,
-    }
+    start = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
     files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
 
 
