@@ -46,14 +46,12 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
                 seconds.append(time.monotonic() - began)
             run_seconds += (phase.last - before) * float(np.median(seconds[1:]))
             before = phase.last
-    step_seconds = run_seconds / recipe.train.steps
-    hours = (compile_seconds + run_seconds) / 3600
+    pace, hours = run_seconds / recipe.train.steps, (compile_seconds + run_seconds) / 3600
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     multihost.say(f"devices:     {run.mesh.size} x {jax.devices()[0].device_kind}")
     multihost.say(f"parameters:  {parameters / 1e6:.2f} M")
     multihost.say(f"memory:      {memory / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step")
     multihost.say(f"loss:        {float(metrics['loss']):.5f} after {len(run.phases) * (1 + TIMED_STEPS)} steps")
     multihost.say(f"compilation: {compile_seconds:.0f} s")
-    speed = f"{recipe.train.batch_size / step_seconds:.1f} examples/s, {step_seconds * 1e3:.0f} ms a step"
-    multihost.say(f"speed:       {speed}")
+    multihost.say(f"speed:       {recipe.train.batch_size / pace:.1f} examples/s, {pace * 1e3:.0f} ms a step")
     multihost.say(f"whole run:   {recipe.train.steps} steps, {hours:.2f} h, evaluations not counted")

@@ -6,7 +6,7 @@ from typing import Any
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.weights import hub
-from dpose_jax.models.weights.fill import Weights, fill, from_own
+from dpose_jax.models.weights.fill import fill, from_own
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import files, model_folder
@@ -25,7 +25,13 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
     if source != hub.CACHED and (files.is_remote(source) or os.path.isdir(source)):
-        weights, name = _of_folder(source, recipe)
+        if os.path.isfile(os.path.join(source, model_folder.METADATA_FILE)):
+            stored, found, metadata = model_folder.load(source)
+            step = metadata["trained"].get("step")
+        else:
+            stored, (found, step, *_) = stored_recipe(source), read_variables(source)
+        same = stored.joints.joints == recipe.joints.joints
+        weights, name = from_own(found, same_joints=same), f"{source} (step {step})"
     else:
         name = hub.locate(source, recipe.model.backbone)
         if model.backbone.published is None:
@@ -36,15 +42,3 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         variables, text = fill(variables, weights, name)
     multihost.say(f"start: {text}")
     return variables
-
-
-def _of_folder(folder: str, recipe: Recipe) -> tuple[Weights, str]:
-    """The weights of a model folder, or of a workdir's newest checkpoint, and a name for messages."""
-    if os.path.isfile(os.path.join(folder, model_folder.METADATA_FILE)):
-        stored, variables, metadata = model_folder.load(folder)
-        step = metadata["trained"].get("step")
-    else:
-        stored, restored = stored_recipe(folder), read_variables(folder)
-        variables, step = restored.variables, restored.step
-    same = stored.joints.joints == recipe.joints.joints
-    return from_own(variables, same_joints=same), f"{folder} (step {step})"

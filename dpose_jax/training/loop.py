@@ -25,8 +25,7 @@ from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.training.step import make_train_step
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
-from dpose_jax.workdir.training_record import record_start
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint, record_start
 
 
 def train(recipe: Recipe, workdir: str) -> None:

@@ -17,8 +17,6 @@ from dpose_jax.recipe import Data, Train
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
 
-METRICS_FILE = "metrics.jsonl"
-
 
 class DivergedError(Exception):
     """A loss or gradient is NaN or infinite; the message names the step, the term and the annotation ids."""
@@ -32,7 +30,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: str, start: int):
         """Opens the files; drops lines after step `start`, whose steps no checkpoint holds."""
-        self._path = os.path.join(workdir, METRICS_FILE)
+        self._path = os.path.join(workdir, "metrics.jsonl")
         text = files.read_bytes(self._path).decode() if files.exists(self._path) else ""
         # A line that a crash cut short has no closing brace.
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]

@@ -23,10 +23,9 @@ def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
 
     With `optim.base_batch` the rate is linear in the batch: `learning_rate` x `train.batch_size` / `base_batch`.
     """
-    after = train.steps - optim.warmup_steps
     peak = optim.learning_rate * (train.batch_size / optim.base_batch if optim.base_batch else 1)
     if optim.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, after)
+        main = optax.cosine_decay_schedule(peak, train.steps - optim.warmup_steps)
     else:
         drops = {round(share * train.steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
         main = optax.piecewise_constant_schedule(peak, drops)
@@ -59,11 +58,10 @@ def frozen_until(update: int, name: str, inner: optax.GradientTransformation) ->
     """
     later = optax.conditionally_mask(inner, lambda count: count >= update)
 
-    def labels(params):
-        return {part: name if part == name else "free" for part in params}
-
     # Labelled by part, so that a run that is resumed with another number of steps finds its state.
-    return optax.partition({"free": inner, name: later}, labels)
+    return optax.partition(
+        {"free": inner, name: later}, lambda params: {part: name if part == name else "free" for part in params}
+    )
 
 
 def average_variables(decay: float) -> optax.GradientTransformationExtraArgs:

@@ -34,10 +34,9 @@ def make_train_step(
     learns of every host's.
 
     With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is neither run nor trained,
-    and `loss_diffusion` is 0.
-
-    With `train.accumulate` = A the batch is computed in A parts, one after the other. Loss and gradient are those of
-    the whole batch, but BatchNorm normalises each part by its own statistics, and averages them A times a step.
+    and `loss_diffusion` is 0. With `train.accumulate` = A the batch is computed in A parts, one after the other. Loss
+    and gradient are those of the whole batch, but BatchNorm normalises each part by its own statistics, and averages
+    them A times a step.
 
     `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
     optimizer works on the split ones.
@@ -93,8 +92,7 @@ def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Call
     weights = recipe.loss
 
     def loss_of(params, batch_stats, inputs, labelled):
-        variables = {"params": params, "batch_stats": batch_stats}
-        apply = functools.partial(model.apply, variables, mutable=["batch_stats"])
+        apply = functools.partial(model.apply, {"params": params, "batch_stats": batch_stats}, mutable=["batch_stats"])
         target = model.codec.encode(inputs["keypoints"], inputs["visible"])
 
         def term(heatmaps):

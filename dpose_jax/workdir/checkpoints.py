@@ -1,4 +1,4 @@
-"""Checkpoints of train state and data position, and which recipe may use them. No other file imports orbax."""
+"""What a run leaves in its workdir: checkpoints, its recipe, its devices. No other file imports orbax."""
 
 import contextlib
 import functools
@@ -11,11 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from dpose_jax import __version__
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
-from dpose_jax.workdir.training_record import training_device
 
+RUN_FILE = "run.json"  # which devices and versions trained a workdir
 FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
 
@@ -35,7 +36,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
         # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
         place = f"{self.folder}: cannot write a checkpoint"
-        self._writing = functools.partial(files.placed, place, Exception, OSError)
+        self._writing = functools.partial(files.placed, place, (Exception,), OSError)
         newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
         best = ocp.checkpoint_managers.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -158,7 +159,7 @@ class Restored(NamedTuple):
     step: int  # of the checkpoint
     averaged: bool  # whether they are its moving averages
     seed: int  # of the run
-    training_device: str | None  # see `training_record.training_device`
+    training_device: str | None  # see `training_device`
 
 
 def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None) -> Restored:
@@ -202,9 +203,30 @@ def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> No
             parent = os.path.dirname(parent)
         if not os.access(parent, os.W_OK):
             raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
-    if not holds_checkpoint(workdir):
-        return
-    different = differences(recipe, stored_recipe(workdir), training=training)
+    different = differences(recipe, stored_recipe(workdir), training=training) if holds_checkpoint(workdir) else []
     if different:
         what = "another model, optimizer or seed" if training else "another model"
         raise ValueError("\n  ".join([f"workdir {workdir!r} holds the checkpoint of {what}:", *different]))
+
+
+def record_start(workdir: str, step: int) -> None:
+    """Adds this start of the run, from `step`, to WORKDIR/run.json: its devices, processes and versions."""
+    start = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
+    files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
+
+
+def training_device(workdir: str) -> str | None:
+    """The devices that trained a workdir in their order, such as `cpu and 8 x TPU v4`; None without a run.json.
+
+    A part of the run before the first record is `unknown`.
+    """
+    starts = _starts(workdir)
+    found = ["unknown"] if starts and starts[0]["step"] else []
+    found += [f"{one['devices']} x {one['device']}" if one["devices"] > 1 else one["device"] for one in starts]
+    return " and ".join(dict.fromkeys(found)) or None
+
+
+def _starts(workdir: str) -> list[dict]:
+    path = os.path.join(workdir, RUN_FILE)
+    return files.read_json(path)["starts"] if files.exists(path) else []

@@ -16,18 +16,16 @@ from dpose_jax.workdir import files
 CONFIG_FILE = "config.json"
 # Fields that decide which parameters a model has and what they mean.
 STRUCTURE = (
-    *("joint_set", "input_size", "stride", "crop.warp", "codec.name", "codec.sigma", "diffusion.zeta"),
-    *(f"masks.{name}" for name in ("keypoints", "skeleton", "radius", "half_width", "softness")),
-    *(f"model.{name}" for name in ("backbone", "width", "head_dim", "window", "spatial_attention")),
-    *(f"model.{name}" for name in ("channel_attention", "channel_scale", "decoder_channels", "decoder_blocks")),
-    "model.time_embedding",
-)
+    "joint_set input_size stride crop.warp codec.name codec.sigma diffusion.zeta masks.keypoints masks.skeleton "
+    "masks.radius masks.half_width masks.softness model.backbone model.width model.head_dim model.window "
+    "model.spatial_attention model.channel_attention model.channel_scale model.decoder_channels model.decoder_blocks "
+    "model.time_embedding"
+).split()
 # Fields that decide how such a model predicts. Their defaults have changed, so a guess would be silent.
 PREDICTION = (
-    *("crop.padding", "codec.refine", "codec.blur", "diffusion.timesteps", "diffusion.schedule"),
-    *(f"sampler.{name}" for name in ("steps", "update_rule", "start", "t_start", "eta", "refresh", "seed")),
-    *("eval.flip", "eval.ema"),
-)
+    "crop.padding codec.refine codec.blur diffusion.timesteps diffusion.schedule sampler.steps sampler.update_rule "
+    "sampler.start sampler.t_start sampler.eta sampler.refresh sampler.seed eval.flip eval.ema"
+).split()
 # Of all these, what the first versions did not store: it meant today's default then.
 ADDED = ("model.channel_scale",)
 # What a stored recipe meant before it had a field, where that is not today's default.
@@ -106,6 +104,5 @@ def _compared(recipe: Recipe, training: bool) -> dict[str, Any]:
     # The joints count, not where they come from: a file may move, and its content may change.
     found["joint_set"] = dataclasses.replace(recipe.joints, name="")
     if training:
-        found["seed"] = recipe.seed
-        found |= {name: "on" if flat[name] else "off" for name in OPTIMIZER_PARTS}
+        found |= {"seed": recipe.seed} | {name: "on" if flat[name] else "off" for name in OPTIMIZER_PARTS}
     return found

@@ -41,9 +41,7 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def placed(
-    place: str,
-    caught: type[Exception] | tuple[type[Exception], ...] = (ValueError, TypeError),
-    raised: type[Exception] = ValueError,
+    place: str, caught: tuple[type[Exception], ...] = (ValueError, TypeError), raised: type[Exception] = ValueError
 ) -> Iterator[None]:
     """Turns an error that is `caught` into one of `raised`, with `place` before its message: a file or field."""
     try:

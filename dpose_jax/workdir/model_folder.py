@@ -54,26 +54,20 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != metadata["sha256"]:
         raise ValueError(f"{weights_path}: damaged, or not the weights of {metadata_path}: the checksum differs")
-    with placed(f"{weights_path}: no safetensors file", safetensors.SafetensorError):
+    with placed(f"{weights_path}: no safetensors file", (safetensors.SafetensorError,)):
         flat = safetensors.numpy.load(data)
     recipe = from_stored(metadata["config"], metadata_path)
     with placed(metadata_path):
         model = build_model(recipe)
     expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
-    _check_tensors(weights_path, flat, expected)
-    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
-
-
-def _check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
-    """Raises ValueError, naming the file and the first tensors that are missing, unknown or of another shape."""
-    wrong = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
-    wrong += [f"{name}: unknown" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(expected.keys() & found.keys()):
-        if found[name].shape != expected[name].shape:
-            wrong.append(f"{name}: {found[name].shape} there, the model has {expected[name].shape}")
+    wrong = [f"{name}: missing" for name in sorted(expected.keys() - flat.keys())]
+    wrong += [f"{name}: unknown" for name in sorted(flat.keys() - expected.keys())]
+    differ = [name for name in sorted(expected.keys() & flat.keys()) if flat[name].shape != expected[name].shape]
+    wrong += [f"{name}: {flat[name].shape} there, the model has {expected[name].shape}" for name in differ]
     if wrong:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{file}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
+        raise ValueError(f"{weights_path}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
+    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 
 def _read_metadata(path: str) -> dict:
