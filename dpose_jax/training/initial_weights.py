@@ -29,7 +29,8 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
             stored, found, metadata = model_folder.load(source)
             step = metadata["trained"].get("step")
         else:
-            stored, (found, step, *_) = stored_recipe(source), read_variables(source)
+            stored, restored = stored_recipe(source), read_variables(source)
+            found, step = restored.variables, restored.step
         same = stored.joints.joints == recipe.joints.joints
         weights, name = from_own(found, same_joints=same), f"{source} (step {step})"
     else:
