@@ -57,13 +57,14 @@ def fail(name: str, value: Any, rule: str) -> typing.NoReturn:
 class Section:
     """The base of sections: fields are scalars, tuples of scalars, optional scalars, or sections.
 
-    Lists are read as tuples, integers as floats, mappings as sections.
-
-    Raises:
-      ValueError: if a value has another type or is out of range.
+    Lists are read as tuples, integers as floats, mappings as sections. Raises ValueError if a value has another type or
+    is out of range.
     """
 
     PREFIX: ClassVar[str] = ""  # of the names of its fields, such as `model.`
+
+    def __init_subclass__(cls, prefix: str = ""):
+        cls.PREFIX = prefix
 
     def __post_init__(self):
         for field, kind in zip(dataclasses.fields(self), kinds(type(self)).values(), strict=True):
@@ -121,11 +122,7 @@ def is_section(kind: Any) -> bool:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as nested dicts.
-
-    Raises:
-      ValueError: if a name lies inside another one that has a plain value.
-    """
+    """Values by dotted name as nested dicts; raises ValueError if a name lies inside one that has a plain value."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import pathlib
-import sys
 
 import jax
 
@@ -17,8 +16,6 @@ def keep_freed_memory() -> None:
     XLA:CPU allocates its temporaries anew every step. By default each 4 KiB of them is a page fault: 110,000 a second
     for `configs/lspet_tiny.py` on two cores, 22 a second with this.
     """
-    if not sys.platform.startswith("linux"):
-        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
