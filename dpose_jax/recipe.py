@@ -230,7 +230,7 @@ class Eval(Section, prefix="eval."):
 
 @dataclass(frozen=True)
 class Recipe(Section):
-    """All of it. Raises ValueError, naming the field, if one has another type, is out of range or contradicts others."""
+    """All of it. Raises ValueError, naming the field, if it has a wrong type, is out of range or contradicts others."""
 
     seed: int = random_seed()
     profile_steps: int = at_least(0, 0)  # steps of the run to trace, into WORKDIR/profile; 0: none

@@ -34,8 +34,8 @@ def connect(
 ) -> None:
     """Joins this process, number `process_id` from 0, to the others of the run; before any other use of JAX.
 
-    `coordinator_address` is HOST:PORT of process 0, the same for all. Without the three, Cloud TPU, GKE or SLURM set the
-    place in the run through the environment (see `jax.distributed.initialize`). Where nothing does, or with
+    `coordinator_address` is HOST:PORT of process 0, the same for all. Without the three, Cloud TPU, GKE or SLURM set
+    the place in the run through the environment (see `jax.distributed.initialize`). Where nothing does, or with
     `num_processes` 1, the process is alone. If the others do not join within `seconds`, it ends with an error message
     and status 1. Raises ValueError if only some of the three are given, or one is out of range.
     """

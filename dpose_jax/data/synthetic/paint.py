@@ -13,8 +13,6 @@ from dpose_jax.data.synthetic.skeleton import POINT, pair
 _SKINS = ((255, 224, 196), (241, 194, 160), (224, 172, 125), (198, 134, 88), (141, 85, 48), (92, 56, 36))
 _HAIRS = ((28, 22, 18), (58, 38, 24), (96, 62, 34), (150, 105, 55), (208, 172, 108), (128, 126, 124), (130, 58, 30))
 _PATTERNS = ("plain", "plain", "stripes", "hoop", "buttons", "logo")
-
-
 Color = tuple[int, int, int]
 
 
@@ -56,21 +54,12 @@ def _palette(rng: np.random.Generator) -> dict[str, Color]:
     skin = _shade(pick(rng, _SKINS), 0.9 + 0.15 * rng.random())
     hair = _shade(pick(rng, _HAIRS), 0.85 + 0.3 * rng.random())
     return {
-        "skin": skin,
-        "face": skin,
-        "ear": _shade(skin, 0.9),
-        "nose": _shade(skin, 0.82),
+        "skin": skin, "face": skin, "ear": _shade(skin, 0.9), "nose": _shade(skin, 0.82),
         "mouth": (int(skin[0] * 0.75), int(skin[1] * 0.45), int(skin[2] * 0.45)),
-        "hair": hair,
-        "brow": _shade(hair, 0.7),
-        "eye": (245, 245, 245),
-        "pupil": (35, 25, 20),
-        "shirt": _vivid(rng),
-        "legs": _shade(_vivid(rng), 0.4 + 0.5 * rng.random()),
-        "shoes": _shade(_vivid(rng), 0.3 + 0.7 * rng.random()),
-        "hat": _vivid(rng),
-        "trim": _vivid(rng),
-    }
+        "hair": hair, "brow": _shade(hair, 0.7), "eye": (245, 245, 245), "pupil": (35, 25, 20),
+        "shirt": _vivid(rng), "legs": _shade(_vivid(rng), 0.4 + 0.5 * rng.random()),
+        "shoes": _shade(_vivid(rng), 0.3 + 0.7 * rng.random()), "hat": _vivid(rng), "trim": _vivid(rng),
+    }  # fmt: skip
 
 
 def _fill(image: np.ndarray, polygon: np.ndarray, color, convex: bool = True) -> None:
@@ -86,11 +75,9 @@ def _paint_body(rng: np.random.Generator, image: np.ndarray, body: Body) -> None
     pattern = _shirt_pattern(pick(rng, _PATTERNS), body.points)
     for piece in body.pieces:
         color = colors[piece.material]
-        if piece.inner is None:
-            _fill(image, piece.outer, color, piece.convex)
-            continue
-        _fill(image, piece.outer, _shade(color, 0.7), piece.convex)
-        _fill(image, piece.inner, color, piece.convex)
+        _fill(image, piece.outer, color if piece.inner is None else _shade(color, 0.7), piece.convex)
+        if piece.inner is not None:
+            _fill(image, piece.inner, color, piece.convex)
         for polygon in pattern if piece.decorated else ():
             _fill(image, polygon, colors["trim"])
 

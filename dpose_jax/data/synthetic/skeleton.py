@@ -20,9 +20,7 @@ POINT = {name: i for i, name in enumerate(NAMES)}
 # Semi-axes of the head, (left, up, forward), in units of its radius.
 HEAD_AXES = np.array([1.0, 1.28, 1.1])
 # Face joints as multiples of the head's semi-axes: nose, eyes, ears.
-FACE = np.array(
-    [[0, -0.14, 1.1], [0.4, 0.12, 0.91], [-0.4, 0.12, 0.91], [1.07, -0.05, -0.06], [-1.07, -0.05, -0.06]],
-)
+FACE = np.array([[0, -0.14, 1.1], [0.4, 0.12, 0.91], [-0.4, 0.12, 0.91], [1.07, -0.05, -0.06], [-1.07, -0.05, -0.06]])
 _HEAD_POINTS = np.concatenate([np.zeros((1, 3)), np.eye(3) * HEAD_AXES, FACE * HEAD_AXES])
 _HEAD_ROWS = [POINT[name] for name in _HEAD + COCO.joints[:5]]
 _SIDES = np.array([1.0, -1.0])  # the body frame's direction of left and right
@@ -122,17 +120,11 @@ def _angles(u: np.ndarray, difficulty: float) -> dict[str, np.ndarray]:
     yaw = yaw + np.where(u[:, 17] < min(0.35, 0.7 * difficulty), 180.0, 0.0)
     roll = jitter[:, 18] * np.where(u[:, 19] < 0.3 * difficulty * difficulty, 90.0, 4.0 + 16.0 * difficulty)
     return {
-        "pitch": trunk[:, 0] + spread * 3.0 * jitter[:, 20],
-        "lean": trunk[:, 1] + spread * 7.0 * jitter[:, 21],
-        "side": spread * 9.0 * jitter[:, 22],
-        "twist": spread * 16.0 * jitter[:, 23],
-        "head": spread * np.array([14.0, 30.0, 9.0]) * jitter[:, 24:27],
-        "arms": arms,
-        "legs": legs,
-        "yaw": yaw,
-        "roll": roll,
-        "elevation": 18.0 * difficulty * (2.0 * u[:, 27] - 0.7),
-    }
+        "pitch": trunk[:, 0] + spread * 3.0 * jitter[:, 20], "lean": trunk[:, 1] + spread * 7.0 * jitter[:, 21],
+        "side": spread * 9.0 * jitter[:, 22], "twist": spread * 16.0 * jitter[:, 23],
+        "head": spread * np.array([14.0, 30.0, 9.0]) * jitter[:, 24:27], "arms": arms, "legs": legs,
+        "yaw": yaw, "roll": roll, "elevation": 18.0 * difficulty * (2.0 * u[:, 27] - 0.7),
+    }  # fmt: skip
 
 
 def _limbs(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -187,11 +179,9 @@ def _upper_body(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray], arm
 
 
 def body_points(u: np.ndarray, difficulty: float) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Computes the points of P people.
+    """Computes the points of P people from (P, NUM_DRAWS) uniform numbers in [0, 1).
 
-    Args:
-      u: (P, NUM_DRAWS) uniform numbers in [0, 1).
-      difficulty: in [0, 1]; widens angles and views and adds unusual poses.
+    Difficulty, in [0, 1], widens angles and views and adds unusual poses.
 
     Returns:
       points: (P, len(NAMES), 3) camera frame, units of standing height, perspective applied to x and y; the pelvis
