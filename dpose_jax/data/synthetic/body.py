@@ -35,10 +35,10 @@ _LIMBS = (
 )
 _BANDS = (("chest", 0.060), ("waist", 0.050), ("hem", 0.060), ("skirt", 0.062), ("hip", 0.050))  # across the trunk
 # The limbs of one side by what is worn.
-_ARMS: dict[str, tuple[str, ...]] = {"none": ("bare_arm", "bare_forearm"), "long": ("arm", "forearm")}
-_ARMS["short"] = (*_ARMS["none"], "sleeve")
-_LEGS: dict[str, tuple[str, ...]] = {"skirt": ("bare_thigh", "bare_shin"), "long": ("thigh", "shin")}
-_LEGS["short"] = (*_LEGS["skirt"], "short")
+_ARMS = {
+    "none": ("bare_arm", "bare_forearm"), "short": ("bare_arm", "bare_forearm", "sleeve"), "long": ("arm", "forearm"),
+}  # fmt: skip
+_LEGS = {"skirt": ("bare_thigh", "bare_shin"), "short": ("bare_thigh", "bare_shin", "short"), "long": ("thigh", "shin")}
 
 
 def _capsule_table() -> list[tuple[Any, ...]]:
@@ -173,9 +173,11 @@ class Head:
     def outline(self) -> np.ndarray:
         """(16, 3) directions of the silhouette: a circle across the viewing direction."""
         v0, v1, v2 = self.view.tolist()
-        first = np.array((-v2, 0.0, v0) if abs(v1) < 0.9 else (0.0, v2, -v1))
-        first = first / math.sqrt(first[0] * first[0] + first[1] * first[1] + first[2] * first[2])
-        return CIRCLE[:, :1] * first + CIRCLE[:, 1:] * np.cross(self.view, first)
+        a0, a1, a2 = (-v2, 0.0, v0) if abs(v1) < 0.9 else (0.0, v2, -v1)
+        norm = math.sqrt(a0 * a0 + a1 * a1 + a2 * a2)
+        a0, a1, a2 = a0 / norm, a1 / norm, a2 / norm
+        second = v1 * a2 - v2 * a1, v2 * a0 - v0 * a2, v0 * a1 - v1 * a0
+        return CIRCLE[:, :1] * np.array((a0, a1, a2)) + CIRCLE[:, 1:] * np.array(second)
 
 
 def _patch(top: float, side: float, bottom: float) -> np.ndarray:

@@ -6,9 +6,8 @@ import functools
 import itertools
 import json
 import multiprocessing
-import os
-import pathlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -137,20 +136,14 @@ class SyntheticSource:
         return self.image_id(image) * (MAX_PEOPLE + 1) + k
 
 
-def _write_image(settings: Settings, path: pathlib.Path, index: int) -> None:
+def _write_image(settings: Settings, path: Path, index: int) -> None:
     image = paint_scene(lay_out(settings, [index])[0])
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
     write_bytes(path, content.tobytes())
 
 
 def write_coco_folder(
-    folder: str | os.PathLike,
-    *,
-    train_images: int,
-    val_images: int,
-    difficulty: float = 0.5,
-    seed: int = 0,
-    workers: int = 0,
+    folder: str | Path, *, train_images: int, val_images: int, difficulty: float = 0.5, seed: int = 0, workers: int = 0
 ) -> dict[str, dict[str, int]]:
     """Writes synthetic people as a COCO-format folder, which reads like real data; returns each split's `report()`.
 
@@ -166,14 +159,12 @@ def write_coco_folder(
     """
     if workers < 0:
         fail("workers", workers, "not be negative")
-    root, reports = pathlib.Path(folder), {}
-    with contextlib.ExitStack() as stack:
-        run: Callable[..., Iterable[None]] = map
-        if workers:
-            # Spawned, because a fork of a process that has started JAX's threads may hang.
-            context = multiprocessing.get_context("spawn")
-            pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-            run = functools.partial(stack.enter_context(pool).map, chunksize=32)
+    root, reports = Path(folder), {}
+    # Spawned, because a fork of a process that has started JAX's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context) if workers else None
+    run: Callable[..., Iterable[None]] = functools.partial(pool.map, chunksize=32) if pool else map
+    with pool or contextlib.nullcontext():
         for split, count, first in (("train", train_images, 0), ("val", val_images, VAL_FIRST_INDEX)):
             source = SyntheticSource(count, COCO, difficulty=difficulty, seed=seed, first_index=first)
             paths = [root / f"{split}2017" / source.file_name(image) for image in range(count)]

@@ -13,7 +13,7 @@ from dpose_jax.data.synthetic.skeleton import POINT, pair
 _SKINS = ((255, 224, 196), (241, 194, 160), (224, 172, 125), (198, 134, 88), (141, 85, 48), (92, 56, 36))
 _HAIRS = ((28, 22, 18), (58, 38, 24), (96, 62, 34), (150, 105, 55), (208, 172, 108), (128, 126, 124), (130, 58, 30))
 _PATTERNS = ("plain", "plain", "stripes", "hoop", "buttons", "logo")
-Color = tuple[int, int, int]
+Color = tuple[int, ...]  # red, green, blue
 
 
 def paint_scene(scene: Scene) -> np.ndarray:
@@ -37,16 +37,14 @@ def paint_scene(scene: Scene) -> np.ndarray:
 
 def _shade(color: Color, factor: float) -> Color:
     """A colour made darker or lighter, clipped to 0..255."""
-    r, g, b = (int(min(255.0, max(0.0, channel * factor))) for channel in color)
-    return r, g, b
+    return tuple(int(min(255.0, max(0.0, channel * factor))) for channel in color)
 
 
 def _vivid(rng: np.random.Generator) -> Color:
     """A random colour of channels 25..245, greyer than independent channels are."""
     grey, *channels, mix = rng.random(5)
     mix = 0.15 + 0.7 * mix
-    r, g, b = (int(25.0 + 220.0 * (mix * channel + (1.0 - mix) * grey)) for channel in channels)
-    return r, g, b
+    return tuple(int(25.0 + 220.0 * (mix * channel + (1.0 - mix) * grey)) for channel in channels)
 
 
 def _palette(rng: np.random.Generator) -> dict[str, Color]:

@@ -115,13 +115,10 @@ def lay_out(settings: Settings, indices: Sequence[int], *, detailed: bool = True
 
 
 def _look(rng: np.random.Generator, head_radius: float) -> parts.Look:
-    return parts.Look(
-        sleeves=pick(rng, ("short", "short", "long", "long", "none")),
-        legs=pick(rng, ("long", "long", "long", "short", "short", "skirt")),
-        hair=pick(rng, ("short", "short", "short", "long", "long", "bun", "bald", "hat")),
-        beard=rng.random() < 0.15,
-        head_radius=head_radius,
-    )
+    sleeves = pick(rng, ("short", "short", "long", "long", "none"))
+    legs = pick(rng, ("long", "long", "long", "short", "short", "skirt"))
+    hair = pick(rng, ("short", "short", "short", "long", "long", "bun", "bald", "hat"))
+    return parts.Look(sleeves, legs, hair, beard=rng.random() < 0.15, head_radius=float(head_radius))
 
 
 def _place(
