@@ -1,13 +1,9 @@
 """The recipe of a run: every field with its default, its unit and its range. Frozen and typed.
 
-The defaults are HRNet's top-down recipe (Sun et al., CVPR 2019) around DiffusionPose (arXiv 2306.17074), for one data
-set in COCO's format, where a comment names no other source. Fields marked (ours) are not given in the paper. Files of
-configs/ and `--config.x=y` set the fields by the same names.
-
-Sizes are (height, width) in pixels; probabilities and shares lie in [0, 1].
+The defaults are HRNet's top-down recipe (Sun et al., CVPR 2019) around DiffusionPose (arXiv 2306.17074), for data in
+COCO's format, where a comment names no other source. Fields marked (ours) are not given in the paper. Files of configs/
+and `--config.x=y` use the same names. Sizes are (height, width) in pixels; probabilities and shares lie in [0, 1].
 """
-
-from dataclasses import dataclass
 
 from ml_collections import ConfigDict, config_dict
 
@@ -15,7 +11,6 @@ from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 from dpose_jax.typed_fields import Section, at_least, below_one, choice, fail, kinds, positive, random_seed, share
 
 
-@dataclass(frozen=True)
 class Synthetic(Section, prefix="data.synthetic."):
     """Drawn people: `data.source` "synthetic"."""
 
@@ -25,7 +20,6 @@ class Synthetic(Section, prefix="data.synthetic."):
     seed: int = random_seed()
 
 
-@dataclass(frozen=True)
 class Data(Section, prefix="data."):
     """Where persons come from."""
 
@@ -51,7 +45,6 @@ class Data(Section, prefix="data."):
         return {"train": self.train_images, "val": self.val_images}[split]
 
 
-@dataclass(frozen=True)
 class Crop(Section, prefix="crop."):
     """How a box becomes a crop."""
 
@@ -59,7 +52,6 @@ class Crop(Section, prefix="crop."):
     warp: str = choice("unbiased", "rounded")  # unbiased (UDP, arXiv 1911.07524) or rounded (HRNet) (ours)
 
 
-@dataclass(frozen=True)
 class Augment(Section, prefix="augment."):
     """The random part of a training crop."""
 
@@ -74,7 +66,6 @@ class Augment(Section, prefix="augment."):
     color: float = below_one(0.0)  # brightness, contrast and saturation: each times a factor in 1 +- color (ours)
 
 
-@dataclass(frozen=True)
 class Codec(Section, prefix="codec."):
     """How joints become heatmaps and heatmaps joints: what the paper does not say."""
 
@@ -90,7 +81,6 @@ class Codec(Section, prefix="codec."):
             fail("codec.blur", self.blur, "be odd")
 
 
-@dataclass(frozen=True)
 class Diffusion(Section, prefix="diffusion."):
     """The forward process, and what the denoiser is trained on."""
 
@@ -106,7 +96,6 @@ class Diffusion(Section, prefix="diffusion."):
             fail("diffusion.t_range", self.t_range, f"be 1 <= low <= high <= T = {self.timesteps}")
 
 
-@dataclass(frozen=True)
 class Masks(Section, prefix="masks."):
     """M^kps and M^ske, and how wide they are: pixels at 64 x 48, which scale with the map."""
 
@@ -117,7 +106,6 @@ class Masks(Section, prefix="masks."):
     softness: float = at_least(0, 0.0)  # 0: binary; else the width of a sigmoid edge (ours)
 
 
-@dataclass(frozen=True)
 class Model(Section, prefix="model."):
     """The network."""
 
@@ -144,7 +132,6 @@ class Model(Section, prefix="model."):
             fail("model.head_dim", self.head_dim, "be 1 <= low <= high")
 
 
-@dataclass(frozen=True)
 class Optim(Section, prefix="optim."):
     """The optimizer, Adam."""
 
@@ -163,7 +150,6 @@ class Optim(Section, prefix="optim."):
             fail("optim.decay_at", self.decay_at, "be shares of the run, each in (0, 1)")
 
 
-@dataclass(frozen=True)
 class Loss(Section, prefix="loss."):
     """Weights of the two terms."""
 
@@ -171,7 +157,6 @@ class Loss(Section, prefix="loss."):
     coarse: float = at_least(0, 1.0)
 
 
-@dataclass(frozen=True)
 class Train(Section, prefix="train."):
     """The training loop."""
 
@@ -185,7 +170,6 @@ class Train(Section, prefix="train."):
     evaluate_every: int = at_least(0, 0)  # steps between evaluations on eval.split, each with a checkpoint; 0: none
 
 
-@dataclass(frozen=True)
 class Sampler(Section, prefix="sampler."):
     """Reverse diffusion."""
 
@@ -206,7 +190,6 @@ class Sampler(Section, prefix="sampler."):
             fail("sampler.steps", self.steps, f"not exceed sampler.t_start={self.t_start}")
 
 
-@dataclass(frozen=True)
 class Eval(Section, prefix="eval."):
     """The evaluation."""
 
@@ -228,7 +211,6 @@ class Eval(Section, prefix="eval."):
             fail("eval.nms", self.nms, "lie in (0, 1]; 1 turns it off")
 
 
-@dataclass(frozen=True)
 class Recipe(Section):
     """All of it. Raises ValueError, naming the field, if it has a wrong type, is out of range or contradicts others."""
 

@@ -38,7 +38,7 @@ def fuse_elementwise() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Stores compiled programs in the user's cache folder, so that the next start of the same run compiles nothing.
+    """Stores compiled programs, so that the next start of the same run compiles nothing.
 
     The folder is ~/.cache/dpose_jax/programs, below $XDG_CACHE_HOME where that is set; it may be deleted at any time.
     JAX's own variables have priority: JAX_COMPILATION_CACHE_DIR names another folder (a bucket too, for a pod), and

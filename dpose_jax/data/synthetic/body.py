@@ -1,7 +1,4 @@
-"""The synthetic people's bodies as polygons: limbs with thickness, clothes, heads (ours).
-
-A body is a list of pieces in drawing order, far to near. Polygons are int32 in 1/16 pixel.
-"""
+"""The synthetic people's limbs, clothes and heads (ours): polygons, int32 in 1/16 pixel, in drawing order."""
 
 import dataclasses
 import math
@@ -41,19 +38,15 @@ _ARMS = {
 _LEGS = {"skirt": ("bare_thigh", "bare_shin"), "short": ("bare_thigh", "bare_shin", "short"), "long": ("thigh", "shin")}
 
 
-def _capsule_table() -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
-    for name, first, second, *radii, group, material, bias in _LIMBS:
-        for k, side in enumerate(("left", "right")):
-            ends = pair(first)[k], pair(second)[k]
-            rows.append((f"{side}_{name}", ends, radii, _LIMB_GROUPS[group][k], material, bias))
-    rows += [(name, pair(name), (radius, radius), TRUNK, "shirt", 0.0) for name, radius in _BANDS]
-    rows.append(("neck", (POINT["neck"], POINT["head"]), (0.034, 0.03), TRUNK, "skin", -0.01))
-    rows.append(("back_hair", (POINT["head"], POINT["hair_end"]), (0.066, 0.06), BACK_HAIR, "hair", 0.0))
-    return rows
-
-
-_TABLE = _capsule_table()
+# Rows as in _LIMBS, with both ends and both radii in pairs.
+_TABLE: list[tuple[Any, ...]] = [
+    (f"{side}_{name}", (pair(first)[k], pair(second)[k]), radii, _LIMB_GROUPS[group][k], material, bias)
+    for name, first, second, *radii, group, material, bias in _LIMBS
+    for k, side in enumerate(("left", "right"))
+]
+_TABLE += [(name, pair(name), (radius, radius), TRUNK, "shirt", 0.0) for name, radius in _BANDS]
+_TABLE.append(("neck", (POINT["neck"], POINT["head"]), (0.034, 0.03), TRUNK, "skin", -0.01))
+_TABLE.append(("back_hair", (POINT["head"], POINT["hair_end"]), (0.066, 0.06), BACK_HAIR, "hair", 0.0))
 # (17, GROUPS) bool: does a piece of this group show this joint? Clothes hide nothing: a knee under a skirt is visible.
 SHOWS_JOINT = np.zeros((COCO.num_joints, GROUPS), bool)
 for _row in _TABLE:

@@ -120,13 +120,10 @@ class SyntheticSource:
         ]  # fmt: skip
         person = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO.joints)}
         person["skeleton"] = [[a + 1, b + 1] for a, b in COCO.limbs]
-        images = [
-            {"id": self.image_id(k), "file_name": self.file_name(k), "width": width, "height": height}
-            for k in range(self.num_images)
-        ]
+        size = {"width": width, "height": height}
+        images = [{"id": self.image_id(k), "file_name": self.file_name(k)} | size for k in range(self.num_images)]
         info = {"description": f"synthetic people, seed {seed}, difficulty {difficulty:g}"}
-        facts = {"info": info, "licenses": [], "images": images}
-        return facts | {"annotations": annotations, "categories": [person]}
+        return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": [person]}
 
     def report(self) -> dict[str, int]:
         """`kept` annotations, and the people left out because they are `hidden`."""
@@ -149,20 +146,14 @@ def write_coco_folder(
 
     Writes `train2017/`, `val2017/` and `annotations/person_keypoints_{train,val}2017.json`. Writes are atomic; files of
     the same names are replaced. The annotations of a split come last, so they exist only if all of its images do.
-
-    Args:
-      train_images, val_images: at least 1 each; the two splits share no image.
-      difficulty, seed: see SyntheticSource.
-      workers: processes that draw; 0 draws in this one. With more, the calling script needs a `__main__` guard.
-
-    Raises ValueError if an argument is out of range.
+    Each split has at least one image; they share none. `workers` processes draw, this one if 0; with more, the calling
+    script needs a `__main__` guard. Raises ValueError if an argument is out of range; see SyntheticSource.
     """
     if workers < 0:
         fail("workers", workers, "not be negative")
     root, reports = Path(folder), {}
     # Spawned, because a fork of a process that has started JAX's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context) if workers else None
+    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers else None
     run: Callable[..., Iterable[None]] = functools.partial(pool.map, chunksize=32) if pool else map
     with pool or contextlib.nullcontext():
         for split, count, first in (("train", train_images, 0), ("val", val_images, VAL_FIRST_INDEX)):

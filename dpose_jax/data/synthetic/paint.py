@@ -1,7 +1,4 @@
-"""Paints the synthetic scenes: grounds, clutter, bodies, objects and the camera's faults (ours).
-
-Images are (height, width, 3) uint8 RGB and painted in place; polygons are (n, 2) int32 in 1/16 px.
-"""
+"""Paints the synthetic scenes (ours): (height, width, 3) uint8 RGB. Polygons are (n, 2) int32 in 1/16 px."""
 
 import cv2
 import numpy as np
@@ -105,8 +102,7 @@ def _shirt_pattern(pattern: str, points: np.ndarray) -> list[np.ndarray]:
 def _ground(rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> np.ndarray:
     """An empty background, (height, width, 3) uint8: plain when easy; gradients, floors and textures when not."""
     height, width = size
-    image: np.ndarray = np.empty((height, width, 3), np.uint8)
-    cv2.rectangle(image, (0, 0), (width, height), _vivid(rng), -1)
+    image: np.ndarray = np.full((height, width, 3), _vivid(rng), np.uint8)
     kind = rng.random()
     if rng.random() > 2.0 * difficulty + 0.1:
         return image
@@ -177,15 +173,13 @@ def _paint_object(rng: np.random.Generator, image: np.ndarray, polygon: np.ndarr
 
 def _shadow(image: np.ndarray, x: float, y: float, radius: float) -> None:
     """Darkens an ellipse on the ground around (x, y) px, in place."""
-    height, width = image.shape[:2]
     r = max(2, int(radius))
-    x0, x1, y0, y1 = max(0, int(x) - r), min(width, int(x) + r), max(0, int(y) - r // 4), min(height, int(y) + r // 4)
-    if x0 >= x1 or y0 >= y1:
-        return
-    part = image[y0:y1, x0:x1]
-    mask = np.zeros(part.shape[:2], np.uint8)
-    cv2.ellipse(mask, (int(x) - x0, int(y) - y0), (r, max(1, r // 4)), 0, 0, 360, 255, -1)
-    cv2.copyTo((part // 4) * 3, mask, part)
+    x0, y0 = max(0, int(x) - r), max(0, int(y) - r // 4)
+    part = image[y0 : max(0, int(y) + r // 4), x0 : max(0, int(x) + r)]
+    if part.size:
+        mask = np.zeros(part.shape[:2], np.uint8)
+        cv2.ellipse(mask, (int(x) - x0, int(y) - y0), (r, max(1, r // 4)), 0, 0, 360, 255, -1)
+        cv2.copyTo((part // 4) * 3, mask, part)
 
 
 def _camera(rng: np.random.Generator, image: np.ndarray, difficulty: float) -> np.ndarray:
@@ -206,6 +200,5 @@ def _camera(rng: np.random.Generator, image: np.ndarray, difficulty: float) -> n
     if noise < difficulty:
         bits = 7 if strength > 0.6 * difficulty else 31 if strength < 0.2 * difficulty else 15
         grain = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape) & np.uint8(bits)
-        half = np.full_like(image, bits // 2)
-        image = cv2.subtract(cv2.add(image, grain), half)
+        image = cv2.subtract(cv2.add(image, grain), np.full_like(image, bits // 2))
     return image

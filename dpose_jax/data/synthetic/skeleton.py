@@ -126,8 +126,7 @@ def _limbs(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray]) -> tuple
     straight = np.concatenate([zero, zero - 1.0, zero], -1)
     bent = np.concatenate([zero, -cosine(elbow), sine(elbow)], -1)
     arms = np.stack([straight, bent, bent], 2)
-    arms = turn(arms, 2, 0, -sign * inward)
-    arms = turn(turn(arms, 0, 1, sign * abduction), 1, 2, -flex)
+    arms = turn(turn(turn(arms, 2, 0, -sign * inward), 0, 1, sign * abduction), 1, 2, -flex)
     arms = arms * (sizes["arm"][:, None, None, None] * np.array([0.165, 0.145, 0.055])[:, None])
     flex, abduction, knee = (angles["legs"][..., k, None] for k in range(3))
     back = np.concatenate([zero, -cosine(knee), -sine(knee)], -1)
@@ -170,15 +169,11 @@ def _upper_body(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray], arm
 
 
 def body_points(u: np.ndarray, difficulty: float) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Computes the points of P people from (P, NUM_DRAWS) uniform numbers in [0, 1).
+    """Computes points, zoom and sizes of P people from (P, NUM_DRAWS) uniform numbers in [0, 1).
 
-    Difficulty, in [0, 1], widens angles and views and adds unusual poses.
-
-    Returns:
-      points: (P, len(NAMES), 3) camera frame, units of standing height, perspective applied to x and y; the pelvis
-        is the origin.
-      zoom: (P, len(NAMES)) perspective factor of lengths at each point.
-      sizes: (P,) proportions by name: arm, leg, trunk, shoulder, hip, head (radius) and build (girth).
+    Points are (P, len(NAMES), 3), camera frame, in standing heights from the pelvis, with perspective applied to x and
+    y; zoom, (P, len(NAMES)), is its factor of lengths at each point. Sizes are (P,) by name: arm, leg, trunk, shoulder,
+    hip, head (radius), build (girth). Difficulty, in [0, 1], widens angles and views and adds unusual poses.
     """
     angles = _angles(u, difficulty)
     sizes = {}
