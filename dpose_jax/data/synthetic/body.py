@@ -36,8 +36,6 @@ _ARMS = {
     "none": ("bare_arm", "bare_forearm"), "short": ("bare_arm", "bare_forearm", "sleeve"), "long": ("arm", "forearm"),
 }  # fmt: skip
 _LEGS = {"skirt": ("bare_thigh", "bare_shin"), "short": ("bare_thigh", "bare_shin", "short"), "long": ("thigh", "shin")}
-
-
 # Rows as in _LIMBS, with both ends and both radii in pairs.
 _TABLE: list[tuple[Any, ...]] = [
     (f"{side}_{name}", (pair(first)[k], pair(second)[k]), radii, _LIMB_GROUPS[group][k], material, bias)
