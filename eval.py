@@ -7,7 +7,7 @@ from dpose_jax.runtime import app, multihost
 from dpose_jax.workdir import recipe_flags
 
 recipe_flags.define_beside_workdir()
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.", required=True)
 OUT = flags.DEFINE_string("out", None, "The report, or WORKDIR/eval.json; joints and pictures: a folder of its name.")
 multihost.define_flags()
 
@@ -18,5 +18,4 @@ def main():
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
     app.run(main)

