@@ -36,10 +36,9 @@ def read_poses(file: str, max_bad_share: float) -> tuple[np.ndarray, dict[str, i
             found.append(annotation.joints)
         else:
             incomplete += 1
-    total = len(annotations.entries)
-    audit.check(total, len(found), max_bad_share)
-    counts = {rule: count for rule, count in audit.report(total, len(found)).items() if rule not in ("records", "kept")}
-    return np.array(found, np.float32), {"poses": len(found), "poses_incomplete": incomplete} | counts
+    report = audit.report(len(annotations.entries), len(found), max_bad_share)
+    malformed = {rule: count for rule, count in report.items() if count and rule not in ("records", "kept")}
+    return np.array(found, np.float32), {"poses": len(found), "poses_incomplete": incomplete} | malformed
 
 
 def sample_pose(rng: np.random.Generator, difficulty: float) -> Pose:
