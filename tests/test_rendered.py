@@ -148,7 +148,7 @@ def test_joints_are_those_of_the_mesh(monkeypatch, scenes):
         np.testing.assert_allclose(made.keypoints[inside, :2], pixels[inside], atol=1e-3)
         assert not made.keypoints[~inside].any()
     monkeypatch.setattr(person, "_thickness", lambda rng, fixed, *_: np.zeros(len(fixed), np.float32))
-    monkeypatch.setattr(person, "shoe", lambda: np.float32(0))
+    monkeypatch.setattr(person, "shoe", lambda: np.zeros_like(body.load_body().base))
     bare = person.make_person(np.random.default_rng(0), poses.lift(WALK, np.random.default_rng(0)))
     np.testing.assert_allclose(body.load_body().joints @ bare.vertices, bare.joints, atol=1e-5)
 

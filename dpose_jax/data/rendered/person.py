@@ -142,6 +142,11 @@ def materials(place: np.ndarray, limbs: np.ndarray, part: np.ndarray, outfit: Ou
     return material
 
 
+def _pick(draw: float, values: tuple[float, ...], shares: tuple[float, ...]) -> float:
+    """One of the values by a uniform draw, with these shares."""
+    return values[min(int(np.searchsorted(np.cumsum(shares), draw, side="right")), len(values) - 1)]
+
+
 def draw_outfit(rng: np.random.Generator, gender: str) -> Outfit:
     """A random outfit."""
     u = rng.random(16).tolist()
@@ -149,21 +154,21 @@ def draw_outfit(rng: np.random.Generator, gender: str) -> Outfit:
     dress = female and u[0] < 0.2
     skirt = (0.5 + 1.2 * u[1]) if dress or (female and u[0] < 0.32) else 0.0
     jacket = u[2] < 0.22 and not dress
-    styles = [1.2, 1.0, 0.8, 0.74, 0.66, 0.55]  # bald, shorn, short, to the chin, to the shoulders, longer
-    share = np.cumsum([0.02, 0.06, 0.27, 0.2, 0.25, 0.2] if female else [0.1, 0.3, 0.5, 0.06, 0.04, 0.0])
+    styles = (1.2, 1.0, 0.8, 0.74, 0.66, 0.55)  # bald, shorn, short, to the chin, to the shoulders, longer
+    share = (0.02, 0.06, 0.27, 0.2, 0.25, 0.2) if female else (0.1, 0.3, 0.5, 0.06, 0.04, 0.0)
     wide = (0.004, 0.012, 0.03)
     return Outfit(
-        sleeve=(-0.1, 0.05, 0.45, 0.7, 1.1, 2.0, 1.9)[int(np.searchsorted((0.1, 0.15, 0.4, 0.6, 0.66, 0.9), u[3]))],
+        sleeve=_pick(u[3], (-0.1, 0.05, 0.45, 0.7, 1.1, 2.0), (0.1, 0.05, 0.25, 0.2, 0.06, 0.34)),
         jacket=0.02 + 0.06 * u[4] if jacket else 0.0,
         neck=0.05 + 0.35 * u[5] ** 2,
         hem=0.1 if dress else float(np.interp(u[6], (0, 0.1, 0.4, 1), (0.5, 0.3, 0.1, -0.25))),
         waist=0.12 + 0.3 * u[7],
-        leg=(0.15, 0.4, 0.7, 0.95, 1.4, 1.95, 2.05)[int(np.searchsorted((0.05, 0.15, 0.24, 0.34, 0.38, 0.7), u[8]))],
+        leg=_pick(u[8], (0.15, 0.4, 0.7, 0.95, 1.4, 1.95, 2.05), (0.05, 0.1, 0.09, 0.1, 0.04, 0.32, 0.3)),
         skirt=skirt,
         sock=1.2 + 0.8 * u[9] if u[9] < 0.6 else 2.0,
         shoes=bool(u[10] < 0.9),
         gloves=bool(u[11] < 0.06),
-        hair=float(styles[min(5, int(np.searchsorted(share, u[12])))] + 0.02 * u[13]),
+        hair=_pick(u[12], styles, share) + 0.02 * u[13],
         hat=bool(u[14] < 0.2),
         loose=(wide[int(3 * u[15] ** 1.3)] + (0.015 if jacket else 0.0), wide[int(3 * rng.random() ** 1.3)]),
     )
@@ -175,15 +180,16 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     gender, age, rest = _draw_shape(rng, body)
     outfit = draw_outfit(rng, gender)
     heads = body.heads(rest)
-    if outfit.shoes:
-        rest = rest + shoe()
     turns = turn_bones(body, heads, pose)
     moves = move_bones(body, heads, turns).astype(np.float32)
     turned = turns.astype(np.float32)
-    vertices = kernels.skin(rest, body.bone_index, body.bone_weight, turned, moves, True)
-    joints = body.joints @ vertices
-    normals = kernels.vertex_normals(rest, body.faces)
-    normals = kernels.skin(normals, body.bone_index, body.bone_weight, turned, moves, False)
+    rig = body.bone_index, body.bone_weight, turned, moves
+    vertices = kernels.skin(rest, *rig, True)
+    joints = body.joints @ vertices  # of the bare body: clothes do not move them
+    if outfit.shoes:
+        vertices += kernels.skin(shoe(), *rig, False)
+        rest = rest + shoe()
+    normals = kernels.skin(kernels.vertex_normals(rest, body.faces), *rig, False)
     clothed = vertices + _thickness(rng, fixed, body.vertex_part, outfit)[:, None] * normals
     keep = np.ones(len(rest), np.float32)
     hair, skirt = body.vertex_part == HAIR, body.vertex_part == SKIRT
@@ -214,8 +220,7 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
 def _draw_shape(rng: np.random.Generator, body: Body) -> tuple[str, str, np.ndarray]:
     """Gender, main age and rest vertices."""
     gender = GENDERS[int(2 * rng.random())]
-    age, other = ("child", "young") if rng.random() < 0.15 else ("young", "old")
-    assert age in AGES
+    age, other = AGES[:2] if rng.random() < 0.15 else AGES[1:]
     share = rng.random() * (0.5 if age == "child" else 0.9)
     first = RACES[int(3 * rng.random())]
     muscle, weight = (LEVELS[int(np.searchsorted((0.25, 0.75), rng.random()))] for _ in range(2))
@@ -228,7 +233,7 @@ def _draw_shape(rng: np.random.Generator, body: Body) -> tuple[str, str, np.ndar
         mix[mean] = mix.get(mean, 0.0) + part * (1.0 - build)
         end = "max" if height > 0 else "min"
         mix[f"{gender}-{each}-averagemuscle-averageweight-{end}height"] = part * abs(height)
-    return gender, age, body.shape(mix)
+    return gender, age if share < 0.5 else other, body.shape(mix)
 
 
 def _thickness(rng, fixed: np.ndarray, part: np.ndarray, outfit: Outfit) -> np.ndarray:

@@ -4,7 +4,6 @@ Camera axes are x to the right, y down and z along the viewing direction, in met
 """
 
 import dataclasses
-import itertools
 
 import numpy as np
 
@@ -71,13 +70,12 @@ def lay_out(settings: Settings, index: int, poses: np.ndarray | None) -> Scene:
       poses: (N, 17, 3) annotated joints to lift poses from, or None.
     """
     rng = generator(settings, index, 0)
-    for attempt in itertools.count():
+    scene, attempts = None, 0
+    while scene is None:
         # A subject who is hardly in view is drawn anew; after some attempts, alone and whole.
-        difficulty = settings.difficulty if attempt < 6 else 0.0
-        scene = _attempt(rng, settings, index, poses, difficulty)
-        if scene is not None:
-            return scene
-    raise AssertionError
+        scene = _attempt(rng, settings, index, poses, settings.difficulty if attempts < 6 else 0.0)
+        attempts += 1
+    return scene
 
 
 def project(camera: np.ndarray, focal: float, size: tuple[int, int]) -> np.ndarray:
