@@ -59,7 +59,7 @@ def _hits(solids, rays, without_skirt=None):
                 v = q @ ray / det
                 t = np.einsum("ij,ij->i", c - a, q) / det
                 kept = (1 - u - v) * keep[:, 0] + u * keep[:, 1] + v * keep[:, 2] > 0
-                hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0) & kept
+                hit = (u >= -1e-9) & (v >= -1e-9) & (u + v <= 1 + 1e-9) & (t > 0) & kept
             nearest[k] = min(nearest[k], t[hit].min(initial=np.inf))
     return nearest * np.asarray(rays)[:, 2]
 

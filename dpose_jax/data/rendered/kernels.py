@@ -15,6 +15,8 @@ try:
 except ImportError as error:
     raise ValueError(EXTRA.format("numba")) from error
 
+_EDGE = 1e-9  # by which triangles overlap, so that no ray passes between two neighbours
+
 _compiled = numba.njit(cache=True, nogil=True)
 
 
@@ -101,7 +103,7 @@ def rasterize(pixels, keep, faces, first_id, inverse, ids, weights):
             for x in range(left, right + 1):
                 w1 = ((x - a[0]) * (c[1] - a[1]) - (y - a[1]) * (c[0] - a[0])) / area
                 w2 = ((b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0])) / area
-                if w1 < 0 or w2 < 0 or w1 + w2 > 1:
+                if w1 < -_EDGE or w2 < -_EDGE or w1 + w2 > 1 + _EDGE:
                     continue
                 near = (1 - w1 - w2) * a[2] + w1 * b[2] + w2 * c[2]
                 if near <= inverse[y, x]:
@@ -137,7 +139,7 @@ def first_surface(points, pixels, keep, faces, nearest):
                 continue
             w1 = ((x - a[0]) * (c[1] - a[1]) - (y - a[1]) * (c[0] - a[0])) / area
             w2 = ((b[0] - a[0]) * (y - a[1]) - (b[1] - a[1]) * (x - a[0])) / area
-            if w1 < 0 or w2 < 0 or w1 + w2 > 1:
+            if w1 < -_EDGE or w2 < -_EDGE or w1 + w2 > 1 + _EDGE:
                 continue
             near = (1 - w1 - w2) * a[2] + w1 * b[2] + w2 * c[2]
             if near > nearest[k] and ka + w1 * b[2] / near * (kb - ka) + w2 * c[2] / near * (kc - ka) > 0:
