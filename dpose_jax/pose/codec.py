@@ -34,8 +34,7 @@ class Codec:
     def flip_shift(self) -> int:
         """Pixels by which a mirrored heatmap must move right to fall on the plain one.
 
-        Mirroring the crop mirrors an unbiased map exactly; a rounded map is then 1 - 1/s pixels off,
-        for which HRNet, at s = 4, moves it by one. At s = 1 nothing is off; at s = 2 one is half a pixel too far.
+        A mirrored unbiased map is exact, a rounded one 1 - 1/s pixels off; HRNet, at s = 4, moves it by one.
         """
         return 1 if self.name == "rounded" and self.stride > 1 else 0
 
@@ -62,8 +61,7 @@ class Codec:
     def resample(self, maps: jax.Array, source: "Codec") -> jax.Array:
         """Maps (B, H', W', C) of `source`, a codec of the same crop and name, in this size, (B, H, W, C): bilinear.
 
-        Each joint stays at its place, while jax.image.resize takes pixels for areas and would move it. An unbiased map
-        has its corner centres on the crop's corner centres, and a rounded map has its pixel k on crop pixel s k.
+        Each joint stays at its place, while jax.image.resize takes pixels for areas and would move it.
         """
         if source.size == self.size:
             return maps
@@ -79,10 +77,7 @@ class Codec:
         return gaussians(keypoints, visible, size=self.size, sigma=self.sigma)
 
     def encode(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
-        """y_0^hm: target heatmaps (..., H, W, J), float32 in [0, 1], of joints (..., J, 2) in crop pixels.
-
-        A joint whose flag `visible`, (..., J), is 0 has an empty channel.
-        """
+        """y_0^hm: heatmaps (..., H, W, J) in [0, 1] of joints (..., J, 2) in crop pixels; empty where the flag is 0."""
         return self.render(self.to_heatmap(keypoints), visible)
 
     def decode(self, heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -93,19 +88,20 @@ class Codec:
     def peaks(self, heatmaps: jax.Array, refine: str) -> tuple[jax.Array, jax.Array]:
         """Sub-pixel peaks in heatmap pixels, (..., J, 2), and their values, (..., J).
 
-        `dark` (Zhang et al., CVPR 2020) smooths, then expands the log map around the peak. Ours takes differences of
-        first neighbours, and does not smooth where the kernel would leave the map. So a clean Gaussian decodes exactly
-        everywhere, also beside the border. It is differentiable in the heatmaps, which the DDIM update needs.
+        `dark` (Zhang et al., CVPR 2020) smooths, then expands the log map around the peak; it is differentiable. Ours
+        takes differences of first neighbours, and does not smooth where the kernel would leave the map, so that a clean
+        Gaussian decodes exactly everywhere.
         """
         heatmaps = heatmaps.astype(jnp.float32)
         x, y, scores = highest(heatmaps)
-        if refine == "dark":
-            # Peaks on the border are expanded around their inner neighbour.
+        if refine == "dark":  # peaks on the border are expanded around their inner neighbour
             x, y = jnp.clip(x, 1, self.size[1] - 2), jnp.clip(y, 1, self.size[0] - 2)
-            offset = newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
-            return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset, scores
         pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
-        return (pixel + quarter_offset(heatmaps, x, y) if refine == "quarter" else pixel), scores
+        if refine == "dark":
+            pixel += newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
+        elif refine == "quarter":
+            pixel += quarter_offset(heatmaps, x, y)
+        return pixel, scores
 
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
@@ -128,9 +124,9 @@ def quarter_offset(heatmaps: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array
 
 
 def blurred_3x3(heatmaps: jax.Array, x: jax.Array, y: jax.Array, blur: int) -> jax.Array:
-    """The 3 x 3 pixels around (x, y), off the border, of float32 maps smoothed by a kernel of side `blur`.
+    """The (..., J, 3, 3) pixels, rows first, around (x, y), off the border, of float32 maps; side `blur` smooths them.
 
-    Where the kernel would leave the map, and with blur = 1, the pixels stay as they are. (..., J, 3, 3), rows first.
+    Where the kernel would leave the map, and with blur = 1, the pixels stay as they are.
     """
     height, width = heatmaps.shape[-3:-1]
     reach = blur // 2 + 1

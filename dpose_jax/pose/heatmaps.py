@@ -9,9 +9,9 @@ import jax.numpy as jnp
 def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The highest pixel of maps (..., H, W, J): column x, row y, (..., J) int32, and the value, (..., J).
 
-    Of equal ones it is the first column's, and in it the first row's. XLA reduces whole rows of (..., H, W, J) as
-    vectors; an argmax over all pixels of a joint would go one by one.
+    Of equal ones it is the first column's, and in it the first row's.
     """
+    # XLA reduces whole rows as vectors; an argmax over all pixels of a joint would go one by one.
     x = jnp.argmax(jnp.max(heatmaps, axis=-3), axis=-2)
     column = jnp.take_along_axis(heatmaps, x[..., None, None, :], axis=-2)[..., 0, :]
     return x, jnp.argmax(column, axis=-2), jnp.max(column, axis=-2)
