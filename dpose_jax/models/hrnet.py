@@ -35,8 +35,7 @@ class ConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.kernel == 1:
-            # As a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer.
+        if self.kernel == 1:  # a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer
             x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv3x3(self.features, strides=self.stride, use_bias=False, dtype=self.dtype, name="conv")(x)
@@ -122,10 +121,7 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`.
-
-        With `train` BatchNorm uses, and updates, the batch's statistics.
-        """
+        """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`."""
         spec, dtype, bottleneck = self.spec, self.dtype, _recomputed(Bottleneck, self.remat)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem2")(x, train)
@@ -137,8 +133,8 @@ class HRNet(nn.Module):
             lowest, name = branches[-1], f"transition{stage - 1}"
             if stage == 2:
                 branches = [ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)]
-            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")(lowest, train)
-            branches = [*branches, halved]
+            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")
+            branches = [*branches, halved(lowest, train)]
             for module in range(modules):
                 # Pose uses the highest resolution alone, so the last module makes nothing else.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage

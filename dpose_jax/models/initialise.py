@@ -33,9 +33,9 @@ def abstract_variables(model: DiffusionPose):
 def initial_variables(model: DiffusionPose, seed: int):
     """`params` and `batch_stats` as numpy arrays, drawn on the host; a seed gives the same values on every platform.
 
-    Heatmap heads start at N(0, .001), the backbone by its `initial_std`, all other kernels at LeCun's normal over the
-    fan-in, scales and variances at 1, biases and means at 0. A parameter's numbers depend on its path and seed alone.
-    Raises ValueError if a leaf is of no known kind.
+    Heatmap heads start at N(0, .001), the backbone by its `initial_std`, other kernels at LeCun's normal over the
+    fan-in, scales and variances at 1, biases and means at 0, each by its path and seed alone. Raises ValueError if a
+    leaf is of no known kind.
     """
 
     def draw(path, leaf):

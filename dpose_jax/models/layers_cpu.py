@@ -64,8 +64,7 @@ def _product(a, b):
 def normalisation(plain):
     """`plain(x, scale, bias, epsilon, axes, groups) -> y, mean, var` with the gradient of y written out.
 
-    Derived line by line it takes more passes over the maps. A TPU moves fewer bytes for the derived one
-    (docs/performance.md).
+    It takes fewer passes over the maps than the derived one, which suits a TPU better (docs/performance.md).
     """
 
     def forward(x, scale, bias, epsilon, axes, groups):

@@ -6,24 +6,19 @@ import jax.numpy as jnp
 
 
 def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
-    """The most heads (= channel groups) that divide `channels` into widths in the closed range `head_dim` (ours).
-
-    Raises ValueError if no number of heads does.
-    """
+    """The most heads (= channel groups) whose width is in the closed range `head_dim` (ours), or a ValueError."""
     for width in range(head_dim[0], head_dim[1] + 1):
         if channels % width == 0:
             return channels // width
-    raise ValueError(
-        f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels"
-    )
+    raise ValueError(f"model.head_dim={head_dim}: no width in this range divides the backbone's {channels} channels")
 
 
 def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: str = "width") -> jax.Array:
     """A_c: [softmax(Q^T K d^-1/2) V^T]^T in each group of d channels, (B, N, G, d) -> (B, N, G, d).
 
-    The affinity is d x d, between the channels of Q and of K over all N positions. `scale` is `width` for d^-1/2 (ours,
-    after DaViT) or `positions` for N^-1/2 (ours, as DaViT's later code): each entry of Q^T K is a sum over N positions,
-    so that d^-1/2 lets the softmax saturate. The softmax is in float32, the result in the dtype of `value`.
+    `scale` is `width` for d^-1/2 (ours, after DaViT) or `positions` for N^-1/2 (ours, as DaViT's later code): each
+    entry of Q^T K is a sum over N positions, so that d^-1/2 lets the softmax saturate. The softmax is in float32, the
+    result in the dtype of `value`.
     """
     count = query.shape[-1] if scale == "width" else query.shape[1]
     affinity = jnp.einsum("bngc,bnge->bgce", query, key, preferred_element_type=jnp.float32) * count**-0.5
@@ -34,8 +29,7 @@ def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale:
 def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window: int) -> jax.Array:
     """A_s: multi-head cross-attention inside windows of window x window pixels, (B, H, W, heads, d) -> the same.
 
-    A map that the window does not divide is padded below and to the right; padded keys get no weight. The softmax is in
-    float32, the result in the dtype of `value`.
+    Maps are padded below and to the right to whole windows; padded keys get no weight. Dtypes: as A_c's.
     """
     _, height, width, _, dim = query.shape
     rows, columns = -height % window, -width % window

@@ -40,9 +40,8 @@ class ResidualBlock(nn.Module):
 
 
 class SGDD(nn.Module):
-    """D: noised heatmaps y_t^hm and condition x^c to y^_0^hm.
+    """D: a U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours).
 
-    A U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours).
     Maps need not be multiples of 8: a level is the ceiling of half the one above it, cut on the way back.
     """
 
@@ -55,7 +54,7 @@ class SGDD(nn.Module):
 
     @nn.compact
     def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
-        """(B, H, W, J), (B, H, W, C) and (B,) integer t -> (B, H, W, J) float32."""
+        """y_t^hm (B, H, W, J), x^c (B, H, W, C) and (B,) integer t -> y^_0^hm, (B, H, W, J) float32."""
         time = None
         if self.time_embedding:
             time = nn.Dense(self.channels, dtype=self.dtype, name="time1")(time_features(t, self.channels))
