@@ -25,11 +25,10 @@ _SHIFT = 4
 
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
     """J of "left", "right", "centre": by the joint's name, else by its place in a flip pair (left first)."""
-    sides = ["centre"] * joint_set.num_joints
-    for pair in joint_set.flip_pairs:
-        names = [joint_set.joints[i].lower() for i in pair]
-        swapped = "right" in names[0] or "left" in names[1]
-        sides[pair[0]], sides[pair[1]] = ("right", "left") if swapped else ("left", "right")
+    sides, names = ["centre"] * joint_set.num_joints, [name.lower() for name in joint_set.joints]
+    for a, b in joint_set.flip_pairs:
+        swapped = "right" in names[a] or "left" in names[b]
+        sides[a], sides[b] = ("right", "left") if swapped else ("left", "right")
     return tuple(sides)
 
 
@@ -50,9 +49,7 @@ def draw_pose(
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(joints, np.float64)
-    drawn = np.asarray(np.isfinite(points).all(axis=1))
-    if shown is not None:
-        drawn &= np.asarray(shown) > 0
+    drawn = np.isfinite(points).all(axis=1) & (True if shown is None else np.asarray(shown) > 0)
     if thickness is None:
         extent = np.ptp(points[drawn], axis=0).max() if drawn.sum() > 1 else 0
         thickness = max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))

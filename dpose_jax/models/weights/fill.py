@@ -66,8 +66,7 @@ def fill(
             lines += [f"  {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}"] if names else []
         raise ValueError("\n".join(lines))
     # Modules of which nothing was taken by their name, others by the path of what is left.
-    started = {_module(path) for path in taken}
-    left = ours.keys() - taken.keys()
+    started, left = {_module(path) for path in taken}, ours.keys() - taken.keys()
     untouched = sorted({path.partition("/")[2] if _module(path) in started else _module(path) for path in left})
     text = f"{len(taken)} of {len(ours)} arrays from {source}"
     text += f"; at random: {', '.join(untouched)}" if untouched else ""
