@@ -9,12 +9,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The noise schedule gamma_0 = 1 .. gamma_T.
+    """The noise schedule gamma_0 = 1 .. gamma_T."""
 
-    It is `cosine` (offset 0.008) (ours, after improved DDPM) or `linear` (ours, after DDPM): beta from 1e-4 to 0.02 at
-    T = 1000, times 1000 / T at other T, where gamma_T differs: 4.0e-5 at T = 1000, 2.0e-5 at T = 100.
-    """
-
+    # `cosine` (offset 0.008) (ours, after improved DDPM) or `linear` (ours, after DDPM): beta from 1e-4 to 0.02 at
+    # T = 1000, times 1000 / T at other T, where gamma_T differs: 4.0e-5 at T = 1000, 2.0e-5 at T = 100.
     name: str = "cosine"
     timesteps: int = 1000  # T, at least 1 (ours, after DDPM)
     zeta: float = 2.0  # signal scale, positive (ours)
@@ -39,8 +37,7 @@ def gamma_table(name: str, timesteps: int) -> np.ndarray:
 def q_sample(schedule: Schedule, y_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
     """y_t = sqrt(gamma_t) (zeta y_0) + sqrt(1 - gamma_t) epsilon (the paper's forward process).
 
-    y_0 holds joints (..., J, 2) normalised to [-1, 1] over the map, `noise` standard normal epsilon of that shape; t is
-    an integer in 0..T, broadcastable to the leading axes. y_t is float32, unclamped, in units of zeta.
+    Joints y_0 (..., J, 2) are in [-1, 1], t in 0..T broadcasts to (...); y_t is float32, unclamped, in units of zeta.
     """
     gamma = schedule.gamma(t)[..., None, None]
     return jnp.sqrt(gamma) * schedule.zeta * y_0 + jnp.sqrt(1 - gamma) * noise
@@ -56,9 +53,8 @@ def ddim_step(
 ) -> jax.Array:
     """One DDIM step from t to t_next, which may skip times, given an estimate of y_0 (Song et al., ICLR 2021, eq. 12).
 
-    y_t, (..., J, 2), is the unclamped state in units of zeta, y_0 the estimated joints normalised to [-1, 1], `noise`
-    standard normal. t in 1..T and t_next in 0..t-1 are integers broadcastable to y_t. eta = 0 is deterministic, 1 has
-    the variance of the ancestral sampler. Returns y at t_next.
+    y_t, (..., J, 2), is the unclamped state in units of zeta, y_0 in [-1, 1]. Integers t in 1..T and t_next in 0..t-1
+    broadcast to y_t. eta = 0 is deterministic, 1 has the variance of the ancestral sampler. Returns y at t_next.
     """
     gamma, gamma_next = schedule.gamma(t), schedule.gamma(t_next)
     signal = schedule.zeta * y_0

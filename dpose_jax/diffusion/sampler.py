@@ -64,13 +64,11 @@ class Space(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """An update rule.
+    """An update rule."""
 
-    `enter`: (space, estimate of the last step, y, start, first) -> the heatmaps (B, H, W, J) that enter a step; the
-    first one's estimate is the start. `update`: (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta.
-    """
-
+    # (space, estimate of the last step, at first the start, y, start, first) -> heatmaps (B, H, W, J) that enter a step
     enter: Callable[[Space, Array, Array, Array, Array], Array]
+    # (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta
     update: Callable[[Space, Array, Array, Step], Array]
 
 

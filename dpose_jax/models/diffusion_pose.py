@@ -31,17 +31,14 @@ class Outputs(NamedTuple):
 
 
 class DiffusionPose(nn.Module):
-    """The whole network. Each public method is one arrow of the paper's figure; `jax.jit` what calls them.
-
-    With `freeze_backbone` no gradient reaches the backbone, whose BatchNorm uses and keeps its running statistics.
-    """
+    """The whole network. Each public method is one arrow of the paper's figure; `jax.jit` what calls them."""
 
     joint_set: JointSet
     codec: Codec
     masks: Masks
     backbone: Backbone
     settings: Model
-    freeze_backbone: bool = False
+    freeze_backbone: bool = False  # no gradient reaches it, and its BatchNorm uses and keeps its running statistics
 
     @property
     def dtype(self):
@@ -62,10 +59,7 @@ class DiffusionPose(nn.Module):
         self.decoder = SGDD(joints, channels, settings.decoder_blocks, settings.time_embedding, dtype, remat)
 
     def encode(self, images: Array, train: bool = False) -> tuple[Array, Array]:
-        """(B, Hx, Wx, 3) uint8 RGB -> x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps conv(x^fea), (B, H, W, J) float32.
-
-        With `train` BatchNorm uses, and updates, the batch's statistics, unless `model.batch_norm` is `frozen`.
-        """
+        """(B, Hx, Wx, 3) uint8 RGB -> x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps conv(x^fea) (B, H, W, J) float32."""
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
         moving = train and self.settings.batch_norm == "train" and not self.freeze_backbone
         features = getattr(self, BACKBONE)(x.astype(self.dtype), moving)

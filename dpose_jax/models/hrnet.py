@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dpose_jax.models.layers import BatchNorm, Conv3x3, upsample_nearest
 
 EXPANSION = 4  # of a bottleneck
+recomputed = functools.partial(nn.remat, static_argnums=(2,))  # inside, by the backward pass; argument 2 is `train`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Exchange(nn.Module):
 
     @nn.compact
     def __call__(self, branches: list[jax.Array], train: bool) -> list[jax.Array]:
-        branches, basic = list(branches), _recomputed(BasicBlock, self.remat)
+        branches, basic = list(branches), recomputed(BasicBlock) if self.remat else BasicBlock
         for i, x in enumerate(branches):
             for block in range(self.blocks):
                 x = basic(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
@@ -107,11 +108,6 @@ class Exchange(nn.Module):
         return x
 
 
-def _recomputed(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """`block`; with `remat` the backward pass computes its inside again. Argument 2 is `train`."""
-    return nn.remat(block, static_argnums=(2,)) if remat else block
-
-
 class HRNet(nn.Module):
     """x^fea = HRNet(x); with `remat` the backward pass computes the inside of each residual block again."""
 
@@ -122,7 +118,7 @@ class HRNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`."""
-        spec, dtype, bottleneck = self.spec, self.dtype, _recomputed(Bottleneck, self.remat)
+        spec, dtype, bottleneck = self.spec, self.dtype, recomputed(Bottleneck) if self.remat else Bottleneck
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem2")(x, train)
         for block in range(spec.stem_blocks):

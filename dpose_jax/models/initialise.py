@@ -24,8 +24,8 @@ def abstract_variables(model: DiffusionPose):
     """Shapes and dtypes of `params` and `batch_stats`, as a tree of jax.ShapeDtypeStruct."""
 
     def init(images, joints, visible, t):
-        key, noise = jax.random.key(0), joints
-        return model.init(key, images, joints, visible, t, noise, None, schedule=Schedule(), train=False)
+        inputs = images, joints, visible, t, joints, None  # the noise has the joints' shape
+        return model.init(jax.random.key(0), *inputs, schedule=Schedule(), train=False)
 
     return jax.eval_shape(init, *abstract_inputs(model))
 

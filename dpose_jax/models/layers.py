@@ -13,10 +13,7 @@ from dpose_jax.models.layers_cpu import expand, group_means
 
 @layers_cpu.convolution
 def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
-    """3x3 convolution with one pixel of zeros on every side, as torch pads it, at stride 1 or 2.
-
-    (B, H, W, C) and a kernel (3, 3, C, D) of the same dtype -> (B, ceil(H / stride), ceil(W / stride), D).
-    """
+    """3x3 convolution, padded by 1: (B, H, W, C) and (3, 3, C, D) -> (B, ceil(H / stride), ceil(W / stride), D)."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=numbers)
 
@@ -30,7 +27,7 @@ def _convolve_for_flax(inputs, kernel, strides, padding, **options):
     return convolve(inputs, kernel, strides[0])
 
 
-# Padding 1 also at stride 2, where XLA's "SAME" pads below and to the right alone.
+# As torch pads: 1 also at stride 2, where XLA's "SAME" pads below and to the right alone.
 Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_convolve_for_flax)
 
 
@@ -58,9 +55,8 @@ def _affine(x, mean, var, scale, bias, epsilon):
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but the last.
 
-    linen keeps the biased variance as its running statistic, torch the unbiased one, several percent larger at the
-    lowest resolution of a small batch. Statistics are those of the global batch, also over several devices. Everything
-    is computed in float32, the result is of `dtype`.
+    linen keeps the biased variance as its running statistic, torch the unbiased one, several percent larger in a small
+    batch. Statistics are those of the global batch, also over several devices, in float32; the result is of `dtype`.
     """
 
     momentum: float = 0.1  # share of the batch in the running statistics, as torch has it (linen writes 0.9)
@@ -69,10 +65,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(..., C) -> (..., C); with `train` normalised by the batch, which moves the running statistics.
-
-        Otherwise, as a frozen one in torch, it uses the running statistics and has no gradient to scale and bias.
-        """
+        """(..., C) -> (..., C), by the batch, which moves the running statistics, or a constant map without `train`."""
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -91,11 +84,9 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """linen's GroupNorm, to rounding: every example is normalised by itself, in groups of channels, in float32.
+    """linen's GroupNorm, to rounding: every example is normalised by itself, in groups of channels, in float32."""
 
-    linen reduces rows of a few channels, which a CPU does not vectorise. Here whole rows are summed, then grouped.
-    """
-
+    # linen reduces rows of a few channels, which a CPU does not vectorise. Here whole rows are summed, then grouped.
     groups: int  # divides the channels
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32

@@ -27,12 +27,9 @@ def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale:
 
 
 def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window: int) -> jax.Array:
-    """A_s: multi-head cross-attention inside windows of window x window pixels, (B, H, W, heads, d) -> the same.
-
-    Maps are padded below and to the right to whole windows; padded keys get no weight. Dtypes: as A_c's.
-    """
-    _, height, width, _, dim = query.shape
-    rows, columns = -height % window, -width % window
+    """A_s: multi-head cross-attention inside windows of window x window pixels, (B, H, W, heads, d) -> the same."""
+    batch, height, width, heads, dim = query.shape
+    rows, columns = -height % window, -width % window  # padding; padded keys get no weight
 
     def split(x):
         x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0), (0, 0)))
@@ -46,17 +43,13 @@ def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window:
         logits = jnp.where(inside[:, :, None, None, :] > 0, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = jnp.einsum("bphqk,bpkhd->bpqhd", weights, split(value))
-    batch, _, _, heads, _ = out.shape
     out = out.reshape(batch, (height + rows) // window, (width + columns) // window, window, window, heads, dim)
     out = out.transpose(0, 1, 3, 2, 4, 5, 6).reshape(batch, height + rows, width + columns, heads, dim)
     return out[:, :height, :width]
 
 
 class SCCA(nn.Module):
-    """A(Q, K, V) = A_s(Q, K, V) + A_c(Q, K, V), with Q = x^kps and K = V = x^ske.
-
-    LayerNorm before, own projections for each half, no feed-forward part (ours).
-    """
+    """A = A_s + A_c with Q = x^kps, K = V = x^ske; LayerNorm, own projections of each, no feed-forward part (ours)."""
 
     heads: int  # of A_s, and channel groups of A_c; divides the channels
     window: int = 8  # side of A_s's windows in pixels

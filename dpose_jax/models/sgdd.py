@@ -40,10 +40,7 @@ class ResidualBlock(nn.Module):
 
 
 class SGDD(nn.Module):
-    """D: a U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours).
-
-    Maps need not be multiples of 8: a level is the ceiling of half the one above it, cut on the way back.
-    """
+    """D: a U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours)."""
 
     joints: int  # J
     channels: int = 64  # C
@@ -80,6 +77,7 @@ class SGDD(nn.Module):
             x = conv(f"reduce{index}", self.channels * LEVELS[index + 1], stride=2)(x)
         x = level(x, len(LEVELS) - 1, "middle")
         for index, skip in reversed(list(enumerate(skips))):
+            # Cut, as maps need not be multiples of 8: a level is the ceiling of half the one above it.
             x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
             x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
         x = _norm_silu(x, self.dtype, "norm")

@@ -34,7 +34,7 @@ def joint_mask(
     if not softness:
         return _fill_rows(_disc_spans(keypoints, size, radius), visible, size)
     x, y = _offsets(keypoints, size)
-    squared = [_outer_sum(y[..., j, :] ** 2, x[..., j, :] ** 2) for j in range(keypoints.shape[-2])]
+    squared = [y[..., j, :, None] ** 2 + x[..., j, None, :] ** 2 for j in range(keypoints.shape[-2])]
     return _soft_union(squared, visible, size, radius, softness * scale)
 
 
@@ -44,8 +44,7 @@ def limb_mask(
 ) -> Array:
     """M^ske: the union of the limbs, pairs of joints, each a segment thickened by delta_ske = `half_width`.
 
-    A limb is weighed by the flags of both ends as a joint is by its own. Without limbs the mask is empty. Shapes and
-    units are those of `joint_mask`.
+    A limb has the product of the flags of its ends; without limbs the mask is empty. The rest is as in `joint_mask`.
     """
     scale = size[0] / REFERENCE_HEIGHT
     keypoints, half_width = keypoints.astype(jnp.float32), half_width * scale
@@ -59,7 +58,7 @@ def limb_mask(
     forward, sideways = (x * cos, y * sin), (-x * sin, y * cos)
     squared = []
     for k in range(len(limbs)):
-        u, v = (_outer_sum(rows[..., k, :], columns[..., k, :]) for columns, rows in (forward, sideways))
+        u, v = (rows[..., k, :, None] + columns[..., k, None, :] for columns, rows in (forward, sideways))
         beyond = jnp.maximum(jnp.maximum(-u, u - length[..., k, :, None]), 0.0)
         squared.append(beyond**2 + v**2)
     return _soft_union(squared, visible, size, half_width, softness * scale)
@@ -77,10 +76,6 @@ def _frame(start: Array, end: Array) -> tuple[Array, Array, Array]:
 def _offsets(points: Array, size: tuple[int, int]) -> tuple[Array, Array]:
     """(..., N, 2) -> from each point to the columns, (..., N, W), and to the rows, (..., N, H), of a map."""
     return jnp.arange(size[1]) - points[..., :1], jnp.arange(size[0]) - points[..., 1:]
-
-
-def _outer_sum(rows: Array, columns: Array) -> Array:
-    return rows[..., :, None] + columns[..., None, :]
 
 
 def _disc_spans(centres: Array, size: tuple[int, int], radius: float) -> Spans:

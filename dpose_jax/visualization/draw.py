@@ -43,9 +43,8 @@ def draw_pose(
 ) -> ndarray:
     """Draws one person on a copy of an image: limbs and joints coloured by side, with a dark outline.
 
-    Joints, (J, 2), are left out where they are not finite, or where `shown`, (J,), is not above 0. A limb between sides
-    has the centre's colour. Limbs are `thickness` pixels wide, by default the lesser of 1/110 of the image's longer
-    side and 1/40 of the extent of the joints.
+    Joints, (J, 2), are left out where they are not finite, or where `shown`, (J,), is not above 0. Limbs are
+    `thickness` pixels wide, by default the lesser of 1/110 of the image's longer side and 1/40 of the joints' extent.
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(joints, np.float64)
@@ -84,10 +83,7 @@ def person_caption(annotation_id: int, oks: float | None = None, pck: float | No
 def prediction_sheet(
     crops: ndarray, predicted: ndarray, truth: ndarray, visible: ndarray, joint_set: JointSet, captions: Sequence[str]
 ) -> ndarray:
-    """A grid of N >= 1 persons, prediction left and ground truth right, about 1600 pixels wide when full.
-
-    Joints are (N, J, 2) in crop pixels; those of the truth are drawn where `visible`, (N, J), is above 0.
-    """
+    """A grid of N >= 1 persons: joints (N, J, 2) of the prediction left, of the truth, if `visible` (N, J), right."""
     cells = []
     for crop, found, true, shown, caption in zip(crops, predicted, truth, visible, captions, strict=True):
         left, right = _pose_panel(crop, found, joint_set), _pose_panel(crop, true, joint_set, shown)
@@ -108,10 +104,7 @@ def heatmap_sheet(
     warp: str = "unbiased",
     captions: Sequence[str] | None = None,
 ) -> ndarray:
-    """One row a person: the crop, its heatmaps coloured by joint, the joint mask and the limb mask over the crop.
-
-    Heatmaps are (N, H, W, J) and clipped to [0, 1], the masks M^kps and M^ske (N, H, W, 1) in [0, 1].
-    """
+    """One row a person: crop, heatmaps (N, H, W, J), clipped to [0, 1], M^kps and M^ske, (N, H, W, 1) in [0, 1]."""
     rows = []
     for i, crop in enumerate(crops):
         scale, big = _enlarge(crop)

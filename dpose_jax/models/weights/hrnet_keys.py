@@ -1,7 +1,4 @@
-"""Names of published HRNets' weights, and which of ours they are.
-
-Official HRNet (its ImageNet and its pose models), timm and mmpose name the layers of the backbone alike, but no others.
-"""
+"""The names of the backbone's weights that official HRNet, timm and mmpose share, and which of ours they are."""
 
 import re
 from collections.abc import Mapping

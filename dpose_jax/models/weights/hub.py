@@ -47,10 +47,7 @@ def locate(source: str, backbone: str) -> str:
 
 
 def read(path: str) -> TorchFile:
-    """The tensors of a safetensors or PyTorch file by name, and its metadata; nothing in it is executed.
-
-    Raises ValueError, which names the file, if it is neither, is broken, or is refused.
-    """
+    """The tensors and the metadata of a safetensors or PyTorch file; ValueError, which names it, if it is neither."""
     with open(path, "rb") as file:
         if file.read(9)[8:] != b"{":
             return read_checkpoint(path)
@@ -72,10 +69,7 @@ def cached(repository: str, name: str) -> str | None:
 
 
 def download(field: str, repository: str, name: str) -> str:
-    """The file of a repository, downloaded once into Hugging Face's cache; `field` begins the messages.
-
-    Raises ValueError without the hub extra, and ConnectionError if the hub does not give the file.
-    """
+    """The file of a repository, downloaded once; ValueError without the hub extra, ConnectionError if the hub fails."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.weights import hub
 from dpose_jax.models.weights.fill import BACKBONE, fill
-from dpose_jax.models.weights.hrnet_keys import BACKBONE_PREFIX, FINAL_LAYER
+from dpose_jax.models.weights.hrnet_keys import BACKBONE_PREFIX, FINAL_LAYER, from_published
 from dpose_jax.pose.joint_sets import get_joint_set
 from dpose_jax.recipe import Recipe
 from dpose_jax.typed_fields import nearest
@@ -40,24 +40,18 @@ class Published(NamedTuple):
 PUBLISHED = {
     "hrnet_w32": Published(
         "LibreYOLO/LibreHRNetw32-pose", "LibreHRNetw32-pose.pt",
-        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 74.4,
-    ),
+        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 74.4),
     "hrnet_w32_official": Published(
         "Prophetetc/cocopose", "pose_hrnet_w32_256x192.pth",
-        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 74.4,
-    ),
+        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 74.4),
     "hrnet_w48_384x288": Published(
         "LibreYOLO/LibreHRNetw48-pose", "LibreHRNetw48-pose.pt",
-        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 76.3,
-    ),
+        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 76.3),
 }  # fmt: skip
 
 
 def fetch(name: str) -> str:
-    """The file of a name of PUBLISHED, from the hub's cache or downloaded once; prints what it is.
-
-    Raises what `hub.download` does, and ValueError if the file has another hash.
-    """
+    """The file of a name of PUBLISHED, cached or downloaded once; prints what it is. ValueError for another hash."""
     wanted, field = PUBLISHED[name], f"weights {name!r}"
     path = hub.cached(wanted.repository, wanted.file)
     if path is None:
@@ -103,9 +97,7 @@ def read_pose_model(
     backbone = {"model.backbone": "w48" if width == 48 else "w32", "model.width": None if width in (32, 48) else width}
     chosen = {"joint_set": name, "input_size": size, "codec.sigma": SIGMAS[size]}
     recipe = Recipe().override(PROTOCOL | chosen | backbone)
-    published = BACKBONES[recipe.model.backbone].published
-    assert published is not None  # HRNet's names are known
-    weights = published(tensors)
+    weights = from_published(tensors, HRNetSpec(width))
     return recipe, fill(_plain_shapes(recipe), weights, path, whole=(BACKBONE, "coarse_head"))[0]
 
 

@@ -1,8 +1,7 @@
 """Reads the weights in a PyTorch file (`torch.save`) without PyTorch and without executing what is inside it.
 
-Such a file is a pickle, a program that may call any function, beside raw numbers. Here it gets the few names that
-weights need, each replaced by code of this module; any other name refuses the file. Both formats are read: the zip of
-PyTorch 1.6 and later, and the stream before it, in which HRNet's official weights came.
+Such a file is a pickle, a program that may call any function, beside raw numbers. Here it gets only the names in KNOWN.
+Both formats are read: the zip of PyTorch 1.6 and later, and the stream before it, that of HRNet's official weights.
 """
 
 import collections
