@@ -37,7 +37,7 @@ def normalise(
 ) -> tuple[Array, Array, Array]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself over `axes`, in float32.
 
-    x is (..., C) of any float dtype, scale and bias (C,) float32. Neighbouring channels, a `groups`-th of them, share
+    x is (..., C) of any float dtype, scale and bias (C,) float32. Neighbouring channels, C / groups of them, share
     their moments. Returns y (..., C) float32, and the mean and the biased variance of x, without `axes` and gradient.
     """
     x = x.astype(jnp.float32)
@@ -65,7 +65,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """(..., C) -> (..., C), by the batch, which moves the running statistics, or a constant map without `train`."""
+        """(..., C) -> (..., C); by the batch with `train`, else by the running statistics and without gradients."""
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)

@@ -70,7 +70,7 @@ class PoseSampler:
         return {name: self.model.codec.decode(maps) for name, maps in found.items()}
 
     def poses(self, variables, crops: Array, person_ids: Array) -> dict[str, Array]:
-        """keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), hypotheses (B, K, J, 2) if K > 1; crop pixels."""
+        """In crop pixels: keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), K > 1 hypotheses (B, K, J, 2)."""
         codec, maps = self.model.codec, self.heatmaps(variables, crops, person_ids)[self.names[-1]]
         several = maps.ndim == 5
         mean = jnp.mean(maps, axis=1) if several else maps
@@ -81,7 +81,7 @@ class PoseSampler:
         return found | ({"hypotheses": codec.decode(maps)[0]} if several else {})
 
     def trace(self, variables, crops: Array, person_ids: Array):
-        """Of the longest run on plain crops: trajectory (K + 1, B, H, W, J), joints (K + 1, B, J, 2), two masks."""
+        """Of the longest run, without flip test: trajectory (K + 1, B, H, W, J), joints (K + 1, B, J, 2), two masks."""
         longest, codec = max(self.settings, key=lambda one: one.steps), self.model.codec
         start = *self._apply("encode", variables, crops), person_keys(self.seed, person_ids).reshape(-1)
         _, trajectory = self._sample(longest, variables, *start)

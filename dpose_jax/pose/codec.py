@@ -29,7 +29,7 @@ class Codec:
 
     @property
     def flip_shift(self) -> int:
-        """Pixels that a mirrored map must move right: a rounded one is 1 - 1/s off, for HRNet, at s = 4, 1."""
+        """Pixels that a mirrored map must move right: a rounded one is 1 - 1/s off, which HRNet rounds to 1."""
         return 1 if self.name == "rounded" and self.stride > 1 else 0
 
     def to_heatmap(self, keypoints: jax.Array) -> jax.Array:
