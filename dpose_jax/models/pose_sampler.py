@@ -70,7 +70,7 @@ class PoseSampler:
         return {name: self.model.codec.decode(maps) for name, maps in found.items()}
 
     def poses(self, variables, crops: Array, person_ids: Array) -> dict[str, Array]:
-        """In crop pixels: keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), K > 1 hypotheses (B, K, J, 2)."""
+        """keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), hypotheses (B, K, J, 2) if K > 1; crop px."""
         codec, maps = self.model.codec, self.heatmaps(variables, crops, person_ids)[self.names[-1]]
         several = maps.ndim == 5
         mean = jnp.mean(maps, axis=1) if several else maps

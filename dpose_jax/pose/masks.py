@@ -34,9 +34,7 @@ def joint_mask(
     if not softness:
         return _fill_rows(_disc_spans(keypoints, size, radius), visible, size)
     x, y = _offsets(keypoints, size)
-    squared = [
-        (y[..., j, :] ** 2)[..., :, None] + (x[..., j, :] ** 2)[..., None, :] for j in range(keypoints.shape[-2])
-    ]
+    squared = [(y[..., j, :] ** 2)[..., None] + (x[..., j, :] ** 2)[..., None, :] for j in range(keypoints.shape[-2])]
     return _soft_union(squared, visible, size, radius, softness * scale)
 
 

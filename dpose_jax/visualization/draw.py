@@ -48,7 +48,7 @@ def draw_pose(
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(joints, np.float64)
-    drawn = np.isfinite(points).all(axis=1) & (True if shown is None else np.asarray(shown) > 0)
+    drawn = np.asarray(np.isfinite(points).all(axis=1)) & (True if shown is None else np.asarray(shown) > 0)
     if thickness is None:
         extent = np.ptp(points[drawn], axis=0).max() if drawn.sum() > 1 else 0
         thickness = max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))
