@@ -87,12 +87,10 @@ class Codec:
         x, y, scores = highest(heatmaps)
         if refine == "dark":  # peaks on the border are expanded around their inner neighbour
             x, y = jnp.clip(x, 1, self.size[1] - 2), jnp.clip(y, 1, self.size[0] - 2)
+            offset = newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
+            return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset, scores
         pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
-        if refine == "dark":
-            pixel += newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
-        elif refine == "quarter":
-            pixel += quarter_offset(heatmaps, x, y)
-        return pixel, scores
+        return (pixel + quarter_offset(heatmaps, x, y) if refine == "quarter" else pixel), scores
 
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
