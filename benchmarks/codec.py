@@ -1,13 +1,9 @@
-"""What the codec costs: AP of encode -> decode of annotated joints, for each codec and stride.
-
-This is the upper bound that crop and codec leave to any network. No image is read.
-"""
+"""What the codec costs: AP of encode -> decode of annotated joints, the bound that it sets to any network."""
 
 import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -37,8 +33,7 @@ METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR")
 
 def main() -> None:
     """Measures, prints the table and writes the report."""
-    environment = report.environment()
-    joint_set = get_joint_set(JOINT_SET.value)
+    environment, joint_set = report.environment(), get_joint_set(JOINT_SET.value)
     rows = measure(read_json(ANNOTATIONS.value), joint_set, CASES.value, use_area=USE_AREA.value)
     protocol = {"annotations": ANNOTATIONS.value, "annotations_sha256": sha256(ANNOTATIONS.value)}
     protocol |= {"joint_set": joint_set.name, "use_area": USE_AREA.value, "boxes": "the persons' own"}
@@ -47,10 +42,10 @@ def main() -> None:
 
 
 def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -> tuple[list[dict], dict]:
-    """Annotated persons, without crowds and persons without joints, as a perfect network would receive them.
+    """The N annotated persons, without crowds and persons without joints, and their crops.
 
-    Returns N annotations, and float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled;
-    `labelled` and, on the crop too, `visible` (N, J), 1 or 0; `to_image` (N, 2, 3), affine maps.
+    These are float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled; `labelled` and, on the
+    crop too, `visible` (N, J), 1 or 0; `to_image` (N, 2, 3), affine maps.
     """
     persons = [a for a in ground_truth["annotations"] if not a.get("iscrowd") and any(a["keypoints"][2::3])]
     rows = []
@@ -78,12 +73,11 @@ def encode_decode(codec: Codec, keypoints: np.ndarray, visible: np.ndarray) -> d
     return jax.tree.map(lambda *part: np.concatenate(part), *parts)
 
 
-def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, use_area: bool) -> list[dict[str, Any]]:
-    """A row for each case, codec and refinement, and one for each crop size without heatmaps.
+def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, use_area: bool) -> list[dict]:
+    """A row for each case, codec and refinement, and one for each crop size without heatmaps: the cost of the crop.
 
-    Joints go the way of an evaluation: image -> crop -> heatmaps -> crop -> image. An empty heatmap, of a joint off the
-    crop, decodes to the crop's first pixel. The row without heatmaps puts such joints there too: it is the crop's cost.
-    Raises ValueError for a case of another form, or if `results_check.check_inputs` refuses the ground truth.
+    Joints go from image to crop, heatmaps, crop, image. One off the crop, whose heatmap is empty, decodes to the crop's
+    first pixel, without heatmaps too. Raises ValueError for a case of another form, or an unusable ground truth.
     """
     strides: dict[tuple[int, int], list[int]] = {}
     for case in cases:
@@ -106,17 +100,16 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
             error = np.linalg.norm(joints - keypoints, axis=-1)[visible > 0].mean()
             row |= {name: metrics[name] for name in METRICS} | {"mean_error_px": float(error)}
             if stride is None:
-                labelled = crops["labelled"]
-                row |= {"joints": int(labelled.sum()), "off_crop": int((labelled > visible).sum())}
+                row["joints"] = int(crops["labelled"].sum())
+                row["off_crop"] = int((crops["labelled"] > visible).sum())
             rows.append(row)
     return rows
 
 
 def _results(persons: list[dict], crops: dict, joints: np.ndarray) -> list[dict]:
     """(N, J, 2) joints in crop pixels as COCO results with score 1."""
-    moved = to_image_pixels(joints, crops["to_image"])
-    flat = np.insert(moved, 2, 1, axis=2).reshape(len(moved), -1).tolist()
+    scored = np.insert(to_image_pixels(joints, crops["to_image"]), 2, 1, axis=2)
     return [
         {"image_id": person["image_id"], "category_id": person["category_id"], "keypoints": row, "score": 1.0}
-        for person, row in zip(persons, flat, strict=True)
+        for person, row in zip(persons, scored.reshape(len(persons), -1).tolist(), strict=True)
     ]

@@ -4,6 +4,7 @@ The weights are random, which costs what trained ones do.
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 
@@ -18,7 +19,6 @@ from benchmarks import report
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.pose.codec import Codec
@@ -69,11 +69,10 @@ def measure(recipe: Recipe) -> list[dict]:
 
 def prediction(recipe: Recipe, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
     """A call that predicts a batch of crops with K `direct` steps, and its persons."""
-    model = build_model(recipe.override({"stride": stride}))
-    settings = (SamplerSettings(steps=steps),) if steps else ()
-    sampler = PoseSampler(model, build_schedule(recipe.diffusion), settings, flip=False, seed=0)
+    sampler = PoseSampler.of(recipe.override({"stride": stride, "eval.flip": False}))
+    sampler = dataclasses.replace(sampler, settings=(SamplerSettings(steps=steps),) if steps else ())
     crops = np.random.default_rng(0).integers(256, size=(batch, *recipe.input_size, 3), dtype=np.uint8)
-    inputs = jax.device_put((initial_variables(model, 0), crops, np.arange(batch, dtype=np.int32)))
+    inputs = jax.device_put((initial_variables(sampler.model, 0), crops, np.arange(batch, dtype=np.int32)))
     program, _ = report.compiled(sampler.poses, *inputs)
     return lambda: program(*inputs), batch
 

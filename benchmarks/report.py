@@ -20,10 +20,10 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-h
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: the median and the quartiles; and the number of calls."""
+    """Seconds of one call, and the number of calls."""
 
     median: float
-    low: float
+    low: float  # quartiles
     high: float
     calls: int
     cpu: float = 0.0  # median processor time of all threads
@@ -32,10 +32,9 @@ class Timing(NamedTuple):
 def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
     """Times functions without arguments in turn, A B C A B C, so that other load on the machine affects all alike.
 
-    Each is called once before, then for about `seconds` and at the `least` so often; arrays that it returns are waited
-    for. Compile first, with `compiled`.
+    Each is called once before, then for about `seconds` and at the `least` so often, until its arrays are there.
     """
-    taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in calls}
+    taken: dict[Name, list] = {name: [] for name in calls}
     jax.block_until_ready([call() for call in calls.values()])
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
@@ -55,8 +54,7 @@ def timing(wall: Sequence[float], cpu: Sequence[float] = (0.0,)) -> Timing:
 
 def compiled(function: Any, *arguments) -> tuple[Any, float]:
     """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took."""
-    jitted = function if hasattr(function, "lower") else jax.jit(function)
-    began = time.perf_counter()
+    jitted, began = function if hasattr(function, "lower") else jax.jit(function), time.perf_counter()
     executable = jitted.lower(*arguments).compile()
     return executable, time.perf_counter() - began
 
@@ -81,7 +79,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table. Its columns are the keys of all rows, in the order of their first appearance."""
+    """Rows as a Markdown table, a column for each key of any row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in names]
     widths = [max(map(len, column)) for column in columns]

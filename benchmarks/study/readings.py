@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
-from benchmarks.sampling import Sampling, plan
+from benchmarks.sampling import Sampling, plan, sampler_of
 from benchmarks.study.tables import Reading, Row
 from benchmarks.study.variants import Variant
 from dpose_jax.data.sample import Source
@@ -12,8 +12,6 @@ from dpose_jax.evaluation.metrics import PCK_THRESHOLDS
 from dpose_jax.evaluation.oks import pck
 from dpose_jax.evaluation.predict_split import Predictions
 from dpose_jax.evaluation.report import match_by_index, summarise
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 
 REFINES = ("dark", "none")
@@ -28,21 +26,16 @@ def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 
 def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
     """Pure `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, in crop pixels."""
-    model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
-    codecs = [dataclasses.replace(model.codec, refine=refine) for refine in REFINES]
 
     def reader(samplings: Sequence[Sampling]) -> Callable:
-        hypotheses = max(one.hypotheses for one in samplings)
-        # Restarts are all the same run; K of them are the mean of the heatmaps of its first K samples.
-        settings = tuple(dict.fromkeys(one.settings for one in samplings if one.settings is not None))
-        flip = recipe.eval.flip and all(one.flip for one in samplings)
-        sampler = PoseSampler(model, schedule, settings, flip, recipe.sampler.seed, hypotheses)
+        sampler = sampler_of(recipe, samplings)
+        codecs = [dataclasses.replace(sampler.model.codec, refine=refine) for refine in REFINES]
 
         def read(variables, crops, person_ids):
             heatmaps, found = sampler.heatmaps(variables, crops, person_ids), {}
             for one in samplings:
                 maps = heatmaps[f"steps_{one.settings.steps}" if one.settings else "coarse"]
-                mean = maps[:, : one.hypotheses].mean(axis=1) if hypotheses > 1 else maps
+                mean = maps[:, : one.hypotheses].mean(axis=1) if sampler.hypotheses > 1 else maps
                 found |= {Reading(one.update, one.steps, codec.refine): codec.decode(mean) for codec in codecs}
             return found
 
@@ -55,9 +48,9 @@ def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 def score(
     recipe: Recipe, source: Source, found: dict[Reading, Predictions]
 ) -> tuple[dict[Reading, Row], dict[Reading, list[Row]]]:
-    """The metrics of every reading, and a row `metric` with the value of every joint for each of AP and PCK.
+    """The metrics of `summarise` and PCK by visibility, `PCK@0.2 occluded`, None without such joints; by reading.
 
-    The metrics are those of `report.summarise` and PCK by visibility, `PCK@0.2 occluded`, None where no joint is.
+    And rows by reading: for each `metric` of AP and PCK, the value of every joint.
     """
     report, _ = summarise(source, found, recipe.joints, recipe)
     metrics, joints = {}, {}
