@@ -12,7 +12,7 @@ import jax
 from benchmarks import report
 from benchmarks.sampling import LATENCY_PERSONS, measure_costs
 from benchmarks.study import readings
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Row, RunKey, read_table, write_table
+from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Row, read_table, write_table
 from benchmarks.study.variants import VARIANTS
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
@@ -47,18 +47,19 @@ class Study:
             if name not in VARIANTS:
                 raise ValueError(f"--arms={name}: must be among {', '.join(VARIANTS)}")
             readings.make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
-        theirs, ours = self._stored_identity(), self._identity(names)
+        path, theirs, ours = *self._identity_there(), self._identity(names)
         different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if different:
             said = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
-            problem = f"{self._path('study.json')}: is of another recipe or other flags: {said}"
+            problem = f"{path}: is of another recipe or other flags: {said}"
             raise ValueError(f"{problem}; choose another --out, or delete the folder")
 
     def begin(self, names: Sequence[str]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
         make_source(self.recipe, "train", training=True)
         make_source(self.recipe, self.recipe.eval.split, training=False)
-        write_json(self._path("study.json"), self._stored_identity() | self._identity(names))
+        path, theirs = self._identity_there()
+        write_json(path, theirs | self._identity(names))
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
         """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ."""
@@ -67,20 +68,20 @@ class Study:
 
     def table(self, name: str) -> list[Row]:
         """The rows of one of the tables."""
-        return read_table(self._path(name))
+        return read_table(os.path.join(self.folder, name))
 
-    def finish(self, key: RunKey) -> None:
+    def finish(self, name: str, seed: int) -> None:
         """Trains and reads a run, from its newest checkpoint if there is one, and adds it to the tables."""
-        variant, workdir = VARIANTS[key.variant], self._path(key.variant, f"seed_{key.seed}")
-        count = round(self.recipe.train.steps * (self.pace(key.variant) if variant.same_time else 1))
-        recipe = self.recipe_of(key.variant, key.seed, count)
+        variant, workdir = VARIANTS[name], os.path.join(self.folder, name, f"seed_{seed}")
+        count = round(self.recipe.train.steps * (self.pace(name) if variant.same_time else 1))
+        recipe = self.recipe_of(name, seed, count)
         train(recipe, workdir)
         variables = restore(recipe, workdir).variables
         source = make_source(recipe, recipe.eval.split, training=False)
         readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
 
         def read(*inputs):
-            return {name: its for reader in readers for name, its in reader(variables, *inputs).items()}
+            return {reading: its for reader in readers for reading, its in reader(variables, *inputs).items()}
 
         persons = predict_split(recipe, source, read)
         found = {reading: persons.predictions(*its) for reading, its in persons.outputs.items()}
@@ -88,9 +89,9 @@ class Study:
         facts = {"train_steps": count, "epochs": epochs, "training_device": training_device(workdir) or "unknown"}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
         metrics, joints = readings.score(recipe, source, found)
-        rows = [reading._asdict() | row for reading, its in joints.items() for row in its]
-        self._add(JOINTS_FILE, key._asdict(), rows)
-        self._add(RUNS_FILE, key._asdict(), [reading._asdict() | facts | its for reading, its in metrics.items()])
+        run = {"variant": name, "seed": seed}
+        self._add(JOINTS_FILE, run, [reading._asdict() | row for reading, its in joints.items() for row in its])
+        self._add(RUNS_FILE, run, [reading._asdict() | facts | its for reading, its in metrics.items()])
 
     def time(self, name: str) -> None:
         """Times every reading of a variant for one person, with random weights, unless that is kept."""
@@ -116,18 +117,15 @@ class Study:
         self._add_times(name, [*rows, {"timed": "train_step of recipe", "ms": recipe, "times": recipe / own}])
         return recipe / own
 
-    def _path(self, *names: str) -> str:
-        return os.path.join(self.folder, *names)
-
     def _identity(self, names: Sequence[str]) -> dict[str, Any]:
         """What decides the figures of the runs, as JSON: the recipe, the variants' fields and the flags."""
         recipe = {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
         variants = {f"variants.{name}": VARIANTS[name].fields for name in names}
         return json.loads(json.dumps({"K": self.steps, "noise_time": self.noise_time} | recipe | variants))
 
-    def _stored_identity(self) -> dict[str, Any]:
-        path = self._path("study.json")
-        return read_json(path) if os.path.exists(path) else {}
+    def _identity_there(self) -> tuple[str, dict[str, Any]]:
+        path = os.path.join(self.folder, "study.json")
+        return path, read_json(path) if os.path.exists(path) else {}
 
     def _timed(self, name: str, timed: str) -> list[Row]:
         return [row for row in self.table(LATENCY_FILE) if (row["variant"], row["timed"]) == (name, timed)]
@@ -136,7 +134,7 @@ class Study:
         """Adds rows with the columns `key` to a table, in place of the run's; other commands may write to it too."""
         kept = [row for row in self.table(table) if "seed" not in key or not row.items() >= key.items()]
         study = {"study": os.path.basename(os.path.abspath(self.folder))}
-        write_table(self._path(table), [*kept, *(study | key | row for row in rows)])
+        write_table(os.path.join(self.folder, table), [*kept, *(study | key | row for row in rows)])
         jax.clear_caches()  # no program serves two variants
 
     def _add_times(self, name: str, rows: Sequence[Row]) -> None:

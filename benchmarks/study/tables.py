@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gzip
 import io
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -15,11 +16,7 @@ KEYS = ("study", "variant", "seed", "update", "K", "refine", "metric")  # of a r
 Row = dict[str, Any]
 
 
-class RunKey(NamedTuple):
-    """A run of a study."""
-
-    variant: str
-    seed: int
+run_of = operator.itemgetter("variant", "seed")  # the run that a row is of
 
 
 class Reading(NamedTuple):
@@ -32,11 +29,6 @@ class Reading(NamedTuple):
     def __str__(self) -> str:
         name = "coarse" if self.update == "coarse" else f"{self.update}_{self.K}"
         return name if self.refine == "dark" else f"{name} without DARK"
-
-
-def run_of(row: Row) -> RunKey:
-    """The run that a row is of."""
-    return RunKey(row["variant"], row["seed"])
 
 
 def reading_of(row: Row) -> Reading:
