@@ -1,7 +1,7 @@
 """Rows of the table of speeds for whole networks and programs: HRNet-W32, the input, the start, the memory."""
 
-import collections
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 import cv2
 import jax
@@ -17,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.micro import SIZE, Contenders, compare, entries
+from benchmarks.micro import SIZE, compare, entries
 from dpose_jax.data import build, crop, datasets, loader
-from dpose_jax.data.sample import Source
 from dpose_jax.models import diffusion_pose, hrnet, initialise
 from dpose_jax.recipe import Recipe
 
@@ -54,7 +52,16 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
     recipe = recipe.override({"data.root": datasets.data_root(recipe.data)})
-    contenders: Contenders = {}
+    spec, joint_set, contenders = loader.crop_spec(recipe), recipe.joints, {}
+
+    def example(source, rng, index):
+        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
+        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
+
+    def next_persons(make, count, rng):  # in this thread, in random order
+        for index in rng.integers(count, size=PERSONS).tolist():
+            make(index)
+
     with tempfile.TemporaryDirectory() as out:
         for kind in ("folder", "full", "crops"):
             stored = recipe
@@ -62,30 +69,15 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
                 build.build(recipe, out, kind)
                 stored = recipe.override({"data.root": out, "data.source": kind})
             source = datasets.make_source(stored, "train", training=True)
-            makers = {f"ours, {kind}": _example_maker(stored, source)}
+            makers = {f"ours, {kind}": functools.partial(example, source, np.random.default_rng(1))}
             makers[f"ours, {kind}, pixels alone"] = source.read_image
             if kind == "folder" and "hrnet" in wanted:
                 persons = [source[index] for index in range(len(source))]
                 for name, targets in (("hrnet", False), ("hrnet, targets too", True)):
                     makers[name] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
-            contenders |= {name: _next_persons(make, len(source)) for name, make in makers.items()}
+            for name, make in makers.items():
+                contenders[name] = functools.partial(next_persons, make, len(source), np.random.default_rng(0))
         return entries("input", "persons/s", contenders, PERSONS)
-
-
-def _example_maker(recipe: Recipe, source: Source) -> Callable[[int], object]:
-    spec, joint_set, rng = loader.crop_spec(recipe), recipe.joints, np.random.default_rng(1)
-
-    def make(index):
-        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
-        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
-
-    return make
-
-
-def _next_persons(make: Callable[[int], object], count: int) -> Callable[[], object]:
-    """A call that makes the next PERSONS of a random order of indices, in this thread, and keeps no result."""
-    rng = np.random.default_rng(0)
-    return lambda: collections.deque(map(make, rng.integers(count, size=PERSONS).tolist()), maxlen=0)
 
 
 def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
@@ -112,8 +104,8 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in overrides.items()]
-        began, peak, printed = time.perf_counter(), 0, None
         outputs = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        began, peak, printed = time.perf_counter(), 0, None
         process = subprocess.Popen(command, cwd=ROOT, env=environment, **outputs)
         while printed is None:
             peak = max(peak, peak_memory(process.pid))
@@ -126,10 +118,8 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
 
 
 def peak_memory(pid: int) -> int:
-    """Peak memory of a running process on Linux, bytes; 0 elsewhere and when it has just ended.
-
-    The peak that `wait` reports would start with the memory of the parent process.
-    """
+    """Peak memory of a running process on Linux, bytes; 0 elsewhere and when it has just ended."""
+    # The peak that `wait` reports would start with the memory of the parent process.
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
         return 1024 * int(found[1]) if found else 0

@@ -1,7 +1,4 @@
-"""How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers.
-
-The weights are random, which costs what trained ones do.
-"""
+"""How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers."""
 
 import contextlib
 import dataclasses
@@ -39,16 +36,11 @@ TAKEN = 16  # batches in a call of the loader: more than it holds ready, two for
 
 
 def main() -> None:
-    """Measures, prints the table, writes the report and draws the plots."""
+    """Measures, prints the table, writes the report and draws the plots.
+
+    A row is a point: `over`, `at`, and persons a second as `value`, with the quartiles `low` and `high`.
+    """
     recipe, environment = Recipe.from_config(CONFIG.value), report.environment()
-    rows = measure(recipe)
-    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
-    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
-    write_plot(os.path.join(OUT.value, "growth.png"), rows)
-
-
-def measure(recipe: Recipe) -> list[dict]:
-    """A row for each point: `over`, `at`, and persons a second as `value`, with the quartiles `low` and `high`."""
     series = {
         "batch": (BATCHES.value, lambda size, stack: prediction(recipe, size, recipe.stride, 1)),
         "stride": (STRIDES.value, lambda stride, stack: prediction(recipe, BATCH, stride, 1)),
@@ -64,11 +56,13 @@ def measure(recipe: Recipe) -> list[dict]:
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
             row = {"over": name, "at": value, "value": persons / t.median}
             rows.append(row | {"low": persons / t.high, "high": persons / t.low})
-    return rows
+    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
+    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
+    write_plot(os.path.join(OUT.value, "growth.png"), rows)
 
 
 def prediction(recipe: Recipe, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
-    """A call that predicts a batch of crops with K `direct` steps, and its persons."""
+    """A call that predicts a batch of crops with K `direct` steps and random weights, and its persons."""
     sampler = PoseSampler.of(recipe.override({"stride": stride, "eval.flip": False}))
     sampler = dataclasses.replace(sampler, settings=(SamplerSettings(steps=steps),) if steps else ())
     crops = np.random.default_rng(0).integers(256, size=(batch, *recipe.input_size, 3), dtype=np.uint8)
@@ -99,7 +93,7 @@ def write_plot(path: str, rows: list[dict]) -> None:
     figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         line = [row for row in rows if row["over"] == name]
-        at, value, low, high = (np.array([row[key] for row in line]) for key in ("at", "value", "low", "high"))
+        at, value, low, high = ([row[key] for row in line] for key in ("at", "value", "low", "high"))
         axes.plot(at, value, "o-", markersize=4)
         axes.fill_between(at, low, high, alpha=0.2)
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")

@@ -23,8 +23,8 @@ Contenders = dict[str, Callable[[], object]]
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
     """Times the contenders in turn; a row each, with the median as `value` and the quartiles as `low` and `high`.
 
-    The `amount` of persons, images or steps in a call is reported a second if the unit ends in `/s`, and otherwise in
-    milliseconds each. `compile_seconds` are ours, of the first row.
+    These are the `amount` in a call a second if the unit ends in `/s`, else milliseconds each; `compile_seconds` are of
+    the first.
     """
     rows = []
     for who, t in report.measure(contenders).items():
@@ -44,9 +44,8 @@ def compare(work: str, unit: str, function: Callable, inputs: tuple, theirs: Con
 
 def draw_people(codec: Codec, batch: int = BATCH):
     """(B, 17, 2) float32 joints anywhere in the crop, in crop pixels, and their (B, 17) visibilities, all 1."""
-    shape = batch, COCO.num_joints
-    keypoints = np.random.default_rng(0).random((*shape, 2)) * (np.array(codec.input_size[::-1]) - 1)
-    return keypoints.astype(np.float32), np.ones(shape, np.float32)
+    keypoints = np.random.default_rng(0).random((batch, COCO.num_joints, 2)) * (np.array(codec.input_size[::-1]) - 1)
+    return keypoints.astype(np.float32), np.ones((batch, COCO.num_joints), np.float32)
 
 
 def draw_heatmaps(codec: Codec, batch: int = BATCH) -> jax.Array:
@@ -75,14 +74,10 @@ def heatmaps(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 
 def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Heatmaps to joints."""
-    rows = []
-    for refine in ("quarter", "dark"):
-        codec = Codec(SIZE, refine=refine)
-        maps, theirs = draw_heatmaps(codec), {}
-        if refine == "quarter" and "hrnet" in wanted:
-            theirs["hrnet, 1 core"] = peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))
-        rows += compare(f"decode, {refine}", "sets/s", codec.decode, (maps,), theirs, BATCH)
-    return rows
+    maps = draw_heatmaps(Codec(SIZE))
+    theirs = {"hrnet, 1 core": peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))} if "hrnet" in wanted else {}
+    rows = compare("decode, quarter", "sets/s", Codec(SIZE, refine="quarter").decode, (maps,), theirs, BATCH)
+    return rows + compare("decode, dark", "sets/s", Codec(SIZE, refine="dark").decode, (maps,), {}, BATCH)
 
 
 def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], jax.Array]:
@@ -113,10 +108,10 @@ def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
             program, seconds = report.compiled(sampling(settings, codec), maps)
             runs[steps] = functools.partial(program, maps)
             total += seconds
-        timings = report.measure(runs)
-        each = 1e3 * (timings[STEPS].median - timings[1].median) / (STEPS - 1)
+        one, many = (timing.median for timing in report.measure(runs).values())
+        each = 1e3 * (many - one) / (STEPS - 1)
         rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": total})
         if "diffusers" in wanted and not refresh:
-            contenders = {"diffusers, on heatmaps": peers.diffusers_step(np.asarray(maps), eta)}
-            rows += entries(work, "ms a step", contenders, 1)
+            theirs = {"diffusers, on heatmaps": peers.diffusers_step(np.asarray(maps), eta)}
+            rows += entries(work, "ms a step", theirs, 1)
     return rows

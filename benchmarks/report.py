@@ -62,7 +62,10 @@ def compiled(function: Any, *arguments) -> tuple[Any, float]:
 def environment() -> dict[str, Any]:
     """Machine, device, versions and load as JSON values. Call it before measuring: the load is the present one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = {"cpu": _cpu_model(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    machine = {"cpu": cpu, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
     machine |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
     machine |= {"load": round(os.getloadavg()[0], 2), "python": platform.python_version()}
     machine |= {"xla_flags": os.environ.get("XLA_FLAGS", "")}
@@ -89,7 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, writes them with the facts as JSON to `out`, and the table beside it as .md.
+    """Prints the rows as a table, writes it as .md beside `out`, and rows and facts as JSON to `out`.
 
     Raises OSError or ValueError if `out` cannot be written, or a number is not finite.
     """
@@ -110,9 +113,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    return platform.processor() or platform.machine()

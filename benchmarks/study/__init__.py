@@ -10,8 +10,7 @@ from absl import flags
 from benchmarks import report
 from benchmarks.study.plot import write_errors, write_plot
 from benchmarks.study.runs import Study
-from benchmarks.study.summary import in_points, summarise
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, run_of
+from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, in_points, run_of, summarise
 from benchmarks.study.variants import MAIN, VARIANTS
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu

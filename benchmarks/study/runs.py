@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -10,15 +11,17 @@ from typing import Any
 import jax
 
 from benchmarks import report
-from benchmarks.sampling import LATENCY_PERSONS, measure_costs
-from benchmarks.study import readings
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Row, read_table, write_table
-from benchmarks.study.variants import VARIANTS
+from benchmarks.sampling import LATENCY_PERSONS, Sampling, measure_costs, plan, sampler_of
+from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Reading, Row, read_table, write_table
+from benchmarks.study.variants import VARIANTS, Variant
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
+from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.evaluator import restore
-from dpose_jax.evaluation.predict_split import predict_split
-from dpose_jax.evaluation.report import needs_annotated_boxes
+from dpose_jax.evaluation.metrics import PCK_THRESHOLDS
+from dpose_jax.evaluation.oks import pck
+from dpose_jax.evaluation.predict_split import Predictions, predict_split
+from dpose_jax.evaluation.report import match_by_index, needs_annotated_boxes, summarise
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
@@ -27,6 +30,8 @@ from dpose_jax.training.loop import prepare, train
 from dpose_jax.workdir.files import read_json, write_json
 from dpose_jax.workdir.training_record import training_device
 
+REFINES = ("dark", "none")
+VISIBILITIES = {1: "occluded", 2: "visible"}
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 
 
@@ -46,7 +51,7 @@ class Study:
         for name in names:
             if name not in VARIANTS:
                 raise ValueError(f"--arms={name}: must be among {', '.join(VARIANTS)}")
-            readings.make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
+            make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
         path, theirs, ours = *self._identity_there(), self._identity(names)
         different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if different:
@@ -78,7 +83,7 @@ class Study:
         train(recipe, workdir)
         variables = restore(recipe, workdir).variables
         source = make_source(recipe, recipe.eval.split, training=False)
-        readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
+        readers = [jax.jit(each) for each in make_readers(recipe, variant, self.steps, self.noise_time)]
 
         def read(*inputs):
             return {reading: its for reader in readers for reading, its in reader(variables, *inputs).items()}
@@ -88,7 +93,7 @@ class Study:
         epochs = count * recipe.train.batch_size / len(make_source(recipe, "train", training=True))
         facts = {"train_steps": count, "epochs": epochs, "training_device": training_device(workdir) or "unknown"}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
-        metrics, joints = readings.score(recipe, source, found)
+        metrics, joints = score(recipe, source, found)
         run = {"variant": name, "seed": seed}
         self._add(JOINTS_FILE, run, [reading._asdict() | row for reading, its in joints.items() for row in its])
         self._add(RUNS_FILE, run, [reading._asdict() | facts | its for reading, its in metrics.items()])
@@ -98,7 +103,7 @@ class Study:
         if self._timed(name, "coarse"):
             return
         recipe = self.recipe_of(name)
-        samplings = readings.samplings_of(recipe, VARIANTS[name], self.steps, self.noise_time)
+        samplings = samplings_of(recipe, VARIANTS[name], self.steps, self.noise_time)
         source = make_source(recipe, recipe.eval.split, training=False)
         crops = next(iter(eval_batches(recipe, source, LATENCY_PERSONS)))["image"][:, None]
         variables = jax.device_put(initial_variables(build_model(recipe), 0))
@@ -156,3 +161,52 @@ def _stepper(recipe: Recipe) -> Callable:
         return metrics["loss"]
 
     return step
+
+
+def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Sampling]:
+    """The ways in which a variant is sampled: the coarse branch, then each of its updates."""
+    some = [k for k in steps if variant.most_steps is None or k <= variant.most_steps]
+    return plan(recipe, [0, *some], variant.updates, noise_time)
+
+
+def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
+    """Pure `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, in crop pixels."""
+
+    def reader(samplings: Sequence[Sampling]) -> Callable:
+        sampler = sampler_of(recipe, samplings)
+        codecs = [dataclasses.replace(sampler.model.codec, refine=refine) for refine in REFINES]
+
+        def read(variables, crops, person_ids):
+            heatmaps, found = sampler.heatmaps(variables, crops, person_ids), {}
+            for one in samplings:
+                maps = heatmaps[f"steps_{one.settings.steps}" if one.settings else "coarse"]
+                mean = maps[:, : one.hypotheses].mean(axis=1) if sampler.hypotheses > 1 else maps
+                found |= {Reading(one.update, one.steps, codec.refine): codec.decode(mean) for codec in codecs}
+            return found
+
+        return read
+
+    every = samplings_of(recipe, variant, steps, noise_time)
+    return [reader(list(its)) for _, its in itertools.groupby(every, key=lambda one: one.update)]
+
+
+def score(
+    recipe: Recipe, source: Source, found: dict[Reading, Predictions]
+) -> tuple[dict[Reading, Row], dict[Reading, list[Row]]]:
+    """The metrics of `summarise` and PCK by visibility, `PCK@0.2 occluded`, None without such joints; by reading.
+
+    And rows by reading: for each `metric` of AP and PCK, the value of every joint.
+    """
+    scores, _ = summarise(source, found, recipe.joints, recipe)
+    metrics, joints = {}, {}
+    for reading, predictions in found.items():
+        predicted, truth, lengths = match_by_index(source, predictions)
+        metrics[reading] = scores["results"][reading] | {
+            f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
+            for threshold in PCK_THRESHOLDS
+            for value, name in VISIBILITIES.items()
+        }
+        by_joint = scores["joints"][reading]
+        names = next(iter(by_joint.values()))
+        joints[reading] = [{"metric": name} | {joint: its[name] for joint, its in by_joint.items()} for name in names]
+    return metrics, joints
