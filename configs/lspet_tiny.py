@@ -12,12 +12,9 @@ from configs import tiny
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
-    c.joint_set = "crowdpose"
-    c.data.set = "lspet"
-    c.data.train_images = c.data.val_images = "images"
-    c.data.train_annotations = "annotations/lspet_train_crowdpose.json"
-    c.data.val_annotations = "annotations/lspet_val_crowdpose.json"
-    c.data.use_area = False
+    c.joint_set, c.data.set = "crowdpose", "lspet"
+    c.data.update(train_images="images", train_annotations="annotations/lspet_train_crowdpose.json", use_area=False)
+    c.data.update(val_images="images", val_annotations="annotations/lspet_val_crowdpose.json")
     c.augment.update(rotation=40.0, scale=0.3)
     c.train.steps = 4000
     return c

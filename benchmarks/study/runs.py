@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
@@ -52,19 +51,19 @@ class Study:
             if name not in VARIANTS:
                 raise ValueError(f"--arms={name}: must be among {', '.join(VARIANTS)}")
             make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
-        path, theirs, ours = *self._identity_there(), self._identity(names)
+        path, theirs, ours = self._identities(names)
         different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if different:
-            said = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
-            problem = f"{path}: is of another recipe or other flags: {said}"
-            raise ValueError(f"{problem}; choose another --out, or delete the folder")
+            problem = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
+            mend = "choose another --out, or delete the folder"
+            raise ValueError(f"{path}: is of another recipe or other flags: {problem}; {mend}")
 
     def begin(self, names: Sequence[str]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
         make_source(self.recipe, "train", training=True)
         make_source(self.recipe, self.recipe.eval.split, training=False)
-        path, theirs = self._identity_there()
-        write_json(path, theirs | self._identity(names))
+        path, theirs, ours = self._identities(names)
+        write_json(path, theirs | ours)
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
         """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ."""
@@ -122,15 +121,12 @@ class Study:
         self._add_times(name, [*rows, {"timed": "train_step of recipe", "ms": recipe, "times": recipe / own}])
         return recipe / own
 
-    def _identity(self, names: Sequence[str]) -> dict[str, Any]:
-        """What decides the figures of the runs, as JSON: the recipe, the variants' fields and the flags."""
-        recipe = {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
-        variants = {f"variants.{name}": VARIANTS[name].fields for name in names}
-        return json.loads(json.dumps({"K": self.steps, "noise_time": self.noise_time} | recipe | variants))
-
-    def _identity_there(self) -> tuple[str, dict[str, Any]]:
-        path = os.path.join(self.folder, "study.json")
-        return path, read_json(path) if os.path.exists(path) else {}
+    def _identities(self, names: Sequence[str]) -> tuple[str, Row, Row]:
+        """study.json, its content, and what it would be: recipe, variants' fields and flags, which decide the figures."""
+        path, ours = os.path.join(self.folder, "study.json"), {"K": self.steps, "noise_time": self.noise_time}
+        ours |= {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
+        ours |= {f"variants.{name}": VARIANTS[name].fields for name in names}
+        return path, read_json(path) if os.path.exists(path) else {}, json.loads(json.dumps(ours))
 
     def _timed(self, name: str, timed: str) -> list[Row]:
         return [row for row in self.table(LATENCY_FILE) if (row["variant"], row["timed"]) == (name, timed)]

@@ -20,8 +20,6 @@ from dpose_jax.workdir.files import write_bytes
 RUNS_FILE, JOINTS_FILE, LATENCY_FILE = "study.csv", "joints.csv.gz", "latency.csv"
 KEYS = ("study", "variant", "seed", "update", "K", "refine", "metric")  # of a row of joints.csv.gz; the rest are joints
 Row = dict[str, Any]
-
-
 run_of = operator.itemgetter("variant", "seed")  # the run that a row is of
 
 
@@ -75,11 +73,11 @@ CONTROLS["gain on U-Net refiner"] = "one_pass", Reading("direct", 1)
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, its standard error (None of one seed), and whether it compares runs of different devices."""
+    """A mean over seeds."""
 
     mean: float
-    error: float | None
-    mixed: bool = False
+    error: float | None  # the standard error; None of one seed
+    mixed: bool = False  # compares runs of different devices
 
     def points(self, *, sign: bool = False) -> str:
         """In points, as `+4.6 ± 0.4`; a dagger marks a mixed one."""
@@ -91,8 +89,7 @@ class Estimate(NamedTuple):
 def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
     """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, `ms`, `times`.
 
-    Takes rows of study.csv and of latency.csv. A gain in AP is paired, seed by seed, with the control's of the same
-    decoding; None without a common seed.
+    From study.csv and latency.csv. A gain in AP is on the control's with the same seed and decoding; None without any.
     """
     groups: dict[tuple[str, Reading], dict[int, Row]] = {}
     for row in rows:
