@@ -36,10 +36,7 @@ TAKEN = 16  # batches in a call of the loader: more than it holds ready, two for
 
 
 def main() -> None:
-    """Measures, prints the table, writes the report and draws the plots.
-
-    A row is a point: `over`, `at`, and persons a second as `value`, with the quartiles `low` and `high`.
-    """
+    """Measures, prints the table, writes the report and draws the plots."""
     recipe, environment = Recipe.from_config(CONFIG.value), report.environment()
     series = {
         "batch": (BATCHES.value, lambda size, stack: prediction(recipe, size, recipe.stride, 1)),
@@ -54,8 +51,8 @@ def main() -> None:
             with contextlib.ExitStack() as stack:  # stops the point's worker processes before the next point
                 call, persons = make(value, stack)
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
-            row = {"over": name, "at": value, "value": persons / t.median}
-            rows.append(row | {"low": persons / t.high, "high": persons / t.low})
+            rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
+            rows.append({"over": name, "at": value} | rates)  # persons a second, and quartiles
     protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
     report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "growth.png"), rows)

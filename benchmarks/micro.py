@@ -21,10 +21,9 @@ Contenders = dict[str, Callable[[], object]]
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
-    """Times the contenders in turn; a row each, with the median as `value` and the quartiles as `low` and `high`.
+    """A row for each contender, timed in turn: the median as `value`, the quartiles `low` and `high`.
 
-    These are the `amount` in a call a second if the unit ends in `/s`, else milliseconds each; `compile_seconds` are of
-    the first.
+    Of the `amount` in a call: a second if the unit ends in `/s`, else milliseconds each. The first took `compile_seconds`.
     """
     rows = []
     for who, t in report.measure(contenders).items():

@@ -42,11 +42,7 @@ def annotations() -> str:
 
 
 def measure(file: str, *, false_persons: int, calls: int = 5) -> list[dict]:
-    """Times our evaluation and that of each installed peer in turn, `calls` times each, on the same detections.
-
-    In a row, `value` is the median in seconds, `low` and `high` are quartiles, `cpu` is the median processor time,
-    which other jobs disturb less, and `difference` the largest one of any metric to ours.
-    """
+    """A row for our evaluation and each installed peer, timed in turn, `calls` times each, on the same detections."""
     truth = read_json(file)
     found = noisy_detections(truth, false_persons=false_persons)
     contenders: dict[str, Callable] = {"ours": functools.partial(evaluate_results, truth, found, COCO)}
@@ -57,21 +53,19 @@ def measure(file: str, *, false_persons: int, calls: int = 5) -> list[dict]:
     rows = []
     for who, t in report.measure(contenders, seconds=0, least=calls).items():
         row = {"work": "OKS evaluation", "unit": "s", "who": who, "value": t.median, "low": t.low, "high": t.high}
-        difference = float(np.abs(np.subtract(metrics[who], metrics["ours"])).max())
+        difference = float(np.abs(np.subtract(metrics[who], metrics["ours"])).max())  # of any metric
         rows.append(row | {"cpu": t.cpu, "detections": len(found), "difference": difference})
     return rows
 
 
 def noisy_detections(truth: dict, *, false_persons: int, seed: int = 0) -> list[dict]:
-    """COCO results: each annotated person, moved joint by joint by up to 5% of its size, and false persons.
-
-    A false person is an annotated one, moved as a whole by about its size, in a random image; its score is lower.
-    """
+    """COCO results: each annotated person, moved joint by joint by up to 5% of its size, and false persons."""
     rng = np.random.default_rng(seed)
     persons = [a for a in truth["annotations"] if a.get("num_keypoints")]
     joints = np.array([a["keypoints"] for a in persons], np.float64).reshape(len(persons), -1, 3)[..., :2]
     size = np.sqrt([a["area"] for a in persons])[:, None, None]
     near = joints + rng.normal(size=joints.shape) * size * 0.05 * rng.uniform(size=size.shape)
+    # A false person is an annotated one, moved as a whole by about its size, in a random image; its score is lower.
     which = rng.integers(len(persons), size=false_persons)
     far = joints[which] + rng.normal(size=(false_persons, 1, 2)) * size[which]
     points = np.insert(np.concatenate([near, far]), 2, 1, axis=2).reshape(len(persons) + false_persons, -1)  # visible

@@ -18,10 +18,7 @@ from dpose_jax.recipe import Recipe
 
 
 def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
-    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J).
-
-    `spread` and `curvature` are standard deviations in units of the box's longer side, `peak` is minus its height.
-    """
+    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J)."""
     run = jax.jit(predictor.sampler.poses)
     rows = predict_split(predictor.recipe, source, lambda *inputs: run(predictor.variables, *inputs), batch_size=size)
     found, sides = rows.outputs, np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
@@ -29,6 +26,7 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
     hypotheses = to_image_pixels(found["hypotheses"].reshape(len(sides), -1, 2), rows.to_image)
     spread = uncertainty.spread(hypotheses.reshape(found["hypotheses"].shape))
     curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
+    # Standard deviations in units of the box's longer side, and minus the height of the peak.
     doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -found["scores"]}
     return rows.predictions(found["keypoints"], found["scores"]), doubts
 
@@ -52,15 +50,13 @@ def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
 def accuracy_without_worst(
     source: Source, predictions: Predictions, doubt: np.ndarray, shares: Sequence[float], recipe: Recipe
 ) -> dict[float, float | None]:
-    """AP by share in [0, 1), after removing that share of persons from predictions and ground truth alike.
-
-    These are the persons of the most `doubt` (N,). Annotated persons that were not predicted stay, as misses.
-    """
+    """AP by share in [0, 1), after removing that share of persons, those of most `doubt` (N,), from both sides."""
     truth, order, found = source.ground_truth(), np.argsort(doubt, kind="stable"), {}
     for share in shares:
         count = len(order) - round(share * len(order))
         kept, dropped = np.sort(order[:count]), order[count:]
         gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
+        # Annotated persons that were not predicted stay, as misses.
         left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
         some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
         results = to_results(source, some, recipe.joints, recipe)

@@ -6,8 +6,8 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from dpose_jax import __version__
 from dpose_jax.workdir.files import write_bytes, write_json
 
-Name = TypeVar("Name", bound=Hashable)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-headless", "pycocotools")
 
 
@@ -29,12 +28,10 @@ class Timing(NamedTuple):
     cpu: float = 0.0  # median processor time of all threads
 
 
-def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
-    """Times functions without arguments in turn, A B C A B C, so that other load on the machine affects all alike.
-
-    Each is called once before, then for about `seconds` and at the `least` so often, until its arrays are there.
-    """
-    taken: dict[Name, list] = {name: [] for name in calls}
+def measure(calls: dict[Any, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Any, Timing]:
+    """Times each function about `seconds` long, at the `least` so often, after one call; waits for arrays."""
+    # In turn, A B C A B C, so that other load on the machine affects all alike.
+    taken: dict[Any, list] = {name: [] for name in calls}
     jax.block_until_ready([call() for call in calls.values()])
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
@@ -92,10 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, writes it as .md beside `out`, and rows and facts as JSON to `out`.
-
-    Raises OSError or ValueError if `out` cannot be written, or a number is not finite.
-    """
+    """Prints the rows as a table, writes it as .md, and rows and facts as JSON to `out`, or raises OSError, ValueError."""
     text = table(rows)
     print(text)
     write_json(out, {**facts, "rows": rows})

@@ -43,10 +43,7 @@ def sampler_of(recipe: Recipe, samplings: Sequence[Sampling]) -> PoseSampler:
 
 
 def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:
-    """The coarse branch for K = 0, then each update with each K above 0; `unflipped` has the coarse branch too.
-
-    `noise_time` is t_start of the restarts, in 1..T. Raises ValueError if a number or name is out of range.
-    """
+    """The coarse branch for K = 0, then each update with each K above 0; ValueError if an argument is out of range."""
     if not steps or min(steps) < 0 or len(set(steps)) != len(steps):
         raise ValueError(f"steps={list(steps)}: must be distinct numbers, 0 or more")
     direct = dataclasses.replace(sampler_settings(recipe.sampler)[0], steps=1, update_rule="direct")

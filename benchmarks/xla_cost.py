@@ -134,10 +134,8 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
 
 
 def collectives(lines: list[str]) -> dict[str, dict[str, int]]:
-    """Count and bytes of results, on one device, of each kind of collective in a compiled program's text.
-
-    An asynchronous one counts where it ends. One in a loop counts once.
-    """
+    """Count and bytes of results, on one device, of each kind of collective in a compiled program's text."""
+    # An asynchronous one counts where it ends. One in a loop counts once.
     found: dict[str, dict[str, int]] = {}
     for match in filter(None, map(_COLLECTIVE.search, lines)):
         entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
@@ -153,10 +151,7 @@ def shape_bytes(text: str) -> int:
 
 
 def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
-    """The analysis of the train step with the largest of BATCHES that fits, tried in order; DoesNotFitError if none.
-
-    `train` is examples a device -> `analyse` of the step. A device takes them in `parts`, as `train.accumulate` says.
-    """
+    """The result of `train`, examples a device -> `analyse`, for the largest batch that fits; DoesNotFitError if none."""
     best: dict = {}
     for examples in (parts * batch for batch in BATCHES):
         try:

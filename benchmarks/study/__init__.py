@@ -1,7 +1,4 @@
-"""Study: variants of the method trained alike from several seeds and read in every way; resumable.
-
-Each run lies in OUT/VARIANT/seed_S. The same command resumes where it was stopped, and keeps finished runs.
-"""
+"""Study: variants of the method trained alike from several seeds and read in every way; resumable."""
 
 import os
 

@@ -21,10 +21,7 @@ COLOURS = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys((
 
 
 def write_plot(path: str, rows: Sequence[Row]) -> None:
-    """Draws mean AP, by DARK, with its standard error over K and over the latency; rows are of `summarise`.
-
-    A variant without denoiser is a level across. The variants are MAIN's, or all where none of them is there.
-    """
+    """Draws mean AP, by DARK, with its standard error over K and over the latency; rows are of `summarise`."""
     rows = [row for row in rows if row["reading"].refine == "dark" and row["AP"]]
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     for axes, (heading, (updates, across)) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
@@ -37,7 +34,7 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
                     x, mean, error = np.array(points, float).T  # an error None becomes NaN
                     style = {"color": COLOURS.get(name), "fmt": MARKERS[update], "markersize": 5, "capsize": 3}
                     axes.errorbar(x, 100 * mean, 100 * error, label=f"{title(name)}, {update}", **style)
-            if {reading.update for reading in its} <= {"coarse", "unflipped"}:
+            if {reading.update for reading in its} <= {"coarse", "unflipped"}:  # no denoiser
                 level = 100 * its[Reading("coarse", 0)]["AP"].mean
                 axes.axhline(level, color=COLOURS.get(name), linestyle="--", label=title(name))
         axes.set(xlabel=across, ylabel="AP", title=heading)
@@ -51,15 +48,13 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
 
 
 def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
-    """Draws the share of joints beyond each threshold of PCK: of all, by visibility where both are, and by joint.
-
-    Takes rows of study.csv and joints.csv.gz: of each variant those of the fewest steps of `direct`, or of `coarse`.
-    """
+    """Draws 100 - PCK of all joints, by visibility where both are, and by joint; of study.csv and joints.csv.gz."""
     by_joint = {(run_of(row), reading_of(row), row["metric"]): row for row in joints}
     every = [row for row in rows if row["refine"] == "dark" and row["update"] in ("direct", "coarse")]
     groups: dict[str, list[Row]] = {}
     for name in _shown(row["variant"] for row in every):
         its = [row for row in every if row["variant"] == name]
+        # The fewest steps of `direct`, or the coarse branch.
         best = min((reading_of(row) for row in its), key=lambda reading: (reading.update == "coarse", reading.K))
         groups[name] = [row for row in its if reading_of(row) == best]
     first = next(iter(groups.values()))[0]
@@ -86,5 +81,6 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
 
 
 def _shown(names: Iterable[str]) -> list[str]:
+    """MAIN's of the names, or all where none of them is there."""
     every = list(dict.fromkeys(names))
     return [name for name in every if name in MAIN] or every

@@ -189,10 +189,7 @@ def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 def score(
     recipe: Recipe, source: Source, found: dict[Reading, Predictions]
 ) -> tuple[dict[Reading, Row], dict[Reading, list[Row]]]:
-    """The metrics of `summarise` and PCK by visibility, `PCK@0.2 occluded`, None without such joints; by reading.
-
-    And rows by reading: for each `metric` of AP and PCK, the value of every joint.
-    """
+    """Metrics by reading, PCK by visibility among them; and rows, the AP and PCK of every joint."""
     scores, _ = summarise(source, found, recipe.joints, recipe)
     metrics, joints = {}, {}
     for reading, predictions in found.items():

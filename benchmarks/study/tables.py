@@ -1,7 +1,4 @@
-"""The tables of a study: study.csv, a row a reading of a run; joints.csv.gz, a row a metric of it; latency.csv.
-
-And what they say together: means over seeds, and gains paired seed by seed.
-"""
+"""The tables of a study, a row a reading of a run, and their summary: means over seeds and paired gains."""
 
 import contextlib
 import csv
