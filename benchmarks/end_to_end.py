@@ -32,17 +32,14 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
     net, rows = hrnet.HRNet(hrnet.HRNetSpec(32)), []
 
-    def forward(variables, images):
-        return net.apply(variables, images, False)
-
-    def loss(params, variables, images):
-        features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
-        return jnp.mean(features**2), moved
-
     def backward(variables, images):
-        return jax.value_and_grad(loss, has_aux=True)(variables["params"], variables, images)
+        def loss(params):
+            features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
+            return jnp.mean(features**2), moved
 
-    for work, function, train in (("W32 inference", forward, False), ("W32 forward + backward", backward, True)):
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    for work, function, train in (("W32 inference", net.apply, False), ("W32 forward + backward", backward, True)):
         theirs = {"torch, eager": peers.torch_hrnet(images, train)} if "torch" in wanted else {}
         rows += compare(work, "ms an image", function, (ours, images), theirs, IMAGES)
     return rows
@@ -64,11 +61,10 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 
     with tempfile.TemporaryDirectory() as out:
         for kind in ("folder", "full", "crops"):
-            stored = recipe
             if kind != "folder":
                 build.build(recipe, out, kind)
-                stored = recipe.override({"data.root": out, "data.source": kind})
-            source = datasets.make_source(stored, "train", training=True)
+            stored = {} if kind == "folder" else {"data.root": out, "data.source": kind}
+            source = datasets.make_source(recipe.override(stored), "train", training=True)
             makers = {f"ours, {kind}": functools.partial(example, source, np.random.default_rng(1))}
             makers[f"ours, {kind}, pixels alone"] = source.read_image
             if kind == "folder" and "hrnet" in wanted:

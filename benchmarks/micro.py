@@ -21,17 +21,13 @@ Contenders = dict[str, Callable[[], object]]
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
-    """A row for each contender, timed in turn: the median as `value`, the quartiles `low` and `high`.
-
-    Of the `amount` in a call: a second if the unit ends in `/s`, else milliseconds each. The first took `compile_seconds`.
-    """
+    """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`."""
     rows = []
     for who, t in report.measure(contenders).items():
-        seconds = np.array([t.median, t.low, t.high])
+        seconds = np.array(t[:3])  # of a call, with `amount` persons, images or steps
         value, *ends = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
         rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)})
-    if compile_seconds is not None:
-        rows[0]["compile_seconds"] = compile_seconds
+    rows[0] |= {} if compile_seconds is None else {"compile_seconds": compile_seconds}
     return rows
 
 

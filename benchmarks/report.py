@@ -89,7 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, writes it as .md, and rows and facts as JSON to `out`, or raises OSError, ValueError."""
+    """Prints the rows as a table, writes it beside `out` as .md, and rows and facts to `out` as JSON."""
     text = table(rows)
     print(text)
     write_json(out, {**facts, "rows": rows})

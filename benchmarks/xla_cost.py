@@ -40,7 +40,7 @@ CHIPS = {"v5e": Chip(16 * 2**30, 819e9, 197e12, (2, 2), _PLANE)}
 CHIPS["v5p"] = Chip(95 * 2**30, 2765e9, 459e12, (2, 2, 1), _CUBOIDS)
 CHIPS["v6e"] = Chip(32 * 2**30, 1638e9, 918e12, (2, 2), _PLANE)
 _COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-done)?\(")
-# Examples a device that `largest_batch` tries. From 128 the compiler lays them along a tile's 128 lanes.
+# Examples a device, or a part of `train.accumulate`, that are tried. From 128 they lie along a tile's 128 lanes.
 BATCHES = (8, 16, 32, 48, 64, 96, *range(128, 4097, 128))
 
 
@@ -151,7 +151,7 @@ def shape_bytes(text: str) -> int:
 
 
 def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
-    """The result of `train`, examples a device -> `analyse`, for the largest batch that fits; DoesNotFitError if none."""
+    """What `train`, examples a device -> `analyse`, returns for the largest batch that fits; or DoesNotFitError."""
     best: dict = {}
     for examples in (parts * batch for batch in BATCHES):
         try:

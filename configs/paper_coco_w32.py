@@ -19,9 +19,8 @@ def get_config():
     c.crop.warp = c.codec.name = "rounded"
     c.codec.update(refine="quarter", sigma=2.0, label_margin=3.0)
 
-    c.diffusion.timesteps = 1000  # T (ours, after DDPM)
+    c.diffusion.update(timesteps=1000, zeta=2.0)  # T (ours, after DDPM) and ζ (ours)
     c.diffusion.schedule = "cosine"  # (ours, after improved DDPM)
-    c.diffusion.zeta = 2.0  # (ours)
     c.diffusion.t_range = (1, 1000)  # t is uniform over 1..T
     c.diffusion.own_share = 0.0  # the decoder is trained on noised joints alone
 

@@ -122,7 +122,7 @@ class Study:
         return recipe / own
 
     def _identities(self, names: Sequence[str]) -> tuple[str, Row, Row]:
-        """study.json, its content, and what it would be: recipe, variants' fields and flags, which decide the figures."""
+        """study.json, its content, and ours: what decides the figures, the recipe, variants' fields and flags."""
         path, ours = os.path.join(self.folder, "study.json"), {"K": self.steps, "noise_time": self.noise_time}
         ours |= {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
         ours |= {f"variants.{name}": VARIANTS[name].fields for name in names}
