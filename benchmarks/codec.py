@@ -42,11 +42,7 @@ def main() -> None:
 
 
 def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -> tuple[list[dict], dict]:
-    """The N annotated persons, without crowds and persons without joints, and their crops.
-
-    These are float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled; `labelled` and, on the
-    crop too, `visible` (N, J), 1 or 0; `to_image` (N, 2, 3), affine maps.
-    """
+    """The N annotated persons, without crowds and persons without joints, and their crops as float32 arrays by name."""
     persons = [a for a in ground_truth["annotations"] if not a.get("iscrowd") and any(a["keypoints"][2::3])]
     rows = []
     for person in persons:
@@ -54,6 +50,7 @@ def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -
         view = crop.padded_view(np.array(person["bbox"], np.float32), spec)
         keypoints, visible = crop.warp_joints(joints, view, spec, joint_set)
         to_image = crop.invert(crop.view_matrix(view, spec))
+        # (J, 2) crop pixels, 0 where not labelled; (J,) 1 or 0, and the same on the crop alone; a (2, 3) affine map.
         rows.append({"keypoints": keypoints, "labelled": joints[:, 2] > 0, "visible": visible, "to_image": to_image})
     return persons, {name: np.stack([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
 

@@ -27,7 +27,8 @@ def entries(work: str, unit: str, contenders: Contenders, amount: float, compile
         seconds = np.array(t[:3])  # of a call, with `amount` persons, images or steps
         value, *ends = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
         rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)})
-    rows[0] |= {} if compile_seconds is None else {"compile_seconds": compile_seconds}
+    if compile_seconds is not None:
+        rows[0]["compile_seconds"] = compile_seconds
     return rows
 
 

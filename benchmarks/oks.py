@@ -30,7 +30,6 @@ def main() -> None:
     """Measures, prints the table and writes the report."""
     environment = report.environment()
     rows = measure(annotations(), false_persons=FALSE_PERSONS.value)
-    environment["versions"] |= report.versions(*PEERS)
     report.write(OUT.value, rows, environment=environment, protocol={"annotations": ANNOTATIONS.value})
 
 

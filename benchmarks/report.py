@@ -15,7 +15,9 @@ import numpy as np
 from dpose_jax import __version__
 from dpose_jax.workdir.files import write_bytes, write_json
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-headless", "pycocotools")
+# Those that are installed are named in the report.
+PACKAGES = ["jax", "jaxlib", "libtpu", "flax", "optax", "grain", "numpy", "opencv-python-headless"]
+PACKAGES += ["pycocotools", "faster-coco-eval", "hotcoco"]
 
 
 class Timing(NamedTuple):
@@ -63,19 +65,16 @@ def environment() -> dict[str, Any]:
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     machine = {"cpu": cpu, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
-    machine |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-    machine |= {"load": round(os.getloadavg()[0], 2), "python": platform.python_version()}
-    machine |= {"xla_flags": os.environ.get("XLA_FLAGS", "")}
-    return machine | {"versions": {"dpose_jax": __version__} | versions(*PACKAGES)}
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of those of `packages` that are installed."""
-    found = {}
-    for name in packages:
+    machine |= {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "load": round(os.getloadavg()[0], 2),
+    }
+    machine |= {"python": platform.python_version(), "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    versions = {"dpose_jax": __version__}
+    for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return machine | {"versions": versions}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

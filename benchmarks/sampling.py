@@ -78,8 +78,7 @@ def measure_costs(
 ) -> tuple[dict[Sampling, dict[str, float]], dict[Sampling, Callable]]:
     """Times sampling runs in turn, `seconds` each, on N batches of B crops, (N, B, Hx, Wx, 3) uint8, again and again.
 
-    Returns by sampling {"ms", "ms_low", "ms_high", "memory_mib", "compile_seconds"}, median and quartiles, arguments
-    and temporaries; and its compiled program, `PoseSampler.poses` of (crops, person_ids).
+    Returns the figures of each, and its compiled program: `PoseSampler.poses` of (crops, person_ids).
     """
     ids, calls, programs, figures = np.arange(crops.shape[1], dtype=np.int32), {}, {}, {}
     for one in samplings:

@@ -22,8 +22,7 @@ def main() -> None:
     chip, _ = parse_topology(TOPOLOGY.value)
     recipe, batch = Recipe.from_config(CONFIG.value), BATCH.value
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips
-    environment = report.environment() | {"versions": report.versions("jax", "jaxlib", "libtpu", "flax")}
-    mesh, parts = slice_mesh(TOPOLOGY.value), recipe.train.accumulate
+    environment, mesh, parts = report.environment(), slice_mesh(TOPOLOGY.value), recipe.train.accumulate
 
     def train(examples):
         return analyse(train_program(recipe, mesh, examples), chip, mesh)

@@ -106,11 +106,7 @@ def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Prog
 
 
 def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The compiler's figures of a program for one device. Raises DoesNotFitError if its memory is too small.
-
-    `hbm_bytes_per_device` is the sum of arguments, temporaries, and the outputs that do not reuse an argument.
-    `compute_ms` and `memory_ms` are what FLOPs and memory traffic take at the chip's limits; the longer one `binds`.
-    """
+    """The compiler's figures of a program for one device. Raises DoesNotFitError if its memory is too small."""
     try:
         compiled, seconds = report.compiled(program.jitted, *program.arguments)
     except jax.errors.JaxRuntimeError as error:
@@ -120,8 +116,9 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
         raise DoesNotFitError(f"{program.name} with {program.batch} examples a device: {text}") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes  # those that do not reuse an argument
     flops, moved = cost["flops"], cost["bytes accessed"]
+    # What they take at the chip's limits; the longer one binds.
     compute, traffic = 1e3 * (flops / chip.flops), 1e3 * (moved / chip.hbm_bandwidth)
     sent = collectives(compiled.as_text().splitlines())
     found = {"program": program.name, "devices": mesh.size, "batch_per_device": program.batch}

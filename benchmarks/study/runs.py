@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from dpose_jax.evaluation.predict_split import Predictions, predict_split
 from dpose_jax.evaluation.report import match_by_index, needs_annotated_boxes, summarise
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
@@ -167,23 +169,19 @@ def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_t
 
 def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
     """Pure `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, in crop pixels."""
-
-    def reader(samplings: Sequence[Sampling]) -> Callable:
-        sampler = sampler_of(recipe, samplings)
-        codecs = [dataclasses.replace(sampler.model.codec, refine=refine) for refine in REFINES]
-
-        def read(variables, crops, person_ids):
-            heatmaps, found = sampler.heatmaps(variables, crops, person_ids), {}
-            for one in samplings:
-                maps = heatmaps[f"steps_{one.settings.steps}" if one.settings else "coarse"]
-                mean = maps[:, : one.hypotheses].mean(axis=1) if sampler.hypotheses > 1 else maps
-                found |= {Reading(one.update, one.steps, codec.refine): codec.decode(mean) for codec in codecs}
-            return found
-
-        return read
-
     every = samplings_of(recipe, variant, steps, noise_time)
-    return [reader(list(its)) for _, its in itertools.groupby(every, key=lambda one: one.update)]
+    groups = [list(its) for _, its in itertools.groupby(every, key=lambda one: one.update)]
+    return [functools.partial(_read, sampler_of(recipe, its), its) for its in groups]
+
+
+def _read(sampler: PoseSampler, samplings: Sequence[Sampling], variables, crops, person_ids) -> dict[Reading, tuple]:
+    codecs = [dataclasses.replace(sampler.model.codec, refine=refine) for refine in REFINES]
+    heatmaps, found = sampler.heatmaps(variables, crops, person_ids), {}
+    for one in samplings:
+        maps = heatmaps[f"steps_{one.settings.steps}" if one.settings else "coarse"]
+        mean = maps[:, : one.hypotheses].mean(axis=1) if sampler.hypotheses > 1 else maps
+        found |= {Reading(one.update, one.steps, codec.refine): codec.decode(mean) for codec in codecs}
+    return found
 
 
 def score(
