@@ -63,10 +63,8 @@ def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_tim
     return found
 
 
-def measure_accuracy(
-    recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int
-) -> dict[Sampling, dict]:
-    """The metrics of every way of sampling on all persons of the source, in batches of `size`."""
+def measure_accuracy(recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int) -> dict:
+    """The metrics by Sampling, of all persons of the source, in batches of `size`."""
     persons = predict_split(recipe, source, lambda *its: [run(*its) for run in programs.values()], batch_size=size)
     found = dict(zip(programs, persons.outputs, strict=True))
     predictions = {one: persons.predictions(its["keypoints"], its["scores"]) for one, its in found.items()}
@@ -76,10 +74,8 @@ def measure_accuracy(
 def measure_costs(
     recipe: Recipe, variables, samplings: Sequence[Sampling], crops: np.ndarray, seconds: float
 ) -> tuple[dict[Sampling, dict[str, float]], dict[Sampling, Callable]]:
-    """Times sampling runs in turn, `seconds` each, on N batches of B crops, (N, B, Hx, Wx, 3) uint8, again and again.
-
-    Returns the figures of each, and its compiled program: `PoseSampler.poses` of (crops, person_ids).
-    """
+    """The figures and the compiled program, `poses` of (crops, person_ids), of each; crops (N, B, Hx, Wx, 3) uint8."""
+    # Timed in turn, `seconds` each, on the N batches again and again.
     ids, calls, programs, figures = np.arange(crops.shape[1], dtype=np.int32), {}, {}, {}
     for one in samplings:
         executable, took = report.compiled(sampler_of(recipe, [one]).poses, variables, crops[0], ids)

@@ -42,7 +42,7 @@ def main() -> None:
     rows = [_row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
     protocol = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source)}
     protocol |= {"boxes": recipe.eval.boxes, "batch": BATCH.value, "latency_crops": len(singles)}
-    protocol |= {"noise_time": NOISE_TIME.value}
+    protocol["noise_time"] = NOISE_TIME.value
     for name in ("update_rule", "start", "t_start"):  # they differ by row
         del protocol[name]
     report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)

@@ -1,10 +1,9 @@
 """DiffusionPose with the settings of the paper: COCO 2017, HRNet-W32, 256 x 192. Not yet trained.
 
-  python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
-
 Values that the paper does not give are marked (ours), here or in dpose_jax/recipe.py for fields that are not named
 here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md. `data.root` is
 COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
+  python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
 """
 
 from configs import coco_w32_256x192

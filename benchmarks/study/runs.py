@@ -184,10 +184,8 @@ def _read(sampler: PoseSampler, samplings: Sequence[Sampling], variables, crops,
     return found
 
 
-def score(
-    recipe: Recipe, source: Source, found: dict[Reading, Predictions]
-) -> tuple[dict[Reading, Row], dict[Reading, list[Row]]]:
-    """Metrics by reading, PCK by visibility among them; and rows, the AP and PCK of every joint."""
+def score(recipe: Recipe, source: Source, found: dict[Reading, Predictions]) -> tuple[dict[Reading, Row], dict]:
+    """By reading its metrics, PCK by visibility among them, and its rows with the AP and PCK of every joint."""
     scores, _ = summarise(source, found, recipe.joints, recipe)
     metrics, joints = {}, {}
     for reading, predictions in found.items():

@@ -84,10 +84,7 @@ class Estimate(NamedTuple):
 
 
 def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
-    """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, `ms`, `times`.
-
-    From study.csv and latency.csv. A gain in AP is on the control's with the same seed and decoding; None without any.
-    """
+    """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, `ms`, `times`."""
     groups: dict[tuple[str, Reading], dict[int, Row]] = {}
     for row in rows:
         groups.setdefault((row["variant"], reading_of(row)), {})[row["seed"]] = row
@@ -96,7 +93,7 @@ def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
     for (variant, reading), its in groups.items():
         summary: Row = {"variant": variant, "reading": reading, "seeds": len(its)}
         summary |= {metric: estimate(row.get(metric) for row in its.values()) for metric in METRICS}
-        for gain, (control, best) in CONTROLS.items():
+        for gain, (control, best) in CONTROLS.items():  # in AP, on the control of the same decoding, seed by seed
             theirs = groups.get((control, best._replace(refine=reading.refine)), {})
             pairs = [(row, theirs[seed]) for seed, row in its.items() if seed in theirs]
             mixed = any(one["training_device"] != other["training_device"] for one, other in pairs)
