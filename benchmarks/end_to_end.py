@@ -5,10 +5,10 @@ import functools
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 import time
+from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 
 import cv2
 import jax
@@ -100,12 +100,11 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
         command += [f"--config.{name}={value}" for name, value in overrides.items()]
-        outputs = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         began, peak, printed = time.perf_counter(), 0, None
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, **outputs)
+        process = Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
         while printed is None:
             peak = max(peak, peak_memory(process.pid))
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(TimeoutExpired):
                 printed, _ = process.communicate(timeout=0.1)
         seconds = time.perf_counter() - began
     if process.returncode:

@@ -150,8 +150,7 @@ def _stepper(recipe: Recipe) -> Callable:
     """A call that takes the last training step of a run again and again, always with the same batch."""
     run = prepare(recipe)
     with contextlib.closing(run.data):
-        batch = sharding.put_batch(run.next_batch(), run.mesh)
-    state = run.state
+        state, batch = run.state, sharding.put_batch(run.next_batch(), run.mesh)
 
     def step():
         nonlocal state
