@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -70,11 +69,10 @@ def encode_decode(codec: Codec, keypoints: np.ndarray, visible: np.ndarray) -> d
     return jax.tree.map(lambda *part: np.concatenate(part), *parts)
 
 
-def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, use_area: bool) -> list[dict]:
+def measure(ground_truth: dict, joint_set: JointSet, cases: list[str], *, use_area: bool) -> list[dict]:
     """A row for each case, codec and refinement, and one for each crop size without heatmaps: the cost of the crop.
 
-    Joints go from image to crop, heatmaps, crop, image. One off the crop, whose heatmap is empty, decodes to the crop's
-    first pixel, without heatmaps too. Raises ValueError for a case of another form, or an unusable ground truth.
+    Raises ValueError for a case of another form, or an unusable ground truth.
     """
     strides: dict[tuple[int, int], list[int]] = {}
     for case in cases:
@@ -87,6 +85,7 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
         persons, crops = crop_persons(ground_truth, crop.CropSpec(size, PADDING, name), joint_set)
         keypoints, visible = crops["keypoints"], crops["visible"]
         sigma = 2.0 * size[0] / 256  # heatmap pixels: 2 for crops of 256 x 192 and 3 for 384 x 288, as HRNet
+        # Joints off the crop are at its first pixel, to which an empty heatmap decodes.
         found = {(f"{name} crop, no heatmaps", None): keypoints * visible[..., None]}
         for given in strides[size]:
             decoded = encode_decode(Codec(size, given, name, sigma=sigma), keypoints, visible)

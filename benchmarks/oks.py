@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import io
-from collections.abc import Callable
 
 import numpy as np
 from absl import flags
@@ -28,8 +27,7 @@ PEERS["hotcoco"] = "hotcoco", "hotcoco", "COCOeval"
 
 def main() -> None:
     """Measures, prints the table and writes the report."""
-    environment = report.environment()
-    rows = measure(annotations(), false_persons=FALSE_PERSONS.value)
+    environment, rows = report.environment(), measure(annotations(), false_persons=FALSE_PERSONS.value)
     report.write(OUT.value, rows, environment=environment, protocol={"annotations": ANNOTATIONS.value})
 
 
@@ -44,7 +42,7 @@ def measure(file: str, *, false_persons: int, calls: int = 5) -> list[dict]:
     """A row for our evaluation and each installed peer, timed in turn, `calls` times each, on the same detections."""
     truth = read_json(file)
     found = noisy_detections(truth, false_persons=false_persons)
-    contenders: dict[str, Callable] = {"ours": functools.partial(evaluate_results, truth, found, COCO)}
+    contenders = {"ours": functools.partial(evaluate_results, truth, found, COCO)}
     for who, names in PEERS.items():
         if importlib.util.find_spec(names[0].partition(".")[0]):
             contenders[who] = functools.partial(_peer, *names, truth, found)

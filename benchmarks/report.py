@@ -15,9 +15,8 @@ import numpy as np
 from dpose_jax import __version__
 from dpose_jax.workdir.files import write_bytes, write_json
 
-# Those that are installed are named in the report.
 PACKAGES = ["jax", "jaxlib", "libtpu", "flax", "optax", "grain", "numpy", "opencv-python-headless"]
-PACKAGES += ["pycocotools", "faster-coco-eval", "hotcoco"]
+PACKAGES += ["pycocotools", "faster-coco-eval", "hotcoco"]  # their versions are reported where installed
 
 
 class Timing(NamedTuple):

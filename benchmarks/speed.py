@@ -9,8 +9,8 @@ from dpose_jax.workdir import recipe_flags
 
 ROWS = {"heatmaps": speed_rows.heatmaps, "decode": speed_rows.decode, "sampler": speed_rows.sampler}
 ROWS["oks"] = lambda wanted, recipe: oks.measure(oks.annotations(), false_persons=oks.FALSE_PERSONS.value)
-ROWS |= {"network": speed_rows.network, "input": speed_rows.inputs}
-ROWS |= {"start": speed_rows.start, "memory": speed_rows.memory}
+ROWS |= {"network": speed_rows.network, "input": speed_rows.inputs, "start": speed_rows.start}
+ROWS["memory"] = speed_rows.memory
 CONFIG = recipe_flags.define("The recipe whose data row `input` reads.", "configs/coco_w32_256x192.py")
 PEER = flags.DEFINE_list("peer", [], "Peers: torch, diffusers, hrnet:FOLDER.")
 NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure; `oks` reads --annotations.")

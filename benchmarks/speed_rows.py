@@ -108,8 +108,7 @@ def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], j
 
 def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """What a DDIM step costs beside its network: decoding, the update, noise; with `refresh` the masks too."""
-    codec, rows = Codec(SIZE), []
-    maps = draw_heatmaps(codec)
+    codec, maps, rows = Codec(SIZE), draw_heatmaps(Codec(SIZE)), []
     for name, eta, refresh in (("eta 0", 0.0, False), ("eta 1", 1.0, False), ("masks too", 0.0, True)):
         runs, total, work = {}, 0.0, f"sampler, ddim, {name}"
         for steps in (1, STEPS):

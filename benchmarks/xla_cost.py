@@ -18,10 +18,7 @@ from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
-from dpose_jax.training.loop import jit_step
-from dpose_jax.training.optimizer import make_optimizer
-from dpose_jax.training.state import initial_state
-from dpose_jax.training.step import make_train_step
+from dpose_jax.training import loop, optimizer, state, step
 
 
 class Chip(NamedTuple):
@@ -84,16 +81,17 @@ def slice_mesh(name: str) -> jax.sharding.Mesh:
 
 def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, optimizer = build_model(recipe), make_optimizer(recipe.optim, recipe.train)
-    step = make_train_step(recipe, model, build_schedule(recipe.diffusion), optimizer, sharding.unshard(mesh))
-    state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
-    places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
+    model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
+    update = optimizer.make_optimizer(recipe.optim, recipe.train)
+    train_step = step.make_train_step(recipe, model, schedule, update, sharding.unshard(mesh))
+    start = jax.eval_shape(lambda variables: state.initial_state(variables, update), abstract_variables(model))
+    places = sharding.state_sharding(mesh, start, fsdp=recipe.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints
     rows = {"image": Array((count, *recipe.input_size, 3), np.uint8)}
     rows |= {"keypoints": Array((count, joints, 2), np.float32), "visible": Array((count, joints), np.float32)}
     rows |= {name: Array((count,), np.int32) for name in ("annotation_id", "bad_index")}
-    arguments = state, rows, jax.eval_shape(jax.random.key, 0)
-    return Program("train step", jit_step(step, mesh, places), arguments, batch)
+    arguments = start, rows, jax.eval_shape(jax.random.key, 0)
+    return Program("train step", loop.jit_step(train_step, mesh, places), arguments, batch)
 
 
 def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:

@@ -14,8 +14,7 @@ def get_config():
     c = coco_w32_256x192.get_config()
     c.eval.boxes = "detections"
 
-    # The paper does not state crop and codec: HRNet's (ours).
-    c.crop.warp = c.codec.name = "rounded"
+    c.crop.warp = c.codec.name = "rounded"  # the paper does not state crop and codec: HRNet's (ours)
     c.codec.update(refine="quarter", sigma=2.0, label_margin=3.0)
 
     c.diffusion.update(timesteps=1000, zeta=2.0)  # T (ours, after DDPM) and ζ (ours)

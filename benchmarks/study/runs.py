@@ -32,7 +32,6 @@ from dpose_jax.workdir.files import read_json, write_json
 from dpose_jax.workdir.training_record import training_device
 
 REFINES = ("dark", "none")
-VISIBILITIES = {1: "occluded", 2: "visible"}
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 
 
@@ -192,7 +191,7 @@ def score(recipe: Recipe, source: Source, found: dict[Reading, Predictions]) -> 
         metrics[reading] = scores["results"][reading] | {
             f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
             for threshold in PCK_THRESHOLDS
-            for value, name in VISIBILITIES.items()
+            for value, name in ((1, "occluded"), (2, "visible"))
         }
         by_joint = scores["joints"][reading]
         names = next(iter(by_joint.values()))
