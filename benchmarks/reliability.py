@@ -53,12 +53,11 @@ def accuracy_without_worst(
     """AP by share in [0, 1), after removing that share of persons, those of most `doubt` (N,), from both sides."""
     truth, order, found = source.ground_truth(), np.argsort(doubt, kind="stable"), {}
     for share in shares:
-        count = len(order) - round(share * len(order))
-        kept, dropped = np.sort(order[:count]), order[count:]
+        kept, dropped = np.split(order, [len(order) - round(share * len(order))])
         gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
         # Annotated persons that were not predicted stay, as misses.
         left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
-        some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
+        some = Predictions(*(getattr(predictions, name)[np.sort(kept)] for name in ("index", "keypoints", "scores")))
         results = to_results(source, some, recipe.joints, recipe)
         found[share] = evaluate_results(left, without_boxes(results), recipe.joints)["AP"]
     return found

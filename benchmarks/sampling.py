@@ -37,9 +37,8 @@ def sampler_of(recipe: Recipe, samplings: Sequence[Sampling]) -> PoseSampler:
     """The sampler that serves all of `samplings`, which share one pass of the backbone."""
     # Restarts are all the same run; K of them are the mean of the heatmaps of its first K samples.
     settings = tuple(dict.fromkeys(one.settings for one in samplings if one.settings))
-    hypotheses, flip = max(one.hypotheses for one in samplings), all(one.flip for one in samplings)
-    sampler = PoseSampler.of(recipe)
-    return dataclasses.replace(sampler, settings=settings, flip=sampler.flip and flip, hypotheses=hypotheses)
+    flip, hypotheses = recipe.eval.flip and all(one.flip for one in samplings), max(one.hypotheses for one in samplings)
+    return dataclasses.replace(PoseSampler.of(recipe), settings=settings, flip=flip, hypotheses=hypotheses)
 
 
 def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:

@@ -203,7 +203,7 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
         began, peak, printed = time.perf_counter(), 0, None
         process = Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
         while printed is None:
-            peak = max(peak, peak_memory(process.pid))
+            peak = max(peak, peak_memory(process.pid))  # that of `wait` starts with the parent's memory
             with contextlib.suppress(TimeoutExpired):
                 printed, _ = process.communicate(timeout=0.1)
         seconds = time.perf_counter() - began
@@ -214,7 +214,6 @@ def run_training(config: str, overrides: dict, cache: str, *options: str) -> tup
 
 def peak_memory(pid: int) -> int:
     """Peak memory of a running process on Linux, bytes; 0 elsewhere and when it has just ended."""
-    # The peak that `wait` reports would start with the memory of the parent process.
     with contextlib.suppress(OSError):
         found = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
         return 1024 * int(found[1]) if found else 0

@@ -40,11 +40,10 @@ def main() -> None:
     together, programs = measure_costs(recipe, variables, samplings, crops[None], SECONDS.value)
     accuracy = measure_accuracy(recipe, source, programs, BATCH.value)
     rows = [_row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
-    protocol = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source)}
-    protocol |= {"boxes": recipe.eval.boxes, "batch": BATCH.value, "latency_crops": len(singles)}
-    protocol["noise_time"] = NOISE_TIME.value
-    for name in ("update_rule", "start", "t_start"):  # they differ by row
-        del protocol[name]
+    facts = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source), "boxes": recipe.eval.boxes}
+    facts |= {"batch": BATCH.value, "latency_crops": len(singles), "noise_time": NOISE_TIME.value}
+    # The others differ by row.
+    protocol = {name: fact for name, fact in facts.items() if name not in ("update_rule", "start", "t_start")}
     report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "steps.png"), rows)
 

@@ -13,7 +13,6 @@ def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = coco_w32_256x192.get_config()
     c.eval.boxes = "detections"
-
     c.crop.warp = c.codec.name = "rounded"  # the paper does not state crop and codec: HRNet's (ours)
     c.codec.update(refine="quarter", sigma=2.0, label_margin=3.0)
 
