@@ -1,8 +1,4 @@
-"""Names of published HRNets' weights, and which of ours they are.
-
-Official HRNet (its ImageNet and its pose models), timm and mmpose name the layers of the backbone alike, so one table
-serves them all. What a file has beside the backbone differs, and is taken or left out by name.
-"""
+"""The names of the backbone's weights that official HRNet, timm and mmpose share, and which of ours they are."""
 
 import re
 from collections.abc import Mapping
@@ -32,11 +28,8 @@ BATCH_NORM: Leaves = {
 }  # fmt: skip
 BACKBONE_PREFIX = r"(?:module\.)?(?:backbone\.)?"  # of torch's DataParallel, of mmpose
 FINAL_LAYER = r"(?:module\.)?(?:(?:keypoint_)?head\.)?final_layer"  # mmpose 0.x: keypoint_head, 1.x: head
-IGNORED = {
-    "classification head": BACKBONE_PREFIX
-    + r"(?:(?:incre_modules|downsamp_modules|classifier)\..*|final_layer\.[01]\..*)",
-    "BatchNorm's step counters": r".*\.num_batches_tracked",
-}
+CLASSIFIER = BACKBONE_PREFIX + r"(?:(?:incre_modules|downsamp_modules|classifier)\..*|final_layer\.[01]\..*)"
+IGNORED = {"classification head": CLASSIFIER, "BatchNorm's step counters": r".*\.num_batches_tracked"}
 # Pattern of a layer's name -> path of ours with # for its groups, and leaves.
 RULES = {FINAL_LAYER: ("coarse_head", CONVOLUTION)}
 for convolution, norm, path in LAYERS:
@@ -46,13 +39,10 @@ for convolution, norm, path in LAYERS:
 
 
 def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weights:
-    """Tensors by the names of official HRNet, timm or mmpose, in torch's layout -> ours.
-
-    An ImageNet model makes all resolutions in its last module where a pose model makes the highest alone; the rest is
-    ignored.
-    """
-    last = spec.modules[2] - 1
-    ignored = IGNORED | {"lower resolutions": rf"{BACKBONE_PREFIX}stage4\.{last}\.fuse_layers\.[1-9]\d*\..*"}
+    """Tensors by the names of official HRNet, timm or mmpose, in torch's layout -> ours."""
+    # The last module of an ImageNet model makes all resolutions, that of a pose model the highest alone.
+    lower = rf"{BACKBONE_PREFIX}stage4\.{spec.modules[2] - 1}\.fuse_layers\.[1-9]\d*\..*"
+    ignored = IGNORED | {"lower resolutions": lower}
     found = Weights()
     for name, tensor in tensors.items():
         reason = next((reason for reason, pattern in ignored.items() if re.fullmatch(pattern, name)), None)
