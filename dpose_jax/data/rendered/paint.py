@@ -134,7 +134,7 @@ def _person_colors(rng, person: wear.Person, place, limbs, part, normals, photo)
     """Colours (n, 3) and how folded the surface is (n,), of n pixels of a person."""
     material = wear.materials(place, limbs, part, person.outfit)
     skin, hair = skin_color(rng), _HAIRS[int(rng.random() * len(_HAIRS))] * (0.8 + 0.4 * rng.random())
-    if person.age == "old" and rng.random() < 0.6:
+    if person.age == "old" and rng.random() < 0.4:
         hair = _HAIRS[5 + int(2 * rng.random())]
     arm, leg = limbs[:, 0], limbs[:, 1]
     u = place[:, 0] * 0.9 + place[:, 2] * 0.6
@@ -174,7 +174,7 @@ def _person_colors(rng, person: wear.Person, place, limbs, part, normals, photo)
 
 def _thing_colors(rng, solid: Solid, where: np.ndarray, photo) -> np.ndarray:
     """Colours of the pixels `where`, (n, 2) rows and columns, of a thing."""
-    if photo is not None and rng.random() < 0.4:
+    if photo is not None and rng.random() < 0.8:
         height, width = photo.shape[:2]
         return photo[(where[:, 0] * 2 + int(height * rng.random())) % height, where[:, 1] * 2 % width].astype(
             np.float32
