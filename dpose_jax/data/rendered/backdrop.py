@@ -132,7 +132,7 @@ def photograph(rng: np.random.Generator, image: np.ndarray, difficulty: float) -
     height, width = image.shape[:2]
     u = rng.random(9)
     gamma = np.exp(0.5 * difficulty * (u[0] - 0.5) * 2.0)
-    image = 255.0 * (np.clip(image, 0.0, 255.0) / 255.0) ** np.float32(gamma)
+    image = 255.0 * cv2.pow(np.clip(image, 0.0, 255.0) / np.float32(255.0), gamma)
     contrast = 1.0 - 0.5 * difficulty * u[1] ** 2
     image = image * contrast + (1.0 - contrast) * 255.0 * u[2]
     image = image * (1.0 + 0.2 * difficulty * (rng.random(3) - 0.5))

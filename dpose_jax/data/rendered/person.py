@@ -174,6 +174,14 @@ def draw_outfit(rng: np.random.Generator, gender: str) -> Outfit:
     )
 
 
+@functools.cache
+def _shown(hair: bool, skirt: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The faces (F, 3) of a person with or without hair and skirt, and their parts (F,)."""
+    body = load_body()
+    shown = np.isin(body.part, [BODY, EYES] + [HAIR] * hair + [SKIRT] * skirt)
+    return np.ascontiguousarray(body.faces[shown]), body.part[shown]
+
+
 def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     """A random person in a pose."""
     body, fixed = load_body(), template()
@@ -193,20 +201,19 @@ def make_person(rng: np.random.Generator, pose: Pose) -> Person:
     clothed = vertices + _thickness(rng, fixed, body.vertex_part, outfit)[:, None] * normals
     keep = np.ones(len(rest), np.float32)
     hair, skirt = body.vertex_part == HAIR, body.vertex_part == SKIRT
-    ragged = 0.012 * np.sin(fixed[:, 0] * 160 + 7 * rng.random()) * np.sin(fixed[:, 2] * 130)
     x, y, z = fixed[hair, :3].T
+    ragged = 0.012 * np.sin(x * 160 + 7 * rng.random()) * np.sin(z * 130)
     face = np.where(z > 0.04, (x / 0.07) ** 2 + ((y - 0.79) / 0.095) ** 2 - 1.0, 1.0)  # no curtain before the face
-    keep[hair] = np.minimum(y - outfit.hair + ragged[hair], 0.05 * face)
+    keep[hair] = np.minimum(y - outfit.hair + ragged, 0.05 * face)
     keep[skirt] = outfit.skirt - fixed[skirt, 4]
-    parts = [BODY, EYES] + [HAIR] * (outfit.hair < 1) + [SKIRT] * (outfit.skirt > 0)
-    shown = np.isin(body.part, parts)
+    faces, part = _shown(outfit.hair < 1, outfit.skirt > 0)
     middle = joints[11:13].mean(0)
     attributes = np.concatenate([fixed, normals], 1)
     return Person(
         vertices=clothed - middle,
         keep=keep,
-        faces=np.ascontiguousarray(body.faces[shown]),
-        part=body.part[shown],
+        faces=faces,
+        part=part,
         attributes=attributes,
         joints=joints - middle,
         things=_things(rng, dict(zip(body.bones, zip(heads, turns, moves - middle, strict=True), strict=True)), outfit),
