@@ -6,7 +6,7 @@
   python eval.py --workdir=runs/rendered --config.data.source=folder --config.data.root=COCO
 
 The last command measures on photos. Without `poses` and `backgrounds` both are invented. A worker process renders about
-13 images a second. Not yet trained.
+14 images a second. Not yet trained.
 """
 
 from configs import tiny
