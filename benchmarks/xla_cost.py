@@ -19,7 +19,7 @@ from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import jit_step
-from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.optimizer import kept_parts, make_optimizer
 from dpose_jax.training.state import initial_state
 from dpose_jax.training.step import make_train_step
 
@@ -86,7 +86,7 @@ def slice_mesh(name: str) -> jax.sharding.Mesh:
 
 def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, optimizer = build_model(recipe), make_optimizer(recipe.optim, recipe.train)
+    model, optimizer = build_model(recipe), make_optimizer(recipe.optim, recipe.train, kept_parts(recipe))
     step = make_train_step(recipe, model, build_schedule(recipe.diffusion), optimizer, sharding.unshard(mesh))
     state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
     places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)

@@ -21,7 +21,7 @@ from dpose_jax.data.loader import crop_spec
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.models.weights.hrnet_keys import from_published
+from dpose_jax.models.weights.hrnet_keys import from_published, to_official
 from dpose_jax.models.weights.published import PUBLISHED, SIGMAS, Published, read_pose_model
 from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.recipe import Recipe
@@ -95,6 +95,16 @@ def test_every_layout_is_read_as_plain_hrnet(layout, variables, official, tmp_pa
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name])
+
+
+def test_the_official_layout_is_written_as_it_is_read(variables, official):
+    written = to_official(variables)
+    counters = {name for name in official if name.endswith("num_batches_tracked")}
+    assert written.keys() == official.keys() - counters
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, official[name])
+    with pytest.raises(ValueError, match="params/hrnet/patches/kernel: official HRNet has no such array"):
+        to_official({"params": {"hrnet": {"patches": {"kernel": np.zeros((1, 1))}}}})
 
 
 def test_input_size_by_name_or_argument(official, tmp_path):

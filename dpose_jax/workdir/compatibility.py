@@ -39,7 +39,10 @@ REMOVED = {
     "sampler.early_stop": 0.0,
 }
 # Each is on or off, which shows in the stored state of the optimizer.
-OPTIMIZER_PARTS = ("optim.clip_norm", "optim.weight_decay", "optim.ema", "optim.freeze_backbone_steps")
+OPTIMIZER_PARTS = (
+    *("optim.clip_norm", "optim.weight_decay", "optim.ema", "optim.freeze_backbone_steps"),
+    "optim.backbone_rate",
+)
 
 
 def as_stored(recipe: Recipe) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Training the denoiser alone: HRNet and the coarse branch stay, and the step does not go back through them."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from dpose_jax.runtime import sharding
+from dpose_jax.training.loop import prepare
+from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.state import evaluated_variables
+
+KEPT = ("hrnet", "coarse_head")
+
+
+def compiled_step(recipe):
+    run = prepare(recipe)
+    batch = sharding.put_batch(run.next_batch(), run.mesh)
+    run.data.close()
+    return run, batch, run.phases[-1].step.lower(run.state, batch, run.key).compile()
+
+
+def backward_operations(compiled):
+    """The modules that the backward pass of a compiled step computes in, with their number of operations."""
+    found = re.findall(
+        r'op_name="[^"]*transpose\(jvp\(DiffusionPose[^"]*?/(hrnet|coarse_head|decoder)\b', compiled.as_text()
+    )
+    return {name: found.count(name) for name in sorted(set(found))}
+
+
+@pytest.fixture(scope="module")
+def denoiser_alone(miniature):
+    recipe = miniature(optim__backbone_rate=0.0, loss__coarse=0.0)
+    return recipe, *compiled_step(recipe)
+
+
+def test_the_step_has_no_backward_pass_through_hrnet_and_keeps_nothing_of_it(miniature, denoiser_alone):
+    _, run, batch, alone = denoiser_alone
+    whole = compiled_step(miniature())[2]
+    assert backward_operations(whole).keys() == {"coarse_head", "decoder", "hrnet"}
+    assert backward_operations(alone).keys() == {"decoder"}
+    stored = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state.opt_state)]
+    assert any("decoder" in path for path in stored)
+    assert not [path for path in stored if ".mu" in path and any(f"'{name}'" in path for name in KEPT)]
+    assert alone.memory_analysis().temp_size_in_bytes < 0.7 * whole.memory_analysis().temp_size_in_bytes
+
+
+def test_what_is_kept_stays_bit_for_bit_and_the_rest_learns(denoiser_alone):
+    recipe, run, batch, step = denoiser_alone
+    start, state = jax.device_get(run.state), run.state
+    assert recipe.optim.ema and recipe.optim.weight_decay  # both would move it
+    for _ in range(3):
+        state, metrics = step(state, batch, run.key)
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    averages = evaluated_variables(state, ema=True)
+    for trees in (
+        (start.params, state.params, averages["params"]),
+        (start.batch_stats, state.batch_stats, averages["batch_stats"]),
+    ):
+        before, after, averaged = (flatten_dict(jax.device_get(tree), sep="/") for tree in trees)
+        for path, array in before.items():
+            kept = path.startswith(KEPT)
+            assert np.array_equal(array, after[path]) == kept, path
+            assert np.array_equal(array, averaged[path]) == kept, path
+
+
+def test_a_rate_of_the_backbone_scales_its_updates_alone(miniature):
+    params = {name: {"kernel": np.ones((3, 2), np.float32)} for name in ("hrnet", "decoder")}
+    gradients = jax.tree.map(lambda x: 0.1 * x, params)
+
+    def updates(rate):
+        recipe = miniature(optim__backbone_rate=rate, optim__ema=0.0, optim__warmup_steps=0)
+        optimizer = make_optimizer(recipe.optim, recipe.train)
+        return optimizer.update(gradients, optimizer.init(params), params, batch_stats={})[0]
+
+    full, slow = updates(1.0), updates(0.25)
+    np.testing.assert_allclose(slow["hrnet"]["kernel"], 0.25 * full["hrnet"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(slow["decoder"]["kernel"], full["decoder"]["kernel"])
