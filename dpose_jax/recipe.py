@@ -299,6 +299,11 @@ class Recipe(Section):
         """The joint set that `joint_set` names."""
         return get_joint_set(self.joint_set)
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is a plain HRNet, whose result is its coarse branch: no denoiser was trained."""
+        return self.loss.diffusion == 0
+
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Recipe":
         """The recipe of a file of configs/ and its command line; raises ValueError as the class does."""

@@ -6,7 +6,11 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
 
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.weights.hrnet_keys import to_official
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare
 from dpose_jax.training.optimizer import make_optimizer
@@ -31,8 +35,16 @@ def backward_operations(compiled):
 
 
 @pytest.fixture(scope="module")
-def denoiser_alone(miniature):
-    recipe = miniature(optim__backbone_rate=0.0, loss__coarse=0.0)
+def pose_model(miniature, random_tree, tmp_path_factory):
+    """A file of HRNet and head, in the official layout."""
+    path = str(tmp_path_factory.mktemp("pose_model") / "pose_hrnet.safetensors")
+    save_file(to_official(random_tree(abstract_variables(build_model(miniature())))), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def denoiser_alone(miniature, pose_model):
+    recipe = miniature(optim__backbone_rate=0.0, loss__coarse=0.0, model__pretrained=pose_model)
     return recipe, *compiled_step(recipe)
 
 
@@ -50,6 +62,9 @@ def test_the_step_has_no_backward_pass_through_hrnet_and_keeps_nothing_of_it(min
 def test_what_is_kept_stays_bit_for_bit_and_the_rest_learns(denoiser_alone):
     recipe, run, batch, step = denoiser_alone
     start, state = jax.device_get(run.state), run.state
+    pose_model = {"params": start.params, "batch_stats": start.batch_stats}
+    for name, array in load_file(recipe.model.pretrained).items():
+        np.testing.assert_array_equal(to_official(pose_model)[name], array)
     assert recipe.optim.ema and recipe.optim.weight_decay  # both would move it
     for _ in range(3):
         state, metrics = step(state, batch, run.key)
@@ -78,3 +93,25 @@ def test_a_rate_of_the_backbone_scales_its_updates_alone(miniature):
     full, slow = updates(1.0), updates(0.25)
     np.testing.assert_allclose(slow["hrnet"]["kernel"], 0.25 * full["hrnet"]["kernel"], rtol=1e-6)
     np.testing.assert_array_equal(slow["decoder"]["kernel"], full["decoder"]["kernel"])
+
+
+def test_what_cannot_be_kept_is_refused(miniature, pose_model, tmp_path):
+    def refused(match, **overrides):
+        with pytest.raises(ValueError, match=match):
+            prepare(miniature(optim__backbone_rate=0.0, loss__coarse=0.0, **overrides))
+
+    def other(name, tensors):
+        save_file(tensors, tmp_path / name)
+        return str(tmp_path / name)
+
+    tensors = load_file(pose_model)
+    refused("model.pretrained='none': with optim.backbone_rate=0 the weights have to come from a file")
+    body = {name: array for name, array in tensors.items() if not name.startswith("final_layer")}
+    refused("body.safetensors: an HRNet without a head", model__pretrained=other("body.safetensors", body))
+    fewer = tensors | {name: tensors[name][:14] for name in ("final_layer.weight", "final_layer.bias")}
+    refused(
+        "its head has 14 joints, joint_set 'coco' has 17; .*loss.coarse=1",
+        model__pretrained=other("14.safetensors", fewer),
+    )
+    larger = other("pose_384x288.safetensors", tensors)
+    refused(r"a model of 384x288 crops, the recipe has input_size=\(64, 64\)", model__pretrained=larger)

@@ -9,6 +9,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from commands import command
 from flax.traverse_util import flatten_dict
 from hrnet_weights import FIXTURE, draw_image
 from safetensors.numpy import save_file
@@ -25,6 +26,8 @@ from dpose_jax.models.weights.hrnet_keys import from_published, to_official
 from dpose_jax.models.weights.published import PUBLISHED, SIGMAS, Published, read_pose_model
 from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.recipe import Recipe
+from dpose_jax.training.initial_weights import starting_variables
+from dpose_jax.workdir import model_folder
 
 WIDTH = 8
 
@@ -148,7 +151,7 @@ def hub(tmp_path, monkeypatch, official):
     """A hub of our own with one repository, and the cache that huggingface_hub keeps of it; gives its files."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="the hub extra is not installed")
     content = pathlib.Path(write_zip(tmp_path / "pose.pt", {"nc": 17, "model": official})).read_bytes()
-    entry = Published("owner/pose", "pose.pt", hashlib.sha256(content).hexdigest(), (256, 192), 74.4)
+    entry = Published("owner/pose", "pose.pt", hashlib.sha256(content).hexdigest(), (256, 192), 115, 74.4)
     monkeypatch.setitem(PUBLISHED, "hrnet_test", entry)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -163,7 +166,8 @@ def test_a_name_is_downloaded_once_checked_and_works_offline(hub, monkeypatch, c
     recipe, _ = read_pose_model("hrnet_test")
     said = capsys.readouterr().out
     assert recipe.input_size == (256, 192)
-    assert "downloading pose.pt of owner/pose" in said and "MB; weights of the official HRNet (MIT licence)" in said
+    assert "downloading from the Hugging Face Hub, once: pose.pt of owner/pose, about 115 MB" in said
+    assert "weights of the official HRNet (MIT licence)" in said
     hub.asked.clear()
     read_pose_model("hrnet_test")
     assert hub.asked == [] and "downloading" not in capsys.readouterr().out
@@ -185,6 +189,32 @@ def test_the_table_names_files_and_hashes():
     for entry in PUBLISHED.values():
         assert len(entry.sha256) == 64 and entry.repository.count("/") == 1
         assert entry.input_size in SIGMAS
+
+
+def test_the_start_of_a_run_may_be_named(hub, random_tree):
+    recipe = Recipe().override({"model.pretrained": "hrnet_test", "model.width": WIDTH, "model.head_dim": (8, 8)})
+    model = build_model(recipe)
+    filled = starting_variables(recipe, model)
+    expected = read_pose_model("hrnet_test")[1]
+    jax.tree.map(np.testing.assert_array_equal, filled["params"]["hrnet"], expected["params"]["hrnet"])
+    jax.tree.map(np.testing.assert_array_equal, filled["params"]["coarse_head"], expected["params"]["coarse_head"])
+
+
+def test_converts_to_a_model_folder_and_back_to_the_official_layout(official, tmp_path):
+    path, folder = write_zip(tmp_path / "pose_256x192.pth", official), tmp_path / "model"
+    done = command("dpose_jax.workdir.convert", f"--weights={path}", f"--out={folder}")
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}: w32, 17 joints, (256, 192)" in done.stdout
+    recipe, variables, metadata = model_folder.load(str(folder))
+    assert recipe.override({"joint_set": "coco"}) == read_pose_model(path)[0] and metadata["trained"] == {
+        "weights": path
+    }
+    jax.tree.map(np.testing.assert_array_equal, variables, read_pose_model(path)[1])
+    assert Predictor.from_file(str(folder)).sampler.settings == ()
+    with pytest.raises(ValueError, match="steps=2: a plain HRNet .* has no denoiser"):
+        Predictor.from_file(str(folder), steps=2)
+    done = command("dpose_jax.workdir.convert", f"--weights={path}", f"--out={folder}.safetensors")
+    assert done.returncode == 1 and "must be a folder for --weights" in done.stderr
 
 
 def official_joints(maps, mirrored_maps, to_image):

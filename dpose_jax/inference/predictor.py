@@ -108,13 +108,13 @@ class Predictor:
 
         Args:
           source: a name such as `hrnet_w32`, downloaded once, or a file of official HRNet or mmpose.
-          options: see `__init__`; `steps` is 0.
+          options: see `__init__`; `steps` can only be 0.
 
         Raises:
           FileNotFoundError, ConnectionError, ValueError: as `published.read_pose_model` does.
         """
         recipe, variables = read_pose_model(source, joint_set=joint_set, input_size=input_size)
-        return cls(recipe, variables, steps=0, **options)
+        return cls(recipe, variables, **options)
 
     @classmethod
     def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":
@@ -263,8 +263,10 @@ def split_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int, int]
 
 
 def _settings(recipe: Recipe, steps: int | None, hypotheses: int, noise_time: int) -> tuple[SamplerSettings, ...]:
-    if steps == 0:
+    if steps == 0 or (recipe.plain and steps is None):
         return ()
+    if recipe.plain:
+        raise ValueError(f"steps={steps}: a plain HRNet (loss.diffusion=0) has no denoiser; 0 is its only result")
     fewest = min(recipe.sampler.steps) if steps is None else steps
     (chosen,) = sampler_settings(recipe.override({"sampler.steps": (fewest,)}).sampler)
     if hypotheses > 1 and chosen.start == "coarse":

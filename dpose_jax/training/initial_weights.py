@@ -6,9 +6,11 @@ from typing import Any
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.weights import hub
-from dpose_jax.models.weights.fill import Weights, fill, from_own
+from dpose_jax.models.weights.fill import BACKBONE, Weights, fill, from_own
+from dpose_jax.models.weights.published import PUBLISHED, check_pose_model, fetch
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
+from dpose_jax.training.optimizer import kept_parts
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
@@ -24,20 +26,27 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
       ValueError: if they cannot be read or do not fit; names every problem.
       ConnectionError: if the hub cannot be reached.
     """
-    variables, source = initial_variables(model, recipe.seed), recipe.model.pretrained
+    variables, source, kept = initial_variables(model, recipe.seed), recipe.model.pretrained, kept_parts(recipe)
+    if kept and source in RANDOM:
+        raise ValueError(
+            f"model.pretrained={source!r}: with optim.backbone_rate=0 the weights have to come from a file"
+        )
     if source in RANDOM:
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
     if source != hub.CACHED and (files.is_remote(source) or os.path.isdir(source)):
         weights, name = _of_folder(source, recipe)
     else:
-        name = hub.locate(source, recipe.model.backbone)
+        name = fetch(source) if source in PUBLISHED else hub.locate(source, recipe.model.backbone)
         if model.backbone.published is None:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
-        weights = model.backbone.published(hub.read(name).tensors)
+        read = hub.read(name)
+        if "coarse_head" in kept:
+            check_pose_model(name, read, recipe)
+        weights = model.backbone.published(read.tensors)
     try:
-        variables, text = fill(variables, weights, name)
+        variables, text = fill(variables, weights, name, kept or (BACKBONE,))
     except ValueError as error:
         raise ValueError(f"model.pretrained={source!r}: {error}") from error
     multihost.say(f"start: {text}")

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
 from dpose_jax.workdir.files import read_json, write_bytes, write_json
@@ -23,14 +24,14 @@ SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def save(folder: str, variables: Mapping, recipe: Recipe, **trained) -> None:
-    """Writes model.safetensors and model.json into `folder`, each atomically.
+    """Writes model.safetensors and model.json into `folder`, each atomically; of a plain HRNet no denoiser.
 
     Args:
       variables: `params` and `batch_stats`.
       recipe: of the model.
       trained: what else model.json has under `trained`, JSON values (the step).
     """
-    flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
+    flat = _needed(recipe, traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/"))
     data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})
     metadata = {
         "format": FORMAT,
@@ -73,9 +74,17 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         model = build_model(recipe)
     except ValueError as error:
         raise ValueError(f"{metadata_path}: {error}") from error
-    expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
+    expected = _needed(recipe, traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/"))
+    flat = _needed(recipe, flat)
     check_tensors(weights_path, flat, expected)
     return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def _needed(recipe: Recipe, flat: dict) -> dict:
+    """Of tensors by path, those that the recipe's model predicts with."""
+    if not recipe.plain:
+        return flat
+    return {path: tensor for path, tensor in flat.items() if path.split("/")[1] in (BACKBONE, "coarse_head")}
 
 
 def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
