@@ -15,12 +15,11 @@ from dpose_jax.runtime import app
 
 def main(arguments: list[str]) -> None:
     """Lists the subcommands, or runs the one that is named."""
-    known = benchmarks.subcommands()
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    known, name = benchmarks.subcommands(), arguments[0] if arguments else "help"
+    if name in ("-h", "--help", "help"):
         print("usage: python benchmark.py NAME [--flag=value]; NAME --help shows the flags\n")
         print("\n".join(f"  {name:<12}{line}" for name, line in known.items()))
         return
-    name = arguments[0]
     if name not in known:
         sys.exit(f"error: unknown subcommand {name!r}: must be one of {', '.join(known)}")
     module = benchmarks.load(name)

@@ -1,9 +1,7 @@
-"""Predicts the poses of people in an image, a folder of images or a video.
+"""Predicts the poses of people in an image, a folder of images or a video, by default with the bundled model.
 
-python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--weights=hrnet_w32]
+python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--model=FOLDER|--weights=hrnet_w32]
   [--boxes=FILE|--detector=FILE] [--steps=4] [--trajectory]
-
-Without --workdir, --model or --weights, the bundled model is used.
 """
 
 from absl import flags
@@ -17,15 +15,13 @@ from dpose_jax.workdir import weights_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that was trained into.")
 MODEL = flags.DEFINE_string("model", None, "Instead of --workdir, a model folder (model.safetensors and model.json).")
-WEIGHTS = weights_flags.define("Instead, a published HRNet pose model")
-INPUT = flags.DEFINE_string("input", None, "An image, a folder of images, or a video.")
-OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json and what is drawn.")
+WEIGHTS = weights_flags.define("Instead, a published HRNet")
+INPUT = flags.DEFINE_string("input", None, "An image, a folder of images, or a video.", required=True)
+OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json and what is drawn.", required=True)
 BOXES = flags.DEFINE_string("boxes", None, "Boxes in COCO's format; without, every image is one person.")
 DETECTOR = flags.DEFINE_string("detector", None, "Instead of --boxes, the weights of a detector that finds them.")
 DETECTOR_MODEL = flags.DEFINE_string("detector_model", MODELS[0], f"Its model: {', '.join(MODELS)}.")
-MIN_BOX_SCORE = flags.DEFINE_float(
-    "min_box_score", None, "Boxes below this score are left out; by default 0 with --boxes and 0.5 with --detector."
-)
+MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each image's persons too.")
@@ -51,12 +47,9 @@ def load() -> Predictor:
 
 
 def main():
-    """Loads the model that the flags name and predicts."""
     boxes = box_source()
-    predictor = load()
-    predict(predictor, INPUT.value, OUT.value, boxes=boxes, strips=TRAJECTORY.value)
+    predict(load(), INPUT.value, OUT.value, boxes=boxes, strips=TRAJECTORY.value)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["input", "out"])
     app.run(main, errors=(PartlyDone,))

@@ -1,8 +1,6 @@
 """A page in the browser: drop a photo, mark people, choose the steps, watch the heatmaps denoise.
 
-python -m dpose_jax.app [--workdir=runs/demo] [--port=7860]
-
-Without --workdir or --model, the bundled model is used.
+python -m dpose_jax.app [--workdir=runs/demo|--model=FOLDER] [--port=7860]    (by default the bundled model)
 """
 
 import functools
@@ -26,7 +24,7 @@ except ImportError:
 
 from dpose_jax import Predictor
 from dpose_jax.inference.boxes import checked_boxes
-from dpose_jax.inference.predict_files import draw_poses
+from dpose_jax.inference.predict_files import draw_poses, step_titles
 from dpose_jax.runtime import app
 from dpose_jax.visualization import draw
 
@@ -39,11 +37,7 @@ BOX_COLOR = (240, 228, 66)
 
 
 def parse_boxes(text: str) -> list[list[float]] | None:
-    """Boxes from lines of "x, y, width, height"; None (the whole image) without a line.
-
-    Raises:
-      ValueError: if a line is not four numbers; names it.
-    """
+    """Boxes from lines of "x, y, width, height"; None (the whole image) without a line. ValueError names a bad line."""
     boxes = []
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
@@ -56,11 +50,9 @@ def parse_boxes(text: str) -> list[list[float]] | None:
 
 def add_corner(text: str, corner: list | None, point: tuple[float, float]) -> tuple[str, list | None]:
     """A click into the photo: the first is a corner of a box, the second the opposite one, which adds the box."""
-    if corner is None:
+    if corner is None or np.abs(np.subtract(point, corner)).min() < 1:
         return text, list(point)
     low, high = np.minimum(corner, point), np.maximum(corner, point)
-    if (high - low).min() < 1:
-        return text, list(point)
     line = ", ".join(f"{value:g}" for value in [*low, *(high - low)])
     return f"{text.rstrip()}\n{line}".lstrip(), None
 
@@ -82,26 +74,22 @@ def mark(image: np.ndarray | None, text: str):
         boxes, problems = checked_boxes(parse_boxes(text) or [], image.shape[:2])
     except ValueError:
         return gr.skip()
-    return draw_boxes(image, [box[:4] for box, problem in zip(boxes, problems, strict=True) if not problem])
+    return draw_boxes(image, boxes[[not problem for problem in problems], :4].tolist())
 
 
 def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterator[tuple]:
-    """The outputs of the page, step by step: picture of the step, photo with poses, a line of text; or nothing new.
-
-    Raises:
-      ValueError: if there is no photo, or a box cannot be used.
-    """
+    """Yields picture of the step, photo with poses, a line of text; ValueError without a photo or for a bad box."""
     if image is None:
         raise ValueError("drop a photo first")
-    boxes, problems = checked_boxes(parse_boxes(text) or [[0, 0, *image.shape[1::-1]]], image.shape[:2])
-    for problem in filter(None, problems):
-        raise ValueError(problem)
+    boxes = parse_boxes(text)
     if predictor.sampler.settings:
-        crops, trajectory, joints = predictor.trace(image, boxes[:MAX_PERSONS])
-        start = predictor.sampler.settings[0].start.replace("_", " ")
-        for k in range(len(trajectory)):
-            title = f"step {k}" if k else start
-            yield _side_by_side(predictor, crops, trajectory[k], joints[k], title), gr.skip(), title
+        crops, trajectory, joints = predictor.trace(image, boxes)
+        persons = [slice(i, i + 1) for i in range(min(len(crops), MAX_PERSONS))]
+        for k, title in enumerate(step_titles(predictor)):
+            seen = [(crops[one], trajectory[k : k + 1, one], joints[k : k + 1, one]) for one in persons]
+            about = predictor.joint_set, [title]
+            strips = [draw.denoising_strip(*each, *about, warp=predictor.model.codec.name) for each in seen]
+            yield np.concatenate(strips, axis=1), gr.skip(), title
             time.sleep(PAUSE)
     poses = predictor(image, boxes)
     scores = ", ".join(f"{score:.2f}" for score in poses.scores)
@@ -109,21 +97,8 @@ def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterat
     yield gr.skip(), draw_poses(image, poses), summary
 
 
-def _side_by_side(predictor, crops, maps, joints, title) -> np.ndarray:
-    """One step of every person, one beside the other."""
-    rows = (slice(i, i + 1) for i in range(len(crops)))
-    about = {"joint_set": predictor.joint_set, "titles": [title], "warp": predictor.model.codec.name}
-    return np.concatenate(
-        [draw.denoising_strip(crops[row], maps[None, row], joints[None, row], **about) for row in rows], axis=1
-    )
-
-
 def build(load: Callable[[int], Predictor]) -> gr.Blocks:
-    """The page.
-
-    Args:
-      load: number of steps -> predictor; each is loaded once.
-    """
+    """The page; `load` gives the predictor of a number of steps, and is asked once for each."""
     load = functools.cache(load)
 
     def run(image, text, steps):
@@ -135,10 +110,6 @@ def build(load: Callable[[int], Predictor]) -> gr.Blocks:
     def click(image, text, corner, event: gr.SelectData):
         text, corner = add_corner(text, corner, event.index)
         return text, corner, mark(image, text)
-
-    # What was marked and found belongs to the photo before.
-    def fresh(image):
-        return "", None, image, None, ""
 
     with gr.Blocks(title="dpose_jax", analytics_enabled=False) as page:
         gr.Markdown("# dpose_jax\nDrop a photo. Click two opposite corners of each person, or take the whole photo.")
@@ -154,7 +125,8 @@ def build(load: Callable[[int], Predictor]) -> gr.Blocks:
                 shown = {"interactive": False, "height": HEIGHT, "buttons": BUTTONS}
                 result = gr.Image(label="boxes, then poses", elem_id="result", **shown)
                 strip = gr.Image(label="denoising", elem_id="strip", **shown)
-        photo.input(fresh, photo, [boxes, corner, result, strip, state])
+        # What was marked and found belongs to the photo before.
+        photo.input(lambda image: ("", None, image, None, ""), photo, [boxes, corner, result, strip, state])
         photo.select(click, [photo, boxes, corner], [boxes, corner, result], trigger_mode="multiple")
         boxes.input(mark, [photo, boxes], result, show_progress="hidden", trigger_mode="always_last")
         start.click(run, [photo, boxes, steps], [strip, result, state])

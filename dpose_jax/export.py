@@ -29,21 +29,16 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
 
     `jax.export.deserialize(data).call(crops, person_ids)` takes crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32,
     which seed the sampler's noise. It returns keypoints (B, J, 2) in crop pixels, scores (B, J) and covariances
-    (B, J, 2, 2), float32, as `PoseSampler.poses` does.
-
-    Raises:
-      ValueError: if a platform is unknown, or the package flatbuffers is missing.
+    (B, J, 2, 2), float32, as `PoseSampler.poses` does. ValueError if a platform is unknown, or without flatbuffers.
     """
-    unknown = sorted(set(platforms) - set(PLATFORMS))
-    if unknown or not platforms:
+    if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
     if importlib.util.find_spec("flatbuffers") is None:
         raise ValueError('--out: a program needs the export extra: pip install -e ".[export]"')
-    poses = predictor.sampler.poses
     variables = jax.device_get(predictor.variables)
 
     def program(crops, person_ids):
-        found = poses(variables, crops, person_ids)
+        found = predictor.sampler.poses(variables, crops, person_ids)
         return tuple(found[name] for name in OUTPUTS)
 
     (batch,) = jax_export.symbolic_shape("b")
@@ -53,11 +48,7 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
 
 
 def metadata_path(out: str, weights: str | None) -> str:
-    """Where the metadata of the program `out` goes: beside it, ending in .json.
-
-    Raises:
-      ValueError: if that is the program itself, or the metadata of the model in the folder `weights`.
-    """
+    """The .json beside the program `out`; ValueError if that is `out`, or the model.json of the folder `weights`."""
     path = f"{os.path.splitext(out)[0]}.json"
     taken = [out] if weights is None else [out, os.path.join(weights, model_folder.METADATA_FILE)]
     if os.path.abspath(path) in map(os.path.abspath, taken):
@@ -84,12 +75,8 @@ def program_metadata(predictor: Predictor, platforms: Sequence[str]) -> dict:
 def push_to_hub(folder: str, name: str, api=None) -> str:
     """Uploads a model folder as the repository `name` of the Hugging Face Hub; returns its address.
 
-    Args:
-      api: a `huggingface_hub.HfApi`; by default one with the user's own stored login.
-
-    Raises:
-      ValueError: without the package huggingface_hub.
-      FileNotFoundError, ValueError: if the folder holds no model.
+    `api` is a `huggingface_hub.HfApi`, by default one with the user's own stored login. Raises FileNotFoundError or
+    ValueError if the folder holds no model, or without the package huggingface_hub.
     """
     model_folder.load(folder)
     if api is None:
@@ -105,10 +92,8 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
-    OUT = flags.DEFINE_string(
-        "out", None, "The program, for jax.export.deserialize; its metadata goes beside it as .json."
-    )
+    WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.", required=True)
+    OUT = flags.DEFINE_string("out", None, "A program for jax.export.deserialize; its metadata goes beside it, .json.")
     PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the fewest of sampler.steps.")
     PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages with the mirrored crop.")
     PLATFORM = flags.DEFINE_list("platforms", ["cpu"], f"Where the program runs: {', '.join(PLATFORMS)}.")
@@ -132,5 +117,4 @@ if __name__ == "__main__":
         if HUB.value:
             print(push_to_hub(WEIGHTS.value, HUB.value))
 
-    flags.mark_flag_as_required("workdir")
     app.run(main)

@@ -265,7 +265,7 @@ def test_a_build_that_was_stopped_is_done_anew_and_a_finished_one_is_kept(folder
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dpose_jax.data.array_record.tfds_writer.write_records", killed)
+        patch.setattr("dpose_jax.data.array_record.writer.write_records", killed)
         build(plain, out, "crops")
     with pytest.raises(FileNotFoundError, match="no finished records"):
         make_source(recipe(out, "crops"), "train", training=True)

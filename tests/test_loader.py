@@ -1,3 +1,4 @@
+import functools
 import itertools
 import json
 import pathlib
@@ -129,7 +130,7 @@ def test_a_row_depends_on_seed_epoch_and_index_only():
     assert not any(np.array_equal(first[0, i], first[1, i]) for i in range(8))
     # The same rows without any shuffle, so at other places of the stream.
     recipe = settings()
-    example = loader._TrainExample(Memory(8), loader.crop_spec(recipe), recipe.augment, COCO)
+    example = functools.partial(loader._train_row, Memory(8), loader.crop_spec(recipe), recipe.augment, COCO)
     unshuffled = grain.MapDataset.range(8).seed(recipe.seed).random_map(example).repeat()
     for (epoch, i), image in first.items():
         np.testing.assert_array_equal(image, unshuffled[8 * epoch + i]["image"])

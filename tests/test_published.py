@@ -18,6 +18,7 @@ from test_torch_pickle import Storage, Tensor, dumps
 
 from dpose_jax import Predictor
 from dpose_jax.data.crop import invert, padded_view, view_matrix, warp_image
+from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import crop_spec
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNetSpec
@@ -246,3 +247,32 @@ def test_joints_are_those_of_the_official_decoding(official, tmp_path):
     maps, mirrored = (np.array(encode(predictor.variables, one[None]))[0] for one in (crop, crop[:, ::-1]))
     expected = official_joints(maps, mirrored, invert(view_matrix(view, spec)))
     np.testing.assert_allclose(poses.keypoints[0], expected, atol=0.01)
+
+
+def test_eval_scores_a_published_model_by_its_own_protocol(official, tmp_path):
+    """Its joints are those of the predictor; what decides on its parameters cannot be changed."""
+    path, out = write_zip(tmp_path / "pose_256x192.pth", official), tmp_path / "report.json"
+    data = ["--config.data.source=synthetic", "--config.data.synthetic.val_images=2", "--config.eval.pictures=1"]
+    done = command("eval.py", f"--weights={path}", f"--out={out}", *data, "--config.eval.batch_size=2")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert list(report["results"]) == ["coarse"] and (out.parent / "report/pictures/predictions.png").exists()
+    protocol = report["protocol"]
+    assert (protocol["weights"], protocol["codec"], protocol["flip_shift"]) == (
+        path,
+        "rounded+quarter, sigma 2.0, blur 11",
+        1,
+    )
+    (results,) = (out.parent / "report/results").iterdir()
+    source = make_source(
+        Recipe().override({"data.source": "synthetic", "data.synthetic.val_images": 2}), "val", training=False
+    )
+    predictor = Predictor.from_weights(path, batch_sizes=(1,))
+    found = {row["image_id"]: row["keypoints"] for row in json.loads(results.read_text())}
+    person = source[0]
+    keypoints = predictor(person.image, [person.bbox]).keypoints[0]
+    np.testing.assert_allclose(np.reshape(found[person.image_id], (-1, 3))[:, :2], keypoints, atol=0.01)
+    done = command("eval.py", f"--weights={path}", f"--out={out}", "--config.model.width=16")
+    assert done.returncode == 1 and "model.width" in done.stderr
+    done = command("eval.py", f"--weights={path}")
+    assert done.returncode == 1 and "--weights: needs --out=FILE.json" in done.stderr

@@ -11,8 +11,8 @@ import optax
 import pytest
 from absl import logging
 
-from dpose_jax.data.bad_records import BadRecords
 from dpose_jax.data.coco_format import MALFORMED
+from dpose_jax.data.loader import BadRecords
 from dpose_jax.data.sample import Person
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.training import initial_weights, loop

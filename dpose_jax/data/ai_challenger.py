@@ -1,24 +1,19 @@
-"""AI Challenger's own keypoint annotations, brought to COCO's format.
+"""AI Challenger's own keypoint annotations, converted to COCO's format.
 
 The published file is a list with an entry an image: `image_id` (the file's name without `.jpg`), `url`,
 `keypoint_annotations` {name of the human: 14 x [x, y, v]} and `human_annotations` {name: [left, top, right, bottom]}.
-It counts visibility the other way round (1 visible, 2 occluded, 3 not labelled) and gives no image size.
+Its visibility is 1 visible, 2 occluded, 3 not labelled. It gives no image size.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.pose.joint_sets import AIC
 
-# To COCO's 0 not labelled, 1 occluded, 2 visible.
-_VISIBILITY = {1: 2, 2: 1, 3: 0}
+_VISIBILITY = {1: 2, 2: 1, 3: 0}  # to COCO's 0 not labelled, 1 occluded, 2 visible
 _BROKEN = -1  # no visibility of COCO's: the rule `joint_visibility` counts it
 _UNKNOWN_SIDE = 1 << 20  # pixels, for an image that is missing or unreadable: no box sticks out of it
-
-
-def is_own_format(content) -> bool:
-    """Whether parsed JSON is a list of AI Challenger's entries, judged by the first one."""
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, dict) and "keypoint_annotations" in first
 
 
 def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dict:
@@ -28,27 +23,24 @@ def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dic
     values are copied, so that `coco_format.Annotations` counts them. The humans of a repeated image are left out.
     `size` gives (width, height) in pixels by file name, or None where the image is missing or unreadable.
     """
-    images: list = []
-    annotations: list[dict] = []
+    images, annotations, humans = list[Any](), list[dict](), 0
     ids: dict[str, int] = {}
-    humans = 0
     for place, entry in enumerate(content, start=1):
         name = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not name:
             images.append(entry)
             continue
-        again = name in ids
-        width, height = size(f"{name}.jpg") or (_UNKNOWN_SIDE, _UNKNOWN_SIDE)
-        image = {"id": ids.setdefault(name, place), "file_name": f"{name}.jpg", "width": width, "height": height}
-        images.append(image)
+        image_id, file = ids.setdefault(name, place), f"{name}.jpg"
+        width, height = size(file) or (_UNKNOWN_SIDE, _UNKNOWN_SIDE)
+        images.append({"id": image_id, "file_name": file, "width": width, "height": height})
         found = (entry.get(f"{kind}_annotations") for kind in ("keypoint", "human"))
         joints, boxes = (value if isinstance(value, dict) else {} for value in found)
         for human in dict.fromkeys([*joints, *boxes]):
             humans += 1
-            if not again:
-                person = {"id": humans, "image_id": image["id"], "category_id": 1, "iscrowd": 0}
+            if image_id == place:
+                person = {"id": humans, "image_id": image_id, "category_id": PERSON_CATEGORY, "iscrowd": 0}
                 annotations.append(person | {"keypoints": _joints(joints.get(human)), "bbox": _box(boxes.get(human))})
-    category = {"id": 1, "name": "person", "keypoints": list(AIC.joints)}
+    category = {"id": PERSON_CATEGORY, "name": "person", "keypoints": list(AIC.joints)}
     return {"images": images, "annotations": annotations, "categories": [category]}
 
 

@@ -2,13 +2,11 @@
 
 python -m dpose_jax.data.browse --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR
 
-Of the first persons: `train_joints.png` and `val_joints.png`, crops with the names of their joints;
-`train_targets.png`, the target heatmaps; `train_inputs.png`, the noised heatmaps and masks, each with its t; and
-`statistics.json`, what is printed.
+Writes, of the first persons, `train_joints.png` and `val_joints.png`, `train_targets.png` (the target heatmaps) and
+`train_inputs.png` (the noised heatmaps and masks, each with its t), and `statistics.json`, what is printed.
 """
 
 import os
-from collections.abc import Iterator
 
 import cv2
 import jax
@@ -30,7 +28,6 @@ from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import write_json
 
 CROP_HEIGHT = 512  # crops are enlarged to at least this, which leaves room for the names
-COLUMNS = 3
 TIE = (165, 165, 165)  # of the line from a name to its joint: visible on paper and on dark pictures
 _GUTTER, _LINE, _FONT, _SIZE = 118, 17, cv2.FONT_HERSHEY_SIMPLEX, 0.42
 
@@ -44,34 +41,26 @@ def browse(recipe: Recipe, out: str, persons: int = 12) -> dict:
         raise ValueError(f"persons={persons}: must be at least 1")
     model = build_model(recipe)
     sources = {split: make_source(recipe, split, training=split == "train") for split in ("train", "val")}
-    stream = train_iterator(recipe, sources["train"])
-    train = _first(stream, persons)
+    # The stream is the same for every batch size.
+    stream = train_iterator(recipe.override({"train.batch_size": persons}), sources["train"])
+    train = next(stream)
     stream.close()
-    val = _first(iter(eval_batches(recipe, sources["val"], min(persons, len(sources["val"])))), persons)
+    val = next(iter(eval_batches(recipe, sources["val"], min(persons, len(sources["val"])))))
+    val = {key: value[val["mask"] > 0] for key, value in val.items()}
     for split, batch in (("train", train), ("val", val)):
-        sheet = joints_sheet(batch, sources[split], model.joint_set)
-        draw.write_png(os.path.join(out, f"{split}_joints.png"), sheet)
+        path = os.path.join(out, f"{split}_joints.png")
+        draw.write_png(path, joints_sheet(batch, sources[split], model.joint_set))
     _write_heatmaps(recipe, model, train, out)
     found = {split: statistics(source, model.joint_set) for split, source in sources.items()}
     write_json(os.path.join(out, "statistics.json"), found)
     return found
 
 
-def _first(batches: Iterator[Batch], count: int) -> Batch:
-    """The first rows of the batches, as one."""
-    taken, rows = [], 0
-    while rows < count and (batch := next(batches, None)) is not None:
-        taken.append({key: value[batch["mask"] > 0] for key, value in batch.items()})
-        rows += len(taken[-1]["index"])
-    return {key: np.concatenate([batch[key] for batch in taken])[:count] for key in taken[0]}
-
-
 def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str) -> None:
     """The targets, and the inputs at t spread over `diffusion.t_range`."""
     codec, schedule = model.codec, build_schedule(recipe.diffusion)
     crops, visible, ids = batch["image"], batch["visible"], batch["annotation_id"]
-    low, high = recipe.diffusion.t_range
-    t = jnp.asarray(np.linspace(low, high, len(crops)).round(), jnp.int32)
+    t = jnp.asarray(np.linspace(*recipe.diffusion.t_range, len(crops)).round(), jnp.int32)
     y_0 = codec.normalise(codec.to_heatmap(jnp.asarray(batch["keypoints"])))
     noise = jax.random.normal(jax.random.key(recipe.seed), y_0.shape)
     y_t = to_normalised(schedule, q_sample(schedule, y_0, t, noise))
@@ -80,11 +69,8 @@ def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str
         ("inputs", y_t, [f"#{i}, t = {k} of {schedule.timesteps}" for i, k in zip(ids, t, strict=True)]),
     ):
         heatmaps = codec.render(codec.denormalise(y), jnp.asarray(visible))
-        masks = model.apply({}, y, visible, method="draw_masks")
-        heatmaps, joint_masks, limb_masks = jax.device_get((heatmaps, *masks))
-        sheet = draw.heatmap_sheet(
-            crops, heatmaps, joint_masks, limb_masks, model.joint_set, warp=codec.name, captions=captions
-        )
+        maps = jax.device_get((heatmaps, *model.apply({}, y, visible, method="draw_masks")))
+        sheet = draw.heatmap_sheet(crops, *maps, model.joint_set, warp=codec.name, captions=captions)
         draw.write_png(os.path.join(out, f"train_{name}.png"), sheet)
 
 
@@ -100,7 +86,7 @@ def joints_sheet(batch: Batch, source: Source, joint_set: JointSet) -> np.ndarra
         cell = _named(batch["image"][row], batch["keypoints"][row], batch["visible"][row], occluded, joint_set, scale)
         notes = [f"#{person.annotation_id}", os.path.basename(person.file), *(["mirrored"] if mirrored else [])]
         cells.append(np.concatenate([cell, grid.label("  ".join(notes), cell.shape[1], grid.INK)]))
-    return grid.grid(cells, min(COLUMNS, len(cells)))
+    return grid.grid(cells, min(3, len(cells)))
 
 
 def _named(crop, keypoints, visible, occluded, joint_set: JointSet, scale: int) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 python -m dpose_jax.data.build --config=configs/coco_w32_256x192.py --config.data.root=COCO --out=DIR [--kind=crops]
 
-Writes DIR/coco_keypoints/KIND/1.0.0; see docs/records.md. Train with `--config.data.source=KIND
---config.data.root=DIR`. An unfinished build starts anew; a finished one is kept.
+Train with `--config.data.source=KIND --config.data.root=DIR`; see docs/records.md. A finished build is kept.
 """
 
 import contextlib
@@ -16,13 +15,13 @@ from collections.abc import Iterator
 
 from absl import flags
 
+from dpose_jax.data.array_record import writer
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import VERSION, check_installed, read_build, records_folder
-from dpose_jax.data.array_record.writer import KINDS, Cut, SplitRecords
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import format_counts, read_coco
 from dpose_jax.data.datasets import SPLITS, data_root
-from dpose_jax.recipe import Data, Recipe
+from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
@@ -36,16 +35,23 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     breaks the rules, too many images are unreadable, `out` holds records that were built from something else, another
     process builds there now, or the extra `records` is not installed.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: must be one of {KINDS}")
+    if kind not in writer.KINDS:
+        raise ValueError(f"kind={kind!r}: must be one of {writer.KINDS}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality={quality}: must be in 1..100")
     check_installed()
     if recipe.data.source != "folder":
         raise ValueError(f"data.source={recipe.data.source!r}: records are built from a 'folder'")
     folder = records_folder(out, kind)
-    cut = Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
-    metadata = _metadata(recipe, kind, cut)
+    cut = writer.Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
+    # What decides the content of the records.
+    metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
+    metadata |= dataclasses.asdict(cut) if cut else {}
+    for split in SPLITS:
+        file = recipe.data.annotations(split)
+        checksum = sha256(os.path.join(data_root(recipe.data), file))
+        metadata[split] = {"annotations": file, "sha256": checksum, "images": recipe.data.images(split)}
+    metadata = json.loads(json.dumps(metadata))  # as build.json gives it back
     staging = os.path.join(out, f".{kind}.unfinished")
     with _locked(out, kind):
         if os.path.exists(folder):
@@ -54,46 +60,26 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
         else:
             shutil.rmtree(staging, ignore_errors=True)
             _write(recipe, records_folder(staging, kind), kind, cut, metadata)
-            os.makedirs(os.path.dirname(folder), exist_ok=True)
-            os.replace(records_folder(staging, kind), folder)
-            shutil.rmtree(staging)
+            os.renames(records_folder(staging, kind), folder)  # makes folders and drops those that it leaves empty
     return read_json(os.path.join(folder, "report.json"))
 
 
-def _write(recipe: Recipe, folder: str, kind: str, cut: Cut | None, metadata: dict) -> None:
-    from dpose_jax.data.array_record import tfds_writer  # imports TFDS, which is optional
-
+def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metadata: dict) -> None:
     data, root = recipe.data, data_root(recipe.data)
     sources, splits = {}, {}
     for name in SPLITS:
         files, training = (data.annotations(name), data.images(name)), name == "train"
         sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, training=training)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
-        splits[name] = SplitRecords(sources[name], data, cut, with_empty=kind == "full" and name == "val")
-
-    tfds_writer.write_records(folder, kind, recipe.joints.num_joints, splits)
+        splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
+    writer.write_records(folder, kind, recipe.joints.num_joints, splits)
     for name, split in splits.items():
         # In COCO's format, which holds the sizes that a folder in AI Challenger's format reads from its images.
-        content = read_coco(_annotation_file(data, name), sources[name].folder.size)
+        content = read_coco(os.path.join(root, data.annotations(name)), sources[name].folder.size)
         write_bytes(os.path.join(folder, f"{name}_annotations.json"), json.dumps(content).encode())
         write_json(os.path.join(folder, f"{name}_index.json"), split.index, indent=None)
     write_json(os.path.join(folder, "report.json"), {name: split.counts for name, split in splits.items()})
     write_json(os.path.join(folder, "build.json"), metadata)
-
-
-def _annotation_file(data: Data, split: str) -> str:
-    return os.path.join(data_root(data), data.annotations(split))
-
-
-def _metadata(recipe: Recipe, kind: str, cut: Cut | None) -> dict:
-    """What decides the content of the records, JSON values."""
-    metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
-    metadata |= dataclasses.asdict(cut) if cut else {}
-    for split in SPLITS:
-        annotations, images = recipe.data.annotations(split), recipe.data.images(split)
-        checksum = sha256(_annotation_file(recipe.data, split))
-        metadata[split] = {"annotations": annotations, "sha256": checksum, "images": images}
-    return json.loads(json.dumps(metadata))
 
 
 def _check_same(built: dict, wanted: dict, folder: str) -> None:
@@ -128,7 +114,7 @@ def format_report(report: dict) -> str:
 if __name__ == "__main__":
     CONFIG = recipe_flags.define("A file of configs/.")
     OUT = flags.DEFINE_string("out", None, "The data set's own folder for records.")
-    KIND = flags.DEFINE_enum("kind", "full", KINDS, "Whole images, or a cut around each person.")
+    KIND = flags.DEFINE_enum("kind", "full", writer.KINDS, "Whole images, or a cut around each person.")
     QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs of crops, 1 to 100.")
     flags.mark_flags_as_required(["config", "out"])
 

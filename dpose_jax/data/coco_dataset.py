@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, finite_numbers, is_int, is_number
+from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
 from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
-from dpose_jax.data.sample import BadRecordError, Person
+from dpose_jax.data.sample import PERSON_CATEGORY, BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
-
-_INT32_MAX = 2**31 - 1
 
 
 class ListedImage(NamedTuple):
@@ -25,22 +23,8 @@ class ListedImage(NamedTuple):
     persons: list[int]
 
 
-class _Row(NamedTuple):
-    """A person of the source; the box is clipped to the image, joints that are not labelled are zeros."""
-
-    id: int
-    image_id: int
-    box: list[float]
-    joints: np.ndarray
-    score: float
-
-
 class AnnotatedSource:
-    """The persons of one annotation file over a store of images; implements `sample.Source`.
-
-    The source holds arrays and file names only, so that worker processes can be given a copy. `box_file` has the
-    detected boxes that stand for the persons; None if they are the annotated ones.
-    """
+    """The persons of one annotation file, a `Source`: arrays and file names, of which workers can be given a copy."""
 
     def __init__(
         self,
@@ -54,64 +38,47 @@ class AnnotatedSource:
         max_bad_share: float = 0.01,
         training: bool,
     ):
-        """Reads and checks the annotations; reads no pixel.
+        """Reads and checks the annotations, in COCO's keypoint format or AI Challenger's own; reads no pixel.
 
-        Args:
-          annotation_file: in COCO's keypoint format, or AI Challenger's own; with a `box_file` also a list of images
-            without annotations, such as COCO's image_info_test-dev2017.json.
-          images: what `file_name` names.
-          joint_set: must fit the annotations, see `coco_format.check_joint_names`.
-          box_file: the persons are then these detected boxes, without joints; not for training.
-          min_box_score: detected boxes below it are left out, in [0, 1].
-          use_area: `ground_truth` gives the annotation's area where it has one, else BOX_AREA w h.
-          max_bad_share: share of the records that may be malformed, in [0, 1].
-          training: whether the persons are for training.
-
-        Raises FileNotFoundError, or ValueError if a file is not in the format, the joint set does not fit, too many
-        records are malformed, or no person is left.
+        With a `box_file` the persons are its detected boxes of at least `min_box_score`, without joints; images without
+        annotations will then do, such as COCO's image_info_test-dev2017.json. `use_area` is that of `ground_truth`.
+        Raises FileNotFoundError, or ValueError if a file is not in the format, the joint set does not fit (see
+        `coco_format.check_joint_names`), more than `max_bad_share` of the records are malformed, or no person is left.
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
-        self._store, self._annotation_file, self._joint_set = images, annotation_file, joint_set
+        self._store, self._path, self._joint_set = images, annotation_file, joint_set
         self._use_area, self.box_file = use_area, box_file
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
         if box_file is None:
-            total, rows = len(coco.entries), _annotated_rows(coco, audit)
+            total, found = len(coco.entries), _annotated(coco, audit)
         else:
             audit.file = box_file
-            total, rows = _detected_rows(box_file, coco, min_box_score, joint_set.num_joints, audit)
-        rows = self._with_image(rows, coco.images, audit)
-        audit.check(total, len(rows), max_bad_share)
-        self._report = audit.report(total, len(rows))
-        largest = max((row.id for row in rows), key=abs)
-        if abs(largest) > _INT32_MAX:
+            total, found = _detected(box_file, coco, min_box_score, joint_set.num_joints, audit)
+        problem, persons = functools.cache(images.problem), list[Person]()
+        for person in found:
+            if rule := problem(person.file):
+                audit.bad(rule, f"id {person.annotation_id}, image {person.image_id}, file {person.file!r}")
+            else:
+                persons.append(person)
+        self._report = audit.report(total, len(persons), max_bad_share)
+        largest = max((person.annotation_id for person in persons), key=abs)
+        if abs(largest) >= 2**31:
             raise ValueError(f"{audit.file}: id {largest} does not fit 32 bits; renumber the annotations")
-        listed = [coco.images[image_id] for image_id in dict.fromkeys(row.image_id for row in rows)]
+        listed = [coco.images[image_id] for image_id in dict.fromkeys(person.image_id for person in persons)]
         places = {image["id"]: place for place, image in enumerate(listed)}
         self._files = [image["file_name"] for image in listed]
         self._image_ids = np.array([image["id"] for image in listed], np.int64)
         self._sizes = np.array([(image["height"], image["width"]) for image in listed], np.int32)
-        self._image_rows = np.array([places[row.image_id] for row in rows], np.int32)
-        self._ids = np.array([row.id for row in rows], np.int64)
-        self._boxes, self._keypoints, self._scores = (
-            np.array([row[column] for row in rows], np.float32) for column in (2, 3, 4)
-        )
+        self._image_rows = np.array([places[person.image_id] for person in persons], np.int32)
+        self._ids = np.array([person.annotation_id for person in persons], np.int64)
+        self._boxes = np.array([person.bbox for person in persons], np.float32)
+        self._keypoints = np.array([person.keypoints for person in persons], np.float32)
+        self._scores = np.array([person.score for person in persons], np.float32)
 
     def _annotations(self, audit: Audit) -> Annotations:
-        annotated = self.box_file is None
-        return Annotations(self._annotation_file, self._joint_set, audit, self._store.size, annotated=annotated)
-
-    def _with_image(self, rows: list[_Row], images: dict[int, dict], audit: Audit) -> list[_Row]:
-        """The rows whose image the store has."""
-        problem, kept = functools.cache(self._store.problem), []
-        for row in rows:
-            name = images[row.image_id]["file_name"]
-            if rule := problem(name):
-                audit.bad(rule, f"id {row.id}, image {row.image_id}, file {name!r}")
-            else:
-                kept.append(row)
-        return kept
+        return Annotations(self._path, self._joint_set, audit, self._store.size, annotated=self.box_file is None)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -125,10 +92,7 @@ class AnnotatedSource:
         return Person(int(self._ids[index]), image_id, file, self._boxes[index], self._keypoints[index], score)
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image of person `index`, (height, width, 3) uint8 RGB, in stored (EXIF-ignoring) orientation.
-
-        Raises BadRecordError if the file cannot be decoded, or has another size than its annotation says.
-        """
+        """As Source, EXIF ignored; BadRecordError if the file cannot be decoded or has another size than annotated."""
         try:
             return self._decode(index)
         except (OSError, ValueError) as error:
@@ -146,11 +110,10 @@ class AnnotatedSource:
         persons: list[list[int]] = [[] for _ in self._files]
         for index, row in enumerate(self._image_rows.tolist()):
             persons[row].append(index)
-        sizes = map(tuple, self._sizes.tolist())
-        found = list(map(ListedImage, self._files, self._image_ids.tolist(), sizes, persons))
+        found = list(map(ListedImage, self._files, self._image_ids.tolist(), map(tuple, self._sizes.tolist()), persons))
         if with_empty:
             known = set(self._files)
-            for image in self._annotations(Audit(self._annotation_file, lines=0)).images.values():
+            for image in self._annotations(Audit(self._path, lines=0)).images.values():
                 name = image["file_name"]
                 if name not in known and not self._store.problem(name):
                     known.add(name)
@@ -163,17 +126,16 @@ class AnnotatedSource:
         `area` is positive: the annotation's if `use_area` and it has one, else BOX_AREA w h of its box (1 if that
         is not positive). The category has id 1, as the results. `num_keypoints` is kept where given.
         """
-        coco = self._annotations(Audit(self._annotation_file, lines=0))
-        kept = []
+        coco, kept = self._annotations(Audit(self._path, lines=0)), []
         for entry, joints, box, _ in coco.well_formed():
             area = BOX_AREA * box[2] * box[3] if min(box[2:]) > 0 else 1.0
             area = float(entry["area"] if self._use_area and _has_area(entry) else area)
             given = entry.get("num_keypoints")
             count = given if is_int(given) else int((joints[:, 2] > 0).sum())
-            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": 1, "bbox": box, "area": area}
-            person |= {"iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
+            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": PERSON_CATEGORY}
+            person |= {"bbox": box, "area": area, "iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
             kept.append(person | {"keypoints": joints.ravel().tolist()})
-        category = {"id": 1, "name": "person", "keypoints": list(self._joint_set.joints)}
+        category = {"id": PERSON_CATEGORY, "name": "person", "keypoints": list(self._joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 
     def report(self) -> dict[str, int]:
@@ -182,12 +144,11 @@ class AnnotatedSource:
 
 
 class FolderSource(AnnotatedSource):
-    """The persons of one split of a folder of images with an annotation file."""
+    """The persons of one split of a folder, to which the files and the folder of images are relative."""
 
     def __init__(
         self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
     ):
-        """The files and the folder of images are relative to `root`; see AnnotatedSource."""
         self.folder = ImageFolder(os.path.join(root, images))
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
@@ -210,9 +171,9 @@ def _has_area(entry: dict) -> bool:
     return is_number(entry.get("area")) and entry["area"] > 0
 
 
-def _annotated_rows(coco: Annotations, audit: Audit) -> list[_Row]:
-    """Every person with joints."""
-    rows = []
+def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
+    """Every person with joints; the box is clipped to the image, joints that are not labelled are zeros."""
+    found = []
     for entry, joints, _, box in coco.well_formed():
         audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
         if box is None:
@@ -221,18 +182,19 @@ def _annotated_rows(coco: Annotations, audit: Audit) -> list[_Row]:
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
         inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
         audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
-        rows.append(_Row(entry["id"], entry["image_id"], box, joints * labelled[:, None], 1.0))
-    return rows
+        joints = joints * labelled[:, None]
+        found.append(Person(entry["id"], entry["image_id"], image["file_name"], np.array(box), joints))
+    return found
 
 
-def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[_Row]]:
+def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[Person]]:
     """Number of boxes in the file, and those to use, which have their position as id."""
-    entries, rows = read_json(file), []
+    entries, found = read_json(file), []
     if not isinstance(entries, list):
         raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
     for position, entry in enumerate(entries):
-        box = finite_numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
-        if box is None or not is_number(entry.get("score")):
+        box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
+        if box is None or not np.isfinite(box).all() or not is_number(entry.get("score")):
             audit.bad("detection_entry", f"detection {position}: {entry!s:.80}")
         elif entry.get("category_id") != coco.category_id:
             audit.counts["other_category"] += 1
@@ -242,8 +204,10 @@ def _detected_rows(file: str, coco: Annotations, min_score: float, joints: int, 
             audit.counts["low_score"] += 1
         else:
             try:
-                clipped = coco.clip(box.tolist(), entry["image_id"], f"detection {position}")
-                rows.append(_Row(position, entry["image_id"], clipped, np.zeros((joints, 3)), entry["score"]))
+                clipped = np.array(coco.clip(box.tolist(), entry["image_id"], f"detection {position}"))
+                image = coco.images[entry["image_id"]]
+                no_joints = np.zeros((joints, 3))
+                found.append(Person(position, image["id"], image["file_name"], clipped, no_joints, entry["score"]))
             except BadEntryError as error:
                 audit.bad(*error.args)
-    return len(entries), rows
+    return len(entries), found

@@ -1,7 +1,4 @@
-"""COCO-format files (`person_keypoints_*.json`, detections, results), checked entry by entry.
-
-An entry that breaks a rule is left out, counted under the rule's name and logged with file and id. The rules are ours.
-"""
+"""COCO-format files, checked entry by entry: one that breaks a rule (ours) is left out, counted and logged."""
 
 import collections
 import math
@@ -14,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from dpose_jax.data import ai_challenger
+from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
 
@@ -27,12 +25,10 @@ MALFORMED = (
 )  # fmt: skip
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
-# Kept, but counted.
-NOTED = ("area_entry", "box_clipped", "joint_outside_image")
+NOTED = ("area_entry", "box_clipped", "joint_outside_image")  # kept, but counted
 
 # The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
 BOX_AREA = 0.53
-PERSON_CATEGORY = 1  # COCO's, of its detection files too
 _MAX_SIDE = 2**31 - 1  # of an image: sizes are kept as int32
 
 
@@ -59,30 +55,24 @@ def numbers(value, count: int) -> np.ndarray | None:
         return None
 
 
-def finite_numbers(value, count: int) -> np.ndarray | None:
-    """As `numbers`, and None too if one of them is NaN, infinite or null."""
-    array = numbers(value, count)
-    return array if array is not None and np.isfinite(array).all() else None
-
-
 def read_coco(file: str, size: ImageSize):
     """The parsed file, in AI Challenger's format converted; `size` gives (width, height) by file name, or None."""
     content = read_json(file)
-    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
+    first = content[0] if isinstance(content, list) and content else None
+    is_converted = isinstance(first, dict) and "keypoint_annotations" in first
+    return ai_challenger.to_coco(content, size) if is_converted else content
 
 
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
     """Raises ValueError if a joint set does not fit the joint names of an annotation file (rule ours).
 
-    The counts must be equal. Case, spaces and punctuation do not matter. At each position the names must be equal,
-    or the file's name must be unknown to the set and of the same side ("head" fits "top_head"). At least half of the
-    names must be equal.
+    Their counts and at least half of the names must be equal; case, spaces and punctuation do not matter. A name that
+    differs must be unknown to the set and of the same side ("head" fits "top_head").
     """
     given = f"{file}: joint set {joint_set.name!r} does not fit"
     if len(names) != joint_set.num_joints:
         raise ValueError(f"{given}: it has {joint_set.num_joints} joints, the annotations have {len(names)}")
-    ours = [_plain(name) for name in joint_set.joints]
-    theirs = [_plain(name) for name in names]
+    ours, theirs = ([re.sub(r"[^a-z0-9]", "", name.lower()) for name in each] for each in (joint_set.joints, names))
     for position, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         if our != their and (their in ours or _side(joint_set.joints[position]) != _side(names[position])):
             raise ValueError(
@@ -92,10 +82,6 @@ def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
     equal = sum(our == their for our, their in zip(ours, theirs, strict=True))
     if 2 * equal < len(ours):
         raise ValueError(f"{given}: only {equal} of {len(ours)} joint names agree, annotations have {names}")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _side(name: str) -> str:
@@ -121,8 +107,8 @@ class Audit:
             logging.warning("%s: %s: %s", self.file, rule, what)
             self._lines -= 1
 
-    def check(self, total: int, kept: int, max_bad_share: float) -> None:
-        """Raises ValueError if more than `max_bad_share` of `total` records are malformed, or none was kept."""
+    def report(self, total: int, kept: int, max_bad_share: float) -> dict[str, int]:
+        """`records`, `kept` and counts by rule; ValueError if more than `max_bad_share` is malformed, or none kept."""
         bad = {rule: self.counts[rule] for rule in MALFORMED if self.counts[rule]}
         if sum(bad.values()) > max_bad_share * total:
             raise ValueError(
@@ -131,9 +117,6 @@ class Audit:
             )
         if not kept:
             raise ValueError(f"{self.file}: no person is left of {total} records, left out: {dict(self.counts)}")
-
-    def report(self, total: int, kept: int) -> dict[str, int]:
-        """`records`, `kept`, and the count of every rule."""
         return {"records": total, "kept": kept} | {rule: self.counts[rule] for rule in MALFORMED + LEFT_OUT + NOTED}
 
 
@@ -164,7 +147,7 @@ class Annotations:
         content = read_coco(file, size)
         if not annotated and isinstance(content, dict) and "annotations" not in content:
             person = {"id": PERSON_CATEGORY, "keypoints": list(joint_set.joints)}
-            content = {**content, "annotations": [], "categories": [person]}
+            content = content | {"annotations": [], "categories": [person]}
         lists = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
             raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files")
@@ -177,25 +160,21 @@ class Annotations:
         check_joint_names([str(name) for name in listing[0]["keypoints"]], joint_set, file)
         self.images: dict[int, dict] = {}
         for entry in images:
-            self._add_image(entry)
+            entry = entry if isinstance(entry, dict) else {"entry": entry}
+            name, *sides = (entry.get(field) for field in ("file_name", "width", "height"))
+            good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
+            if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
+                audit.bad("image_entry", f"{entry!s:.80}")
+            elif entry["id"] in self.images:
+                audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
+            else:
+                self.images[entry["id"]] = entry
         self.category_id = listing[0]["id"]
         self.entries = [
             entry for entry in annotations
             if not isinstance(entry, dict) or entry.get("category_id", self.category_id) == self.category_id
         ]  # fmt: skip
         audit.counts["other_category"] += len(annotations) - len(self.entries)
-
-    def _add_image(self, entry) -> None:
-        entry = entry if isinstance(entry, dict) else {"entry": entry}
-        sides = [entry.get(side) for side in ("width", "height")]
-        good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
-        name = entry.get("file_name")
-        if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
-            self._audit.bad("image_entry", f"{entry!s:.80}")
-        elif entry["id"] in self.images:
-            self._audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
-        else:
-            self.images[entry["id"]] = entry
 
     def well_formed(self) -> Iterator[Annotation]:
         """Yields the entries that break no rule of MALFORMED, and counts the others."""
@@ -217,16 +196,14 @@ class Annotations:
         seen.add(entry["id"])
         if entry["image_id"] not in self.images:
             raise BadEntryError("annotation_without_image", where)
-        box = finite_numbers(entry.get("bbox"), 4)
-        if box is None:
+        box = numbers(entry.get("bbox"), 4)
+        if box is None or not np.isfinite(box).all():
             raise BadEntryError("box_entry", f"{where}: bbox {entry.get('bbox')}")
         crowd = bool(entry.get("iscrowd"))
         joints = numbers(entry.get("keypoints"), 3 * self._joints)
-        if joints is None and crowd:
-            joints = np.zeros(3 * self._joints)
-        if joints is None:
+        if joints is None and not crowd:
             raise BadEntryError("joint_list", f"{where}: needs {self._joints} x 3 numbers")
-        joints = joints.reshape(-1, 3)
+        joints = (np.zeros(3 * self._joints) if joints is None else joints).reshape(-1, 3)
         if not np.isfinite(joints).all():
             raise BadEntryError("joint_nan", where)
         visibility = set(joints[:, 2].tolist())

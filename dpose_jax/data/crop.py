@@ -1,7 +1,4 @@
-"""From a person and an image to a crop: geometry, augmentation, pixels. numpy and OpenCV only.
-
-One 2 x 3 matrix maps the image to the crop, mirroring included. Pixels and joints follow the same matrix.
-"""
+"""From a person and an image to a crop: pixels and joints follow one 2 x 3 matrix, mirroring included."""
 
 import dataclasses
 import math
@@ -73,21 +70,17 @@ def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment:
     center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
     size = view.size * min(max(1 + augment.scale * noise[0], 1 - augment.scale), 1 + augment.scale)
     rotation = min(max(augment.rotation * noise[1], -2 * augment.rotation), 2 * augment.rotation)
-    return View(
-        center,
-        size,
-        rotation=float(rotation) if rotate < augment.rotation_prob else 0.0,
-        flip=bool(flip < augment.flip),
-        color=tuple(1 + augment.color * (2 * u - 1) for u in color),
-    )
+    angle = float(rotation) if rotate < augment.rotation_prob else 0.0
+    factors = tuple(1 + augment.color * (2 * u - 1) for u in color)
+    return View(center, size, angle, bool(flip < augment.flip), factors)
 
 
 def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
     """The view of an aspect (width / height) around the labelled joints of half a body, centred on their mean.
 
-    `keypoints` (J, 3) are x, y in image pixels and visibility, `upper_body` indices of joints. If fewer than three
-    joints of the wanted half are labelled, the other half is taken. None if neither half has three, they span less
-    than a pixel, or `upper_body` is empty. The rules are those of HRNet's code.
+    `keypoints` (J, 3) are x, y in image pixels and visibility, `upper_body` indices. After HRNet's code: if fewer than
+    three joints of the wanted half are labelled, the other half is taken. None if neither half has three, they span
+    less than a pixel, or `upper_body` is empty.
     """
     if not upper_body:
         return None
@@ -112,8 +105,7 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
     height, width = spec.input_size
     edge = 1 if spec.warp == "unbiased" else 0
     across, down = width - edge, height - edge
-    angle = math.radians(view.rotation)
-    cos, sin = math.cos(angle), math.sin(angle)
+    cos, sin = math.cos(math.radians(view.rotation)), math.sin(math.radians(view.rotation))
     (x, y), (w, h) = view.center, view.size
     a, b = across / w * cos, across / w * -sin
     c, d = down / h * sin, down / h * cos
@@ -130,22 +122,18 @@ def invert(matrix: np.ndarray) -> np.ndarray:
 
 
 def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Maps points (..., 2) by a (2, 3) affine map; same units as the matrix gives, float64."""
+    """Maps points (..., 2) by a (2, 3) affine map, float64."""
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
 def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside the image, colours as the view says.
-
-    `origin` is the place of the array's first pixel in the image, if the array is a part of it.
-    """
+    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside; `image` begins at pixel `origin`."""
     height, width = spec.input_size
     # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
     matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
     matrix[:, 2] += matrix[:, :2] @ np.asarray(origin, np.float64)
     crop = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
-    if view.flip:
-        crop = cv2.flip(crop, 1)
+    crop = cv2.flip(crop, 1) if view.flip else crop
     return crop if view.color == (1.0, 1.0, 1.0) else _recolor(crop, view.color)
 
 
@@ -166,11 +154,9 @@ def warp_joints(
     """The joints of a view, from `keypoints` (J, 3), x, y in image pixels and visibility 0, 1 or 2.
 
     Returns (J, 2) float32 in crop pixels, 0 where not labelled, and (J,) float32: 1 where labelled and at most
-    `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5], else 0. In a mirrored view left and
-    right joints change places.
+    `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5]. Mirrored, left and right change places.
     """
-    height, width = spec.input_size
-    margin = spec.label_margin
+    (height, width), margin = spec.input_size, spec.label_margin
     labelled = keypoints[:, 2] > 0
     points = np.where(labelled[:, None], map_points(view_matrix(view, spec), keypoints[:, :2]), 0.0)
     inside = (points >= -0.5 - margin) & (points <= np.array([width, height]) - 0.5 + margin)

@@ -22,8 +22,14 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {SPLITS}")
-    data, joint_set = recipe.data, recipe.joints
-    detections = None if training else _detections(recipe, split)
+    data, joint_set, detections = recipe.data, recipe.joints, None
+    if not training and recipe.eval.boxes == "detections":
+        detections = data.val_detections
+        if data.source not in ("folder", "full") or split != "val" or not detections:
+            raise ValueError(
+                "eval.boxes='detections' needs data.source 'folder' or 'full', eval.split 'val' and "
+                f"data.val_detections, got {data.source!r}, {split!r} and {detections!r}"
+            )
     if data.source == "synthetic":
         drawn = data.synthetic
         first, count = (0, drawn.train_images) if split == "train" else (VAL_FIRST_INDEX, drawn.val_images)
@@ -43,23 +49,9 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
 
 def data_root(data: Data) -> str:
     """`data.root`, or `$DPOSE_DATA/<data.set>`; raises ValueError or FileNotFoundError if there is none."""
-    root = data.root
-    if not root:
-        if not os.environ.get("DPOSE_DATA"):
-            raise ValueError("data.root is not set; give the data set's folder, or its parent in $DPOSE_DATA")
-        root = os.path.join(os.environ["DPOSE_DATA"], data.set)
+    if not data.root and not os.environ.get("DPOSE_DATA"):
+        raise ValueError("data.root is not set; give the data set's folder, or its parent in $DPOSE_DATA")
+    root = data.root or os.path.join(os.environ["DPOSE_DATA"], data.set)
     if not os.path.isdir(root):
         raise FileNotFoundError(f"data.root={root!r}: no such folder")
     return root
-
-
-def _detections(recipe: Recipe, split: str) -> str | None:
-    data = recipe.data
-    if recipe.eval.boxes == "gt":
-        return None
-    if data.source not in ("folder", "full") or split != "val" or not data.val_detections:
-        raise ValueError(
-            "eval.boxes='detections' needs data.source 'folder' or 'full', eval.split 'val' and data.val_detections, "
-            f"got {data.source!r}, {split!r} and {data.val_detections!r}"
-        )
-    return data.val_detections

@@ -1,8 +1,9 @@
 """Image files: what their headers say, their pixels, and the folder that they lie in."""
 
 import os
+import re
 import struct
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,14 +13,12 @@ IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 
 _HEAD = 1 << 16  # bytes that hold the header of nearly every file
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
-_ORIENTATION = 0x112
+# EXIF's orientation entry in either byte order: tag 0x112, type SHORT, count 1, value. 1 is upright, 2 to 8 are not.
+_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
 
 
 class Header(NamedTuple):
-    """What the header of a JPEG or PNG says: (width, height) as stored, in pixels, and those of IMAGE_NOTES that apply.
-
-    Read here because an image library takes three times as long a file, and AI Challenger's sizes need all headers.
-    """
+    """What the header of a JPEG or PNG says: (width, height) as stored, and those of IMAGE_NOTES that apply."""
 
     size: tuple[int, int]
     notes: tuple[str, ...]
@@ -27,12 +26,25 @@ class Header(NamedTuple):
 
 def read_header(data: bytes) -> Header | None:
     """The header of a JPEG or PNG from its first bytes; None for another format, or if the bytes end before it does."""
+    # Read here because an image library takes three times as long a file, and AI Challenger's sizes need all headers.
+    rotated, place = False, 2
     try:
-        if data[:2] == b"\xff\xd8":
-            return _jpeg_header(data)
         if data[:8] == b"\x89PNG\r\n\x1a\n":
             width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
             return _header((width, height), color in (0, 4), False, bits > 8, False)
+        while data[:2] == b"\xff\xd8" and data[place] == 0xFF:
+            marker = data[place + 1]
+            if marker == 0xFF:  # fill byte
+                place += 1
+                continue
+            (length,) = struct.unpack_from(">H", data, place + 2)
+            if marker in _JPEG_FRAMES:
+                bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
+                return _header((width, height), channels < 3, channels == 4, bits > 8, rotated)
+            if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
+                found = _ORIENTATION.search(data, place + 10, place + 2 + length)
+                rotated = found is not None and b"\1" not in found.groups()
+            place += 2 + length
     except (struct.error, IndexError):
         pass
     return None
@@ -40,39 +52,6 @@ def read_header(data: bytes) -> Header | None:
 
 def _header(size: tuple[int, int], *applies: bool) -> Header:
     return Header(size, tuple(note for note, found in zip(IMAGE_NOTES, applies, strict=True) if found))
-
-
-def _jpeg_header(data: bytes) -> Header | None:
-    rotated, place = False, 2
-    while data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # fill byte
-            place += 1
-            continue
-        (length,) = struct.unpack_from(">H", data, place + 2)
-        if marker in _JPEG_FRAMES:
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
-            return _header((width, height), channels < 3, channels == 4, bits > 8, rotated)
-        if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            rotated = _is_rotated(data[place + 10 : place + 2 + length])
-        place += 2 + length
-    return None
-
-
-def _is_rotated(exif: bytes) -> bool:
-    """Whether the first directory of an EXIF block (TIFF) has an orientation of 2 to 8; 1 is upright."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    try:
-        if order is not None:
-            (place,) = struct.unpack_from(f"{order}I", exif, 4)
-            (entries,) = struct.unpack_from(f"{order}H", exif, place)
-            for entry in range(place + 2, place + 2 + 12 * entries, 12):
-                tag, _, _, value = struct.unpack_from(f"{order}HHIH", exif, entry)
-                if tag == _ORIENTATION:
-                    return 2 <= value <= 8
-    except struct.error:
-        pass
-    return False
 
 
 def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
@@ -97,60 +76,58 @@ def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-class ImageStore(Protocol):
-    """Encoded images by file name."""
+class ImageStore:
+    """Encoded images of a folder by file name."""
+
+    def __init__(self, path: str):
+        self._path = path
 
     def place(self, name: str) -> str:
         """Where the image is, for reports."""
+        return os.path.join(self._path, name)
 
     def problem(self, name: str) -> str | None:
         """The rule of docs/data.md that the file name breaks, or None if there is such an image."""
+        path = os.path.normpath(name)
+        if os.path.isabs(path) or path.split(os.sep)[0] in ("..", "."):
+            return "image_outside_folder"
+        return None if self._has(name) else "image_missing"
+
+    def _has(self, name: str) -> bool:
+        raise NotImplementedError
 
     def read(self, name: str) -> bytes:
         """The file's bytes; raises OSError or ValueError where it cannot be read."""
+        raise NotImplementedError
 
     def size(self, name: str) -> tuple[int, int] | None:
         """(width, height) in pixels, for annotations that do not say it; None where it is not known."""
+        return None
 
 
-def climbs_out(name: str) -> bool:
-    """Whether a file name is absolute, or leaves the folder that it is relative to."""
-    path = os.path.normpath(name)
-    return os.path.isabs(path) or path.split(os.sep)[0] in ("..", ".")
-
-
-class ImageFolder:
-    """The images of a folder and its sub-folders; an `ImageStore`."""
+class ImageFolder(ImageStore):
+    """The image files of a folder and its sub-folders; each is listed once, not a file at a time."""
 
     def __init__(self, path: str):
         """Raises FileNotFoundError or ValueError if the folder does not exist or is empty."""
         if not os.path.isdir(path):
             raise FileNotFoundError(f"{path}: no such image folder (data.root joined with the images field)")
-        with os.scandir(path) as entries:
-            if next(entries, None) is None:
-                raise ValueError(f"{path}: the image folder is empty")
-        self._path = path
-        self._listings: dict[str, set[str]] = {}
+        super().__init__(path)
+        self._listings = {"": set(os.listdir(path))}
+        if not self._listings[""]:
+            raise ValueError(f"{path}: the image folder is empty")
 
     def __getstate__(self):
-        return {"_path": self._path, "_listings": {}}  # a worker reads and lists nothing
+        return {"_path": self._path, "_listings": {}}  # a worker lists nothing
 
-    def place(self, name: str) -> str:
-        """The path of a file."""
-        return os.path.join(self._path, name)
-
-    def problem(self, name: str) -> str | None:
-        """`image_outside_folder`, `image_missing` or None; a folder is listed once, not a file at a time."""
-        if climbs_out(name):
-            return "image_outside_folder"
+    def _has(self, name: str) -> bool:
         folder, base = os.path.split(os.path.normpath(name))
         if folder not in self._listings:
-            full = os.path.join(self._path, folder)
+            full = self.place(folder)
             self._listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()
-        return None if base in self._listings[folder] else "image_missing"
+        return base in self._listings[folder]
 
     def read(self, name: str) -> bytes:
-        """The file's bytes."""
         with open(self.place(name), "rb") as file:
             return file.read()
 
@@ -163,6 +140,5 @@ class ImageFolder:
             return read_header(head) or read_header(head + file.read())
 
     def size(self, name: str) -> tuple[int, int] | None:
-        """(width, height) of a JPEG or PNG as its header says; None where there is no such image."""
         header = self.header(name)
         return header.size if header else None

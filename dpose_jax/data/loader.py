@@ -1,15 +1,18 @@
 """Batches from a source: the training stream and the evaluation pass, both through Grain."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from dpose_jax.data import crop
+from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.sample import BadRecordError, Person, Source
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
@@ -39,62 +42,43 @@ def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainExample:
-    """Index -> augmented row; the next readable record of the source replaces an unreadable one."""
-
-    source: Source
-    spec: crop.CropSpec
-    augment: Augment
-    joint_set: JointSet
-
-    def __call__(self, index: int, rng: np.random.Generator) -> Row:
-        for step in range(min(len(self.source), _MAX_REPLACEMENTS)):
-            used = (index + step) % len(self.source)
-            try:
-                image = self.source.read_image(used)
-            except BadRecordError as error:
-                last = error
-                continue
-            person = self.source[used]
-            view = crop.draw_view(rng, person, self.spec, self.augment, self.joint_set)
-            return make_example(image, person, view, self.spec, self.joint_set) | {
-                "index": np.int32(used),
-                "mask": np.float32(1),
-                "bad_index": np.int32(-1 if used == index else index),
-            }
-        raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
+def _train_row(
+    source: Source, spec: crop.CropSpec, augment: Augment, joint_set: JointSet, index: int, rng: np.random.Generator
+) -> Row:
+    """The augmented row of an index; the next readable record of the source replaces an unreadable one."""
+    for step in range(min(len(source), _MAX_REPLACEMENTS)):
+        used = (index + step) % len(source)
+        try:
+            image = source.read_image(used)
+        except BadRecordError as error:
+            last = error
+            continue
+        person = source[used]
+        view = crop.draw_view(rng, person, spec, augment, joint_set)
+        bad = np.int32(-1 if used == index else index)
+        added = {"index": np.int32(used), "mask": np.float32(1), "bad_index": bad}
+        return make_example(image, person, view, spec, joint_set) | added
+    raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _EvalExample:
-    """Index -> plain row; index -1 is padding."""
-
-    source: Source
-    spec: crop.CropSpec
-    joint_set: JointSet
-
-    def __call__(self, index: int) -> Row:
-        image, bad = np.zeros((*self.spec.input_size, 3), np.uint8), -1
-        unlabelled = np.zeros((self.joint_set.num_joints, 3), np.float32)
-        person = Person(0, 0, "", np.array([0, 0, 1, 1]), unlabelled)
-        if index >= 0:
-            person = self.source[index]
-            try:
-                image = self.source.read_image(index)
-            except BadRecordError:
-                person, bad = dataclasses.replace(person, keypoints=unlabelled), index
-        row = make_example(image, person, crop.padded_view(person.bbox, self.spec), self.spec, self.joint_set)
-        mask = np.float32(index >= 0 and bad < 0)
-        return row | {"index": np.int32(index), "mask": mask, "bad_index": np.int32(bad)}
+def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: int) -> Row:
+    """The plain row of an index; -1 is padding."""
+    image, bad = np.zeros((*spec.input_size, 3), np.uint8), -1
+    unlabelled = np.zeros((joint_set.num_joints, 3), np.float32)
+    person = Person(0, 0, "", np.array([0, 0, 1, 1]), unlabelled)
+    if index >= 0:
+        person = source[index]
+        try:
+            image = source.read_image(index)
+        except BadRecordError:
+            person, bad = dataclasses.replace(person, keypoints=unlabelled), index
+    row = make_example(image, person, crop.padded_view(person.bbox, spec), spec, joint_set)
+    mask = np.float32(index >= 0 and bad < 0)
+    return row | {"index": np.int32(index), "mask": mask, "bad_index": np.int32(bad)}
 
 
 class TrainIterator(grain.DatasetIterator):
-    """Endless training batches; its state is the number of examples consumed, by all hosts together.
-
-    The state does not depend on workers, hosts or the batch size. A run may be resumed with others and goes on at the
-    same example of the same stream.
-    """
+    """See `train_iterator`; the state, examples consumed by all hosts, fits any workers, hosts and batch size."""
 
     def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
         super().__init__()
@@ -103,7 +87,6 @@ class TrainIterator(grain.DatasetIterator):
         self._batches: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
-        """The next host-local batch."""
         if self._closed:
             raise ValueError("the iterator is closed")
         if self._batches is None:
@@ -120,19 +103,14 @@ class TrainIterator(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Moves to a state of `get_state`, in constant time."""
-        self.close_workers()
-        self._examples = int(state["examples"])
-
-    def close_workers(self) -> None:
-        """Ends worker processes and threads; the next batch starts them again."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
+        self.close()
+        self._examples, self._closed = int(state["examples"]), False
 
     def close(self) -> None:
-        """Ends worker processes and threads for good."""
-        self._closed = True
-        self.close_workers()
+        """Ends worker processes and threads; only `set_state` starts them again."""
+        if self._batches is not None:
+            self._batches.close()
+        self._batches, self._closed = None, True
 
 
 def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
@@ -141,20 +119,19 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     All hosts together read one endless stream of epochs, each a new permutation of all persons. A batch may straddle
     two epochs. Host i of n takes the i-th of n equal parts of every global batch, which is thus the same for every n.
     A row depends on `recipe.seed`, the epoch and its index in the source only.
-
     Raises ValueError if the batch size is not a multiple of the host count, and BadRecordError, on reading, if a
     hundred records in a row are unreadable.
     """
     size = recipe.train.batch_size
     _check_shard("train.batch_size", size, shard)
-    example = _TrainExample(source, crop_spec(recipe), recipe.augment, recipe.joints)
+    example = functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
     return TrainIterator(stream, size, shard, recipe.data.workers)
 
 
 class EvalBatches:
-    """Batches that can be read more than once; see `eval_batches`."""
+    """See `eval_batches`."""
 
     def __init__(self, batches: grain.MapDataset, workers: int):
         self._batches, self._workers = batches, workers
@@ -163,16 +140,13 @@ class EvalBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(read_ahead(self._batches, self._workers))
-        try:
+        with contextlib.closing(iter(read_ahead(self._batches, self._workers))) as batches:
             yield from map(_copied, batches)
-        finally:
-            batches.close()
 
 
 def eval_example(recipe: Recipe, source: Source) -> Callable[[int], Row]:
-    """The function from an index into the source to its row of an evaluation batch; see `eval_batches`."""
-    return _EvalExample(source, crop_spec(recipe), recipe.joints)
+    """The function from an index into the source to its row of an evaluation batch."""
+    return functools.partial(_eval_row, source, crop_spec(recipe), recipe.joints)
 
 
 def eval_batches(recipe: Recipe, source: Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)) -> EvalBatches:
@@ -224,3 +198,30 @@ def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> gr
     ahead = grain.experimental.WithOptionsIterDataset(ahead, options)
     multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, elements // 2))
     return ahead.mp_prefetch(multiprocessing, worker_init_fn=_one_thread)
+
+
+class BadRecords:
+    """Counts unreadable records, beside the malformed that the source left out; a resumed run counts them anew."""
+
+    def __init__(self, source: Source, max_share: float):
+        """`max_share` of the source's records may be malformed or unreadable."""
+        self._source, self._max_share = source, max_share
+        self._seen: set[int] = set()
+        report = source.report()
+        self._malformed = sum(report.get(rule, 0) for rule in MALFORMED)
+
+    def __len__(self) -> int:
+        return self._malformed + len(self._seen)
+
+    def add(self, bad_index: np.ndarray) -> None:
+        """Takes a batch's `bad_index`, and reports each new record; raises ValueError beyond the allowed share."""
+        for index in {int(i) for i in bad_index if i >= 0} - self._seen:
+            self._seen.add(index)
+            person = self._source[index]
+            logging.warning("unreadable record left out: %s (id %d)", person.file, person.annotation_id)
+        total = self._malformed + len(self._source)
+        if self._seen and len(self) > self._max_share * total:
+            raise ValueError(
+                f"{self._malformed} of {total} records are malformed and {len(self._seen)} unreadable, more than "
+                f"data.max_bad_share={self._max_share}; one of them: {self._source[max(self._seen)].file}"
+            )

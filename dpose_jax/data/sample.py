@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+PERSON_CATEGORY = 1  # COCO's, of its detection files too
+
 
 class BadRecordError(ValueError):
     """An image or annotation that cannot be used; the message names the file and the id."""

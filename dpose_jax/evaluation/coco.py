@@ -1,8 +1,4 @@
-"""COCO's keypoint evaluation for any joint set, in memory.
-
-Two engines give the ten metrics: pycocotools, the official one, and hotcoco, a port of it. The tests hold hotcoco to
-pycocotools' numbers. hotcoco alone evaluates parts of a set and single joints.
-"""
+"""COCO's keypoint evaluation for any joint set, in memory, by pycocotools or its port hotcoco: the same numbers."""
 
 import contextlib
 import io
@@ -36,31 +32,22 @@ def coco_metrics(
     score; equal scores keep their order. APm, APl, ARm and ARl read the area of a result: that of its `bbox` if the
     results have one, else of its joints' extent, as for HRNet's result files.
 
-    Args:
-      inputs: may hold no result: every metric is then 0.
-      slices: by name, the ids of images.
-      engine: of the ten metrics, one of ENGINES; the numbers are the same.
-
-    Returns:
-      AP, AP50, AP75, APm, APl, AR, AR50, AR75, ARm and ARl as floats in [0, 1]; None (pycocotools' -1) where the
-      ground truth holds no person of that size.
-      The AP over each slice; None where its images hold no person.
+    Returns METRICS, computed by `engine`, and the AP over each slice (ids of images by name): fractions in [0, 1], 0
+    without any result, None where the ground truth holds no person, or none of that size.
     """
     slices = dict(slices or {})
     parts: dict = {}
-    if slices or engine == "hotcoco":
+    ported = engine == "hotcoco" or not inputs.results  # pycocotools refuses an empty list
+    if slices or ported:
         parts = _evaluate(inputs, inputs.annotations, inputs.results, inputs.joint_set.sigmas).slice_by(slices)
-    whole = parts["_overall"] if engine == "hotcoco" else _official(inputs)
+    whole = parts["_overall"] if ported else _official(inputs)
     return {name: _fraction(whole[name]) for name in METRICS}, {name: _fraction(parts[name]["AP"]) for name in slices}
 
 
 def joint_ap(inputs: Inputs) -> dict[str, float | None]:
-    """AP of each joint alone (ours): COCO's AP with the OKS of that joint.
+    """AP by joint name (ours): COCO's AP with the OKS of that joint alone, in [0, 1]; None if it is labelled in nobody.
 
     A person without a label of the joint is neither hit nor miss, as COCO's persons without any labelled joint.
-
-    Returns:
-      by joint name, floats in [0, 1]; None where the joint is labelled in nobody.
     """
     found = {}
     for j, (name, sigma) in enumerate(zip(inputs.joint_set.joints, inputs.joint_set.sigmas, strict=True)):
@@ -81,21 +68,12 @@ def _official(inputs: Inputs) -> dict[str, float]:
         truth = COCO()
         truth.dataset = {"images": inputs.images, "categories": inputs.categories, "annotations": inputs.annotations}
         truth.createIndex()
-        # loadRes looks at the first result to tell what kind all are, and so refuses an empty list.
-        found = truth.loadRes([dict(result) for result in inputs.results]) if inputs.results else _empty(truth)
-        evaluation = COCOeval(truth, found, "keypoints")
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in inputs.results]), "keypoints")
         evaluation.params.kpt_oks_sigmas = np.array(inputs.joint_set.sigmas, np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(METRICS, evaluation.stats.tolist(), strict=True))
-
-
-def _empty(truth: COCO) -> COCO:
-    empty = COCO()
-    empty.dataset = {**truth.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
 
 
 def _evaluate(

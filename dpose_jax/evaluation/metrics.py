@@ -19,37 +19,21 @@ Metrics = dict[str, float | None]
 
 
 class Matched(NamedTuple):
-    """Persons beside the joints predicted for them, for PCK.
+    """Persons beside the joints predicted for them, for PCK."""
 
-    Attributes:
-      predicted: (N, J, 2) image pixels, infinite where nothing was predicted.
-      truth: (N, J, 3) image pixels and visibility.
-      lengths: (N,) the longer side of each person's box, image pixels.
-    """
-
-    predicted: np.ndarray
-    truth: np.ndarray
-    lengths: np.ndarray
+    predicted: np.ndarray  # (N, J, 2) image pixels, infinite where nothing was predicted
+    truth: np.ndarray  # (N, J, 3) image pixels and visibility
+    lengths: np.ndarray  # (N,) the longer side of each person's box, image pixels
 
 
 def score(
     inputs: Inputs, matched: Matched | None = None, *, engine: str = "hotcoco", name: str = "ground truth"
 ) -> tuple[Metrics, dict[str, Metrics]]:
-    """All metrics, as fractions in [0, 1] or None where there is nothing to measure.
+    """All metrics, and AP, PCK@0.2 and PCK@0.1 by joint: fractions in [0, 1], None where there is nothing to measure.
 
+    The metrics are COCO's ten (by `engine`), PCK@0.2 and PCK@0.1 of `matched` (by default of `best_assignment`).
     Images with CrowdPose's `crowdIndex` add AP_easy, AP_medium and AP_hard; AI Challenger's joint set adds `AIC`, its
-    own score.
-
-    Args:
-      matched: of the PCK; by default the results are matched with the persons by `best_assignment`.
-      engine: see `coco.coco_metrics`.
-      name: of the ground truth, for errors.
-
-    Returns:
-      AP .. ARl, the data set's own, PCK@0.2 and PCK@0.1; and, by joint, AP, PCK@0.2 and PCK@0.1.
-
-    Raises:
-      ValueError: as `crowd_slices`.
+    own score. Raises ValueError as `crowd_slices`; `name` is the ground truth's in errors.
     """
     metrics, crowded = coco_metrics(inputs, crowd_slices(inputs.images, name), engine=engine)
     metrics |= crowded
@@ -86,20 +70,11 @@ def best_assignment(inputs: Inputs) -> Matched:
 
 
 def crowd_slices(images: Sequence[dict], name: str = "ground truth") -> dict[str, list[int]]:
-    """The ids of the images of each level of CrowdPose, by `crowdIndex`: below 0.2, below 0.8, and from 0.8 on.
+    """The ids of the images of each level of CrowdPose (Li et al., CVPR 2019, and its evaluation API), by metric.
 
-    Source: Li et al., CVPR 2019, and its evaluation API.
-
-    Args:
-      images: image entries of a ground truth.
-      name: of the ground truth, for errors.
-
-    Returns:
-      `{"AP_easy": [...], "AP_medium": [...], "AP_hard": [...]}`, named after the metrics; empty if no image has a
-      `crowdIndex`.
-
-    Raises:
-      ValueError: if some images have one and others have not, or it is no number from 0 on; names the image.
+    AP_easy: `crowdIndex` below 0.2, AP_medium: below 0.8, AP_hard: from 0.8 on. Empty if no image has a `crowdIndex`.
+    Raises ValueError, with the image and the ground truth's `name`, if only some have one, or one is no number from 0
+    on.
     """
     if not any("crowdIndex" in image for image in images):
         return {}

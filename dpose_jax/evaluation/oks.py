@@ -1,7 +1,4 @@
-"""Object keypoint similarity (OKS), suppression of duplicate persons by it, and PCK.
-
-Everything is float64: the similarities feed thresholds, and pycocotools computes them in float64.
-"""
+"""Object keypoint similarity (OKS), suppression of duplicate persons by it, and PCK; in float64, as in pycocotools."""
 
 from collections.abc import Sequence
 
@@ -13,24 +10,14 @@ SOFT_MAX_PERSONS = 20  # COCO scores at most so many persons an image
 def oks(
     predicted: np.ndarray, truth: np.ndarray, areas: np.ndarray, boxes: np.ndarray, sigmas: Sequence[float]
 ) -> np.ndarray:
-    """OKS of every predicted person with every annotated person of an image, by COCO's rules.
+    """OKS of every predicted person with every annotated person of an image, by COCO's rules: (P, G), in [0, 1].
 
     OKS = mean over labelled joints of exp(-d^2 / (2 area (2 sigma)^2)), d in image pixels. For a person without a
     labelled joint the mean is over all joints, and d is the distance along each axis to the box grown by its own size
     on every side (x - w .. x + 2w). By this rule of pycocotools such persons absorb the predictions near them.
 
-    Args:
-      predicted: (P, J, 2) joints, image pixels.
-      truth: (G, J, 3) x, y and visibility; a joint is labelled where the visibility is above 0.
-      areas: (G,) square pixels, positive.
-      boxes: (G, 4) x, y, width, height; used for persons without a labelled joint.
-      sigmas: J OKS sigmas.
-
-    Returns:
-      (P, G) float64 in [0, 1].
-
-    Raises:
-      ValueError: if the shapes do not agree or an area is negative.
+    `predicted` (P, J, 2) and `truth` (G, J, 3: x, y and visibility, labelled above 0) are in image pixels, `areas` (G,)
+    in square pixels, `boxes` (G, 4) x, y, width, height. Raises ValueError if shapes disagree or an area is negative.
     """
     predicted, truth, areas, boxes = (np.asarray(array, np.float64) for array in (predicted, truth, areas, boxes))
     joints, persons = len(sigmas), len(truth)
@@ -56,21 +43,12 @@ def _similarity(squared: np.ndarray, areas: np.ndarray, sigmas: np.ndarray, weig
 
 
 def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, soft: bool = False) -> list[dict]:
-    """Removes duplicate persons within each image, by OKS between results (HRNet's `oks_nms`).
+    """Removes duplicate persons within each image, by OKS between results (HRNet's `oks_nms`); keeps their order.
 
-    Two results are compared over all joints, with the mean of their areas. Hard: in the order of the scores, a result
-    is dropped if its OKS with a kept one is above `threshold`. Soft: each better result multiplies the score by
-    exp(-OKS^2 / threshold) (Bodla et al., 2017), and the best 20 an image are kept. The decayed scores are returned
-    (ours: HRNet's code only ranks by them).
-
-    Args:
-      results: COCO results with an `area`, see `results.make_results`.
-      sigmas: J OKS sigmas.
-      threshold: in (0, 1]; 1 turns the suppression off.
-      soft: decay instead of dropping.
-
-    Returns:
-      The kept results in their order; the dicts are the given ones (hard) or copies (soft).
+    Two results are compared over all joints, with the mean of their `area`, see `results.make_results`. Hard: in the
+    order of the scores, a result is dropped if its OKS with a kept one is above `threshold`. Soft: each better result
+    multiplies the score by exp(-OKS^2 / threshold) (Bodla et al., 2017), and the best 20 an image are kept, as copies
+    with their decayed scores (ours: HRNet's code only ranks by them). A threshold of 1 turns both off.
     """
     if threshold == 1:
         return list(results)
@@ -81,33 +59,17 @@ def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, s
     for members in by_image.values():
         scores = np.array([results[i]["score"] for i in members], np.float64)
         overlap = _overlaps([results[i] for i in members], sigmas)
-        order = _soft_order(scores, overlap, threshold) if soft else _hard_order(scores, overlap, threshold)
-        kept.update({members[i]: score for i, score in order})
-    if soft:
-        return [{**results[i], "score": kept[i]} for i in sorted(kept)]
-    return [results[i] for i in sorted(kept)]
-
-
-def _hard_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
-    """(index, score) of the kept results."""
-    alive, kept = np.ones(len(scores), bool), list[tuple[int, float]]()
-    for i in np.argsort(-scores, kind="stable"):
-        if alive[i]:
-            kept.append((int(i), float(scores[i])))
-            alive &= overlap[i] <= threshold
-    return kept
-
-
-def _soft_order(scores: np.ndarray, overlap: np.ndarray, threshold: float) -> list[tuple[int, float]]:
-    """(index, decayed score) of the best `SOFT_MAX_PERSONS` results."""
-    scores, left = scores.copy(), list(range(len(scores)))
-    kept: list[tuple[int, float]] = []
-    while left and len(kept) < SOFT_MAX_PERSONS:
-        i = max(left, key=lambda j: (scores[j], -j))
-        left.remove(i)
-        kept.append((i, float(scores[i])))
-        scores[left] *= np.exp(-(overlap[i, left] ** 2) / threshold)
-    return kept
+        left, room = list(range(len(members))), SOFT_MAX_PERSONS if soft else len(members)
+        while left and room:
+            best = left[int(np.argmax(scores[left]))]  # of equals the first
+            left.remove(best)
+            room -= 1
+            kept[members[best]] = float(scores[best])
+            if soft:
+                scores[left] *= np.exp(-(overlap[best, left] ** 2) / threshold)
+            else:
+                left = [i for i in left if overlap[best, i] <= threshold]
+    return [{**results[i], "score": kept[i]} if soft else results[i] for i in sorted(kept)]
 
 
 def _overlaps(results: list[dict], sigmas: Sequence[float]) -> np.ndarray:
@@ -121,21 +83,12 @@ def _overlaps(results: list[dict], sigmas: Sequence[float]) -> np.ndarray:
 def pck(
     predicted: np.ndarray, truth: np.ndarray, visible: np.ndarray, lengths: np.ndarray, threshold: float
 ) -> tuple[float | None, list[float | None]]:
-    """Percentage of correct keypoints: the share of labelled joints within `threshold` x length of the truth.
+    """Percentage of correct keypoints: the share of labelled joints at most `threshold` x length from the truth.
 
-    Args:
-      predicted: (N, J, 2) joints of the persons in `truth`, row by row; a joint that is not finite is wrong.
-      truth: (N, J, 2), same units.
-      visible: (N, J), labelled where above 0.
-      lengths: (N,) the reference length of each person: for us the longer side of its box.
-      threshold: fraction of the length; a joint exactly at it is correct.
-
-    Returns:
-      The share over all labelled joints of all persons (each joint counts once, so a joint that is labelled
-      often weighs more), and the share for each of the J joints, as fractions; None where nothing is labelled.
-
-    Raises:
-      ValueError: if the shapes do not agree.
+    `predicted` and `truth` (N, J, 2) are of the same persons, in one unit; a joint that is not finite is wrong. Joints
+    are labelled where `visible` (N, J) is above 0. `lengths` (N,) are the persons' own: for us the longer sides of
+    their boxes. Returns the share over all labelled joints, and that of each of the J joints, as fractions; None where
+    nothing is labelled. Raises ValueError if the shapes do not agree.
     """
     predicted, truth, lengths = (np.asarray(a, np.float64) for a in (predicted, truth, lengths))
     labelled = np.asarray(visible) > 0

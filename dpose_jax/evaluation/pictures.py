@@ -22,15 +22,9 @@ def draw_pictures(
 ) -> bool:
     """Writes predictions.png, heatmaps.png and denoising.png of `eval.pictures` persons, spread evenly over the source.
 
-    The last two show the run of most steps, without flip test, of the first four; a plain HRNet has none.
-
-    Args:
-      variables: of the sampler, on the host.
-      rows: their outputs are the joints by result name.
-      best: name of the result that predictions.png shows.
-
-    Returns:
-      Whether there was a person to draw.
+    predictions.png shows the result named `best` of `rows.outputs`. The other two show the run of most steps, without
+    flip test, of the first four persons; a plain HRNet has none. `variables` are on the host. Returns whether there was
+    a person to draw.
     """
     count = min(recipe.eval.pictures, len(source))
     chosen = np.flatnonzero(np.isin(rows.index, np.linspace(0, len(source) - 1, count).round()))
@@ -55,8 +49,8 @@ def draw_pictures(
         return True
     few, warp = slice(0, STRIP_PERSONS), model.codec.name
     longest = max(sampler.settings, key=lambda one: one.steps)
-    traced = jax.device_get(jax.jit(sampler.trace)(variables, crops[few], ids[few]))
-    trajectory, joints, (of_joints, of_limbs) = traced
+    traced = jax.jit(sampler.trace)(variables, crops[few], ids[few])
+    trajectory, joints, (of_joints, of_limbs) = jax.device_get(traced)
     titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
     strip = draw.denoising_strip(
         crops[few], trajectory, joints, model.joint_set, titles, truth=truth[few], visible=visible[few], warp=warp

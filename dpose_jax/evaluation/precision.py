@@ -17,13 +17,9 @@ from dpose_jax.workdir import recipe_flags
 
 
 def joint_distances(recipe: Recipe, workdir: str) -> dict[str, np.ndarray]:
-    """Distance of every joint between the two dtypes, over `eval.split` with `eval.flip`.
+    """Distances (persons, J) in crop pixels between the joints of the two dtypes, by result name.
 
-    Returns:
-      For each result of `PoseSampler.names` an array (persons, J) of crop pixels.
-
-    Raises:
-      what `evaluator.restore` and `make_source` raise.
+    Over `eval.split` with `eval.flip`. Raises what `evaluator.restore` and `make_source` raise.
     """
     source = make_source(recipe, recipe.eval.split, training=False)
     variables = restore(recipe, workdir).variables

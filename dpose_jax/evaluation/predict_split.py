@@ -9,8 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dpose_jax.data.bad_records import BadRecords
-from dpose_jax.data.loader import eval_batches
+from dpose_jax.data.loader import BadRecords, eval_batches
 from dpose_jax.data.sample import Source
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.recipe import Recipe
@@ -23,30 +22,19 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Decoded joints of N persons of a source.
+    """Decoded joints of N persons of a source; raises ValueError if a shape is wrong or a value not finite."""
 
-    Attributes:
-      index: (N,) int, into the source; each at most once. A person that is not listed was skipped.
-      keypoints: (N, J, 2) float, image pixels.
-      scores: (N, J) float, joint scores (heatmap peaks).
-
-    Raises:
-      ValueError: if the shapes do not agree, a value is not finite, or an index repeats.
-    """
-
-    index: np.ndarray
-    keypoints: np.ndarray
-    scores: np.ndarray
+    index: np.ndarray  # (N,) int, into the source; each at most once. A person that is not listed was skipped.
+    keypoints: np.ndarray  # (N, J, 2) float, image pixels
+    scores: np.ndarray  # (N, J) float, joint scores (heatmap peaks)
 
     def __post_init__(self):
         count = len(self.index)
         if self.keypoints.shape != (*self.scores.shape, 2) or len(self.scores) != count:
-            raise ValueError(
-                f"predictions: {count} indices need keypoints (N, J, 2) and scores (N, J), "
-                f"got {self.keypoints.shape} and {self.scores.shape}"
-            )
-        if len(np.unique(self.index)) != count:
-            values, counts = np.unique(self.index, return_counts=True)
+            shapes = f"{self.keypoints.shape} and {self.scores.shape}"
+            raise ValueError(f"predictions: {count} indices need keypoints (N, J, 2) and scores (N, J), got {shapes}")
+        values, counts = np.unique(self.index, return_counts=True)
+        if len(values) != count:
             raise ValueError(f"predictions: index must not repeat, got {values[counts > 1][:8].tolist()} twice")
         finite = np.isfinite(self.scores).all(axis=1) & np.isfinite(self.keypoints).all(axis=(1, 2))
         if not finite.all():
@@ -55,17 +43,11 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What a split was predicted as: N persons in source order, without the unreadable ones.
+    """What a split was predicted as: N persons in source order, without the unreadable ones."""
 
-    Attributes:
-      index: (N,) int, into the source.
-      to_image: (N, 2, 3) affine maps from crop to image pixels.
-      outputs: what the predicting function returned, as numpy arrays of N rows.
-    """
-
-    index: np.ndarray
-    to_image: np.ndarray
-    outputs: Any
+    index: np.ndarray  # (N,) int, into the source
+    to_image: np.ndarray  # (N, 2, 3) affine maps from crop to image pixels
+    outputs: Any  # what the predicting function returned, as numpy arrays of N rows
 
     def predictions(self, keypoints: np.ndarray, scores: np.ndarray) -> Predictions:
         """Keypoints (N, J, 2) in crop pixels and scores (N, J) as predictions in image pixels."""
@@ -81,23 +63,15 @@ def predict_split(
     mesh: Mesh | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Rows:
-    """Predicts every person of a source once, in batches of one size.
+    """Predicts every person of a source once, in batches of `batch_size` (`eval.batch_size`) over all processes.
 
-    With a mesh, all processes of the run call it together. Each predicts its share, and each gets all rows.
+    `predict` maps crops (B, Hx, Wx, 3) uint8 and person IDs (B,) int32 to any tree of arrays with B rows, of at most 32
+    bits a number. Its dicts come back with sorted keys. With a mesh, all processes of the run call this together; each
+    predicts its share of the batch, split over the mesh as `predict`'s arrays are, and gets all rows. Without one,
+    a single process predicts on its default device.
 
-    Args:
-      recipe: `eval.batch_size`, `data.max_bad_share` and what `eval_batches` reads.
-      source: of the persons.
-      predict: from crops (B, Hx, Wx, 3) uint8 and person IDs (B,) int32 to any tree of arrays with B rows, of at most
-        32 bits a number. Its dicts come back with sorted keys.
-      batch_size: B, of all processes together; by default `eval.batch_size`.
-      mesh: the batch is split over it, and `predict` returns arrays that are split over it too; None runs on the
-        default device of a single process.
-      stop: is called after every batch.
-
-    Raises:
-      ValueError: if too many records are unreadable.
-      Stopped: after a batch at which `stop` returned True.
+    Raises ValueError if too many records are unreadable (`data.max_bad_share`), Stopped after a batch at which `stop`
+    returned True.
     """
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     batches = eval_batches(recipe, source, batch_size or recipe.eval.batch_size, shard=shard)

@@ -20,18 +20,9 @@ from dpose_jax.workdir.files import sha256
 def to_results(
     persons: Source | Sequence[Person], predictions: Predictions, joint_set: JointSet, recipe: Recipe
 ) -> list[dict]:
-    """COCO results of all predicted persons, scored anew, without duplicates within an image.
+    """COCO results (see `make_results`) in the order of `predictions`, scored anew, without duplicates in an image.
 
     As in HRNet, the suppression runs with ground-truth boxes too; `eval.nms = 1` turns it off.
-
-    Args:
-      persons: the source that was predicted.
-      predictions: joints in image pixels.
-      joint_set: its sigmas serve the suppression.
-      recipe: `eval.min_joint_score`, `eval.nms`, `eval.soft_nms` and what `make_results` reads.
-
-    Returns:
-      See `make_results`; in the order of `predictions`.
     """
     chosen = [persons[int(i)] for i in predictions.index]
     box_scores = np.array([person.score for person in chosen])
@@ -44,9 +35,8 @@ def to_results(
 def needs_annotated_boxes(recipe: Recipe, what: str) -> None:
     """Raises ValueError, naming `what` needs `match_by_index`, if boxes are detected."""
     if recipe.eval.boxes != "gt":
-        raise ValueError(
-            f"eval.boxes={recipe.eval.boxes!r}: {what} compares each person with its own box, which needs 'gt'"
-        )
+        reason = f"{what} compares each person with its own box, which needs 'gt'"
+        raise ValueError(f"eval.boxes={recipe.eval.boxes!r}: {reason}")
 
 
 def match_by_index(persons: Source | Sequence[Person], predictions: Predictions) -> Matched:
@@ -54,9 +44,9 @@ def match_by_index(persons: Source | Sequence[Person], predictions: Predictions)
 
     Every box must be an annotated one; a person without prediction is wrong in every labelled joint.
     """
-    count = len(persons)
-    truth = np.stack([persons[i].keypoints for i in range(count)]).astype(np.float64)
-    lengths = np.array([max(persons[i].bbox[2:]) for i in range(count)], np.float64)
+    everyone = [persons[i] for i in range(len(persons))]
+    truth = np.stack([person.keypoints for person in everyone]).astype(np.float64)
+    lengths = np.array([max(person.bbox[2:]) for person in everyone], np.float64)
     predicted = np.full((*truth.shape[:2], 2), np.inf)
     predicted[predictions.index] = predictions.keypoints
     return Matched(predicted, truth, lengths)
@@ -69,22 +59,14 @@ def summarise(
     recipe: Recipe,
     protocol: Mapping | None = None,
 ) -> tuple[dict, dict[str, list[dict]]]:
-    """Evaluates every set of predictions and assembles the report that `eval.json` holds.
+    """Evaluates predictions by result name: the report that `eval.json` holds, and the COCO results by name.
 
-    Args:
-      source: of one split, with `box_file` if the boxes are detected. Without annotations every metric is None.
-      predictions: by result name, in the order of the report; at least one.
-      recipe: `eval`, `data.use_area`, `data.val_detections` and what `to_results` reads. PCK compares each person with
-        the prediction in its own box; with detected boxes see `metrics.best_assignment`.
-      protocol: what else the protocol shall say (codec, flip, ...), JSON values.
+    The report is `{"protocol": {...}, "results": {name: {AP, ..., PCK@0.1}}, "joints": {name: {joint: {AP, PCK@0.2,
+    PCK@0.1}}}, "best": {name, AP, AP50, PCK@0.2}}`, see `metrics.score`; best is by AP, the first of equals. PCK
+    compares each person with the prediction in its own box; with detected boxes see `metrics.best_assignment`.
 
-    Returns:
-      report: `{"protocol": {...}, "results": {name: {AP, ..., PCK@0.1}}, "joints": {name: {joint: {AP, PCK@0.2,
-        PCK@0.1}}}, "best": {name, AP, AP50, PCK@0.2}}`, fractions in [0, 1] or None where there is nothing to measure,
-        see `metrics.score`; best is by AP, the first of equals.
-      results: by name, the COCO results (for `write_results`).
-
-    Raises ValueError if there are no predictions, or one does not fit the joint set or the source.
+    The source needs a `box_file` if the boxes are detected; without annotations every metric is None. `protocol` (JSON
+    values) joins the report's. Raises ValueError if there are no predictions, or one does not fit joint set or source.
     """
     if not predictions:
         raise ValueError("predictions: at least one name is needed, got none")
@@ -146,9 +128,6 @@ def format_table(report: Mapping) -> str:
     for first, *others in table:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    protocol = [
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in report["protocol"].items()
-    ]
-    wrapped = textwrap.wrap("  ".join(protocol), len(lines[0]))
+    shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in report["protocol"].items()}
+    wrapped = textwrap.wrap("  ".join(f"{key}={value}" for key, value in shown.items()), len(lines[0]))
     return "\n".join([*wrapped, *lines, *(["* the best by AP"] if best else [])])

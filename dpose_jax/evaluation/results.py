@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dpose_jax.data.coco_format import PERSON_CATEGORY
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.files import write_json
 
@@ -11,13 +12,7 @@ from dpose_jax.workdir.files import write_json
 def score_persons(joint_scores: np.ndarray, box_scores: np.ndarray, min_joint_score: float) -> np.ndarray:
     """Person score = box score x mean of the joint scores above `min_joint_score`; 0 if none is (HRNet's rule).
 
-    Args:
-      joint_scores: (N, J).
-      box_scores: (N,).
-      min_joint_score: a joint counts if its score is strictly above this.
-
-    Returns:
-      (N,) float64.
+    Of joint scores (N, J) and box scores (N,), in float64. A joint score equal to the limit does not count.
     """
     joint_scores = np.asarray(joint_scores, np.float64)
     above = joint_scores > min_joint_score
@@ -45,23 +40,15 @@ def make_results(
 ) -> list[dict]:
     """COCO results of N persons, as `oks_nms` and `write_results` take them.
 
-    Args:
-      image_ids: N ids.
-      boxes: (N, 4) x, y, width, height in image pixels.
-      keypoints: (N, J, 2) image pixels.
-      joint_scores: (N, J).
-      scores: (N,) of the persons.
-      recipe: its `crop.padding` and `input_size` give the areas.
-
-    Returns:
-      N dicts of Python numbers: `image_id`, `category_id` (1), `keypoints` (3J: x, y, joint score), `score`, `bbox`
-      and `area` (of the crop).
+    Boxes (N, 4: x, y, width, height) and keypoints (N, J, 2) are in image pixels; joint scores (N, J), person scores
+    (N,). Returns dicts of Python numbers: `image_id`, `category_id` (1), `keypoints` (3J: x, y, joint score), `score`,
+    `bbox` and `area` (of the recipe's crop).
     """
     rows = np.concatenate([keypoints, joint_scores[..., None]], axis=-1).astype(np.float64)
     return [
         {
             "image_id": int(image_id),
-            "category_id": 1,
+            "category_id": PERSON_CATEGORY,
             "keypoints": row.ravel().tolist(),
             "score": float(score),
             "bbox": [float(side) for side in box],

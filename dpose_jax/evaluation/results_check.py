@@ -19,22 +19,16 @@ _LISTS = ("images", "categories", "annotations")
 class Inputs:
     """What every metric reads; made by `check_inputs`.
 
-    Attributes:
-      joint_set: of J joints.
-      images: the ground truth's image entries.
-      categories: the ground truth's category entries.
-      annotations: G annotated persons with COCO's fields alone: `id` (from 1), `image_id`, `category_id`, `bbox`,
-        `area` (the scale of OKS), `iscrowd`, `num_keypoints` and `keypoints`.
-      truth: (G, J, 3) float64, x and y in image pixels and visibility 0, 1 or 2.
-      results: P predicted persons with at least `image_id`, `category_id`, `keypoints` and `score`; `bbox` in all
-        or in none.
+    The G annotations hold `id` (from 1), `image_id`, `category_id`, `bbox`, `area` (the scale of OKS), `iscrowd`,
+    `num_keypoints` and `keypoints`; the P results at least `image_id`, `category_id`, `keypoints` and `score`, and all
+    or none of them `bbox`.
     """
 
-    joint_set: JointSet
-    images: list[dict]
-    categories: list[dict]
+    joint_set: JointSet  # of J joints
+    images: list[dict]  # as in the ground truth
+    categories: list[dict]  # as in the ground truth
     annotations: list[dict]
-    truth: np.ndarray
+    truth: np.ndarray  # (G, J, 3) float64, x and y in image pixels and visibility 0, 1 or 2
     results: list[dict]
 
     @functools.cached_property
@@ -71,17 +65,13 @@ def check_inputs(
 ) -> Inputs:
     """Checks both sides of an evaluation; the arguments are left as they are.
 
-    Args:
-      ground_truth: COCO `person_keypoints` dict. `iscrowd` and `num_keypoints` may be absent, `area` where it is not
-        used, and `keypoints` of crowds.
-      results: COCO results: `image_id`, `category_id`, `keypoints` (list of 3J numbers) and `score`; may be empty.
-      joint_set: of J joints.
-      use_area: the scale of OKS is the annotation's `area`; otherwise 0.53 w h of its box.
-      names: of the two sides in errors, such as the files they were read from.
+    The ground truth is a COCO `person_keypoints` dict; `iscrowd` and `num_keypoints` may be absent, `area` where it is
+    not used, and `keypoints` of crowds. Results have `image_id`, `category_id`, `keypoints` (list of 3J numbers) and
+    `score`; there may be none. The scale of OKS is the annotation's `area` with `use_area`, otherwise 0.53 w h of its
+    box.
 
-    Raises:
-      ValueError: if an entry lacks a field, has the wrong number of joints, holds what is no finite number, repeats
-        an id, or names an unknown image or category. Names the side and the entry.
+    Raises ValueError if an entry lacks a field, has the wrong number of joints, holds what is no finite number, repeats
+    an id, or names an unknown image or category. It names the entry, and its side by `names`, such as the files.
     """
     if not isinstance(ground_truth, dict) or not all(isinstance(ground_truth.get(key), list) for key in _LISTS):
         raise ValueError(f"{names[0]}: must be an object with the lists {', '.join(_LISTS)}, as COCO's files")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dpose_jax.data import ai_challenger
-from dpose_jax.data.coco_format import BOX_AREA, check_joint_names
+from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, read_coco
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.metrics import score
 from dpose_jax.evaluation.results_check import check_inputs
@@ -17,26 +17,15 @@ DATASETS = {"coco": True, "crowdpose": False, "aic": False}
 def score_files(
     annotations: str, results: str, joint_set: JointSet, *, use_area: bool, engine: str = "hotcoco"
 ) -> dict[str, Any]:
-    """All metrics of a results file.
+    """All metrics of a results file, in COCO's or AI Challenger's format, as the annotations.
 
-    Args:
-      annotations: COCO's `person_keypoints` format, or AI Challenger's own.
-      results: a COCO results file, or AI Challenger's submission.
-      joint_set: must fit the annotations, see `coco_format.check_joint_names`.
-      use_area: the scale of OKS is the annotated area; otherwise 0.53 w h of the box.
-      engine: see `coco.coco_metrics`.
+    The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
+    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`.
 
-    Returns:
-      `{**metrics, "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if a file is cut short, in another format, or breaks a rule of `check_inputs`. Names the file
-        and the entry.
+    Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
+    not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
     """
-    truth, found = read_json(annotations), read_json(results)
-    if ai_challenger.is_own_format(truth):
-        truth = ai_challenger.to_coco(truth, lambda _: None)
+    truth, found = read_coco(annotations, lambda _: None), read_json(results)
     if isinstance(truth, dict) and isinstance(truth.get("categories"), list):
         for category in truth["categories"]:
             if isinstance(category, dict) and isinstance(category.get("keypoints"), list):

@@ -7,22 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.coco_format import PERSON_CATEGORY, is_int, is_number, numbers
+from dpose_jax.data.coco_format import is_int, is_number, numbers
+from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.workdir.files import read_json
 
 
 def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """Clips boxes to their image, and lists what is wrong with those that cannot be used.
+    """Clips boxes to their image, of `size` (height, width), and lists what is wrong with those that cannot be used.
 
-    Args:
-      boxes: (N, 4) x, y, width, height in image pixels, or (N, 5) with a score in [0, 1]; N may be 0.
-      size: (height, width) of the image.
-
-    Returns:
-      (N, 5) float64 clipped boxes and scores (1 where none are given), and N texts, empty for a usable box.
-
-    Raises:
-      ValueError: if the shape or type is another one.
+    Boxes are (N, 4) x, y, width, height in image pixels, or (N, 5) with a score in [0, 1]; N may be 0; ValueError for
+    another shape or type. Returns (N, 5) float64 clipped boxes and scores (1 where none are given), and N texts, empty
+    for a usable box.
     """
     try:
         given = np.asarray(boxes, np.float64)
@@ -34,9 +29,7 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
         raise ValueError(f"boxes: must be (N, 4) x, y, width, height, or (N, 5) with a score, got {given.shape}")
     if given.shape[1] == 4:
         given = np.concatenate([given, np.ones((len(given), 1))], axis=1)
-    extent = np.array([size[1], size[0]], np.float64)
-    low = np.maximum(given[:, :2], 0)
-    high = np.minimum(given[:, :2] + given[:, 2:4], extent)
+    low, high = np.maximum(given[:, :2], 0), np.minimum(given[:, :2] + given[:, 2:4], size[::-1])
     rules = {
         "not finite": ~np.isfinite(given[:, :4]).all(axis=1),
         "width and height must be positive": (given[:, 2:4] <= 0).any(axis=1),
@@ -54,11 +47,14 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
 class BoxSource:
     """Where the boxes of an image's persons come from; this one takes every image for one person.
 
-    Attributes:
-      problems: what is wrong with the source, though the rest of it can be used; one text each.
+    Boxes with a score below `min_score`, in [0, 1], are left out. `problems` are texts: what is wrong with a source of
+    which the rest can be used.
     """
 
-    problems: list[str] = []
+    def __init__(self, min_score: float = 0.0):
+        if not 0 <= min_score <= 1:
+            raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
+        self.min_score, self.problems = min_score, list[str]()
 
     def image_ids(self, names: Sequence[str]) -> list[int]:
         """The ids of image files; ValueError if the source cannot have a box for any of them."""
@@ -67,16 +63,9 @@ class BoxSource:
     def check(self, ids: Sequence[int]) -> None:
         """Raises ValueError if the source cannot have a box for any of these images."""
 
-    def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray | None:
-        """The boxes of an image, unchecked.
-
-        Args:
-          pixels: of the image, (height, width, 3) uint8 RGB.
-
-        Returns:
-          (N, 5) x, y, width, height in image pixels and score; None takes the whole image for one person.
-        """
-        return None
+    def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray:
+        """Boxes of an image, (height, width, 3) uint8 RGB, as `checked_boxes` takes them."""
+        return [[0, 0, pixels.shape[1], pixels.shape[0]]]
 
 
 class BoxFile(BoxSource):
@@ -86,17 +75,11 @@ class BoxFile(BoxSource):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
 
         Left out are detections below `min_score`, crowds, and entries of another category than the persons', which is
-        1 or the one that the file calls "person".
-
-        Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if it is of neither form, or `min_score` does not lie in [0, 1].
+        1 or the one that the file calls "person". Raises FileNotFoundError if there is no such file, and ValueError if
+        it is of neither form.
         """
-        check_min_score(min_score)
-        content = read_json(path)
-        self.path = path
-        self.problems: list[str] = []
-        self._ids: dict[str, set[int]] = {}
+        super().__init__(min_score)
+        self.path, content = path, read_json(path)
         person, entries, images = PERSON_CATEGORY, content, list[Any]()
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])
@@ -104,33 +87,27 @@ class BoxFile(BoxSource):
             person = next((c["id"] for c in categories if c.get("name") == "person"), person)
         if not isinstance(entries, list) or not isinstance(images, list):
             raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
+        self._ids: dict[str, set[int]] = {}
         for position, image in enumerate(images):
-            self._add_image(position, image)
+            fields = image if isinstance(image, dict) else {}
+            name, number = fields.get("file_name"), fields.get("id")
+            if isinstance(name, str) and is_int(number):
+                self._ids.setdefault(os.path.basename(name), set()).add(number)
+            else:
+                self.problems.append(f"{path}: image {position} has no id or file_name: {str(image)[:80]}")
         self._boxes: dict[int, list[list[float]]] = {}
         for position, entry in enumerate(entries):
-            self._add(position, entry, person, min_score)
-
-    def _add_image(self, position: int, image) -> None:
-        name = image.get("file_name") if isinstance(image, dict) else None
-        if not isinstance(name, str) or not is_int(image.get("id")):
-            self.problems.append(f"{self.path}: image {position} has no id or file_name: {str(image)[:80]}")
-        else:
-            self._ids.setdefault(os.path.basename(name), set()).add(image["id"])
-
-    def _add(self, position: int, entry, person: int, min_score: float) -> None:
-        fields = entry if isinstance(entry, dict) else {}
-        box, score = numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
-        if box is None or not is_int(fields.get("image_id")) or not is_number(score):
-            self.problems.append(f"{self.path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
-        elif fields.get("category_id", person) == person and score >= min_score and not fields.get("iscrowd"):
-            self._boxes.setdefault(fields["image_id"], []).append([*box.tolist(), score])
+            fields = entry if isinstance(entry, dict) else {}
+            box, number, score = numbers(fields.get("bbox"), 4), fields.get("image_id"), fields.get("score", 1.0)
+            if box is None or not is_int(number) or not is_number(score):
+                self.problems.append(f"{path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
+            elif fields.get("category_id", person) == person and score >= min_score and not fields.get("iscrowd"):
+                self._boxes.setdefault(number, []).append([*box.tolist(), score])
 
     def image_ids(self, names: Sequence[str]) -> list[int]:
         """The ids of image files: by the file's own list of images, else by `number_images`.
 
-        Raises:
-          ValueError: if the file has no box for any of them, or lists one of their names, its folder apart, under
-            several ids.
+        ValueError if it has no box for any of them, or lists a name, its folder apart, under several ids.
         """
         ids = number_images(names)
         if self._ids:
@@ -145,9 +122,8 @@ class BoxFile(BoxSource):
         return ids
 
     def check(self, ids: Sequence[int]) -> None:
-        """Raises ValueError if none of these images has a box."""
         if not set(ids) & set(self._boxes):
-            some = ", ".join(str(i) for i in ids[:3])
+            some = ", ".join(map(str, ids[:3]))
             raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
 
     def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
@@ -155,15 +131,8 @@ class BoxFile(BoxSource):
         return self._boxes.get(image_id, [])
 
 
-def check_min_score(min_score: float) -> None:
-    """Raises ValueError if it does not lie in [0, 1]."""
-    if not 0 <= min_score <= 1:
-        raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
-
-
 def number_images(names: Sequence[str]) -> list[int]:
     """Ids of image files: the numbers that they are called by, as COCO's are, else 1, 2, 3, ... in their order."""
     stems = [os.path.splitext(name)[0] for name in names]
-    if all(stem.isascii() and stem.isdigit() for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
-        return [int(stem) for stem in stems]
-    return list(range(1, len(stems) + 1))
+    numbered = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
+    return numbered if len(set(numbered)) == len(names) else list(range(1, len(names) + 1))

@@ -19,14 +19,9 @@ ImageLike = str | os.PathLike | np.ndarray | Any
 def load_image(image: ImageLike) -> np.ndarray:
     """Any image as (height, width, 3) uint8 RGB, upright: the EXIF orientation of a file or PIL image is followed.
 
-    Args:
-      image: the path of a file that OpenCV reads; an array (h, w, 3) uint8 RGB, also (h, w, 4), whose alpha is
-        dropped, and (h, w) or (h, w, 1), grey; or a PIL image of any mode.
-
-    Raises:
-      FileNotFoundError, OSError: if a file cannot be read.
-      ValueError: if it is no image, is cut short, of another shape or dtype, empty, or above 32,766 pixels a side;
-        names the file.
+    An image is the path of a file that OpenCV reads; an array (h, w, 3) uint8 RGB, (h, w, 4), whose alpha is dropped,
+    (h, w) or (h, w, 1), grey; or a PIL image of any mode. Raises OSError if a file cannot be read, and ValueError,
+    which names it, if it is no image, cut short, of another shape or dtype, empty, or above 32,766 pixels a side.
     """
     where = "image"
     if isinstance(image, str | os.PathLike):
@@ -45,24 +40,19 @@ def load_image(image: ImageLike) -> np.ndarray:
         raise ValueError(f"{where}: must be (h, w, 3) uint8 RGB, got {image.shape} {image.dtype}")
     if not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= MAX_SIDE:
         raise ValueError(f"{where}: sides must be 1 to {MAX_SIDE} pixels, got {image.shape[1]} x {image.shape[0]}")
-    if image.ndim == 2 or image.shape[2] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return image[..., :3]
+    is_grey = image.ndim == 2 or image.shape[2] == 1
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if is_grey else image[..., :3]
 
 
 def list_images(folder: str) -> list[str]:
-    """The images of a folder by their suffix, sorted by name, not those of folders in it.
-
-    Raises:
-      ValueError: if there is none; names the folder and the suffixes.
-    """
+    """The images of a folder by their suffix, sorted by name, not those of folders in it; ValueError without one."""
     names = sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES))
     if not names:
         raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
     return [os.path.join(folder, name) for name in names]
 
 
-def shrink(image: np.ndarray, side: int) -> np.ndarray:
+def shrink(image: np.ndarray, side: float) -> np.ndarray:
     """The image (height, width, 3) uint8, shrunk by area so that no side is longer than `side` pixels."""
     scale = side / max(image.shape[:2])
     if scale >= 1:

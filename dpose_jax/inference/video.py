@@ -1,79 +1,57 @@
 """Videos through OpenCV: frames in, drawn frames out."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 
-DEFAULT_FPS = 25.0
-
 
 class VideoReader:
-    """The frames of a video file, upright.
+    """The frames of a video file, upright; ValueError if OpenCV cannot open it.
 
-    Attributes:
-      fps: frames a second; 25 where the file does not say.
-      count: of frames as the file says, 0 where it does not; some containers only estimate it.
+    Where the file does not say, `fps` is 25 and `count`, of frames, 0; some containers only estimate the count.
     """
 
     def __init__(self, path: str):
-        """Raises ValueError if OpenCV cannot open the file or finds no frame in it."""
-        self.path, self._video = path, cv2.VideoCapture(path)
+        self._video = cv2.VideoCapture(path)
         if not self._video.isOpened():
             raise ValueError(f"{path}: is neither an image (by its suffix) nor a video that OpenCV can read")
         fps, count = self._video.get(cv2.CAP_PROP_FPS), self._video.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.fps = float(fps) if 0 < fps < 1000 else DEFAULT_FPS
+        self.fps = float(fps) if 0 < fps < 1000 else 25.0
         self.count = max(int(count), 0)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """(height, width, 3) uint8 RGB, up to the first frame that cannot be read."""
-        while True:
-            read, frame = self._video.read()
-            if not read:
-                return
+        while (frame := self._video.read()[1]) is not None:
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
-    def close(self) -> None:
-        self._video.release()
 
+@contextlib.contextmanager
+def write_video(path: str, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Gives a function that appends a frame, (height, width, 3) uint8 RGB, all of one size, to an MP4 (MPEG-4 part 2).
 
-class VideoWriter:
-    """An MP4 (MPEG-4 part 2) that appears at its place when it is finished: written beside, then renamed."""
+    The file appears when the block ends without an error and had a frame. OSError if OpenCV has no encoder for it.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    writer = cv2.VideoWriter()
+    # In a folder of its own, for OpenCV picks the container by a suffix that must come last.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".video.") as beside:
+        film = os.path.join(beside, "video.mp4")
 
-    def __init__(self, path: str, fps: float):
-        self._path, self._fps = path, fps
-        self._folder: tempfile.TemporaryDirectory | None = None
-        self._writer: cv2.VideoWriter | None = None
+        def add(frame: np.ndarray) -> None:
+            if not writer.isOpened():
+                writer.open(film, cv2.VideoWriter.fourcc(*"mp4v"), fps, frame.shape[1::-1])
+                if not writer.isOpened():
+                    raise OSError(f"{path}: OpenCV cannot write MP4 here")
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
-    def add(self, frame: np.ndarray) -> None:
-        """Appends (height, width, 3) uint8 RGB; all frames are of one size.
-
-        Raises:
-          OSError: if OpenCV has no encoder for it.
-        """
-        if self._writer is None:
-            folder = os.path.dirname(os.path.abspath(self._path))
-            os.makedirs(folder, exist_ok=True)
-            # In a folder of its own, for OpenCV picks the container by a suffix that must come last.
-            self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".video.")
-            self._beside = os.path.join(self._folder.name, "video.mp4")
-            size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(self._beside, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
-            if not self._writer.isOpened():
-                raise OSError(f"{self._path}: OpenCV cannot write MP4 here")
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-
-    def finish(self) -> None:
-        """Puts the video in its place; nothing, if no frame came."""
-        if self._writer is not None:
-            self._writer.release()
-            os.replace(self._beside, self._path)
-
-    def close(self) -> None:
-        """Removes what is not finished."""
-        if self._writer is not None:
-            self._writer.release()
-        if self._folder is not None:
-            self._folder.cleanup()
+        try:
+            yield add
+        finally:
+            writer.release()
+        if os.path.exists(film):
+            os.replace(film, path)

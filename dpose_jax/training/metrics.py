@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tensorboardX
 
-from dpose_jax.data.bad_records import BadRecords
+from dpose_jax.data.loader import BadRecords
 from dpose_jax.data.sample import Source
 from dpose_jax.recipe import Data, Train
 from dpose_jax.training.step import LOSS_TERMS

@@ -183,7 +183,7 @@ class Restored:
     """
 
     variables: dict[str, Any]
-    step: int
+    step: int | None
     averaged: bool
     seed: int
     training_device: str | None

@@ -1,6 +1,8 @@
 """How much of an image around a person the augmentation of a recipe can reach: what `crops` records store (ours)."""
 
 import dataclasses
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,56 +14,44 @@ from dpose_jax.recipe import Recipe
 _BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 
 
+def _bound(field: str, covers: Callable[[Any, Any], bool], **default) -> Any:
+    """A bound by a field of the recipe; `covers` compares the built value to a wanted one."""
+    return dataclasses.field(metadata={"field": field, "covers": covers}, **default)
+
+
 @dataclasses.dataclass(frozen=True)
 class Margin:
     """The bounds of a recipe's augmentation."""
 
-    aspect: float  # width / height of `input_size`
-    padding: float  # `crop.padding`
-    scale: float = 0.0  # `augment.scale`: the crop is at most 1 + scale times as large
-    angle: float = 0.0  # degrees; the crop is turned by at most this, 2 `augment.rotation`, either way
-    shift: float = 0.0  # `augment.shift`: the centre moves by at most this share of the box's sides
-    half_body: bool = False  # whether crops of half a body are drawn, from `half_body_min_joints` joints on
-    half_body_min_joints: int = 0
-    upper_body: tuple[int, ...] = ()  # the joints of the upper half; empty without half bodies
+    aspect: float = _bound("input_size (its aspect)", operator.eq)  # width / height
+    padding: float = _bound("crop.padding", operator.ge)
+    scale: float = _bound("augment.scale", operator.ge, default=0.0)  # the crop is at most 1 + scale times as large
+    angle: float = _bound("augment.rotation (twice it, in degrees)", operator.ge, default=0.0)  # either way
+    shift: float = _bound("augment.shift", operator.ge, default=0.0)  # of the centre, in shares of the box's sides
+    half_body: bool = _bound("augment.half_body", operator.ge, default=False)  # whether half bodies are drawn
+    half_body_min_joints: int = _bound("augment.half_body_min_joints", operator.le, default=0)
+    upper_body: tuple[int, ...] = _bound("joint_set (its upper_body)", operator.eq, default=())  # () without halves
 
     @classmethod
     def of(cls, recipe: Recipe, *, training: bool) -> "Margin":
         """The margin of a recipe; without training that of the plain crop."""
-        height, width = recipe.input_size
-        plain = cls(aspect=width / height, padding=recipe.crop.padding)
+        (height, width), padding, augment = recipe.input_size, recipe.crop.padding, recipe.augment
         if not training:
-            return plain
-        augment, upper_body = recipe.augment, tuple(recipe.joints.upper_body)
+            return cls(width / height, padding)
         angle = min(2 * augment.rotation, 180.0) if augment.rotation_prob > 0 else 0.0
-        turned = dataclasses.replace(plain, scale=augment.scale, angle=angle, shift=augment.shift)
-        if augment.half_body == 0 or not upper_body:
-            return turned
-        least = augment.half_body_min_joints
-        return dataclasses.replace(turned, half_body=True, half_body_min_joints=least, upper_body=upper_body)
+        upper_body = tuple(recipe.joints.upper_body) if augment.half_body > 0 else ()
+        least = augment.half_body_min_joints if upper_body else 0
+        return cls(width / height, padding, augment.scale, angle, augment.shift, bool(upper_body), least, upper_body)
 
     def check_covers(self, recipe: "Margin", where: str) -> None:
         """Raises ValueError if a recipe reaches further than crops of this margin; names `where` and the field."""
-        rows: list[tuple[str, Any, Any, bool]] = [
-            ("input_size (its aspect)", self.aspect, recipe.aspect, self.aspect == recipe.aspect),
-            ("crop.padding", self.padding, recipe.padding, self.padding >= recipe.padding),
-            ("augment.scale", self.scale, recipe.scale, self.scale >= recipe.scale),
-            ("augment.rotation (twice it, in degrees)", self.angle, recipe.angle, self.angle >= recipe.angle),
-            ("augment.shift", self.shift, recipe.shift, self.shift >= recipe.shift),
-        ]
-        if recipe.half_body:
-            least, asked = self.half_body_min_joints, recipe.half_body_min_joints
-            upper, needed = self.upper_body, recipe.upper_body
-            rows += [
-                ("augment.half_body", self.half_body, recipe.half_body, self.half_body),
-                ("augment.half_body_min_joints", least, asked, least <= asked),
-                ("joint_set (its upper_body)", upper, needed, upper == needed),
-            ]
-        for field, built, wanted, fits in rows:
-            if not fits:
+        for bound in dataclasses.fields(self):
+            built, wanted = getattr(self, bound.name), getattr(recipe, bound.name)
+            matters = recipe.half_body or bound.name not in ("half_body_min_joints", "upper_body")
+            if matters and not bound.metadata["covers"](built, wanted):
                 raise ValueError(
-                    f"{where}: the stored crops do not reach as far as this recipe: {field} is {wanted}, they were "
-                    f"built for {built}; build them with this recipe, or use data.source='full'"
+                    f"{where}: the stored crops do not reach as far as this recipe: {bound.metadata['field']} is "
+                    f"{wanted}, they were built for {built}; build them with this recipe, or use data.source='full'"
                 )
 
     def window(self, person: Person, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -84,10 +74,7 @@ class Margin:
 
     def _reach(self, size: np.ndarray) -> np.ndarray:
         """(2,) furthest x and y from the centre that a crop of that size has at any scale and angle."""
-        half = size / 2 * (1 + self.scale)
-        angle = np.deg2rad(self.angle)
-        reach = []
-        for along, across in (half, half[::-1]):
-            at = min(angle, np.arctan2(across, along))  # here along cos + across sin has its maximum
-            reach.append(along * np.cos(at) + across * np.sin(at))
-        return np.array(reach)
+        along = size / 2 * (1 + self.scale)
+        across = along[::-1]
+        at = np.minimum(np.deg2rad(self.angle), np.arctan2(across, along))  # here along cos + across sin is largest
+        return along * np.cos(at) + across * np.sin(at)

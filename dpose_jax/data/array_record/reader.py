@@ -1,7 +1,4 @@
-"""Persons from ArrayRecord files that `python -m dpose_jax.data.build` wrote.
-
-The annotations lie beside the records as JSON, so that the folder's rules for annotations apply to them.
-"""
+"""Persons from ArrayRecord files that `python -m dpose_jax.data.build` wrote, with their annotations as JSON beside."""
 
 import dataclasses
 import importlib.util
@@ -12,7 +9,7 @@ import numpy as np
 
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import AnnotatedSource
-from dpose_jax.data.image_files import climbs_out, decode_image
+from dpose_jax.data.image_files import ImageStore, decode_image
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
@@ -31,11 +28,12 @@ def check_installed() -> None:
         raise ValueError('records need TensorFlow Datasets (without TensorFlow): pip install -e ".[records]"')
 
 
-class _Records:
-    """The stored images of a split, opened by each process when first read; an `ImageStore` for `full`."""
+class _Records(ImageStore):
+    """The stored images of a split, opened by each process when first read."""
 
     def __init__(self, folder: str, split: str):
         check_installed()
+        super().__init__(os.path.join(folder, split))
         self._folder, self._split = folder, split
         self.index: dict[str, Any] = read_json(os.path.join(folder, f"{split}_index.json"))
         self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
@@ -44,16 +42,8 @@ class _Records:
     def __getstate__(self):
         return self.__dict__ | {"_opened": None}
 
-    def place(self, name: str) -> str:
-        return os.path.join(self._folder, self._split, name)
-
-    def problem(self, name: str) -> str | None:
-        if name in self._rows or name in self.index["unreadable"]:
-            return None
-        return "image_outside_folder" if climbs_out(name) else "image_missing"
-
-    def size(self, name: str) -> None:
-        """None: stored annotations give all sizes."""
+    def _has(self, name: str) -> bool:
+        return name in self._rows or name in self.index["unreadable"]
 
     def read(self, name: str) -> bytes:
         if why := self.index["unreadable"].get(name):
@@ -75,20 +65,18 @@ class _Records:
 
 
 class RecordSource(AnnotatedSource):
-    """A split of `full` records; the same persons and pixels as the folder that they were built from."""
+    """A split of `full` records: the persons and pixels of the folder. `options` are AnnotatedSource's."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, **options):
-        """`options` are AnnotatedSource's."""
         read_build(folder)
         self._records = _Records(folder, split)
         super().__init__(os.path.join(folder, f"{split}_annotations.json"), self._records, joint_set, **options)
 
 
 class CropSource(RecordSource):
-    """A split of `crops` records: the same persons, with the part of the image around each."""
+    """A split of `crops` records: the image around each person. ValueError if built for less than `margin`."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, **options):
-        """As RecordSource; raises ValueError also if the crops were built for less than `margin`."""
         built = read_build(folder)["margin"]
         Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, folder)
         super().__init__(folder, split, joint_set, **options)

@@ -1,20 +1,31 @@
-"""A split as records to be stored: whole images with their persons, or a cut around each person."""
+"""Writes keypoints as a TFDS data set of ArrayRecord files, without TensorFlow.
+
+The TFDS config `full` has one record an image, with the original bytes; `crops` one a person, with a JPEG of the part
+that augmentation can reach. A record also holds annotations, for other readers: `reader.py` has the JSON beside it.
+"""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
+from tqdm import tqdm
 
 from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage, check_size
 from dpose_jax.data.image_files import IMAGE_NOTES, decode_image, read_header
 from dpose_jax.data.loader import read_ahead
 from dpose_jax.recipe import Data
 
 KINDS = ("full", "crops")
+_CHUNK = 128  # records handed to TFDS at once: it rewrites its metadata at every call
+_RECORDS_A_FILE = {"full": 1500, "crops": 5000}  # about 250 MB a file at COCO's sizes
 Example = dict[str, Any]
 
 
@@ -26,36 +37,29 @@ class Cut:
     quality: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _ImageRecords:
-    """Image -> its records, or why there are none; runs in worker processes."""
-
-    source: FolderSource
-    items: list[ListedImage]
-    cut: Cut | None
-
-    def __call__(self, item: int) -> Example:
-        name, image_id, size, persons = self.items[item]
-        found: Example = {"problem": "", "notes": (), "examples": []}
-        try:
-            data = self.source.folder.read(name)
-            image = decode_image(data)
-            header = read_header(data)
-            found["notes"] = header.notes if header else ()
-            check_size(image, size)
-        except (OSError, ValueError) as error:
-            return found | {"problem": str(error)}
-        metadata = {"file_name": name, "image_id": image_id}
-        people = [self.source[index] for index in persons]
-        described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
-        if self.cut is None:
-            return found | {"examples": [metadata | {"image": data, "persons": described}]}
-        for person, description in zip(people, described, strict=True):
-            left, top, right, bottom = self.cut.margin.window(person, size)
-            pixels = encode_jpeg(image[top:bottom, left:right], self.cut.quality)
-            cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
-            found["examples"].append(metadata | description | cut_out)
-        return found
+def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | None, item: int) -> Example:
+    """The records of an image, or why there are none."""
+    name, image_id, size, persons = images[item]
+    found: Example = {"problem": "", "notes": (), "examples": []}
+    try:
+        data = source.folder.read(name)
+        image = decode_image(data)
+        if header := read_header(data):
+            found["notes"] = header.notes
+        check_size(image, size)
+    except (OSError, ValueError) as error:
+        return found | {"problem": str(error)}
+    metadata = {"file_name": name, "image_id": image_id}
+    people = [source[index] for index in persons]
+    described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
+    if cut is None:
+        return found | {"examples": [metadata | {"image": data, "persons": described}]}
+    for person, description in zip(people, described, strict=True):
+        left, top, right, bottom = cut.margin.window(person, size)
+        pixels = encode_jpeg(image[top:bottom, left:right], cut.quality)
+        cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
+        found["examples"].append(metadata | description | cut_out)
+    return found
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -74,39 +78,70 @@ class SplitRecords:
 
     def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool):
         """`cut` is None for `full`; `with_empty` has also images without persons, in which detected boxes may lie."""
-        self._work = _ImageRecords(source, source.images(with_empty=with_empty), cut)
-        self._data = data
+        self._source, self._data, self._cut = source, data, cut
+        self._images = source.images(with_empty=with_empty)
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
         self.index: dict[str, Any] = {"images": [], "unreadable": {}}
-        if cut is not None:
-            self.index |= {"persons": [], "origins": []}
+        self.index |= {"persons": [], "origins": []} if cut else {}
 
     def __len__(self) -> int:
-        """Number of images."""
-        return len(self._work.items)
+        return len(self._images)
 
     def __iter__(self) -> Iterator[list[Example]]:
         """Yields the records of an image, in the source's order; ValueError if `max_bad_share` is exceeded."""
-        dataset = grain.MapDataset.range(len(self)).map(self._work)
-        records = read_ahead(dataset, self._data.workers, elements=64)
-        for (name, *_), found in zip(self._work.items, records, strict=True):
+        records = functools.partial(_image_records, self._source, self._images, self._cut)
+        dataset = grain.MapDataset.range(len(self)).map(records)
+        ahead = read_ahead(dataset, self._data.workers, elements=64)
+        for (name, *_), found in zip(self._images, ahead, strict=True):
             for note in found["notes"]:
                 self.counts[note] += 1
             if found["problem"]:
-                self._add_unreadable(name, found["problem"])
+                self.counts["image_unreadable"] += 1
+                self.index["unreadable"][name] = found["problem"]
+                count, share = self.counts["image_unreadable"], self._data.max_bad_share
+                if count > share * len(self):
+                    raise ValueError(
+                        f"{count} of {len(self)} images are unreadable, more than data.max_bad_share={share}; the "
+                        f"last: {self._source.folder.place(name)}: {found['problem']}"
+                    )
                 continue
             self.index["images"].append(name)
-            if "persons" in self.index:
+            if self._cut:
                 self.index["persons"] += [example["id"] for example in found["examples"]]
                 self.index["origins"] += [example["origin"].tolist() for example in found["examples"]]
             yield found["examples"]
 
-    def _add_unreadable(self, name: str, problem: str) -> None:
-        self.counts["image_unreadable"] += 1
-        self.index["unreadable"][name] = problem
-        count, share = self.counts["image_unreadable"], self._data.max_bad_share
-        if count > share * len(self):
-            raise ValueError(
-                f"{count} of {len(self)} images are unreadable, more than data.max_bad_share={share}; the last: "
-                f"{self._work.source.folder.place(name)}: {problem}"
-            )
+
+def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, SplitRecords]) -> None:
+    """Writes all splits of `joints` joints into a new folder, in the order of their records; shows a progress bar.
+
+    TFDS's own `download_and_prepare` needs TensorFlow beyond 1 GB a split, and the disk space twice.
+    """
+    import tensorflow_datasets as tfds  # optional
+
+    tensor = tfds.features.Tensor
+    fields: dict[str, Any] = {"image": tfds.features.Image(shape=(None, None, 3)), "image_id": np.int64}
+    fields |= {"file_name": tfds.features.Text()}
+    person = {"id": np.int64, "bbox": tensor(shape=(4,), dtype=np.float32)}
+    person |= {"keypoints": tensor(shape=(joints, 3), dtype=np.float32)}
+    if kind == "full":
+        fields |= {"persons": tfds.features.Sequence(person)}
+    else:
+        fields |= person | {"origin": tensor(shape=(2,), dtype=np.int32)}
+    os.makedirs(folder)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=folder, module_name=__name__, config_name=kind
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description="Persons with keypoints: x, y in pixels of the whole image, and COCO's visibility 0, 1 or 2.",
+        features=tfds.features.FeaturesDict(fields),
+        disable_shuffling=True,
+    )
+    writer = tfds.core.SequentialWriter(info, _RECORDS_A_FILE[kind], file_format=tfds.core.FileFormat.ARRAY_RECORD)
+    for name, split in splits.items():
+        writer.initialize_splits([name])
+        examples = itertools.chain.from_iterable(tqdm(split, desc=name, unit="image", dynamic_ncols=True))
+        while chunk := list(itertools.islice(examples, _CHUNK)):
+            writer.add_examples({name: chunk})
+        writer.close_splits([name])
