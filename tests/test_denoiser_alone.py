@@ -105,7 +105,7 @@ def test_what_cannot_be_kept_is_refused(miniature, pose_model, tmp_path):
         return str(tmp_path / name)
 
     tensors = load_file(pose_model)
-    refused("model.pretrained='none': with optim.backbone_rate=0 the weights have to come from a file")
+    refused("model.pretrained='none': with optim.backbone_rate=0 it must name trained weights")
     body = {name: array for name, array in tensors.items() if not name.startswith("final_layer")}
     refused("body.safetensors: an HRNet without a head", model__pretrained=other("body.safetensors", body))
     fewer = tensors | {name: tensors[name][:14] for name in ("final_layer.weight", "final_layer.bias")}

@@ -1,5 +1,6 @@
 """The optimizer of a recipe: clipping, Adam, weight decay, the learning rate, moving averages."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,10 +25,9 @@ def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
 
     With `optim.base_batch` the rate is linear in the batch: `learning_rate` x `train.batch_size` / `base_batch`.
     """
-    after = train.steps - optim.warmup_steps
     peak = optim.learning_rate * (train.batch_size / optim.base_batch if optim.base_batch else 1)
     if optim.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, after)
+        main = optax.cosine_decay_schedule(peak, train.steps - optim.warmup_steps)
     else:
         drops = {round(share * train.steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
         main = optax.piecewise_constant_schedule(peak, drops)
@@ -49,12 +49,9 @@ def make_optimizer(optim: Optim, train: Train, kept: tuple[str, ...] = ()) -> op
     Its `update` takes `batch_stats` beside the parameters. The modules `kept` stay bit for bit; nothing is stored for
     them but their averages, which are the same.
     """
-
-    def kernels(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
     direction = [optax.scale_by_adam()]
     if optim.weight_decay:
+        kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
     if kept:
         direction = [
@@ -75,8 +72,7 @@ def make_optimizer(optim: Optim, train: Train, kept: tuple[str, ...] = ()) -> op
 def frozen_until(update: int, name: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, but the subtree `name` of the parameters, and the state for it, stay as they are for `update` updates.
 
-    Afterwards Adam starts for this subtree as at a first step: neither its moments nor its bias correction have seen
-    the updates without a gradient.
+    Afterwards Adam starts for this subtree as at a first step, moments and bias correction too.
     """
     later = optax.conditionally_mask(inner, lambda count: count >= update)
     # Labelled by part, so that a run that is resumed with another number of steps finds its state.
@@ -104,9 +100,8 @@ def average_variables(decay: float, kept: tuple[str, ...] = ()) -> optax.Gradien
     The statistics are averaged too (ours, as timm and EfficientNet do): BatchNorm's own running values follow the
     newest parameters, whose activations are not those of the averaged ones. The decay warms up as
     min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not averaged with their initial values.
-
-    Modules `kept` do not change, so their averages are not computed, which rounding would move.
-    `update` takes `batch_stats`, those of the step. `init` gets no statistics; see `state.initial_state`.
+    Modules `kept` do not change, so their averages are not computed, which rounding would move. `update` takes
+    `batch_stats`, those of the step; `init` gets none, see `state.initial_state`.
     """
 
     def init(params):
