@@ -207,7 +207,7 @@ def test_the_camera_moves_nothing():
         assert abs((mask * rows).sum() / mask.sum() - 48) < 0.35
 
 
-def test_backgrounds_come_from_the_folder(tmp_path):
+def test_backgrounds_come_from_the_folder(tmp_path, caplog):
     folder = tmp_path / "pictures"
     folder.mkdir()
     cv2.imwrite(str(folder / "green.png"), np.full((50, 60, 3), (0, 255, 0), np.uint8))
@@ -216,6 +216,7 @@ def test_backgrounds_come_from_the_folder(tmp_path):
     for index in range(4):
         image, made = source.read_image(index).astype(int), source.scene(index)
         far = cv2.dilate((made.ids >= 0).astype(np.uint8), np.ones((35, 35))) == 0
+        assert "broken.jpg: cannot be decoded" in caplog.text
         assert far.any() and (image[far][:, 1] > 100).all() and (image[far][:, [0, 2]] < 30).all()
 
 

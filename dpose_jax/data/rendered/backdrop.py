@@ -4,6 +4,7 @@ import os
 
 import cv2
 import numpy as np
+from absl import logging
 
 from dpose_jax.data.image_files import decode_image
 from dpose_jax.data.rendered.paint import noise, vivid
@@ -42,6 +43,7 @@ class Pictures:
                     return decode_image(stream.read())
             except (OSError, ValueError) as error:
                 last = f"{file}: {error}"
+                logging.log_first_n(logging.WARNING, "data.rendered.backgrounds: %s", 20, last)
         raise BadRecordError(f"data.rendered.backgrounds: {_TRIES} unreadable pictures in a row; the last: {last}")
 
 
