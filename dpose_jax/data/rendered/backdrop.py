@@ -160,7 +160,7 @@ def photograph(rng: np.random.Generator, image: np.ndarray, difficulty: float) -
     if rng.random() < difficulty:
         quality = int(30 + 65 * rng.random())
         _, coded = cv2.imencode(".jpg", done[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        done = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+        done = decode_image(coded.tobytes())
     return done
 
 

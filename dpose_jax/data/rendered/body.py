@@ -109,7 +109,9 @@ def _read(root: pathlib.Path) -> Body:
 
 def _read_mesh(path: pathlib.Path) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, set[int]]]:
     """Vertices (V, 3) float32 in dm, and the triangles (n, 3) and the vertices of each group."""
-    vertices, faces, groups, group = [], {}, {}, ""
+    vertices, group = [], ""
+    faces: dict[str, list[list[int]]] = {}
+    groups: dict[str, set[int]] = {}
     for line in path.read_text().splitlines():
         kind, *values = line.split() or [""]
         if kind == "v":

@@ -48,7 +48,8 @@ class RenderedSource:
         self.settings = Settings(recipe.seed, recipe.difficulty, recipe.size)
         self.num_images = recipe.train_images if split == "train" else recipe.val_images
         self.first_index = 0 if split == "train" else VAL_FIRST_INDEX
-        self._poses, self._counts = None, {}
+        self._poses: np.ndarray | None = None
+        self._counts: dict[str, int] = {}
         if recipe.poses:
             self._poses, self._counts = read_poses(recipe.poses, max_bad_share)
         self._pictures = Pictures(recipe.backgrounds) if recipe.backgrounds else None

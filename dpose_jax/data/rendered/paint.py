@@ -36,13 +36,14 @@ _TILE = 256  # side of the noise, px; a power of two
 @functools.cache
 def noise() -> np.ndarray:
     """(256, 256, 4) float32 noise that repeats, in about -1..1; channels are independent, detail of all sizes."""
-    rng, total = np.random.Generator(np.random.PCG64(7)), np.zeros((_TILE, _TILE, 4), np.float32)
+    rng = np.random.Generator(np.random.PCG64(7))
+    total: np.ndarray = np.zeros((_TILE, _TILE, 4), np.float32)
     for cells in (4, 8, 16, 32, 64, 128):
         grid = rng.standard_normal((cells, cells, 4)).astype(np.float32)
         grid = np.pad(grid, ((2, 2), (2, 2), (0, 0)), "wrap")
         step = _TILE // cells
         big = cv2.resize(grid, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
-        total += big[2 * step : -2 * step, 2 * step : -2 * step] / cells**0.5
+        total = total + big[2 * step : -2 * step, 2 * step : -2 * step] / cells**0.5
     return total / total.std()
 
 

@@ -72,12 +72,11 @@ def lift(joints: np.ndarray, rng: np.random.Generator) -> Pose:
         for start, end, length in _LIMBS:
             step = at[f"{side}_{end}"] - at[f"{side}_{start}"]
             depth = deep(step, length)
-            options = [step + (0.0, 0.0, depth), step - (0.0, 0.0, depth)]
-            wanted = -forward if end == "ankle" else forward
-            options.sort(key=lambda option, wanted=wanted: -float(option @ wanted))
+            # Of the two depths, the likely one turns the bone forward, or the shin backward.
             likely = {"elbow": 0.6, "wrist": 0.85, "knee": 0.85, "ankle": 0.95}[end]
-            chosen = options[0] if rng.random() < likely else options[1]
-            points[f"{side}_{end}"] = points[f"{side}_{start}"] + chosen
+            toward = (forward[2] > 0) != (end == "ankle")
+            step[2] = depth if toward == (rng.random() < likely) else -depth
+            points[f"{side}_{end}"] = points[f"{side}_{start}"] + step
     world = np.array([points.get(name, np.zeros(3)) for name in COCO.joints])
     toes = [_toe(points, side, forward) for side in ("left", "right")]
     return Pose(world, np.stack(toes), _head(joints, flat, scale, trunk, forward, rng), *_hands(rng))
