@@ -1,48 +1,28 @@
 """The recipe of a run: every field with its default, its unit and its range. Frozen and typed.
 
-The defaults are HRNet's top-down recipe (Sun et al., CVPR 2019) around DiffusionPose (arXiv 2306.17074), for one data
-set in COCO's format, where a comment names no other source. Fields marked (ours) are not given in the paper. Files of
-configs/ and `--config.x=y` set the fields by the same names.
-
-Sizes are (height, width) in pixels; probabilities and shares lie in [0, 1].
+The defaults are HRNet's top-down recipe (Sun et al., CVPR 2019) around DiffusionPose (arXiv 2306.17074), for data in
+COCO's format, where a comment names no other source. Fields marked (ours) are not given in the paper. Files of configs/
+and `--config.x=y` use the same names. Sizes are (height, width) in pixels; probabilities and shares lie in [0, 1].
 """
-
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 from ml_collections import ConfigDict, config_dict
 
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
-from dpose_jax.typed_fields import (
-    Section,
-    at_least,
-    below_one,
-    choice,
-    fail,
-    is_section,
-    kinds,
-    positive,
-    random_seed,
-    share,
-)
+from dpose_jax.typed_fields import Section, at_least, below_one, choice, fail, kinds, positive, random_seed, share
 
 
-@dataclass(frozen=True)
-class Synthetic(Section):
+class Synthetic(Section, prefix="data.synthetic."):
     """Drawn people: `data.source` "synthetic"."""
 
-    PREFIX: ClassVar[str] = "data.synthetic."
     train_images: int = at_least(1, 8192)
     val_images: int = at_least(1, 256)
     difficulty: float = share(0.5)  # 0: one whole person, plain ground; 1: crowds and clutter
     seed: int = random_seed()
 
 
-@dataclass(frozen=True)
-class Data(Section):
+class Data(Section, prefix="data."):
     """Where persons come from."""
 
-    PREFIX: ClassVar[str] = "data."
     source: str = choice("folder", "full", "crops", "synthetic")  # full, crops: records of dpose_jax.data.build
     set: str = "coco"  # the folder under $DPOSE_DATA when root is not given
     root: str | None = None  # the folder of one data set
@@ -54,7 +34,7 @@ class Data(Section):
     use_area: bool = True  # OKS scale: the annotation's area, or 0.53 w h of its box
     max_bad_share: float = share(0.01)  # of records that may be unreadable before the run stops
     workers: int = at_least(0, 2)  # Grain worker processes; 0 reads in the main process
-    synthetic: Synthetic = field(default_factory=Synthetic)
+    synthetic: Synthetic = Synthetic()
 
     def annotations(self, split: str) -> str:
         """The annotation file of split `train` or `val`, under root."""
@@ -65,20 +45,16 @@ class Data(Section):
         return {"train": self.train_images, "val": self.val_images}[split]
 
 
-@dataclass(frozen=True)
-class Crop(Section):
+class Crop(Section, prefix="crop."):
     """How a box becomes a crop."""
 
-    PREFIX: ClassVar[str] = "crop."
     padding: float = positive(1.25)  # of the box, around its centre
     warp: str = choice("unbiased", "rounded")  # unbiased (UDP, arXiv 1911.07524) or rounded (HRNet) (ours)
 
 
-@dataclass(frozen=True)
-class Augment(Section):
+class Augment(Section, prefix="augment."):
     """The random part of a training crop."""
 
-    PREFIX: ClassVar[str] = "augment."
     flip: float = share(0.5)
     scale: float = below_one(0.35)  # the crop's size is multiplied by clip(1 + scale N(0, 1), 1 - scale, 1 + scale)
     rotation: float = at_least(0, 45.0)  # degrees: clip(rotation N(0, 1), -2 rotation, 2 rotation)
@@ -90,11 +66,9 @@ class Augment(Section):
     color: float = below_one(0.0)  # brightness, contrast and saturation: each times a factor in 1 +- color (ours)
 
 
-@dataclass(frozen=True)
-class Codec(Section):
+class Codec(Section, prefix="codec."):
     """How joints become heatmaps and heatmaps joints: what the paper does not say."""
 
-    PREFIX: ClassVar[str] = "codec."
     name: str = choice("unbiased", "rounded")  # unbiased (sub-pixel centres) or rounded (HRNet) (ours)
     refine: str = choice("dark", "quarter", "none")  # (ours)
     sigma: float = positive(2.0)  # of the Gaussians, heatmap px (ours)
@@ -107,11 +81,9 @@ class Codec(Section):
             fail("codec.blur", self.blur, "be odd")
 
 
-@dataclass(frozen=True)
-class Diffusion(Section):
+class Diffusion(Section, prefix="diffusion."):
     """The forward process, and what the denoiser is trained on."""
 
-    PREFIX: ClassVar[str] = "diffusion."
     timesteps: int = at_least(1, 1000)  # T (ours, after DDPM)
     schedule: str = choice("cosine", "linear")  # (ours, after improved DDPM)
     zeta: float = positive(2.0)  # signal scale (ours; the sweep is 1, 2, 5, 10)
@@ -124,11 +96,9 @@ class Diffusion(Section):
             fail("diffusion.t_range", self.t_range, f"be 1 <= low <= high <= T = {self.timesteps}")
 
 
-@dataclass(frozen=True)
-class Masks(Section):
+class Masks(Section, prefix="masks."):
     """M^kps and M^ske, and how wide they are: pixels at 64 x 48, which scale with the map."""
 
-    PREFIX: ClassVar[str] = "masks."
     keypoints: bool = True  # M^kps; off: a mask of ones
     skeleton: bool = True  # M^ske; off: a mask of ones
     radius: float = positive(6.0)  # delta_kps: disc radius (ours)
@@ -136,11 +106,9 @@ class Masks(Section):
     softness: float = at_least(0, 0.0)  # 0: binary; else the width of a sigmoid edge (ours)
 
 
-@dataclass(frozen=True)
-class Model(Section):
+class Model(Section, prefix="model."):
     """The network."""
 
-    PREFIX: ClassVar[str] = "model."
     backbone: str = "w32"  # tiny, w18_small, w32, w48, or what else the package models names
     width: int | None = at_least(1, None)  # replaces the backbone's width
     pretrained: str = "imagenet"  # none, imagenet, hf:OWNER/REPO, a file or folder: docs/pretrained.md
@@ -164,11 +132,9 @@ class Model(Section):
             fail("model.head_dim", self.head_dim, "be 1 <= low <= high")
 
 
-@dataclass(frozen=True)
-class Optim(Section):
+class Optim(Section, prefix="optim."):
     """The optimizer, Adam."""
 
-    PREFIX: ClassVar[str] = "optim."
     learning_rate: float = positive(1e-3)
     base_batch: int = at_least(0, 128)  # learning_rate is for this train.batch_size and linear in it; 0: for any
     schedule: str = choice("step", "cosine")
@@ -184,20 +150,16 @@ class Optim(Section):
             fail("optim.decay_at", self.decay_at, "be shares of the run, each in (0, 1)")
 
 
-@dataclass(frozen=True)
-class Loss(Section):
+class Loss(Section, prefix="loss."):
     """Weights of the two terms."""
 
-    PREFIX: ClassVar[str] = "loss."
     diffusion: float = at_least(0, 1.0)  # 0 trains a plain HRNet, whose result is `coarse`
     coarse: float = at_least(0, 1.0)
 
 
-@dataclass(frozen=True)
-class Train(Section):
+class Train(Section, prefix="train."):
     """The training loop."""
 
-    PREFIX: ClassVar[str] = "train."
     batch_size: int = at_least(1, 128)  # of all devices together
     accumulate: int = at_least(1, 1)  # parts of the batch that are worked off one after the other, to save memory
     fsdp: bool = False  # split parameters and optimizer state over the devices instead of copying them
@@ -208,11 +170,9 @@ class Train(Section):
     evaluate_every: int = at_least(0, 0)  # steps between evaluations on eval.split, each with a checkpoint; 0: none
 
 
-@dataclass(frozen=True)
-class Sampler(Section):
+class Sampler(Section, prefix="sampler."):
     """Reverse diffusion."""
 
-    PREFIX: ClassVar[str] = "sampler."
     steps: tuple[int, ...] = (1, 2, 4)  # K, decoder passes: every entry is evaluated
     update_rule: str = choice("direct", "ddim")  # direct: the paper's equation; ddim (ours): DDIM on coordinates
     start: str = choice("coarse", "coarse_noised", "random")  # coarse: the paper's
@@ -230,11 +190,9 @@ class Sampler(Section):
             fail("sampler.steps", self.steps, f"not exceed sampler.t_start={self.t_start}")
 
 
-@dataclass(frozen=True)
-class Eval(Section):
+class Eval(Section, prefix="eval."):
     """The evaluation."""
 
-    PREFIX: ClassVar[str] = "eval."
     split: str = choice("val", "train")
     checkpoint: str = choice("last", "best")  # best: the highest AP of the evaluations during training
     batch_size: int = at_least(1, 64)
@@ -253,31 +211,26 @@ class Eval(Section):
             fail("eval.nms", self.nms, "lie in (0, 1]; 1 turns it off")
 
 
-@dataclass(frozen=True)
 class Recipe(Section):
-    """All of it.
-
-    Raises:
-      ValueError: if a field has another type, is out of range, or contradicts another; names it.
-    """
+    """All of it. Raises ValueError, naming the field, if it has a wrong type, is out of range or contradicts others."""
 
     seed: int = random_seed()
     profile_steps: int = at_least(0, 0)  # steps of the run to trace, into WORKDIR/profile; 0: none
     joint_set: str | JointSet = "coco"  # coco, crowdpose, aic, or the path of a JSON file
     input_size: tuple[int, int] = (256, 192)  # of the crop; multiples of 32
     stride: int = choice(4, 1, 2, 8)  # s: heatmaps are input_size / s
-    data: Data = field(default_factory=Data)
-    crop: Crop = field(default_factory=Crop)
-    augment: Augment = field(default_factory=Augment)
-    codec: Codec = field(default_factory=Codec)
-    diffusion: Diffusion = field(default_factory=Diffusion)
-    masks: Masks = field(default_factory=Masks)
-    model: Model = field(default_factory=Model)
-    optim: Optim = field(default_factory=Optim)
-    loss: Loss = field(default_factory=Loss)
-    train: Train = field(default_factory=Train)
-    sampler: Sampler = field(default_factory=Sampler)
-    eval: Eval = field(default_factory=Eval)
+    data: Data = Data()
+    crop: Crop = Crop()
+    augment: Augment = Augment()
+    codec: Codec = Codec()
+    diffusion: Diffusion = Diffusion()
+    masks: Masks = Masks()
+    model: Model = Model()
+    optim: Optim = Optim()
+    loss: Loss = Loss()
+    train: Train = Train()
+    sampler: Sampler = Sampler()
+    eval: Eval = Eval()
 
     def check(self) -> None:
         get_joint_set(self.joint_set)
@@ -310,7 +263,7 @@ class Recipe(Section):
                 value = getattr(section, name)
                 if value is None:
                     value = config_dict.placeholder(str if kind == str | None else int)
-                made[name] = convert(value) if is_section(kind) else value
+                made[name] = convert(value) if isinstance(value, Section) else value
             return made
 
         return convert(self)

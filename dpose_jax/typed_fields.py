@@ -1,10 +1,8 @@
-"""Sections: frozen dataclasses of plain values, whose types and ranges are checked at construction.
-
-An error is one line: the field by its dotted path, its value, and what is allowed.
-"""
+"""Sections: frozen dataclasses of plain values, checked at construction. An error names the field, value and rule."""
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -14,38 +12,25 @@ LARGEST = 2**53  # of an integer: what JSON's readers agree on
 WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 
 
-def _ruled(default: Any, holds: Callable[[Any], bool], rule: str) -> Any:
+def _ruled(holds: Callable[[Any], bool], rule: str, default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"holds": holds, "rule": rule})
 
 
 def at_least(low: float, default: Any) -> Any:
     """A field of at least `low`."""
-    return _ruled(default, lambda value: value >= low, f"be at least {low}" if low else "not be negative")
-
-
-def positive(default: Any) -> Any:
-    """A field above 0."""
-    return _ruled(default, lambda value: value > 0, "be positive")
-
-
-def share(default: float) -> Any:
-    """A field in [0, 1]."""
-    return _ruled(default, lambda value: 0 <= value <= 1, "lie in [0, 1]")
-
-
-def below_one(default: float) -> Any:
-    """A field in [0, 1)."""
-    return _ruled(default, lambda value: 0 <= value < 1, "lie in [0, 1)")
+    return _ruled(lambda value: value >= low, f"be at least {low}" if low else "not be negative", default)
 
 
 def choice(default: Any, *others: Any) -> Any:
     """A field that is one of these values."""
-    return _ruled(default, lambda value: value in (default, *others), f"be one of {(default, *others)}")
+    return _ruled(lambda value: value in (default, *others), f"be one of {(default, *others)}", default)
 
 
-def random_seed() -> Any:
-    """A field of 32 bits, by default 0."""
-    return _ruled(0, lambda value: 0 <= value < 2**32, "lie in [0, 2**32)")
+# Fields by their default.
+positive = functools.partial(_ruled, lambda value: value > 0, "be positive")
+share = functools.partial(_ruled, lambda value: 0 <= value <= 1, "lie in [0, 1]")
+below_one = functools.partial(_ruled, lambda value: 0 <= value < 1, "lie in [0, 1)")
+random_seed = functools.partial(_ruled, lambda value: 0 <= value < 2**32, "lie in [0, 2**32)", 0)
 
 
 def fail(name: str, value: Any, rule: str) -> typing.NoReturn:
@@ -53,17 +38,19 @@ def fail(name: str, value: Any, rule: str) -> typing.NoReturn:
     raise ValueError(f"{name}={value!r}: must {rule}")
 
 
+@typing.dataclass_transform(frozen_default=True)
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The base of sections: fields are scalars, tuples of scalars, optional scalars, or sections.
+    """The base of sections, which become frozen dataclasses of (optional) scalars, tuples of scalars, and sections.
 
-    Lists are read as tuples, integers as floats, mappings as sections.
-
-    Raises:
-      ValueError: if a value has another type or is out of range.
+    Lists are read as tuples, integers as floats, mappings as sections. Raises ValueError for a wrong type or range.
     """
 
     PREFIX: ClassVar[str] = ""  # of the names of its fields, such as `model.`
+
+    def __init_subclass__(cls, prefix: str = ""):
+        cls.PREFIX = prefix
+        dataclasses.dataclass(frozen=True)(cls)
 
     def __post_init__(self):
         for field, kind in zip(dataclasses.fields(self), kinds(type(self)).values(), strict=True):
@@ -97,15 +84,13 @@ class Section:
     def flatten(self) -> dict[str, Any]:
         """Every value by its dotted name."""
         found: dict[str, Any] = {}
-        for name in kinds(type(self)):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             found |= value.flatten() if isinstance(value, Section) else {self.PREFIX + name: value}
         return found
 
     def override(self, values: Mapping[str, Any]) -> Self:
         """A copy with other values, by their dotted names; raises ValueError as `read` does."""
-        start = len(self.PREFIX)
-        flat = {name[start:]: value for name, value in (self.flatten() | dict(values)).items()}
+        flat = {name.removeprefix(self.PREFIX): value for name, value in (self.flatten() | dict(values)).items()}
         return type(self).read(unflatten(flat))
 
 
@@ -121,11 +106,7 @@ def is_section(kind: Any) -> bool:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted name as nested dicts.
-
-    Raises:
-      ValueError: if a name lies inside another one that has a plain value.
-    """
+    """Values by dotted name as nested dicts; raises ValueError if a name lies inside one that has a plain value."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")

@@ -25,9 +25,10 @@ from dpose_jax.workdir.checkpoints import (
     claim_workdir,
     holds_checkpoint,
     read_variables,
+    record_start,
+    training_device,
 )
 from dpose_jax.workdir.compatibility import stored_recipe
-from dpose_jax.workdir.training_record import record_start, training_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 

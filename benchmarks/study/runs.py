@@ -24,8 +24,8 @@ from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
+from dpose_jax.workdir.checkpoints import training_device
 from dpose_jax.workdir.files import read_json, write_json
-from dpose_jax.workdir.training_record import training_device
 
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 

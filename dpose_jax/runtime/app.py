@@ -16,10 +16,7 @@ USER_ERRORS = (ValueError, OSError)
 def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:
     """Parses the flags and calls `main`. One of USER_ERRORS or `errors` ends the program as `error: ...`, status 1.
 
-    `--verbosity=1` prints the traceback too.
-
-    Args:
-      keep_programs: see `cpu.keep_compiled_programs`.
+    `--verbosity=1` prints the traceback too. `keep_programs`: whether to call `cpu.keep_compiled_programs`.
     """
 
     def call(argv):
@@ -39,7 +36,7 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
             logging.debug("", exc_info=True)
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 
-    app.run(call, flags_parser=_parse)
+    app.run(call, flags_parser=flag_errors()(lambda argv: flags.FLAGS(argv)))
 
 
 @contextlib.contextmanager
@@ -60,9 +57,3 @@ def unknown_field(error: Exception) -> str:
         text = text.args[0]
     text = text.replace("\nDid you", "; did you")
     return f"unknown config field {text}" if text.startswith("'") else text
-
-
-def _parse(argv: list[str]) -> list[str]:
-    with flag_errors():
-        return flags.FLAGS(argv)
-    raise AssertionError("flag_errors ends the program")

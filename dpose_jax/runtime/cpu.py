@@ -3,7 +3,6 @@
 import ctypes
 import os
 import pathlib
-import sys
 
 import jax
 
@@ -17,8 +16,6 @@ def keep_freed_memory() -> None:
     XLA:CPU allocates its temporaries anew every step. By default each 4 KiB of them is a page fault: 110,000 a second
     for `configs/lspet_tiny.py` on two cores, 22 a second with this.
     """
-    if not sys.platform.startswith("linux"):
-        return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
@@ -41,7 +38,7 @@ def fuse_elementwise() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Stores compiled programs in the user's cache folder, so that the next start of the same run compiles nothing.
+    """Stores compiled programs, so that the next start of the same run compiles nothing.
 
     The folder is ~/.cache/dpose_jax/programs, below $XDG_CACHE_HOME where that is set; it may be deleted at any time.
     JAX's own variables have priority: JAX_COMPILATION_CACHE_DIR names another folder (a bucket too, for a pod), and

@@ -10,49 +10,34 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-CONNECT_SECONDS = 300
-
 
 def define_flags() -> None:
     """The flags of an entry point that may run as several processes; `connect_from_flags` reads them."""
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; found on Cloud TPU, GKE and SLURM.")
-    flags.DEFINE_integer(
-        "num_processes", None, "How many processes make the run; 1 looks for no others.", lower_bound=1
-    )
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
-    flags.DEFINE_integer("connect_seconds", CONNECT_SECONDS, "How long to wait for all of them.", lower_bound=1)
+    flags.DEFINE_integer("num_processes", None, "How many processes make the run; 1 looks for no others.", 1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", 0)
+    flags.DEFINE_integer("connect_seconds", 300, "How long to wait for all of them.", 1)
 
 
 def connect_from_flags(*, notes_sigterm: bool) -> None:
-    """`connect` with the flags' values.
-
-    Args:
-      notes_sigterm: whether the program will call `Preemption.due`. If not, SIGTERM ends each process.
-    """
+    """`connect` with the flags' values; SIGTERM ends each process, unless the program calls `Preemption.due`."""
     values = flags.FLAGS
     jax.config.update("jax_enable_preemption_service", notes_sigterm)
-    connect(values.coordinator_address, values.num_processes, values.process_id, values.connect_seconds)
+    connect(values.connect_seconds, values.coordinator_address, values.num_processes, values.process_id)
 
 
 def connect(
+    seconds: int,
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    seconds: int = CONNECT_SECONDS,
 ) -> None:
-    """Joins this process to the others of the run; before any other use of JAX.
+    """Joins this process, number `process_id` from 0, to the others of the run; before any other use of JAX.
 
-    Without arguments, Cloud TPU, GKE or SLURM set the place in the run through the environment (see
-    `jax.distributed.initialize`). Where nothing does, the process is alone.
-
-    Args:
-      coordinator_address: HOST:PORT of process 0, the same for all.
-      num_processes: of the run; 1 stays alone whatever the environment says.
-      process_id: of this process, in [0, num_processes).
-      seconds: how long to wait for the others; then the process ends with an error message and status 1.
-
-    Raises:
-      ValueError: if only some of the three are given, or `process_id` is out of range.
+    `coordinator_address` is HOST:PORT of process 0, the same for all. Without the three, Cloud TPU, GKE or SLURM set
+    the place in the run through the environment (see `jax.distributed.initialize`). Where nothing does, or with
+    `num_processes` 1, the process is alone. If the others do not join within `seconds`, it ends with an error message
+    and status 1. Raises ValueError if only some of the three are given, or one is out of range.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     if num_processes == 1:
@@ -65,11 +50,15 @@ def connect(
     if coordinator_address is not None and not coordinator_address.rpartition(":")[2].isdecimal():
         raise ValueError(f"--coordinator_address={coordinator_address!r}: must be HOST:PORT")
 
-    who = f"process {process_id} of {num_processes}" if not missing else "this process"
-    where = coordinator_address or "that the environment names"
-    text = f"error: coordinator_address {where}: {who} did not meet all the others within {seconds} s"
+    def give_up() -> None:
+        who = "this process" if missing else f"process {process_id} of {num_processes}"
+        where = coordinator_address or "that the environment names"
+        text = f"error: coordinator_address {where}: {who} did not meet all the others within {seconds} s"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(1)
+
     # At `initialization_timeout` JAX's client aborts the process with a stack trace, so the timer ends it before.
-    timer = threading.Timer(seconds, _give_up, [text])
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:
@@ -93,19 +82,10 @@ def say(text: str) -> None:
 
 
 def gather(rows: Any) -> Any:
-    """Every process's rows, one process after the other, for every process.
+    """Every process's rows, one process after the other, for every process: a tree of (processes x N, ...).
 
-    Args:
-      rows: tree of numpy arrays (N, ...) of at most 32 bits a number, of one shape on all processes.
-
-    Returns:
-      the same tree of (processes x N, ...).
+    `rows` is a tree of numpy arrays (N, ...) of at most 32 bits a number, of one shape on all processes.
     """
     if jax.process_count() == 1:
         return rows
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(rows, tiled=True))
-
-
-def _give_up(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-    os._exit(1)

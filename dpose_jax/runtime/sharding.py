@@ -36,12 +36,7 @@ def state_sharding(mesh: Mesh, state: Any, *, fsdp: bool) -> Any:
 
     FSDP splits parameters, their averages and the optimizer's moments alike, each along its longest axis that the
     devices divide; what no axis divides, or is shorter than MIN_SPLIT, stays whole. A step begins with `unshard`.
-
-    Args:
-      state: tree of arrays or shapes.
-
-    Returns:
-      A tree like `state` of NamedSharding.
+    `state` is a tree of arrays or shapes; the result is the same tree of NamedSharding.
     """
 
     def place(leaf):

@@ -20,10 +20,8 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
     """Checks recipe, data and workdir, runs a few batches, prints what the run will need, and stops.
 
     Nothing is written. The first process prints parameters, memory of the compiled step, examples a second (reading
-    included) and the time of all steps, without evaluations.
-
-    Raises:
-      what `train` raises before its first step, and what `evaluate` would raise about the data.
+    included) and the time of all steps, without evaluations. Raises what `train` raises before its first step, and what
+    `evaluate` would raise about the data.
     """
     check_workdir(recipe, workdir, training=True)
     run = prepare(recipe, resumes=holds_checkpoint(workdir))
@@ -48,17 +46,12 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
                 seconds.append(time.monotonic() - began)
             run_seconds += (phase.last - before) * float(np.median(seconds[1:]))
             before = phase.last
-    step_seconds = run_seconds / recipe.train.steps
-    hours = (compile_seconds + run_seconds) / 3600
+    pace, hours = run_seconds / recipe.train.steps, (compile_seconds + run_seconds) / 3600
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    report = {
-        "devices": f"{run.mesh.size} x {jax.devices()[0].device_kind}",
-        "parameters": f"{parameters / 1e6:.2f} M",
-        "memory": f"{memory / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step",
-        "loss": f"{float(metrics['loss']):.5f} after {len(run.phases) * (1 + TIMED_STEPS)} steps",
-        "compilation": f"{compile_seconds:.0f} s",
-        "speed": f"{recipe.train.batch_size / step_seconds:.1f} examples/s, {step_seconds * 1e3:.0f} ms a step",
-        "whole run": f"{recipe.train.steps} steps, {hours:.2f} h, evaluations not counted",
-    }
-    for name, text in report.items():
-        multihost.say(f"{name + ':':<13}{text}")
+    multihost.say(f"devices:     {run.mesh.size} x {jax.devices()[0].device_kind}")
+    multihost.say(f"parameters:  {parameters / 1e6:.2f} M")
+    multihost.say(f"memory:      {memory / 2**20:.0f} MiB a device: arguments and temporaries of the compiled step")
+    multihost.say(f"loss:        {float(metrics['loss']):.5f} after {len(run.phases) * (1 + TIMED_STEPS)} steps")
+    multihost.say(f"compilation: {compile_seconds:.0f} s")
+    multihost.say(f"speed:       {recipe.train.batch_size / pace:.1f} examples/s, {pace * 1e3:.0f} ms a step")
+    multihost.say(f"whole run:   {recipe.train.steps} steps, {hours:.2f} h, evaluations not counted")

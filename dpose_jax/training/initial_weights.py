@@ -6,51 +6,40 @@ from typing import Any
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.weights import hub
-from dpose_jax.models.weights.fill import Weights, fill, from_own
+from dpose_jax.models.weights.fill import fill, from_own
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
 
-RANDOM = ("none", "")
-
 
 def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
     """Initial `params` and `batch_stats`, with the weights that `model.pretrained` names in place; prints which.
 
-    Raises:
-      FileNotFoundError: if they are missing; names the way to get them.
-      ValueError: if they cannot be read or do not fit; names every problem.
-      ConnectionError: if the hub cannot be reached.
+    Raises FileNotFoundError, which names the way to get them, if the weights are missing; ValueError, which names every
+    problem, if they cannot be read or do not fit; and ConnectionError if the hub cannot be reached.
     """
     variables, source = initial_variables(model, recipe.seed), recipe.model.pretrained
-    if source in RANDOM:
+    if source in ("none", ""):
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
     if source != hub.CACHED and (files.is_remote(source) or os.path.isdir(source)):
-        weights, name = _of_folder(source, recipe)
+        if os.path.isfile(os.path.join(source, model_folder.METADATA_FILE)):
+            stored, found, metadata = model_folder.load(source)
+            step = metadata["trained"].get("step")
+        else:
+            stored, restored = stored_recipe(source), read_variables(source)
+            found, step = restored.variables, restored.step
+        same = stored.joints.joints == recipe.joints.joints
+        weights, name = from_own(found, same_joints=same), f"{source} (step {step})"
     else:
         name = hub.locate(source, recipe.model.backbone)
         if model.backbone.published is None:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
         weights = model.backbone.published(hub.read(name).tensors)
-    try:
+    with files.placed(f"model.pretrained={source!r}"):
         variables, text = fill(variables, weights, name)
-    except ValueError as error:
-        raise ValueError(f"model.pretrained={source!r}: {error}") from error
     multihost.say(f"start: {text}")
     return variables
-
-
-def _of_folder(folder: str, recipe: Recipe) -> tuple[Weights, str]:
-    """The weights of a model folder, or of a workdir's newest checkpoint, and a name for messages."""
-    if os.path.isfile(os.path.join(folder, model_folder.METADATA_FILE)):
-        stored, variables, metadata = model_folder.load(folder)
-        step = metadata["trained"].get("step")
-    else:
-        stored, restored = stored_recipe(folder), read_variables(folder)
-        variables, step = restored.variables, restored.step
-    same = stored.joints.joints == recipe.joints.joints
-    return from_own(variables, same_joints=same), f"{folder} (step {step})"

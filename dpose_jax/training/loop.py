@@ -25,8 +25,7 @@ from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.training.step import make_train_step
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
-from dpose_jax.workdir.training_record import record_start
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint, record_start
 
 
 def train(recipe: Recipe, workdir: str) -> None:
@@ -35,54 +34,55 @@ def train(recipe: Recipe, workdir: str) -> None:
     Writes checkpoints/, config.json, run.json, metrics.jsonl and tensorboard/ into `workdir`. Of several processes the
     first one writes, but each its part of the checkpoints.
 
-    Raises:
-      ValueError, FileNotFoundError: before the first compile, if recipe, data or workdir break a rule; ValueError
-        later, if too many records are unreadable.
-      DivergedError: if a loss or gradient is not finite; nothing of that step is saved.
-      OSError: if the workdir cannot be written, or a checkpoint later on; older checkpoints stay whole.
-      Preempted: after SIGTERM, and a checkpoint of the step that was being computed.
+    Raises ValueError or FileNotFoundError before the first compile if recipe, data or workdir break a rule, ValueError
+    later if too many records are unreadable, DivergedError if a loss or gradient is not finite (nothing of that step is
+    saved), OSError if the workdir or a checkpoint cannot be written (older checkpoints stay whole), and Preempted after
+    SIGTERM, once the step that was being computed is saved.
     """
     check_workdir(recipe, workdir, training=True)
     run = prepare(recipe, resumes=holds_checkpoint(workdir))
     evaluator = Evaluator(recipe, run.mesh) if recipe.train.evaluate_every else None
     multihost.say(f"data: {describe(run.source)}")
-    checkpoints = Checkpoints(workdir, recipe.train.keep_checkpoints)
-    state, start = run.state, checkpoints.latest or 0
-    if multihost.is_first() and start < recipe.train.steps:
-        claim_workdir(recipe, workdir)
-        record_start(workdir, start)
-    if start:
-        state = checkpoints.restore(state, run.data)
-        multihost.say(f"resuming at step {start} of {recipe.train.steps}")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(checkpoints))
-        stack.enter_context(contextlib.closing(run.data))
-        writer = (
-            stack.enter_context(contextlib.closing(MetricsWriter(workdir, start))) if multihost.is_first() else None
-        )
+        checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
+        stack.callback(run.data.close)
+        start = checkpoints.latest or 0
+        if multihost.is_first() and start < recipe.train.steps:
+            claim_workdir(recipe, workdir)
+            record_start(workdir, start)
+        if start:
+            run = dataclasses.replace(run, state=checkpoints.restore(run.state, run.data))
+            multihost.say(f"resuming at step {start} of {recipe.train.steps}")
+        writer = MetricsWriter(workdir, start) if multihost.is_first() else None
+        if writer is not None:
+            stack.callback(writer.close)
         log = StepLog(recipe.data, recipe.train, run.source, start, writer)
         trace = stack.enter_context(Trace(recipe.profile_steps, start, os.path.join(workdir, "profile")))
-        _take_steps(run, state, start, checkpoints, log, trace, evaluator)
+        _take_steps(run, start, checkpoints, log, trace, evaluator)
 
 
 def _take_steps(
-    run: "Run",
-    state: TrainState,
-    start: int,
-    checkpoints: Checkpoints,
-    log: StepLog,
-    trace: Trace,
-    evaluator: Evaluator | None,
+    run: "Run", start: int, checkpoints: Checkpoints, log: StepLog, trace: Trace, evaluator: Evaluator | None
 ) -> None:
-    options, total = run.recipe.train, run.recipe.train.steps
+    options, total, state = run.recipe.train, run.recipe.train.steps, run.state
     shown = {"dynamic_ncols": True, "mininterval": 1.0, "disable": not multihost.is_first()}
 
     def evaluates(step: int) -> bool:
         return evaluator is not None and (step % options.evaluate_every == 0 or step == total)
 
+    def evaluate(step: int) -> None:
+        """Adds its AP to the checkpoint of `step`, which is saved; raises Preempted if SIGTERM comes meanwhile."""
+        assert evaluator is not None
+        ap = evaluator.best_ap(evaluated_variables(state, ema=run.recipe.eval.ema), preemption.due)
+        if ap is None:
+            raise Preempted(step)
+        log.write(step, {"AP": ap})
+        log.keep()
+        checkpoints.add_ap(step, ap)
+
     with tqdm(total=total, initial=start, unit="step", **shown) as bar, Preemption() as preemption:
         if start and evaluates(start) and not checkpoints.evaluated(start):
-            _evaluate(evaluator, state, start, checkpoints, log, preemption)
+            evaluate(start)
         for step in range(start + 1, total + 1):
             batch = sharding.put_batch(run.next_batch(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
@@ -96,30 +96,11 @@ def _take_steps(
             stop = preemption.due()
             if stop or evaluates(step) or step % options.checkpoint_every == 0 or step == total:
                 with log.pause():
-                    log.keep()
                     checkpoints.save(step, state, run.data)
                     if evaluates(step) and not stop:
-                        _evaluate(evaluator, state, step, checkpoints, log, preemption)
+                        evaluate(step)
             if stop and (step < total or evaluates(step)):
                 raise Preempted(step)
-
-
-def _evaluate(
-    evaluator: Evaluator | None,
-    state: TrainState,
-    step: int,
-    checkpoints: Checkpoints,
-    log: StepLog,
-    preemption: Preemption,
-) -> None:
-    """Adds its AP to the checkpoint of `step`, which is saved already; raises Preempted if SIGTERM comes meanwhile."""
-    assert evaluator is not None
-    ap = evaluator.best_ap(evaluated_variables(state, ema=evaluator.recipe.eval.ema), preemption.due)
-    if ap is None:
-        raise Preempted(step)
-    log.write(step, {"AP": ap})
-    log.keep()
-    checkpoints.add_ap(step, ap)
 
 
 class Phase(NamedTuple):
@@ -153,14 +134,10 @@ class Run:
 
 
 def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
-    """Builds a run at step 0.
+    """Builds a run at step 0. If it `resumes`, a checkpoint will replace its state, and `model.pretrained` is not read.
 
-    Args:
-      resumes: a checkpoint will replace the state, so `model.pretrained` is not read.
-
-    Raises:
-      ValueError, FileNotFoundError: if the recipe, the data or the pretrained weights break a rule; names the field or
-        file.
+    Raises ValueError or FileNotFoundError if the recipe, the data or the pretrained weights break a rule; it names the
+    field or file.
     """
     mesh = sharding.make_mesh()
     sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, recipe.train.accumulate)
@@ -189,12 +166,8 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
     """The jitted train step. `places` are the state's shardings, kept from step to step; the state is donated."""
-    return jax.jit(
-        step,
-        in_shardings=(places, sharding.batch_sharding(mesh), sharding.replicated(mesh)),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    return jax.jit(step, in_shardings=(places, rows, whole), out_shardings=(places, whole), donate_argnums=0)
 
 
 def describe(source: Source) -> str:

@@ -1,6 +1,7 @@
 """The metrics of a training run: metrics.jsonl, TensorBoard, and the checks that stop a run."""
 
 import contextlib
+import io
 import json
 import os
 import time
@@ -16,8 +17,6 @@ from dpose_jax.recipe import Data, Train
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
 
-METRICS_FILE = "metrics.jsonl"
-
 
 class DivergedError(Exception):
     """A loss or gradient is NaN or infinite; the message names the step, the term and the annotation ids."""
@@ -31,34 +30,30 @@ class MetricsWriter:
 
     def __init__(self, workdir: str, start: int):
         """Opens the files; drops lines after step `start`, whose steps no checkpoint holds."""
-        self._path = os.path.join(workdir, METRICS_FILE)
-        lines = files.read_text(self._path).splitlines(keepends=True) if files.exists(self._path) else []
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        text = files.read_bytes(self._path).decode() if files.exists(self._path) else ""
         # A line that a crash cut short has no closing brace.
-        self._lines = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= start]
-        files.write_bytes(self._path, "".join(self._lines).encode())
-        self._file = None if files.is_remote(workdir) else open(self._path, "a", buffering=1)
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+        self._kept = "".join(line for line in lines if json.loads(line)["step"] <= start)
+        files.write_bytes(self._path, self._kept.encode())
+        self._file = io.StringIO() if files.is_remote(workdir) else open(self._path, "a", buffering=1)
         self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the metrics of one step."""
-        line = json.dumps({"step": step, **values}) + "\n"
-        if self._file is None:
-            self._lines.append(line)
-        else:
-            self._file.write(line)
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Puts the written lines where a resumed run finds them."""
-        if self._file is None:
-            files.write_bytes(self._path, "".join(self._lines).encode())
+        if isinstance(self._file, io.StringIO):
+            files.write_bytes(self._path, (self._kept + self._file.getvalue()).encode())
 
     def close(self) -> None:
         """Flushes and closes both."""
         self.flush()
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
         self._board.close()
 
 
@@ -75,9 +70,10 @@ class StepLog:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """A context for a save or an evaluation: flushes first; its time does not count for the examples a second."""
+        """A context for a save or evaluation: all lines are kept first; its time does not count for the speed."""
         self.flush()
         began = time.monotonic()
+        self.keep()
         yield
         self._since = (self._since[0], self._since[1] + time.monotonic() - began)
 
@@ -89,9 +85,7 @@ class StepLog:
     def flush(self) -> None:
         """Checks and logs the pending metrics.
 
-        Raises:
-          DivergedError: if one of them is NaN or infinite.
-          ValueError: if too many records have turned out to be unreadable.
+        Raises DivergedError if one is NaN or infinite, ValueError if too many records have turned out unreadable.
         """
         if self._pending is None:
             return
@@ -118,6 +112,6 @@ class StepLog:
             self._writer.write(step, values)
 
     def keep(self) -> None:
-        """Puts the written lines where a resumed run finds them; call it before each checkpoint."""
+        """Puts the written lines where a resumed run finds them."""
         if self._writer is not None:
             self._writer.flush()

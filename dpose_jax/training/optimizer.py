@@ -1,5 +1,6 @@
 """The optimizer of a recipe: clipping, Adam, weight decay, the learning rate, moving averages."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,10 +23,9 @@ def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
 
     With `optim.base_batch` the rate is linear in the batch: `learning_rate` x `train.batch_size` / `base_batch`.
     """
-    after = train.steps - optim.warmup_steps
     peak = optim.learning_rate * (train.batch_size / optim.base_batch if optim.base_batch else 1)
     if optim.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, after)
+        main = optax.cosine_decay_schedule(peak, train.steps - optim.warmup_steps)
     else:
         drops = {round(share * train.steps) - optim.warmup_steps: 0.1 for share in optim.decay_at}
         main = optax.piecewise_constant_schedule(peak, drops)
@@ -38,12 +38,9 @@ def make_optimizer(optim: Optim, train: Train) -> optax.GradientTransformationEx
 
     Its `update` takes `batch_stats` beside the parameters.
     """
-
-    def kernels(params):
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
     direction = [optax.scale_by_adam()]
     if optim.weight_decay:
+        kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
     if optim.freeze_backbone_steps:
         direction = [frozen_until(optim.freeze_backbone_steps, "hrnet", optax.chain(*direction))]
@@ -57,16 +54,14 @@ def make_optimizer(optim: Optim, train: Train) -> optax.GradientTransformationEx
 def frozen_until(update: int, name: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, but the subtree `name` of the parameters, and the state for it, stay as they are for `update` updates.
 
-    Afterwards Adam starts for this subtree as at a first step: neither its moments nor its bias correction have seen
-    the updates without a gradient.
+    Afterwards Adam starts for this subtree as at a first step, moments and bias correction too.
     """
     later = optax.conditionally_mask(inner, lambda count: count >= update)
 
-    def labels(params):
-        return {part: name if part == name else "free" for part in params}
-
     # Labelled by part, so that a run that is resumed with another number of steps finds its state.
-    return optax.partition({"free": inner, name: later}, labels)
+    return optax.partition(
+        {"free": inner, name: later}, lambda params: {part: name if part == name else "free" for part in params}
+    )
 
 
 def average_variables(decay: float) -> optax.GradientTransformationExtraArgs:
@@ -75,8 +70,7 @@ def average_variables(decay: float) -> optax.GradientTransformationExtraArgs:
     The statistics are averaged too (ours, as timm and EfficientNet do): BatchNorm's own running values follow the
     newest parameters, whose activations are not those of the averaged ones. The decay warms up as
     min(decay, (1 + n) / (10 + n)) after n updates, so that short runs are not averaged with their initial values.
-
-    `update` takes `batch_stats`, those of the step. `init` gets no statistics; see `state.initial_state`.
+    `update` takes `batch_stats`, those of the step; `init` gets none, see `state.initial_state`.
     """
 
     def init(params):

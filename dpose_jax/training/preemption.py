@@ -1,9 +1,9 @@
 """SIGTERM during training: clouds and SLURM send it some seconds before they take a machine away."""
 
+import contextlib
 import signal
 import sys
 import threading
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,32 +23,23 @@ class Preempted(SystemExit):
             print(f"SIGTERM: step {step} is saved, the same command goes on from there", file=sys.stderr)
 
 
-class Preemption:
+class Preemption(contextlib.ExitStack):
     """A context in which SIGTERM does not end the process but makes `due`, called after every step, return True."""
 
     def __init__(self):
-        self._preempted = False
-        self._received = False
-        self._calls = 0
-        self._before: Any = None
-
-    def __enter__(self) -> "Preemption":
+        super().__init__()
+        self._preempted, self._calls = False, 0
         # Among several processes JAX's own client receives the signal. Python handles signals in the main thread alone.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+            before = signal.signal(signal.SIGTERM, self._receive)
+            self.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
 
     def _receive(self, *_) -> None:
-        self._received = True
+        self._preempted = True
 
     def due(self) -> bool:
         """Whether to save and stop now. Several processes call it equally often, and get the same answer each time."""
-        if not self._preempted:
+        if jax.process_count() > 1 and not self._preempted:
             self._calls += 1
-            several = jax.process_count() > 1
-            self._preempted = multihost_utils.reached_preemption_sync_point(self._calls) if several else self._received
+            self._preempted = multihost_utils.reached_preemption_sync_point(self._calls)
         return self._preempted

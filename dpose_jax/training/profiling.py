@@ -10,8 +10,7 @@ WARM_STEPS = 3  # of a run, before the trace begins: the first one compiles
 class Trace(contextlib.ExitStack):
     """A context that traces `count` steps of a run into `folder`, none if it is 0; call `after` after every step.
 
-    `start` steps are done when the run begins; the trace leaves out its first WARM_STEPS. Each process writes its own
-    file.
+    `start` steps are done when the run begins; the first WARM_STEPS are left out. Each process writes its own file.
     """
 
     def __init__(self, count: int, start: int, folder: str):

@@ -12,27 +12,19 @@ from dpose_jax.training.optimizer import AverageState
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes.
+    """Everything that a step changes."""
 
-    Attributes:
-      step: int32 scalar, optimizer steps done.
-      params: float32 tree; batch_stats: BatchNorm's running statistics, float32.
-      opt_state: of the optimizer, the moving averages inside.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
+    step: jax.Array  # int32 scalar, optimizer steps done
+    params: Any  # float32 tree
+    batch_stats: Any  # BatchNorm's running statistics, float32
+    opt_state: Any  # of the optimizer, the moving averages inside
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0 from initial variables (`params`, `batch_stats`)."""
     params, batch_stats = (jax.tree.map(jnp.asarray, variables[name]) for name in ("params", "batch_stats"))
-    opt_state = tuple(
-        part._replace(batch_stats=jax.tree.map(jnp.copy, batch_stats)) if isinstance(part, AverageState) else part
-        for part in optimizer.init(params)
-    )
+    copies, parts = jax.tree.map(jnp.copy, batch_stats), optimizer.init(params)
+    opt_state = tuple(part._replace(batch_stats=copies) if isinstance(part, AverageState) else part for part in parts)
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state)
 
 

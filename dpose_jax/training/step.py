@@ -1,5 +1,6 @@
 """One optimizer step: draw t and noise, the two-term loss, the gradient, the update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from dpose_jax.recipe import Diffusion, Recipe
 from dpose_jax.training.optimizer import learning_rate
 from dpose_jax.training.state import TrainState
 
+Arrays = dict[str, jax.Array]
 LOSS_TERMS = ("loss_diffusion", "loss_coarse")
 INPUTS = ("image", "keypoints", "visible", "t", "noise", "coarse_input")  # of the model, in its order
 
@@ -32,21 +34,17 @@ def make_train_step(
     learns of every host's.
 
     With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is neither run nor trained,
-    and `loss_diffusion` is 0.
+    and `loss_diffusion` is 0. With `train.accumulate` = A the batch is computed in A parts, one after the other. Loss
+    and gradient are those of the whole batch, but BatchNorm normalises each part by its own statistics, and averages
+    them A times a step.
 
-    With `train.accumulate` = A the batch is computed in A parts, one after the other. Loss and gradient are those of
-    the whole batch, but BatchNorm normalises each part by its own statistics, and averages them A times a step.
-
-    Args:
-      unshard: makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
-        optimizer works on the split ones.
+    `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
+    optimizer works on the split ones.
     """
     parts, rate = recipe.train.accumulate, learning_rate(recipe.optim, recipe.train)
     gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule), has_aux=True)
 
-    def train_step(
-        state: TrainState, batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Arrays]:
         inputs, labelled = draw_inputs(recipe.diffusion, state.step, batch, key), jnp.sum(batch["visible"])
         params, batch_stats = unshard((state.params, state.batch_stats))
 
@@ -56,11 +54,13 @@ def make_train_step(
             return (batch_stats, jax.tree.map(jnp.add, sums, ({"loss": loss, **terms}, gradients))), None
 
         zeros = dict.fromkeys(("loss", *LOSS_TERMS), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
-        carry = batch_stats, zeros
         if parts == 1:
-            carry, _ = add_part(carry, inputs)
+            carry, _ = add_part((batch_stats, zeros), inputs)
         else:
-            carry, _ = jax.lax.scan(add_part, carry, split_batch(inputs, parts))
+            # Part p takes the rows p, p + parts, ...: strided, so that a batch that is split over devices gives every
+            # part to all of them, and no row moves.
+            split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
+            carry, _ = jax.lax.scan(add_part, (batch_stats, zeros), split)
         batch_stats, (metrics, gradients) = carry
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, batch_stats=batch_stats)
@@ -71,21 +71,16 @@ def make_train_step(
     return train_step
 
 
-def draw_inputs(
-    diffusion: Diffusion, step: jax.Array, batch: dict[str, jax.Array], key: jax.Array
-) -> dict[str, jax.Array | None]:
-    """The model's INPUTS of one step: from the batch, and drawn by the key and the step alone.
+def draw_inputs(diffusion: Diffusion, step: jax.Array, batch: Arrays, key: jax.Array) -> dict[str, jax.Array | None]:
+    """The model's INPUTS of one step, of leading axis B: from the batch, and drawn by the key and the step alone.
 
-    Returns:
-      arrays of leading axis B; `coarse_input` is None where its share is 0.
+    `coarse_input` is None where its share is 0.
     """
     t_key, noise_key, coarse_key = jax.random.split(jax.random.fold_in(key, step), 3)
     low, high = diffusion.t_range
     count, share = batch["visible"].shape[0], diffusion.own_share
     return {
-        "image": batch["image"],
-        "keypoints": batch["keypoints"],
-        "visible": batch["visible"],
+        **{name: batch[name] for name in ("image", "keypoints", "visible")},
         "t": jax.random.randint(t_key, (count,), low, high + 1),
         "noise": jax.random.normal(noise_key, batch["keypoints"].shape),
         "coarse_input": jax.random.bernoulli(coarse_key, share, (count,)).astype(jnp.float32) if share else None,
@@ -97,25 +92,17 @@ def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Call
     weights = recipe.loss
 
     def loss_of(params, batch_stats, inputs, labelled):
-        variables = {"params": params, "batch_stats": batch_stats}
+        apply = functools.partial(model.apply, {"params": params, "batch_stats": batch_stats}, mutable=["batch_stats"])
         target = model.codec.encode(inputs["keypoints"], inputs["visible"])
 
         def term(heatmaps):
             return heatmap_loss(heatmaps, target, inputs["visible"], labelled)
 
         if weights.diffusion:
-            outputs, updated = model.apply(
-                variables,
-                *(inputs[name] for name in INPUTS),
-                schedule=schedule,
-                train=True,
-                mutable=["batch_stats"],
-            )
+            outputs, updated = apply(*(inputs[name] for name in INPUTS), schedule=schedule, train=True)
             diffusion, coarse = term(outputs.diffusion), term(outputs.coarse)
         else:
-            (_, heatmaps), updated = model.apply(
-                variables, inputs["image"], True, method="encode", mutable=["batch_stats"]
-            )
+            (_, heatmaps), updated = apply(inputs["image"], True, method="encode")
             diffusion, coarse = jnp.float32(0), term(heatmaps)
         loss = weights.diffusion * diffusion + weights.coarse * coarse
         return loss, (dict(zip(LOSS_TERMS, (diffusion, coarse), strict=True)), updated["batch_stats"])
@@ -128,21 +115,10 @@ def heatmap_loss(
 ) -> jax.Array:
     """Mean over pixels and labelled joints of the squared error, in float32 (L2 of the paper; the mean is ours).
 
-    Args:
-      predicted, target: (B, H, W, J); visible: (B, J), 0 for an unlabelled joint, which then weighs nothing.
-      labelled: scalar, the joints to divide by when these B examples are a part of the batch; by default their own.
-
-    Returns:
-      scalar; 0 if no joint is labelled.
+    `predicted` and `target` are (B, H, W, J); `visible` (B, J) is 0 for an unlabelled joint, which then weighs nothing.
+    `labelled` is a scalar, the joints to divide by when these B examples are a part of the batch; by default their own.
+    Returns a scalar; 0 if no joint is labelled.
     """
     error = jnp.mean((predicted.astype(jnp.float32) - target.astype(jnp.float32)) ** 2, axis=(1, 2))
     labelled = jnp.sum(visible) if labelled is None else labelled
     return jnp.sum(error * visible) / jnp.maximum(labelled, 1.0)
-
-
-def split_batch(batch: Any, parts: int) -> Any:
-    """(B, ...) leaves -> (parts, B / parts, ...): part p takes rows p, p + parts, ...
-
-    Strided, so that a batch split over devices gives every part to all of them, and no row moves.
-    """
-    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)

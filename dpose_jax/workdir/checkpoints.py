@@ -1,10 +1,9 @@
-"""Checkpoints of train state and data position, and which recipe may use them. No other file imports orbax."""
+"""What a run leaves in its workdir: checkpoints, its recipe, its devices. No other file imports orbax."""
 
 import contextlib
-import dataclasses
+import functools
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -12,39 +11,39 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from dpose_jax import __version__
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
-from dpose_jax.workdir.training_record import training_device
 
+RUN_FILE = "run.json"  # which devices and versions trained a workdir
 FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one workdir, one folder a step, each written atomically.
 
     All processes of a run open, save and restore together. Each writes and reads its own part of the arrays, so the
-    workdir of several hosts has to be a folder that they share, or a bucket.
+    workdir of several hosts has to be a folder that they share, or a bucket. What cannot be written is an OSError that
+    names the folder; older checkpoints stay whole. Leaving the context waits until everything is on disk.
     """
 
     def __init__(self, workdir: str, keep: int = 1, *, read_only: bool = False):
         """Opens `workdir`/checkpoints; the `keep` newest stay, and the one of the highest AP.
 
-        Raises:
-          FileNotFoundError: if it is to be read only and does not exist.
-          OSError: if it is in a bucket that cannot be reached, or must not be.
+        Raises OSError if it is in a bucket that cannot be reached, or must not be.
         """
-        # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
-        asynchronous = jax.default_backend() != "cpu"
         self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
-        if read_only and not files.exists(self.folder):
-            raise FileNotFoundError(f"{self.folder}: no checkpoint; train into this workdir first")
+        # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
+        place = f"{self.folder}: cannot write a checkpoint"
+        self._writing = functools.partial(files.placed, place, (Exception,), OSError)
         newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
         best = ocp.checkpoint_managers.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             best_fn=_ap,
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            enable_async_checkpointing=asynchronous,
+            # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
+            enable_async_checkpointing=jax.default_backend() != "cpu",
             read_only=read_only,
         )
         with files.named_errors(self.folder):
@@ -63,12 +62,7 @@ class Checkpoints:
         return step if step is not None and self.evaluated(step) else None
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator) -> None:
-        """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one.
-
-        Raises:
-          OSError: if this checkpoint or an unfinished earlier one cannot be written; names the folder. Older
-            checkpoints stay whole.
-        """
+        """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one."""
         if step in self._manager.all_steps():
             return
         position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT})
@@ -81,10 +75,7 @@ class Checkpoints:
         return _ap(self._manager.metrics(step) or {}) >= 0
 
     def add_ap(self, step: int, ap: float) -> None:
-        """Adds the AP of its evaluation to checkpoint `step`; raises OSError as `save` does.
-
-        A checkpoint that is the best no longer stays until the next `save`.
-        """
+        """Adds the AP of its evaluation to checkpoint `step`; the former best one stays until the next `save`."""
         folder = epath.Path(self.folder) / str(step) / ocp.checkpoint_manager.METRIC_ITEM_NAME
         handler = ocp.JsonCheckpointHandler(filename=ocp.checkpoint_manager.METRIC_ITEM_NAME)
         with self._writing(), ocp.Checkpointer(handler) as writer:
@@ -92,20 +83,23 @@ class Checkpoints:
             writer.save(folder, args=ocp.args.JsonSave({"AP": ap}), force=True)
         self._manager.reload()
 
-    def restore(self, like: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
-        """The state of `step`, by default the newest.
-
-        Args:
-          like: a state of the same shapes and dtypes, as arrays or jax.ShapeDtypeStruct, with today's shardings.
-          data: is moved to the stored position, unless None.
-
-        Raises:
-          FileNotFoundError: if there is no checkpoint.
-          ValueError: if another version of the format wrote it.
-        """
-        step = self.latest if step is None else step
-        if step is None:
+    def find(self, which: str = "last") -> int:
+        """Step of the newest checkpoint, or of the `best`; raises FileNotFoundError if there is none."""
+        if self.latest is None:
             raise FileNotFoundError(f"{self.folder}: no checkpoint; train into this workdir first")
+        step = self.best if which == "best" else self.latest
+        if step is None:
+            where = f"eval.checkpoint='best': no checkpoint of {self.folder!r}"
+            raise FileNotFoundError(f"{where} was evaluated; train with train.evaluate_every")
+        return step
+
+    def restore(self, like: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
+        """The state of `step`, by default the newest; moves `data`, unless None, to the stored position.
+
+        `like` is a state of the same shapes and dtypes, as arrays or jax.ShapeDtypeStruct, with today's shardings.
+        Raises FileNotFoundError without a checkpoint, ValueError if another version of the format wrote it.
+        """
+        step = self.find() if step is None else step
         position = self._restore(step, data=ocp.args.JsonRestore())
         found = position.pop("format", 1)
         if found != FORMAT:
@@ -122,8 +116,9 @@ class Checkpoints:
         Of the optimizer the moving averages alone are read; every other part of `opt_state` has no array.
         """
         stored = self._manager.item_metadata(step)["state"].tree
-        parts = [part if _is_average(part) else _skipped(part) for part in stored["opt_state"]]
-        wanted = stored | {"opt_state": parts}
+        skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored["opt_state"])
+        pairs = zip(stored["opt_state"], skipped, strict=True)
+        wanted = stored | {"opt_state": [part if _is_average(part) else placeholder for part, placeholder in pairs]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         return self._restore(step, state=ocp.args.PyTreeRestore(wanted, as_numpy))
 
@@ -131,33 +126,18 @@ class Checkpoints:
         (found,) = self._manager.restore(step, args=ocp.args.Composite(**item)).values()
         return found
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
     def close(self) -> None:
-        """Waits until everything is on disk; raises OSError as `save` does."""
+        """Waits until everything is on disk."""
         with self._writing():
             self._manager.wait_until_finished()
         self._manager.close()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
-            raise OSError(f"{self.folder}: cannot write a checkpoint: {error}") from error
-
 
 def _ap(metrics: dict[str, float]) -> float:
     return metrics.get("AP", -1.0)
-
-
-def _skipped(tree: Any) -> Any:
-    return jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)
 
 
 def _is_average(part: Any) -> bool:
@@ -172,44 +152,25 @@ def holds_checkpoint(workdir: str) -> bool:
         return folder.exists() and ocp.utils.any_checkpoint_step(folder) is not None
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """What a checkpoint predicts with.
+class Restored(NamedTuple):
+    """What a checkpoint predicts with."""
 
-    Attributes:
-      variables: `params` and `batch_stats`, numpy arrays.
-      step: of the checkpoint; averaged: whether they are its moving averages; seed: of the run.
-      training_device: what trained it, see `training_record.training_device`.
-    """
-
-    variables: dict[str, Any]
-    step: int
-    averaged: bool
-    seed: int
-    training_device: str | None
+    variables: dict[str, Any]  # `params` and `batch_stats`, numpy arrays
+    step: int  # of the checkpoint
+    averaged: bool  # whether they are its moving averages
+    seed: int  # of the run
+    training_device: str | None  # see `training_device`
 
 
 def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None) -> Restored:
     """The parameters of a checkpoint, whatever its model. Every process of a run reads all of them.
 
-    Args:
-      which: `last`, or `best`: the highest AP of the evaluations during training.
-      ema: whether to take the moving averages where there are any; None: as the run's `eval.ema`.
-
-    Raises:
-      FileNotFoundError: if there is no such checkpoint.
-      ValueError: if the stored recipe cannot be read.
+    `which` is `last`, or `best`: the highest AP of the evaluations during training. `ema` says whether to take the
+    moving averages where there are any; None: as the run's `eval.ema`. Raises FileNotFoundError if there is no such
+    checkpoint, ValueError if the stored recipe cannot be read.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
-            raise FileNotFoundError(f"{checkpoints.folder}: no checkpoint; train into this workdir first")
-        if which == "best":
-            step = checkpoints.best
-        if step is None:
-            raise FileNotFoundError(
-                f"eval.checkpoint='best': no checkpoint of {workdir!r} was evaluated; train with train.evaluate_every"
-            )
+        step = checkpoints.find(which)
         recipe, state = stored_recipe(workdir), checkpoints.read(step)
     averages = [part for part in state["opt_state"] if _is_average(part)]
     averaged = bool(averages) and (recipe.eval.ema if ema is None else ema)
@@ -227,32 +188,45 @@ def claim_workdir(recipe: Recipe, workdir: str) -> None:
 def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> None:
     """Checks that the checkpoints in `workdir`, if there are any, are of the model of `recipe`.
 
-    Args:
-      training: whether they are to be trained on; see `compatibility.differences`.
-
-    Raises:
-      ValueError: if they are not, naming each field that differs, or if `workdir` is empty.
-      FileNotFoundError: if there are checkpoints but no recipe beside them.
-      NotADirectoryError, PermissionError: if `workdir` is a file, or cannot be written.
-      OSError: if it is in a bucket that cannot be reached, or must not be.
+    `training` says whether they are to be trained on; see `compatibility.differences`. Raises ValueError if they are
+    not, naming each field that differs, or if `workdir` is empty; FileNotFoundError if there are checkpoints but no
+    recipe beside them; another OSError if `workdir` is a file, cannot be written, or is in a bucket that cannot be
+    reached, or must not be.
     """
     if not workdir:
         raise ValueError("--workdir='': must name a folder or bucket")
+    parent = os.path.abspath(workdir)
     if not files.is_remote(workdir):
-        _check_folder(workdir)
-    if not holds_checkpoint(workdir):
-        return
-    different = differences(recipe, stored_recipe(workdir), training=training)
+        if os.path.exists(parent) and not os.path.isdir(parent):
+            raise NotADirectoryError(f"workdir {workdir!r}: is a file")
+        while not os.path.exists(parent):
+            parent = os.path.dirname(parent)
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
+    different = differences(recipe, stored_recipe(workdir), training=training) if holds_checkpoint(workdir) else []
     if different:
         what = "another model, optimizer or seed" if training else "another model"
         raise ValueError("\n  ".join([f"workdir {workdir!r} holds the checkpoint of {what}:", *different]))
 
 
-def _check_folder(workdir: str) -> None:
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise NotADirectoryError(f"workdir {workdir!r}: is a file")
-    parent = os.path.abspath(workdir)
-    while not os.path.exists(parent):
-        parent = os.path.dirname(parent)
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
+def record_start(workdir: str, step: int) -> None:
+    """Adds this start of the run, from `step`, to WORKDIR/run.json: its devices, processes and versions."""
+    start = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+    start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
+    files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
+
+
+def training_device(workdir: str) -> str | None:
+    """The devices that trained a workdir in their order, such as `cpu and 8 x TPU v4`; None without a run.json.
+
+    A part of the run before the first record is `unknown`.
+    """
+    starts = _starts(workdir)
+    found = ["unknown"] if starts and starts[0]["step"] else []
+    found += [f"{one['devices']} x {one['device']}" if one["devices"] > 1 else one["device"] for one in starts]
+    return " and ".join(dict.fromkeys(found)) or None
+
+
+def _starts(workdir: str) -> list[dict]:
+    path = os.path.join(workdir, RUN_FILE)
+    return files.read_json(path)["starts"] if files.exists(path) else []

@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from typing import Any
+
+from flax import traverse_util
 
 from dpose_jax import __version__
 from dpose_jax.models.backbones import get_backbone
@@ -15,29 +16,22 @@ from dpose_jax.workdir import files
 CONFIG_FILE = "config.json"
 # Fields that decide which parameters a model has and what they mean.
 STRUCTURE = (
-    *("joint_set", "input_size", "stride", "crop.warp", "codec.name", "codec.sigma", "diffusion.zeta"),
-    *(f"masks.{name}" for name in ("keypoints", "skeleton", "radius", "half_width", "softness")),
-    *(f"model.{name}" for name in ("backbone", "width", "head_dim", "window", "spatial_attention")),
-    *(f"model.{name}" for name in ("channel_attention", "channel_scale", "decoder_channels", "decoder_blocks")),
-    "model.time_embedding",
-)
+    "joint_set input_size stride crop.warp codec.name codec.sigma diffusion.zeta masks.keypoints masks.skeleton "
+    "masks.radius masks.half_width masks.softness model.backbone model.width model.head_dim model.window "
+    "model.spatial_attention model.channel_attention model.channel_scale model.decoder_channels model.decoder_blocks "
+    "model.time_embedding"
+).split()
 # Fields that decide how such a model predicts. Their defaults have changed, so a guess would be silent.
 PREDICTION = (
-    *("crop.padding", "codec.refine", "codec.blur", "diffusion.timesteps", "diffusion.schedule"),
-    *(f"sampler.{name}" for name in ("steps", "update_rule", "start", "t_start", "eta", "refresh", "seed")),
-    *("eval.flip", "eval.ema"),
-)
+    "crop.padding codec.refine codec.blur diffusion.timesteps diffusion.schedule sampler.steps sampler.update_rule "
+    "sampler.start sampler.t_start sampler.eta sampler.refresh sampler.seed eval.flip eval.ema"
+).split()
 # Of all these, what the first versions did not store: it meant today's default then.
 ADDED = ("model.channel_scale",)
 # What a stored recipe meant before it had a field, where that is not today's default.
 MEANT_BEFORE = {"model.pretrained": "none", "optim.base_batch": 0}
-# Fields that were removed, with the value that means "off", the only one that is still read.
-REMOVED = {
-    "model.residual": False,
-    "diffusion.unroll_share": 0.0,
-    "optim.denoiser_from": 0.0,
-    "sampler.early_stop": 0.0,
-}
+# Fields that were removed; a recipe is still read where they are off.
+REMOVED = ("model.residual", "diffusion.unroll_share", "optim.denoiser_from", "sampler.early_stop")
 # Each is on or off, which shows in the stored state of the optimizer.
 OPTIMIZER_PARTS = ("optim.clip_norm", "optim.weight_decay", "optim.ema", "optim.freeze_backbone_steps")
 
@@ -50,54 +44,39 @@ def as_stored(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_stored(stored: Any, file: str) -> Recipe:
-    """The recipe that a workdir or model folder stores. A field that was added later is read as what it meant then.
+    """The recipe that a workdir or model folder stores: what `as_stored` of this or an earlier version gave.
 
-    Args:
-      stored: what `as_stored` of this or an earlier version gave, read from JSON.
-      file: to name in messages.
-
-    Raises:
-      ValueError: if it is no stored recipe, has a field that this version does not know, or lacks one of STRUCTURE or
-        PREDICTION.
+    A field that was added later is read as what it meant then. Raises ValueError, which names `file`, if it is no
+    stored recipe, has a field that this version does not know, or lacks one of STRUCTURE or PREDICTION.
     """
-    try:
-        return _read(stored)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def _read(stored: Any) -> Recipe:
-    if not isinstance(stored, Mapping) or not isinstance(stored.get("joint_set_facts"), Mapping):
-        raise ValueError("has no section joint_set_facts, so it is not a stored recipe")
-    flat = _flat({key: value for key, value in stored.items() if key not in ("joint_set_facts", "version")})
-    for name, off in REMOVED.items():
-        if flat.pop(name, off) != off:
-            raise ValueError(f"{name} is on there; dpose_jax {__version__} no longer has it")
-    known = Recipe.names()
-    for name in flat:
-        if name not in known:
-            writer = stored.get("version", "0.1.0")
-            hint = nearest(name, known)
-            raise ValueError(f"{name}: unknown to dpose_jax {__version__}; version {writer} wrote it{hint}")
-    nested = unflatten(MEANT_BEFORE | flat)
-    for name in (*STRUCTURE, *PREDICTION):
-        section = name.partition(".")[0]
-        # A section that is no section is reported by `Recipe.read`, by its own name.
-        if name not in flat and name not in ADDED and isinstance(nested.get(section, {}), Mapping):
-            raise ValueError(f"{name}: missing, though every version stores it")
-    try:
-        joints = from_facts(stored["joint_set_facts"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"joint_set_facts: {error}") from error
-    return Recipe.read(nested | {"joint_set": joints})
+    with files.placed(file):
+        if not isinstance(stored, dict) or not isinstance(stored.get("joint_set_facts"), dict):
+            raise ValueError("has no section joint_set_facts, so it is not a stored recipe")
+        sections = {name: value for name, value in stored.items() if name not in ("joint_set_facts", "version")}
+        flat, known = traverse_util.flatten_dict(sections, sep="."), Recipe.names()
+        for name in REMOVED:
+            if flat.pop(name, False):
+                raise ValueError(f"{name} is on there; dpose_jax {__version__} no longer has it")
+        for name in flat:
+            if name not in known:
+                writer, hint = stored.get("version", "0.1.0"), nearest(name, known)
+                raise ValueError(f"{name}: unknown to dpose_jax {__version__}; version {writer} wrote it{hint}")
+        nested = unflatten(MEANT_BEFORE | flat)
+        for name in (*STRUCTURE, *PREDICTION):
+            # A section that is no section is reported by `Recipe.read`, by its own name.
+            section = nested.get(name.partition(".")[0], {})
+            if name not in flat and name not in ADDED and isinstance(section, dict):
+                raise ValueError(f"{name}: missing, though every version stores it")
+        with files.placed("joint_set_facts"):
+            joints = from_facts(stored["joint_set_facts"])
+        return Recipe.read(nested | {"joint_set": joints})
 
 
 def stored_recipe(workdir: str) -> Recipe:
     """The recipe that `workdir` was trained with.
 
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it cannot be read, naming the file and field, or if `workdir` is empty.
+    Raises FileNotFoundError if there is none, and ValueError if `workdir` is empty or the recipe cannot be read; it
+    names file and field.
     """
     if not workdir:
         raise ValueError("--workdir='': must name a folder or bucket")
@@ -110,9 +89,7 @@ def stored_recipe(workdir: str) -> Recipe:
 def differences(recipe: Recipe, stored: Recipe, *, training: bool) -> list[str]:
     """Where a recipe does not fit stored parameters, as lines `name: stored value there, own value in the config`.
 
-    Args:
-      training: whether they are trained on. Then the parts of the optimizer and the seed, which orders the data, have
-        to be the same too.
+    For `training` the parts of the optimizer and the seed, which orders the data, have to be the same too.
     """
     own, theirs = (_compared(one, training) for one in (recipe, stored))
     different = [name for name in sorted(own) if own[name] != theirs[name]]
@@ -123,18 +100,9 @@ def differences(recipe: Recipe, stored: Recipe, *, training: bool) -> list[str]:
 
 def _compared(recipe: Recipe, training: bool) -> dict[str, Any]:
     flat = recipe.flatten()
-    found = {name: flat[name] for name in STRUCTURE}
-    found["model.width"] = get_backbone(recipe.model).width
+    found = {name: flat[name] for name in STRUCTURE} | {"model.width": get_backbone(recipe.model).width}
     # The joints count, not where they come from: a file may move, and its content may change.
     found["joint_set"] = dataclasses.replace(recipe.joints, name="")
     if training:
-        found["seed"] = recipe.seed
-        found |= {name: "on" if flat[name] else "off" for name in OPTIMIZER_PARTS}
-    return found
-
-
-def _flat(nested: Mapping, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        found |= {"seed": recipe.seed} | {name: "on" if flat[name] else "off" for name in OPTIMIZER_PARTS}
     return found

@@ -22,10 +22,10 @@ def exists(path: str | os.PathLike) -> bool:
         return epath.Path(path).exists()
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """The content of a UTF-8 file."""
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file."""
     with named_errors(path):
-        return epath.Path(path).read_text()
+        return epath.Path(path).read_bytes()
 
 
 @contextlib.contextmanager
@@ -39,12 +39,19 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
         raise OSError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` atomically; makes the folder if absent.
+@contextlib.contextmanager
+def placed(
+    place: str, caught: tuple[type[Exception], ...] = (ValueError, TypeError), raised: type[Exception] = ValueError
+) -> Iterator[None]:
+    """Turns an error that is `caught` into one of `raised`, with `place` before its message: a file or field."""
+    try:
+        yield
+    except caught as error:
+        raise raised(f"{place}: {error}") from error
 
-    Raises:
-      OSError: if it cannot be written; nothing is left behind.
-    """
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes `content` atomically; makes the folder if absent. If it raises OSError, nothing is left behind."""
     if is_remote(path):
         with named_errors(path):
             epath.Path(path).write_bytes(content)  # an object appears whole, and needs no folder
@@ -65,40 +72,31 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_json(path: str | os.PathLike, value, *, indent: int | None = 2) -> None:
     """Writes valid JSON by `write_bytes`; numpy scalars and arrays become numbers and lists.
 
-    Raises:
-      ValueError: if a number is not finite: JSON has no NaN.
-      TypeError: if a value has no JSON form.
+    Raises ValueError if a number is not finite (JSON has no NaN), TypeError if a value has no JSON form.
     """
     text = json.dumps(value, indent=indent, allow_nan=False, default=_from_numpy) + "\n"
     write_bytes(path, text.encode())
 
 
+def _from_numpy(value):
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
 def read_json(path: str | os.PathLike):
     """The parsed content of a JSON file.
 
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is not JSON, or cut short. Both name the file.
+    Raises FileNotFoundError if there is none, ValueError if it is not JSON or cut short; both name the file.
     """
     if not (exists(path) if is_remote(path) else os.path.isfile(path)):
         raise FileNotFoundError(f"{path}: no such file")
-    with named_errors(path):
-        content = epath.Path(path).read_bytes()
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:  # the latter of brackets nested by the thousand
-        raise ValueError(f"{path}: not JSON, or cut short: {error}") from error
+    # A RecursionError comes of brackets nested by the thousand.
+    with placed(f"{path}: not JSON, or cut short", (ValueError, RecursionError)):
+        return json.loads(read_bytes(path))
 
 
 def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal; raises OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _from_numpy(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")

@@ -14,7 +14,7 @@ from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
-from dpose_jax.workdir.files import read_json, write_bytes, write_json
+from dpose_jax.workdir.files import placed, read_json, write_bytes, write_json
 
 WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
 FORMAT = 1
@@ -25,34 +25,24 @@ SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 def save(folder: str, variables: Mapping, recipe: Recipe, **trained) -> None:
     """Writes model.safetensors and model.json into `folder`, each atomically.
 
-    Args:
-      variables: `params` and `batch_stats`.
-      recipe: of the model.
-      trained: what else model.json has under `trained`, JSON values (the step).
+    `variables` are `params` and `batch_stats` of the model of `recipe`; `trained` is what else model.json holds, JSON
+    values (the step).
     """
     flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
     data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})
-    metadata = {
-        "format": FORMAT,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "trained": trained,
-        "config": as_stored(recipe),
-    }
+    metadata = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
+    metadata |= {"trained": trained, "config": as_stored(recipe)}
     write_bytes(os.path.join(folder, WEIGHTS_FILE), data)
     # Last, so that a folder with both belongs together; the checksum reveals a pair that does not.
     write_json(os.path.join(folder, METADATA_FILE), metadata)
 
 
 def load(path: str) -> tuple[Recipe, dict, dict]:
-    """Reads a folder that `save` wrote; `path` is the folder or its model.safetensors.
+    """Recipe, variables (numpy) and the content of model.json, of a folder that `save` wrote.
 
-    Returns:
-      recipe, variables (numpy) and the content of model.json.
-
-    Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: if one is damaged, they do not belong together, or the weights are not those of the config's
-        model; names the file and the tensors.
+    `path` is the folder or its model.safetensors. Raises FileNotFoundError if a file is missing, and ValueError if one
+    is damaged, they do not belong together, or the weights are not those of the config's model; it names the file and
+    the tensors.
     """
     folder = os.path.dirname(path) or "." if os.path.basename(path) == WEIGHTS_FILE else path
     weights_path, metadata_path = (os.path.join(folder, name) for name in (WEIGHTS_FILE, METADATA_FILE))
@@ -64,30 +54,20 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != metadata["sha256"]:
         raise ValueError(f"{weights_path}: damaged, or not the weights of {metadata_path}: the checksum differs")
-    try:
+    with placed(f"{weights_path}: no safetensors file", (safetensors.SafetensorError,)):
         flat = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{weights_path}: no safetensors file: {error}") from error
     recipe = from_stored(metadata["config"], metadata_path)
-    try:
+    with placed(metadata_path):
         model = build_model(recipe)
-    except ValueError as error:
-        raise ValueError(f"{metadata_path}: {error}") from error
     expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
-    check_tensors(weights_path, flat, expected)
-    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
-
-
-def check_tensors(file: str, found: Mapping, expected: Mapping) -> None:
-    """Raises ValueError, naming the file and the first tensors that are missing, unknown or of another shape."""
-    wrong = [f"{name}: missing" for name in sorted(expected.keys() - found.keys())]
-    wrong += [f"{name}: unknown" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(expected.keys() & found.keys()):
-        if found[name].shape != expected[name].shape:
-            wrong.append(f"{name}: {found[name].shape} there, the model has {expected[name].shape}")
+    wrong = [f"{name}: missing" for name in sorted(expected.keys() - flat.keys())]
+    wrong += [f"{name}: unknown" for name in sorted(flat.keys() - expected.keys())]
+    differ = [name for name in sorted(expected.keys() & flat.keys()) if flat[name].shape != expected[name].shape]
+    wrong += [f"{name}: {flat[name].shape} there, the model has {expected[name].shape}" for name in differ]
     if wrong:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"{file}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
+        raise ValueError(f"{weights_path}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
+    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 
 def _read_metadata(path: str) -> dict:

@@ -59,11 +59,8 @@ def define_beside_workdir() -> None:
 def of_workdir(workdir: str | None) -> Recipe:
     """The recipe of a workdir, with the values of the command line; with --config=FILE that file's instead.
 
-    Fields of `optim` and `train` never matter. Those that decide on parameters have to fit the workdir's.
-
-    Raises:
-      FileNotFoundError: if there is no such workdir, or no recipe in it.
-      ValueError: if a field is out of range, or does not fit the workdir's parameters; names it.
+    Fields of `optim` and `train` never matter. Raises FileNotFoundError if there is no such workdir, or no recipe in
+    it, and ValueError, which names the field, if one is out of range or does not fit the workdir's parameters.
     """
     if not workdir or not files.exists(workdir):
         raise FileNotFoundError(f"workdir {workdir!r}: no such folder")

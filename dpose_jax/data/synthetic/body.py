@@ -1,7 +1,4 @@
-"""The synthetic people's bodies as polygons: limbs with thickness, clothes, heads (ours).
-
-A body is a list of pieces in drawing order, far to near. Polygons are int32 in 1/16 pixel.
-"""
+"""The synthetic people's limbs, clothes and heads (ours): polygons, int32 in 1/16 pixel, in drawing order."""
 
 import dataclasses
 import math
@@ -35,25 +32,19 @@ _LIMBS = (
 )
 _BANDS = (("chest", 0.060), ("waist", 0.050), ("hem", 0.060), ("skirt", 0.062), ("hip", 0.050))  # across the trunk
 # The limbs of one side by what is worn.
-_ARMS: dict[str, tuple[str, ...]] = {"none": ("bare_arm", "bare_forearm"), "long": ("arm", "forearm")}
-_ARMS["short"] = (*_ARMS["none"], "sleeve")
-_LEGS: dict[str, tuple[str, ...]] = {"skirt": ("bare_thigh", "bare_shin"), "long": ("thigh", "shin")}
-_LEGS["short"] = (*_LEGS["skirt"], "short")
-
-
-def _capsule_table() -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = []
-    for name, first, second, *radii, group, material, bias in _LIMBS:
-        for k, side in enumerate(("left", "right")):
-            ends = pair(first)[k], pair(second)[k]
-            rows.append((f"{side}_{name}", ends, radii, _LIMB_GROUPS[group][k], material, bias))
-    rows += [(name, pair(name), (radius, radius), TRUNK, "shirt", 0.0) for name, radius in _BANDS]
-    rows.append(("neck", (POINT["neck"], POINT["head"]), (0.034, 0.03), TRUNK, "skin", -0.01))
-    rows.append(("back_hair", (POINT["head"], POINT["hair_end"]), (0.066, 0.06), BACK_HAIR, "hair", 0.0))
-    return rows
-
-
-_TABLE = _capsule_table()
+_ARMS = {
+    "none": ("bare_arm", "bare_forearm"), "short": ("bare_arm", "bare_forearm", "sleeve"), "long": ("arm", "forearm"),
+}  # fmt: skip
+_LEGS = {"skirt": ("bare_thigh", "bare_shin"), "short": ("bare_thigh", "bare_shin", "short"), "long": ("thigh", "shin")}
+# Rows as in _LIMBS, with both ends and both radii in pairs.
+_TABLE: list[tuple[Any, ...]] = [
+    (f"{side}_{name}", (pair(first)[k], pair(second)[k]), radii, _LIMB_GROUPS[group][k], material, bias)
+    for name, first, second, *radii, group, material, bias in _LIMBS
+    for k, side in enumerate(("left", "right"))
+]
+_TABLE += [(name, pair(name), (radius, radius), TRUNK, "shirt", 0.0) for name, radius in _BANDS]
+_TABLE.append(("neck", (POINT["neck"], POINT["head"]), (0.034, 0.03), TRUNK, "skin", -0.01))
+_TABLE.append(("back_hair", (POINT["head"], POINT["hair_end"]), (0.066, 0.06), BACK_HAIR, "hair", 0.0))
 # (17, GROUPS) bool: does a piece of this group show this joint? Clothes hide nothing: a knee under a skirt is visible.
 SHOWS_JOINT = np.zeros((COCO.num_joints, GROUPS), bool)
 for _row in _TABLE:
@@ -100,12 +91,9 @@ def body_pieces(
 ) -> list[Piece]:
     """Computes the pieces of one person, far to near.
 
-    Args:
-      points: (len(NAMES), 3) camera frame; x and y in pixels, z in standing heights.
-      outer, inner: (K, 18, 2) capsule outlines and their lit parts in 1/16 px, int32.
-      look: what the person wears.
-      scale: standing height, pixels.
-      detailed: False leaves out what changes no label: `inside` pieces and the lit parts of some.
+    points: (len(NAMES), 3) camera frame; x and y in pixels, z in standing heights. outer, inner: (K, 18, 2) capsule
+    outlines and their lit parts in 1/16 px, int32. scale: standing height, pixels. `detailed=False` leaves out what
+    changes no label: `inside` pieces and the lit parts of some.
     """
     z = points[:, 2]
     pieces = []
@@ -135,30 +123,21 @@ def body_pieces(
         bias = 0.09 if z[POINT["hair_end"]] > z[POINT["neck"]] else -0.03
         pieces.append(Piece(z[POINT["head"]] - 0.05 + bias, BACK_HAIR, "hair", outer[row], inner[row]))
     pieces += _head_pieces(points, look, scale, detailed)
-    pieces.sort(key=lambda piece: -piece.depth)
-    return pieces
+    return sorted(pieces, key=lambda piece: -piece.depth)
 
 
-@dataclasses.dataclass
 class Head:
-    """The ellipsoid of a head: centre (2,) px, axes (2, 3) px per unit direction, view (3,) unit, away from the camera.
+    """The ellipsoid of a head. Directions are (left, up, forward) of the head, in units of its semi-axes."""
 
-    Directions are (left, up, forward) of the head, in units of its semi-axes.
-    """
-
-    centre: np.ndarray
-    axes: np.ndarray
-    view: np.ndarray
-
-    @classmethod
-    def of(cls, points: np.ndarray, scale: float) -> "Head":
-        """The head of a person with these points; see `body_pieces`."""
+    def __init__(self, points: np.ndarray, scale: float):
+        """The head of a person with these points and standing height; see `body_pieces`."""
         points = points * np.array([1.0, 1.0, scale])
         centre = points[POINT["head"]]
         axes = np.stack([points[POINT[f"head_{axis}"]] - centre for axis in ("left", "up", "forward")], -1)
         view = axes[2] / (HEAD_AXES * HEAD_AXES)
         norm = np.sqrt(view[0] ** 2 + view[1] ** 2 + view[2] ** 2)
-        return cls(centre[:2], axes[:2], view / max(norm, 1e-9))
+        self.centre, self.axes = centre[:2], axes[:2]  # (2,) px, and (2, 3) px per unit direction
+        self.view = view / max(norm, 1e-9)  # (3,) unit direction, away from the camera
 
     def project(self, directions: np.ndarray) -> np.ndarray:
         """Pixels (n, 2) of (n, 3) directions, hidden or not."""
@@ -188,7 +167,7 @@ class Head:
         a0, a1, a2 = (-v2, 0.0, v0) if abs(v1) < 0.9 else (0.0, v2, -v1)
         norm = math.sqrt(a0 * a0 + a1 * a1 + a2 * a2)
         a0, a1, a2 = a0 / norm, a1 / norm, a2 / norm
-        second = (v1 * a2 - v2 * a1, v2 * a0 - v0 * a2, v0 * a1 - v1 * a0)
+        second = v1 * a2 - v2 * a1, v2 * a0 - v0 * a2, v0 * a1 - v1 * a0
         return CIRCLE[:, :1] * np.array((a0, a1, a2)) + CIRCLE[:, 1:] * np.array(second)
 
 
@@ -216,7 +195,7 @@ _BRIM = np.array([[-0.8, 0.42, 0.75], [0.8, 0.42, 0.75], [0.5, 0.36, 1.55], [-0.
 
 def _head_pieces(points: np.ndarray, look: Look, scale: float, detailed: bool) -> list[Piece]:
     """Skull, ears, face and hat of one person, in drawing order; see `body_pieces`."""
-    head, radius, bald = Head.of(points, scale), scale * look.head_radius, look.hair == "bald"
+    head, radius, bald = Head(points, scale), scale * look.head_radius, look.hair == "bald"
     depth = points[POINT["head"], 2] - 0.05
     pieces = []
 

@@ -6,9 +6,8 @@ import functools
 import itertools
 import json
 import multiprocessing
-import os
-import pathlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -47,31 +46,20 @@ class SyntheticSource:
     ):
         """Lays out every image once (about a millisecond each at difficulty .5), without drawing.
 
-        Args:
-          num_images: at least 1; `data.synthetic.train_images` or `val_images` of a recipe.
-          joint_set: must have COCO's joints in COCO's order.
-          difficulty: in [0, 1]. 0: one whole upright person on plain ground; 1: crowds, clutter, objects in front,
-            cut-off people, unusual poses and views, blur, noise and low contrast.
-          seed: not negative.
-          first_index: of the first image, below 2**26. Images of equal index are equal.
-          size: (height, width) of the images, pixels, each at least 64.
-
-        Raises:
-          ValueError: if an argument is out of range, or the joint set is not COCO's.
+        Difficulty 0 is one whole upright person on plain ground; 1 has crowds, clutter, objects in front, cut-off
+        people, unusual poses and views, blur, noise and low contrast. Images of equal index are equal; `first_index`
+        is that of the first, below 2**26. `size` is (height, width), each at least 64 px. Raises ValueError if an
+        argument is out of range, or the joint set has not COCO's joints in COCO's order.
         """
-        limit = VAL_FIRST_INDEX if first_index < VAL_FIRST_INDEX else _MAX_INDEX
-        count_rule = f"lie in [1, {limit - first_index}]; a recipe sets it as data.synthetic.train_images or val_images"
+        most = (VAL_FIRST_INDEX if first_index < VAL_FIRST_INDEX else _MAX_INDEX) - first_index
+        count_rule = f"lie in [1, {most}]; a recipe sets it as data.synthetic.train_images or val_images"
+        same_joints = joint_set.joints == COCO.joints
         for name, value, holds, rule in (
-            (
-                "joint_set",
-                joint_set.name,
-                joint_set.joints == COCO.joints,
-                "have COCO's joints, such as joint_set='coco'",
-            ),
+            ("joint_set", joint_set.name, same_joints, "have COCO's joints, such as joint_set='coco'"),
             ("difficulty", difficulty, 0 <= difficulty <= 1, "lie in [0, 1]"),
             ("seed", seed, seed >= 0, "not be negative"),
             ("first_index", first_index, 0 <= first_index < _MAX_INDEX, f"lie in [0, {_MAX_INDEX})"),
-            ("num_images", num_images, 1 <= num_images <= limit - first_index, count_rule),
+            ("num_images", num_images, 1 <= num_images <= most, count_rule),
             ("size", size, len(size) == 2 and min(size) >= 64, "be (height, width) of at least 64 px each"),
         ):
             if not holds:
@@ -111,13 +99,9 @@ class SyntheticSource:
         """The person at `index`."""
         image, k, *bbox, _ = self._rows[index].tolist()
         seed, difficulty, _ = self.settings
-        return Person(
-            annotation_id=self._annotation_id(image, k),
-            image_id=self.image_id(image),
-            file=f"synthetic(seed={seed}, difficulty={difficulty:g})/{self.file_name(image)}",
-            bbox=np.array(bbox, np.float32),
-            keypoints=self._keypoints[index].copy(),
-        )
+        file = f"synthetic(seed={seed}, difficulty={difficulty:g})/{self.file_name(image)}"
+        box, keypoints = np.array(bbox, np.float32), self._keypoints[index].copy()
+        return Person(self._annotation_id(image, k), self.image_id(image), file, box, keypoints)
 
     def read_image(self, index: int) -> np.ndarray:
         """Draws the image of the person at `index`: (height, width, 3) uint8 RGB."""
@@ -128,30 +112,18 @@ class SyntheticSource:
         seed, difficulty, (height, width) = self.settings
         annotations = [
             {
-                "id": self._annotation_id(image, k),
-                "image_id": self.image_id(image),
-                "category_id": 1,
-                "iscrowd": 0,
-                "bbox": bbox,
-                "area": area,
-                "segmentation": [],
-                "num_keypoints": int((keypoints[:, 2] > 0).sum()),
+                "id": self._annotation_id(image, k), "image_id": self.image_id(image), "category_id": 1, "iscrowd": 0,
+                "bbox": bbox, "area": area, "segmentation": [], "num_keypoints": int((keypoints[:, 2] > 0).sum()),
                 "keypoints": [int(v) if v == int(v) else v for v in keypoints.ravel().tolist()],
             }
             for (image, k, *bbox, area), keypoints in zip(self._rows.tolist(), self._keypoints, strict=True)
-        ]
-        skeleton = [[a + 1, b + 1] for a, b in COCO.limbs]
+        ]  # fmt: skip
         person = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO.joints)}
-        return {
-            "info": {"description": f"synthetic people, seed {seed}, difficulty {difficulty:g}"},
-            "licenses": [],
-            "images": [
-                {"id": self.image_id(k), "file_name": self.file_name(k), "width": width, "height": height}
-                for k in range(self.num_images)
-            ],
-            "annotations": annotations,
-            "categories": [person | {"skeleton": skeleton}],
-        }
+        person["skeleton"] = [[a + 1, b + 1] for a, b in COCO.limbs]
+        size = {"width": width, "height": height}
+        images = [{"id": self.image_id(k), "file_name": self.file_name(k)} | size for k in range(self.num_images)]
+        info = {"description": f"synthetic people, seed {seed}, difficulty {difficulty:g}"}
+        return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": [person]}
 
     def report(self) -> dict[str, int]:
         """`kept` annotations, and the people left out because they are `hidden`."""
@@ -161,53 +133,33 @@ class SyntheticSource:
         return self.image_id(image) * (MAX_PEOPLE + 1) + k
 
 
-def _write_image(path: pathlib.Path, settings: Settings, index: int) -> None:
+def _write_image(settings: Settings, path: Path, index: int) -> None:
     image = paint_scene(lay_out(settings, [index])[0])
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
     write_bytes(path, content.tobytes())
 
 
 def write_coco_folder(
-    folder: str | os.PathLike,
-    *,
-    train_images: int,
-    val_images: int,
-    difficulty: float = 0.5,
-    seed: int = 0,
-    workers: int = 0,
+    folder: str | Path, *, train_images: int, val_images: int, difficulty: float = 0.5, seed: int = 0, workers: int = 0
 ) -> dict[str, dict[str, int]]:
-    """Writes synthetic people as a COCO-format folder, which reads like real data.
+    """Writes synthetic people as a COCO-format folder, which reads like real data; returns each split's `report()`.
 
-    Writes `train2017/`, `val2017/` and `annotations/person_keypoints_{train,val}2017.json`. Writes are atomic. The
-    annotations of a split come last, so they exist only if all of its images do.
-
-    Args:
-      folder: made if missing; files of the same names are replaced.
-      train_images, val_images: at least 1 each; the two splits share no image.
-      difficulty, seed: see SyntheticSource.
-      workers: processes that draw; 0 draws in this one. With more, the calling script needs a `__main__` guard.
-
-    Returns:
-      `report()` of each split by name.
-
-    Raises:
-      ValueError: if an argument is out of range.
+    Writes `train2017/`, `val2017/` and `annotations/person_keypoints_{train,val}2017.json`. Writes are atomic; files of
+    the same names are replaced. The annotations of a split come last, so they exist only if all of its images do.
+    Each split has at least one image; they share none. `workers` processes draw, this one if 0; with more, the calling
+    script needs a `__main__` guard. Raises ValueError if an argument is out of range; see SyntheticSource.
     """
     if workers < 0:
         fail("workers", workers, "not be negative")
-    root, reports = pathlib.Path(folder), {}
-    with contextlib.ExitStack() as stack:
-        run: Callable[..., Iterable[None]] = map
-        if workers:
-            # Spawned, because a fork of a process that has started JAX's threads may hang.
-            context = multiprocessing.get_context("spawn")
-            pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-            run = functools.partial(stack.enter_context(pool).map, chunksize=32)
+    root, reports = Path(folder), {}
+    # Spawned, because a fork of a process that has started JAX's threads may hang.
+    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers else None
+    run: Callable[..., Iterable[None]] = functools.partial(pool.map, chunksize=32) if pool else map
+    with pool or contextlib.nullcontext():
         for split, count, first in (("train", train_images, 0), ("val", val_images, VAL_FIRST_INDEX)):
             source = SyntheticSource(count, COCO, difficulty=difficulty, seed=seed, first_index=first)
             paths = [root / f"{split}2017" / source.file_name(image) for image in range(count)]
-            for _ in run(_write_image, paths, itertools.repeat(source.settings), itertools.count(first)):
-                pass
+            list(run(functools.partial(_write_image, source.settings), paths, itertools.count(first)))
             content = json.dumps(source.ground_truth()).encode()
             write_bytes(root / "annotations" / f"person_keypoints_{split}2017.json", content)
             reports[split] = source.report()

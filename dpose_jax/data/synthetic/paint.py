@@ -1,7 +1,4 @@
-"""Paints the synthetic scenes: grounds, clutter, bodies, objects and the camera's faults (ours).
-
-Images are (height, width, 3) uint8 RGB and painted in place; polygons are (n, 2) int32 in 1/16 px.
-"""
+"""Paints the synthetic scenes (ours): (height, width, 3) uint8 RGB. Polygons are (n, 2) int32 in 1/16 px."""
 
 import cv2
 import numpy as np
@@ -13,9 +10,7 @@ from dpose_jax.data.synthetic.skeleton import POINT, pair
 _SKINS = ((255, 224, 196), (241, 194, 160), (224, 172, 125), (198, 134, 88), (141, 85, 48), (92, 56, 36))
 _HAIRS = ((28, 22, 18), (58, 38, 24), (96, 62, 34), (150, 105, 55), (208, 172, 108), (128, 126, 124), (130, 58, 30))
 _PATTERNS = ("plain", "plain", "stripes", "hoop", "buttons", "logo")
-
-
-Color = tuple[int, int, int]
+Color = tuple[int, ...]  # red, green, blue
 
 
 def paint_scene(scene: Scene) -> np.ndarray:
@@ -39,16 +34,14 @@ def paint_scene(scene: Scene) -> np.ndarray:
 
 def _shade(color: Color, factor: float) -> Color:
     """A colour made darker or lighter, clipped to 0..255."""
-    r, g, b = (int(min(255.0, max(0.0, channel * factor))) for channel in color)
-    return r, g, b
+    return tuple(int(min(255.0, max(0.0, channel * factor))) for channel in color)
 
 
 def _vivid(rng: np.random.Generator) -> Color:
     """A random colour of channels 25..245, greyer than independent channels are."""
     grey, *channels, mix = rng.random(5)
     mix = 0.15 + 0.7 * mix
-    r, g, b = (int(25.0 + 220.0 * (mix * channel + (1.0 - mix) * grey)) for channel in channels)
-    return r, g, b
+    return tuple(int(25.0 + 220.0 * (mix * channel + (1.0 - mix) * grey)) for channel in channels)
 
 
 def _palette(rng: np.random.Generator) -> dict[str, Color]:
@@ -56,21 +49,12 @@ def _palette(rng: np.random.Generator) -> dict[str, Color]:
     skin = _shade(pick(rng, _SKINS), 0.9 + 0.15 * rng.random())
     hair = _shade(pick(rng, _HAIRS), 0.85 + 0.3 * rng.random())
     return {
-        "skin": skin,
-        "face": skin,
-        "ear": _shade(skin, 0.9),
-        "nose": _shade(skin, 0.82),
+        "skin": skin, "face": skin, "ear": _shade(skin, 0.9), "nose": _shade(skin, 0.82),
         "mouth": (int(skin[0] * 0.75), int(skin[1] * 0.45), int(skin[2] * 0.45)),
-        "hair": hair,
-        "brow": _shade(hair, 0.7),
-        "eye": (245, 245, 245),
-        "pupil": (35, 25, 20),
-        "shirt": _vivid(rng),
-        "legs": _shade(_vivid(rng), 0.4 + 0.5 * rng.random()),
-        "shoes": _shade(_vivid(rng), 0.3 + 0.7 * rng.random()),
-        "hat": _vivid(rng),
-        "trim": _vivid(rng),
-    }
+        "hair": hair, "brow": _shade(hair, 0.7), "eye": (245, 245, 245), "pupil": (35, 25, 20),
+        "shirt": _vivid(rng), "legs": _shade(_vivid(rng), 0.4 + 0.5 * rng.random()),
+        "shoes": _shade(_vivid(rng), 0.3 + 0.7 * rng.random()), "hat": _vivid(rng), "trim": _vivid(rng),
+    }  # fmt: skip
 
 
 def _fill(image: np.ndarray, polygon: np.ndarray, color, convex: bool = True) -> None:
@@ -86,11 +70,9 @@ def _paint_body(rng: np.random.Generator, image: np.ndarray, body: Body) -> None
     pattern = _shirt_pattern(pick(rng, _PATTERNS), body.points)
     for piece in body.pieces:
         color = colors[piece.material]
-        if piece.inner is None:
-            _fill(image, piece.outer, color, piece.convex)
-            continue
-        _fill(image, piece.outer, _shade(color, 0.7), piece.convex)
-        _fill(image, piece.inner, color, piece.convex)
+        _fill(image, piece.outer, color if piece.inner is None else _shade(color, 0.7), piece.convex)
+        if piece.inner is not None:
+            _fill(image, piece.inner, color, piece.convex)
         for polygon in pattern if piece.decorated else ():
             _fill(image, polygon, colors["trim"])
 
@@ -120,8 +102,7 @@ def _shirt_pattern(pattern: str, points: np.ndarray) -> list[np.ndarray]:
 def _ground(rng: np.random.Generator, size: tuple[int, int], difficulty: float) -> np.ndarray:
     """An empty background, (height, width, 3) uint8: plain when easy; gradients, floors and textures when not."""
     height, width = size
-    image: np.ndarray = np.empty((height, width, 3), np.uint8)
-    cv2.rectangle(image, (0, 0), (width, height), _vivid(rng), -1)
+    image: np.ndarray = np.full((height, width, 3), _vivid(rng), np.uint8)
     kind = rng.random()
     if rng.random() > 2.0 * difficulty + 0.1:
         return image
@@ -192,15 +173,13 @@ def _paint_object(rng: np.random.Generator, image: np.ndarray, polygon: np.ndarr
 
 def _shadow(image: np.ndarray, x: float, y: float, radius: float) -> None:
     """Darkens an ellipse on the ground around (x, y) px, in place."""
-    height, width = image.shape[:2]
     r = max(2, int(radius))
-    x0, x1, y0, y1 = max(0, int(x) - r), min(width, int(x) + r), max(0, int(y) - r // 4), min(height, int(y) + r // 4)
-    if x0 >= x1 or y0 >= y1:
-        return
-    part = image[y0:y1, x0:x1]
-    mask = np.zeros(part.shape[:2], np.uint8)
-    cv2.ellipse(mask, (int(x) - x0, int(y) - y0), (r, max(1, r // 4)), 0, 0, 360, 255, -1)
-    cv2.copyTo((part // 4) * 3, mask, part)
+    x0, y0 = max(0, int(x) - r), max(0, int(y) - r // 4)
+    part = image[y0 : max(0, int(y) + r // 4), x0 : max(0, int(x) + r)]
+    if part.size:
+        mask = np.zeros(part.shape[:2], np.uint8)
+        cv2.ellipse(mask, (int(x) - x0, int(y) - y0), (r, max(1, r // 4)), 0, 0, 360, 255, -1)
+        cv2.copyTo((part // 4) * 3, mask, part)
 
 
 def _camera(rng: np.random.Generator, image: np.ndarray, difficulty: float) -> np.ndarray:
@@ -221,6 +200,5 @@ def _camera(rng: np.random.Generator, image: np.ndarray, difficulty: float) -> n
     if noise < difficulty:
         bits = 7 if strength > 0.6 * difficulty else 31 if strength < 0.2 * difficulty else 15
         grain = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape) & np.uint8(bits)
-        half = np.full_like(image, bits // 2)
-        image = cv2.subtract(cv2.add(image, grain), half)
+        image = cv2.subtract(cv2.add(image, grain), np.full_like(image, bits // 2))
     return image

@@ -62,36 +62,24 @@ def pick(rng: np.random.Generator, options: Sequence):
     return options[int(rng.random() * len(options))]
 
 
-class _Plan(NamedTuple):
-    """What is drawn first for one image of n people."""
-
-    rng: np.random.Generator
-    objects: int
-    scales: np.ndarray  # (n,) standing heights, px, ascending
-    poses: np.ndarray  # (n, NUM_DRAWS)
-
-
-def _plan(settings: Settings, index: int) -> _Plan:
+def _plan(settings: Settings, index: int) -> tuple[np.random.Generator, int, np.ndarray, np.ndarray]:
+    """Random numbers, number of objects, (n,) standing heights in px, ascending, and (n, NUM_DRAWS) poses."""
     rng, difficulty = generator(settings, index, 0), settings.difficulty
     count = min(MAX_PEOPLE, 1 + int(rng.random() * (1.0 + 5.0 * difficulty)))
     objects = int(rng.random() * (1.0 + 3.0 * difficulty)) if difficulty > 0 else 0
     nearest = 160.0 + 80.0 * rng.random() if count < 3 else 120.0 + 90.0 * rng.random()
     scales = nearest * (settings.size[0] / 256.0) * (1.0 - min(0.5, 0.9 * difficulty) * rng.random(count))
-    return _Plan(rng, objects, np.sort(scales), rng.random((count, NUM_DRAWS)))
+    return rng, objects, np.sort(scales), rng.random((count, NUM_DRAWS))
 
 
 def lay_out(settings: Settings, indices: Sequence[int], *, detailed: bool = True) -> list[Scene]:
-    """Computes the scenes of some images: pure geometry, no colour; `label` adds the labels.
+    """Computes the scenes of the images `indices`: pure geometry, no colour; `label` adds the labels.
 
     A scene depends on its own index alone. Many at once are cheaper, because numpy computes their people together.
-
-    Args:
-      settings: of all images.
-      indices: of the images, not negative.
-      detailed: False gives the same labels faster, with pieces that are not fit to be painted.
+    `detailed=False` gives the same labels faster, with pieces that are not fit to be painted.
     """
-    plans = [_plan(settings, index) for index in indices]
-    points, zoom, sizes = body_points(np.concatenate([plan.poses for plan in plans]), settings.difficulty)
+    rngs, objects, heights, poses = zip(*(_plan(settings, index) for index in indices), strict=True)
+    points, zoom, sizes = body_points(np.concatenate(poses), settings.difficulty)
     girth = np.where(parts.FIXED_GIRTH, 1.0, sizes["build"][:, None])
     ends = points[:, parts.CAPSULE_ENDS, :2]
     radii = parts.CAPSULE_RADII * girth[..., None] * zoom[:, parts.CAPSULE_ENDS]
@@ -100,55 +88,45 @@ def lay_out(settings: Settings, indices: Sequence[int], *, detailed: bool = True
     high = np.maximum((ends + radii[..., None]).max((1, 2)), head + around)
     scales, centres, light = np.zeros(len(points)), np.zeros((len(points), 2)), np.zeros((len(points), 2))
     # The rows of each image's people in the arrays of all people.
-    people = np.split(np.arange(len(points)), np.cumsum([len(plan.scales) for plan in plans])[:-1])
-    for plan, rows in zip(plans, people, strict=True):
-        light[rows] = 0.16 if plan.rng.random() < 0.5 else -0.16, -0.12
+    people = np.split(np.arange(len(points)), np.cumsum([len(each) for each in heights])[:-1])
+    for rng, rows, each in zip(rngs, people, heights, strict=True):
+        light[rows] = 0.16 if rng.random() < 0.5 else -0.16, -0.12
         others: list[tuple[float, float]] = []
-        for k, scale in zip(rows, plan.scales.tolist(), strict=True):
-            scales[k], centres[k] = _place(plan.rng, low[k], high[k], scale, settings, others)
+        for k, scale in zip(rows, each.tolist(), strict=True):
+            scales[k], centres[k] = _place(rng, low[k], high[k], scale, settings, others)
     points[..., :2] = points[..., :2] * scales[:, None, None] + centres[:, None]
     ends = ends * scales[:, None, None, None] + centres[:, None, None]
     radii = radii * scales[:, None, None]
     outer = to_fixed(capsules(ends, radii))
     inner = to_fixed(capsules(ends + radii[..., None] * light[:, None, None], 0.76 * radii))
     scenes = []
-    for index, plan, rows in zip(indices, plans, people, strict=True):
+    for index, rng, rows, count in zip(indices, rngs, people, objects, strict=True):
         layers: list[Body | np.ndarray] = []
         for k, scale in zip(rows, scales[rows].tolist(), strict=True):
-            look = _look(plan.rng, float(sizes["head"][k]))
-            pieces = parts.body_pieces(points[k], outer[k], inner[k], look, scale, detailed)
+            pieces = parts.body_pieces(points[k], outer[k], inner[k], _look(rng, sizes["head"][k]), scale, detailed)
             layers.append(Body(points[k], pieces, scale))
-        for _ in range(plan.objects):
-            k = int(plan.rng.random() * len(layers))
+        for _ in range(count):
+            k = int(rng.random() * len(layers))
             target = layers[k]
             if isinstance(target, Body):
-                layers.insert(k + 1, _object(plan.rng, settings.size, target))
+                layers.insert(k + 1, _object(rng, settings.size, target))
         scenes.append(Scene(settings, index, layers))
     return scenes
 
 
 def _look(rng: np.random.Generator, head_radius: float) -> parts.Look:
-    return parts.Look(
-        sleeves=pick(rng, ("short", "short", "long", "long", "none")),
-        legs=pick(rng, ("long", "long", "long", "short", "short", "skirt")),
-        hair=pick(rng, ("short", "short", "short", "long", "long", "bun", "bald", "hat")),
-        beard=rng.random() < 0.15,
-        head_radius=head_radius,
-    )
+    sleeves = pick(rng, ("short", "short", "long", "long", "none"))
+    legs = pick(rng, ("long", "long", "long", "short", "short", "skirt"))
+    hair = pick(rng, ("short", "short", "short", "long", "long", "bun", "bald", "hat"))
+    return parts.Look(sleeves, legs, hair, beard=rng.random() < 0.15, head_radius=float(head_radius))
 
 
 def _place(
     rng: np.random.Generator, low: np.ndarray, high: np.ndarray, scale: float, settings: Settings, others: list
 ) -> tuple[float, np.ndarray]:
-    """Places one person, apart from others where there is room.
+    """The standing height used and the pelvis (2,), px, of a person placed apart from others where there is room.
 
-    Args:
-      low, high: (2,) the person's extent around the pelvis, standing heights.
-      scale: standing height, px; made smaller where the image is too small for it.
-      others: (centre, width) in px of the people placed so far; this one is appended.
-
-    Returns:
-      The scale used, and the pelvis (2,) in px.
+    low, high: (2,) the extent around the pelvis, standing heights. others: (centre, width) in px; gets this person's.
     """
     difficulty, (height, width) = settings.difficulty, settings.size
     cut = rng.random() < 0.5 * difficulty * difficulty
@@ -236,6 +214,6 @@ def _keypoints(body: Body, top: np.ndarray, person: int) -> np.ndarray:
     trunk = 0.5 * (z[POINT["neck"]] + 0.5 * (z[11] + z[12]))
     # A shoulder or hip on the trunk's far side is behind the trunk, though the trunk is what shows there.
     shown &= (group != parts.TRUNK) | (z[:17] < trunk + 0.07)
-    shown[:5] &= parts.Head.of(body.points, body.scale).face_visible()
+    shown[:5] &= parts.Head(body.points, body.scale).face_visible()
     visibility = np.where(inside, np.where(shown, 2.0, 1.0), 0.0)
     return np.stack([x * inside, y * inside, visibility], -1)

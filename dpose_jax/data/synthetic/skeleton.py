@@ -10,19 +10,15 @@ import numpy as np
 from dpose_jax.pose.joint_sets import COCO
 
 _HEAD = ("head", "head_left", "head_up", "head_forward")
-NAMES = COCO.joints + ("neck", *_HEAD) + (
-    "left_chest", "right_chest", "left_waist", "right_waist", "left_hem", "right_hem", "left_hand", "right_hand",
-    "left_toe", "right_toe", "left_sleeve", "right_sleeve", "left_short", "right_short", "left_skirt", "right_skirt",
-    "hair_end",
-)  # fmt: skip
+_PAIRS = ("chest", "waist", "hem", "hand", "toe", "sleeve", "short", "skirt")
+_LEFT_RIGHT = tuple(f"{side}_{name}" for name in _PAIRS for side in ("left", "right"))
+NAMES = (*COCO.joints, "neck", *_HEAD, *_LEFT_RIGHT, "hair_end")
 POINT = {name: i for i, name in enumerate(NAMES)}
 
 # Semi-axes of the head, (left, up, forward), in units of its radius.
 HEAD_AXES = np.array([1.0, 1.28, 1.1])
 # Face joints as multiples of the head's semi-axes: nose, eyes, ears.
-FACE = np.array(
-    [[0, -0.14, 1.1], [0.4, 0.12, 0.91], [-0.4, 0.12, 0.91], [1.07, -0.05, -0.06], [-1.07, -0.05, -0.06]],
-)
+FACE = np.array([[0, -0.14, 1.1], [0.4, 0.12, 0.91], [-0.4, 0.12, 0.91], [1.07, -0.05, -0.06], [-1.07, -0.05, -0.06]])
 _HEAD_POINTS = np.concatenate([np.zeros((1, 3)), np.eye(3) * HEAD_AXES, FACE * HEAD_AXES])
 _HEAD_ROWS = [POINT[name] for name in _HEAD + COCO.joints[:5]]
 _SIDES = np.array([1.0, -1.0])  # the body frame's direction of left and right
@@ -30,36 +26,31 @@ _SIDES = np.array([1.0, -1.0])  # the body frame's direction of left and right
 # A row: least difficulty, weight, then degrees: body pitch, lean, arms (flexion, abduction, inward rotation, elbow),
 # legs (flexion, abduction, knee), left before right. Half of the people are mirrored.
 _POSES = (
-    # stand, hands on hips, wave, walk, one arm up
-    (0.0, 3, 0, 0, (4, 9, 25, 15), (4, 9, 25, 15), (1, 5, 3), (1, 5, 3)),
-    (0.0, 1, 0, 0, (-12, 46, 75, 92), (-12, 46, 75, 92), (0, 9, 3), (0, 9, 3)),
-    (0.0, 1, 0, 0, (0, 80, -80, 75), (5, 10, 20, 20), (0, 6, 2), (0, 6, 5)),
-    (0.0, 2, 0, 3, (28, 6, 15, 30), (-24, 8, 15, 25), (-16, 3, 18), (22, 3, 10)),
-    (0.0, 1, 0, 0, (0, 152, -60, 22), (4, 12, 20, 15), (2, 6, 3), (2, 8, 4)),
-    # T pose, both arms up, reach, phone at the ear, arms folded
-    (0.1, 1, 0, 0, (0, 86, 0, 8), (0, 86, 0, 8), (0, 14, 3), (0, 14, 3)),
-    (0.1, 1, 0, -3, (0, 148, -70, 25), (0, 148, -70, 25), (0, 12, 4), (0, 12, 4)),
-    (0.1, 1, 0, 6, (82, 5, 10, 14), (12, 8, 20, 30), (12, 4, 8), (-8, 5, 8)),
-    (0.1, 1, 0, 2, (30, 25, -10, 135), (6, 10, 30, 20), (2, 5, 4), (0, 6, 4)),
-    (0.1, 1, 0, 2, (28, 12, 75, 98), (28, 12, 75, 98), (1, 6, 3), (1, 6, 3)),
-    # run, sit, sit with hands on the lap, lunge, both arms to one side
-    (0.2, 2, 0, 13, (48, 8, 20, 92), (-42, 12, 20, 85), (-22, 3, 62), (58, 4, 72)),
-    (0.2, 2, 0, 4, (30, 10, 25, 45), (30, 10, 25, 45), (84, 9, 84), (84, 9, 84)),
-    (0.2, 1, 0, 12, (38, 8, 45, 60), (38, 8, 45, 60), (80, 14, 70), (90, 14, 95)),
-    (0.3, 1, 0, 8, (25, 50, 0, 40), (20, 40, 10, 50), (68, 8, 75), (-28, 6, 25)),
-    (0.3, 1, 0, 14, (70, 35, 10, 30), (62, -22, 20, 25), (16, 16, 22), (12, 18, 24)),
-    # jump, kick, squat, bend, ride
-    (0.4, 1, 0, -4, (0, 130, -40, 30), (0, 120, -40, 35), (22, 24, 55), (-6, 20, 70)),
-    (0.4, 1, -8, -8, (25, 45, 0, 35), (-20, 50, 0, 30), (82, 10, 14), (-6, 6, 12)),
-    (0.4, 1, 0, 34, (72, 12, 15, 35), (72, 12, 15, 35), (100, 18, 118), (100, 18, 118)),
-    (0.5, 1, 30, 48, (75, 10, 10, 15), (70, 10, 10, 20), (34, 8, 8), (30, 8, 12)),
-    (0.5, 1, 12, 32, (62, 14, 10, 28), (62, 14, 10, 28), (62, 8, 92), (82, 8, 62)),
-    # split stride, fall, crawl, lie on the back, head down
-    (0.6, 1, 0, 10, (90, 20, 0, 15), (-50, 25, 0, 25), (75, 12, 20), (-48, 10, 25)),
-    (0.6, 1, -40, -10, (60, 70, 0, 45), (35, 80, 0, 50), (45, 20, 40), (25, 25, 65)),
-    (0.7, 1, 82, 0, (82, 8, 0, 8), (86, 8, 0, 12), (80, 6, 85), (88, 6, 80)),
-    (0.7, 1, -86, 0, (20, 35, 0, 40), (10, 45, 0, 30), (12, 10, 22), (4, 14, 8)),
-    (0.8, 1, 178, 5, (172, 10, 0, 6), (172, 10, 0, 6), (8, 12, 14), (-6, 14, 18)),
+    (0.0, 3, 0, 0, (4, 9, 25, 15), (4, 9, 25, 15), (1, 5, 3), (1, 5, 3)),  # stand
+    (0.0, 1, 0, 0, (-12, 46, 75, 92), (-12, 46, 75, 92), (0, 9, 3), (0, 9, 3)),  # hands on hips
+    (0.0, 1, 0, 0, (0, 80, -80, 75), (5, 10, 20, 20), (0, 6, 2), (0, 6, 5)),  # wave
+    (0.0, 2, 0, 3, (28, 6, 15, 30), (-24, 8, 15, 25), (-16, 3, 18), (22, 3, 10)),  # walk
+    (0.0, 1, 0, 0, (0, 152, -60, 22), (4, 12, 20, 15), (2, 6, 3), (2, 8, 4)),  # one arm up
+    (0.1, 1, 0, 0, (0, 86, 0, 8), (0, 86, 0, 8), (0, 14, 3), (0, 14, 3)),  # T pose
+    (0.1, 1, 0, -3, (0, 148, -70, 25), (0, 148, -70, 25), (0, 12, 4), (0, 12, 4)),  # both arms up
+    (0.1, 1, 0, 6, (82, 5, 10, 14), (12, 8, 20, 30), (12, 4, 8), (-8, 5, 8)),  # reach
+    (0.1, 1, 0, 2, (30, 25, -10, 135), (6, 10, 30, 20), (2, 5, 4), (0, 6, 4)),  # phone at the ear
+    (0.1, 1, 0, 2, (28, 12, 75, 98), (28, 12, 75, 98), (1, 6, 3), (1, 6, 3)),  # arms folded
+    (0.2, 2, 0, 13, (48, 8, 20, 92), (-42, 12, 20, 85), (-22, 3, 62), (58, 4, 72)),  # run
+    (0.2, 2, 0, 4, (30, 10, 25, 45), (30, 10, 25, 45), (84, 9, 84), (84, 9, 84)),  # sit
+    (0.2, 1, 0, 12, (38, 8, 45, 60), (38, 8, 45, 60), (80, 14, 70), (90, 14, 95)),  # sit with hands on the lap
+    (0.3, 1, 0, 8, (25, 50, 0, 40), (20, 40, 10, 50), (68, 8, 75), (-28, 6, 25)),  # lunge
+    (0.3, 1, 0, 14, (70, 35, 10, 30), (62, -22, 20, 25), (16, 16, 22), (12, 18, 24)),  # both arms to one side
+    (0.4, 1, 0, -4, (0, 130, -40, 30), (0, 120, -40, 35), (22, 24, 55), (-6, 20, 70)),  # jump
+    (0.4, 1, -8, -8, (25, 45, 0, 35), (-20, 50, 0, 30), (82, 10, 14), (-6, 6, 12)),  # kick
+    (0.4, 1, 0, 34, (72, 12, 15, 35), (72, 12, 15, 35), (100, 18, 118), (100, 18, 118)),  # squat
+    (0.5, 1, 30, 48, (75, 10, 10, 15), (70, 10, 10, 20), (34, 8, 8), (30, 8, 12)),  # bend
+    (0.5, 1, 12, 32, (62, 14, 10, 28), (62, 14, 10, 28), (62, 8, 92), (82, 8, 62)),  # ride
+    (0.6, 1, 0, 10, (90, 20, 0, 15), (-50, 25, 0, 25), (75, 12, 20), (-48, 10, 25)),  # split stride
+    (0.6, 1, -40, -10, (60, 70, 0, 45), (35, 80, 0, 50), (45, 20, 40), (25, 25, 65)),  # fall
+    (0.7, 1, 82, 0, (82, 8, 0, 8), (86, 8, 0, 12), (80, 6, 85), (88, 6, 80)),  # crawl
+    (0.7, 1, -86, 0, (20, 35, 0, 40), (10, 45, 0, 30), (12, 10, 22), (4, 14, 8)),  # lie on the back
+    (0.8, 1, 178, 5, (172, 10, 0, 6), (172, 10, 0, 6), (8, 12, 14), (-6, 14, 18)),  # head down
 )  # fmt: skip
 # Least and largest proportions: arm, leg and trunk relative to the mean; widths and radius in standing heights; girth.
 _SIZES = {
@@ -106,9 +97,7 @@ def _angles(u: np.ndarray, difficulty: float) -> dict[str, np.ndarray]:
     rows = [row for row in _POSES if row[0] <= difficulty]
     weights = np.array([row[1] for row in rows], np.float64)
     chosen = np.searchsorted(np.cumsum(weights) / weights.sum(), u[:, 0], side="right").clip(0, len(rows) - 1)
-    trunk = np.array([row[2:4] for row in rows], np.float64)[chosen]
-    arms = np.array([row[4:6] for row in rows], np.float64)[chosen]
-    legs = np.array([row[6:8] for row in rows], np.float64)[chosen]
+    trunk, arms, legs = (np.array([row[k : k + 2] for row in rows], np.float64)[chosen] for k in (2, 4, 6))
     spread = 0.35 + 0.9 * difficulty
     jitter = 2.0 * u - 1.0
     arms = arms + spread * np.array([16.0, 11.0, 25.0, 20.0]) * jitter[:, 1:9].reshape(-1, 2, 4)
@@ -122,17 +111,11 @@ def _angles(u: np.ndarray, difficulty: float) -> dict[str, np.ndarray]:
     yaw = yaw + np.where(u[:, 17] < min(0.35, 0.7 * difficulty), 180.0, 0.0)
     roll = jitter[:, 18] * np.where(u[:, 19] < 0.3 * difficulty * difficulty, 90.0, 4.0 + 16.0 * difficulty)
     return {
-        "pitch": trunk[:, 0] + spread * 3.0 * jitter[:, 20],
-        "lean": trunk[:, 1] + spread * 7.0 * jitter[:, 21],
-        "side": spread * 9.0 * jitter[:, 22],
-        "twist": spread * 16.0 * jitter[:, 23],
-        "head": spread * np.array([14.0, 30.0, 9.0]) * jitter[:, 24:27],
-        "arms": arms,
-        "legs": legs,
-        "yaw": yaw,
-        "roll": roll,
-        "elevation": 18.0 * difficulty * (2.0 * u[:, 27] - 0.7),
-    }
+        "pitch": trunk[:, 0] + spread * 3.0 * jitter[:, 20], "lean": trunk[:, 1] + spread * 7.0 * jitter[:, 21],
+        "side": spread * 9.0 * jitter[:, 22], "twist": spread * 16.0 * jitter[:, 23],
+        "head": spread * np.array([14.0, 30.0, 9.0]) * jitter[:, 24:27], "arms": arms, "legs": legs,
+        "yaw": yaw, "roll": roll, "elevation": 18.0 * difficulty * (2.0 * u[:, 27] - 0.7),
+    }  # fmt: skip
 
 
 def _limbs(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,8 +126,7 @@ def _limbs(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray]) -> tuple
     straight = np.concatenate([zero, zero - 1.0, zero], -1)
     bent = np.concatenate([zero, -cosine(elbow), sine(elbow)], -1)
     arms = np.stack([straight, bent, bent], 2)
-    arms = turn(arms, 2, 0, -sign * inward)
-    arms = turn(turn(arms, 0, 1, sign * abduction), 1, 2, -flex)
+    arms = turn(turn(turn(arms, 2, 0, -sign * inward), 0, 1, sign * abduction), 1, 2, -flex)
     arms = arms * (sizes["arm"][:, None, None, None] * np.array([0.165, 0.145, 0.055])[:, None])
     flex, abduction, knee = (angles["legs"][..., k, None] for k in range(3))
     back = np.concatenate([zero, -cosine(knee), -sine(knee)], -1)
@@ -187,17 +169,11 @@ def _upper_body(angles: dict[str, np.ndarray], sizes: dict[str, np.ndarray], arm
 
 
 def body_points(u: np.ndarray, difficulty: float) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Computes the points of P people.
+    """Computes points, zoom and sizes of P people from (P, NUM_DRAWS) uniform numbers in [0, 1).
 
-    Args:
-      u: (P, NUM_DRAWS) uniform numbers in [0, 1).
-      difficulty: in [0, 1]; widens angles and views and adds unusual poses.
-
-    Returns:
-      points: (P, len(NAMES), 3) camera frame, units of standing height, perspective applied to x and y; the pelvis
-        is the origin.
-      zoom: (P, len(NAMES)) perspective factor of lengths at each point.
-      sizes: (P,) proportions by name: arm, leg, trunk, shoulder, hip, head (radius) and build (girth).
+    Points are (P, len(NAMES), 3), camera frame, in standing heights from the pelvis, with perspective applied to x and
+    y; zoom, (P, len(NAMES)), is its factor of lengths at each point. Sizes are (P,) by name: arm, leg, trunk, shoulder,
+    hip, head (radius), build (girth). Difficulty, in [0, 1], widens angles and views and adds unusual poses.
     """
     angles = _angles(u, difficulty)
     sizes = {}
