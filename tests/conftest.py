@@ -10,10 +10,11 @@ import pytest
 # Before the first import of JAX. A test compares with bounds for float32 on the CPU; another platform can be asked for.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling dominates these tests: LLVM's own passes are left out (XLA's are not), and a program that one test has
-# compiled serves the other tests and the subprocesses too.
+# compiled serves the other tests and the subprocesses too; also the many small ones, 2 s of each start of a run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 _PROGRAMS = tempfile.TemporaryDirectory(prefix="dpose_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from dpose_jax.runtime import cpu  # noqa: E402
 
