@@ -1,6 +1,7 @@
 """Persons from annotations in COCO's keypoint format, checked before the training starts."""
 
 import collections
+import concurrent.futures
 import functools
 import os
 from typing import NamedTuple
@@ -8,10 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
-from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
+from dpose_jax.data.image_files import ImageFolder, ImageStore
+from dpose_jax.data.image_headers import IMAGE_NOTES
 from dpose_jax.data.sample import PERSON_CATEGORY, BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
+
+_READERS = 16  # threads that read headers
 
 
 class ListedImage(NamedTuple):
@@ -92,7 +96,7 @@ class AnnotatedSource:
         return Person(int(self._ids[index]), image_id, file, self._boxes[index], self._keypoints[index], score)
 
     def read_image(self, index: int) -> np.ndarray:
-        """As Source, EXIF ignored; BadRecordError if the file cannot be decoded or has another size than annotated."""
+        """As Source; BadRecordError if the file cannot be decoded or has another size than annotated."""
         try:
             return self._decode(index)
         except (OSError, ValueError) as error:
@@ -101,9 +105,7 @@ class AnnotatedSource:
 
     def _decode(self, index: int) -> np.ndarray:
         row = self._image_rows[index]
-        image = decode_image(self._store.read(self._files[row]))
-        check_size(image, self._sizes[row])
-        return image
+        return self._store.decode(self._store.read(self._files[row]), self._sizes[row])
 
     def images(self, *, with_empty: bool) -> list[ListedImage]:
         """The images in the order in which persons name them; `with_empty` those without persons follow."""
@@ -147,24 +149,26 @@ class FolderSource(AnnotatedSource):
     """The persons of one split of a folder, to which the files and the folder of images are relative."""
 
     def __init__(
-        self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
+        self,
+        root: str,
+        annotations: str,
+        images: str,
+        joint_set: JointSet,
+        *,
+        detections: str | None = None,
+        upright: bool = False,
+        **options,
     ):
-        self.folder = ImageFolder(os.path.join(root, images))
+        self.folder = ImageFolder(os.path.join(root, images), upright=upright)
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
 
     def image_notes(self) -> dict[str, int]:
-        """Images with persons by each of IMAGE_NOTES, from their headers; reads the beginning of every file."""
-        headers = filter(None, map(self.folder.header, self._files))
+        """Images with persons by each of IMAGE_NOTES, from their headers; opens every file."""
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # a disk or server answers many at once
+            headers = list(filter(None, pool.map(self.folder.header, self._files)))
         found = collections.Counter(note for header in headers for note in header.notes)
         return {note: found[note] for note in IMAGE_NOTES}
-
-
-def check_size(image: np.ndarray, size) -> None:
-    """Raises ValueError if an image (h, w, 3) has not the (height, width) that its annotation says."""
-    if image.shape[:2] != tuple(size):
-        found = f"{image.shape[1]} x {image.shape[0]}"
-        raise ValueError(f"the image is {found} px, its annotation says {size[1]} x {size[0]}")
 
 
 def _has_area(entry: dict) -> bool:
