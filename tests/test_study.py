@@ -9,10 +9,17 @@ from commands import command
 
 from benchmarks.report import Timing
 from benchmarks.study import plot, runs
-from benchmarks.study.readings import make_readers, samplings_of, score
-from benchmarks.study.runs import Study
-from benchmarks.study.summary import METRICS, Estimate, in_points, summarise
-from benchmarks.study.tables import Reading, read_table, reading_of, write_table
+from benchmarks.study.runs import Study, make_readers, samplings_of, score
+from benchmarks.study.tables import (
+    METRICS,
+    Estimate,
+    Reading,
+    in_points,
+    read_table,
+    reading_of,
+    summarise,
+    write_table,
+)
 from benchmarks.study.variants import VARIANTS
 from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.evaluator import evaluate, restore

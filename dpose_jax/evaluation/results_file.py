@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from dpose_jax.data import ai_challenger
-from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, read_coco
+from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_own_format, read_coco
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.metrics import score
 from dpose_jax.evaluation.results_check import check_inputs
@@ -30,7 +29,7 @@ def score_files(
         for category in truth["categories"]:
             if isinstance(category, dict) and isinstance(category.get("keypoints"), list):
                 check_joint_names([str(name) for name in category["keypoints"]], joint_set, annotations)
-    if ai_challenger.is_own_format(found) and isinstance(truth, dict):
+    if is_own_format(found) and isinstance(truth, dict):
         found = results_from_native(found, truth.get("images", ()), results)
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
     metrics, joints = score(inputs, engine=engine, name=annotations)

@@ -1,8 +1,7 @@
 """Reads the weights in a PyTorch file (`torch.save`) without PyTorch and without executing what is inside it.
 
-Such a file is a pickle, a program that may call any function, beside raw numbers. Here that program gets only the few
-names that weights need, each replaced by code of this module; any other name refuses the file. Both formats are read:
-the zip of PyTorch 1.6 and later, and the stream before it, in which HRNet's official weights came.
+Such a file is a pickle, a program that may call any function, beside raw numbers. Here it gets only the names in KNOWN.
+Both formats are read: the zip of PyTorch 1.6 and later, and the stream before it, that of HRNet's official weights.
 """
 
 import collections
@@ -16,12 +15,10 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-DTYPES = {
-    f"{name}Storage": np.dtype(dtype)
-    for name, dtype in {
-        "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": jnp.bfloat16, "Long": "<i8", "Int": "<i4",
-        "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
-    }.items()
+DTYPES: dict[str, Any] = {
+    "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1",
+    "BoolStorage": "?",
 }  # fmt: skip
 ZIP_PREFIX = b"PK\x03\x04"
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
@@ -39,8 +36,7 @@ class TorchFile(NamedTuple):
 def read_checkpoint(path: str) -> TorchFile:
     """A state dict, or the one that a checkpoint holds: under `state_dict`, or as its only mapping of tensors alone.
 
-    Raises ValueError, which names the file, if it asks for a name that weights do not need (nothing of it is executed),
-    is cut short, or holds no state dict.
+    Raises ValueError, which names the file, if it is refused, is cut short, or holds no state dict.
     """
     with open(path, "rb") as file:
         start = file.read(len(STREAM_PREFIX))
@@ -62,9 +58,7 @@ class _Refused(ValueError):
     """What is wrong with a file, in words for its user."""
 
 
-# What a pickle gets is a string, a tuple or has no attributes: its BUILD instruction can change none of them.
-
-
+# What a pickle gets below is a string, a tuple or has no attributes: its BUILD instruction can change none of them.
 class _Storage(NamedTuple):
     """`numel` numbers under `key` in the file, of which tensors are views."""
 
@@ -96,8 +90,6 @@ def _rebuild_tensor(storage, offset, shape, strides, *unused) -> _Tensor:
 
 
 class _Call(NamedTuple):
-    """A function that a pickle may call."""
-
     function: Callable
 
     def __call__(self, *arguments):
@@ -116,13 +108,11 @@ class _Nothing:
         pass
 
 
+KNOWN: dict[str, Any] = {f"torch.{name}": name for name in DTYPES}
 # Beside the weights, mmpose's `meta` holds numpy arrays and optimizers hold devices: accepted, and made into nothing.
-INERT = (
-    "_codecs.encode", "numpy.dtype", "numpy.ndarray", "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
-    "torch.Size", "torch.device",
-)  # fmt: skip
-KNOWN: dict[str, Any] = dict.fromkeys(INERT, _Nothing()) | {f"torch.{name}": name for name in DTYPES}
+INERT = ["_codecs.encode", "numpy.dtype", "numpy.ndarray", "torch.Size", "torch.device"]
+INERT += [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
+KNOWN |= dict.fromkeys(INERT, _Nothing())
 KNOWN |= {
     "collections.OrderedDict": collections.OrderedDict,
     "torch._utils._rebuild_tensor": _Call(_rebuild_tensor),
@@ -152,7 +142,7 @@ class _Unpickler(pickle.Unpickler):
             raise _Refused(f"a storage is described by {pid!r}")
         if any(part is not None for part in view):
             raise _Refused("storages that are views of storages, of PyTorch before 0.4, are not read")
-        self.storages[key] = _Storage(key, DTYPES[storage_type], numel)
+        self.storages[key] = _Storage(key, np.dtype(DTYPES[storage_type]), numel)
         return self.storages[key]
 
 
@@ -193,7 +183,6 @@ def _read_stream(file: IO[bytes]) -> TorchFile:
 
 
 def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
-    """The tensors of the state dict that `state` is or holds, and what stands beside it."""
     if not isinstance(state, Mapping):
         raise _Refused(f"no state dict: a {type(state).__name__}")
     beside: Mapping = {}
@@ -203,9 +192,7 @@ def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
         chosen = [WRAPPER] if WRAPPER in mappings else inner
         if len(chosen) != 1:
             found = f"several, under {sorted(map(str, inner))[:10]}" if inner else f"{sorted(map(str, state))[:10]}"
-            raise _Refused(
-                f"no state dict: no tensors by name, neither on top nor under one key; its entries are {found}"
-            )
+            raise _Refused(f"no state dict: no tensors by name, on top or under one key; its entries are {found}")
         state, beside = state[chosen[0]], {key: part for key, part in state.items() if key != chosen[0]}
     other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
     if other:
