@@ -112,7 +112,9 @@ class _Job:
         if reader.count:
             self.boxes.check(range(reader.count))
         with write_video(film, reader.fps) as add:
-            for (item, poses), after in itertools.pairwise(itertools.chain(self._predicted(frames, reader.count), [None])):
+            for (item, poses), after in itertools.pairwise(
+                itertools.chain(self._predicted(frames, reader.count), [None])
+            ):
                 add(draw_poses(item.pixels, poses, side=math.inf), after and after[0].time)
                 read += 1
             # A hundredth is forgiven, because some containers only estimate their number of frames.

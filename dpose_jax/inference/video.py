@@ -10,7 +10,6 @@ import numpy as np
 
 from dpose_jax.data.image_files import open_regular
 
-
 MAX_STILL = 60.0  # seconds for which a drawn video shows a frame at most: a damaged time stamp may ask for years
 
 
