@@ -78,7 +78,7 @@ def test_data_orientation_says_which_pixels_annotations_mean(orientation, turns,
     turned_set(tmp_path, orientation, sizes[1])
     source = read(tmp_path, upright=True)
     np.testing.assert_array_equal(source.read_image(0), np.rot90(pixels, turns))
-    assert ids(source) == [11, 12, 13] and source.image_notes()["image_exif_rotated"] == 1
+    assert ids(source) == [11, 12, 13] and source.image_notes()[1]["image_exif_rotated"] == 1
     np.testing.assert_array_equal(source.read_image(2), read(tmp_path).read_image(2))  # a picture without orientation
 
 

@@ -3,12 +3,14 @@
 import collections
 import concurrent.futures
 import functools
+import itertools
 import os
 from typing import NamedTuple
 
 import numpy as np
 
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
+from dpose_jax.data.doubts import like_corners, normalised
 from dpose_jax.data.image_files import ImageFolder, ImageStore
 from dpose_jax.data.image_headers import IMAGE_NOTES
 from dpose_jax.data.sample import PERSON_CATEGORY, BadRecordError, Person
@@ -163,12 +165,14 @@ class FolderSource(AnnotatedSource):
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
 
-    def image_notes(self) -> dict[str, int]:
-        """Images with persons by each of IMAGE_NOTES, from their headers; opens every file."""
+    def image_notes(self, most: int | None = None) -> tuple[int, dict[str, int]]:
+        """Reads the headers of all images with persons, or of `most` spread evenly: their number, and IMAGE_NOTES."""
+        files = self._files[:: 1 if most is None else max(1, -(-len(self._files) // most))]
+        parts = [files[part::_READERS] for part in range(_READERS)]
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # a disk or server answers many at once
-            headers = list(filter(None, pool.map(self.folder.header, self._files)))
-        found = collections.Counter(note for header in headers for note in header.notes)
-        return {note: found[note] for note in IMAGE_NOTES}
+            headers = itertools.chain(*pool.map(lambda part: list(map(self.folder.header, part)), parts))
+        found = collections.Counter(note for header in headers if header for note in header.notes)
+        return len(files), {note: found[note] for note in IMAGE_NOTES}
 
 
 def _has_area(entry: dict) -> bool:
@@ -178,13 +182,16 @@ def _has_area(entry: dict) -> bool:
 def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
     """Every person with joints; the box is clipped to the image, joints that are not labelled are zeros."""
     found = []
-    for entry, joints, _, box in coco.well_formed():
+    for entry, joints, raw, box in coco.well_formed():
         audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
         if box is None:
             audit.counts["crowd" if entry.get("iscrowd") else "no_joints"] += 1
             continue
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
-        inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
+        size = image["width"], image["height"]
+        audit.counts["looks_normalised"] += normalised(raw, size) or normalised(joints[labelled, :2], size)
+        audit.counts["looks_like_corners"] += like_corners(raw, size, joints[labelled, :2])
+        inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array(size) - 0.5)
         audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
         joints = joints * labelled[:, None]
         found.append(Person(entry["id"], entry["image_id"], image["file_name"], np.array(box), joints))
@@ -210,6 +217,9 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
             try:
                 clipped = np.array(coco.clip(box.tolist(), entry["image_id"], f"detection {position}"))
                 image = coco.images[entry["image_id"]]
+                size = image["width"], image["height"]
+                audit.counts["looks_normalised"] += normalised(box, size)
+                audit.counts["looks_like_corners"] += like_corners(box, size)
                 no_joints = np.zeros((joints, 3))
                 found.append(Person(position, image["id"], image["file_name"], clipped, no_joints, entry["score"]))
             except BadEntryError as error:
