@@ -76,7 +76,7 @@ def test_training_writes_metrics_and_checkpoints(trained):
 def test_evaluation_has_the_schema(trained, report, miniature):
     workdir = pathlib.Path(trained[1])
     assert json.loads((workdir / "eval.json").read_text()) == report
-    assert set(report) == {"protocol", "results", "joints", "best"}
+    assert set(report) == {"protocol", "results", "joints", "mean_pose", "best"}
     assert set(report["joints"]["steps_1"]["nose"]) == {"AP", "PCK@0.2", "PCK@0.1"}
     assert list(report["results"]) == ["coarse", "steps_1", "steps_2"]
     for result in report["results"].values():

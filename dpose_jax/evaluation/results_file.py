@@ -4,6 +4,7 @@ from typing import Any
 
 from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_own_format, read_coco
 from dpose_jax.evaluation.aic import results_from_native
+from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import score
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
@@ -19,7 +20,8 @@ def score_files(
     """All metrics of a results file, in COCO's or AI Challenger's format, as the annotations.
 
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
-    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`.
+    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
+    `mean_pose.score_mean_pose`.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
@@ -47,4 +49,5 @@ def score_files(
         "pck_length": "longer side of the box",
         "pck_match": "best assignment by OKS",
     }
-    return {**metrics, "joints": joints, "protocol": protocol}
+    baseline = score_mean_pose(inputs, engine=engine)
+    return {**metrics, "joints": joints, "mean_pose": baseline, "protocol": protocol}
