@@ -60,10 +60,8 @@ def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, s
     for members in by_image.values():
         scores = np.array([results[i]["score"] for i in members], np.float64)
         joints = np.array([results[i]["keypoints"] for i in members], np.float64)
-        persons = (
-            joints.reshape(len(members), -1, 3)[..., :2],
-            np.array([results[i]["area"] for i in members], np.float64),
-        )
+        areas = np.array([results[i]["area"] for i in members], np.float64)
+        persons = joints.reshape(len(members), -1, 3)[..., :2], areas
         # All pairs at once are twice as fast, but take gigabytes of thousands of persons.
         pairs = _overlaps(*persons, sigmas, slice(None)) if len(members) <= _MAX_PAIRED else None
         left, room = list(range(len(members))), SOFT_MAX_PERSONS if soft else len(members)
