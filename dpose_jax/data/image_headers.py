@@ -1,5 +1,6 @@
 """Headers of image files: format, stored size, orientation. No pixel is decoded, no more is read than the header."""
 
+import contextlib
 import mmap
 import re
 import struct
@@ -10,7 +11,8 @@ from typing import NamedTuple
 IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
-_BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # JPEG markers without a length: TEM and RST0..RST7
+# Markers without content and padding before the FF of one with content; possessive, so that no file makes it slow.
+_TO_MARKER = re.compile(rb"(?:\xff++[\x01\xd0-\xd7])*+\xff++(?=.)", re.DOTALL)
 # In compressed data, FF 00 is a byte of it, FF D0 to FF D7 a restart, and FF FF padding.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
@@ -63,8 +65,10 @@ def check_complete(data: bytes) -> None:
     # Some OpenCV versions fill the missing part of a cut JPEG with grey and only warn. A film, another picture or
     # padding may follow the end marker, and an embedded thumbnail has one too, so the markers are walked.
     if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9":
-        if not any(marker == 0xD9 for marker, _, _ in _jpeg_segments(data)):
-            raise ValueError("the JPEG is cut short: no end marker")
+        with contextlib.suppress(struct.error):  # cut inside a length
+            if any(marker == 0xD9 for marker, _, _ in _jpeg_segments(data)):
+                return
+        raise ValueError("the JPEG is cut short: no end marker")
     # OpenCV reserves what the length of a chunk says.
     if data[:8] == b"\x89PNG\r\n\x1a\n" and not any(kind == b"IEND" for kind, _, _ in _png_chunks(data)):
         raise ValueError("the PNG is cut short: a chunk reaches beyond the end of the file")
@@ -86,43 +90,28 @@ Found = tuple  # size, orientation, and whether the image is grey, CMYK, of 16 b
 
 
 def _jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
-    """Yields (marker, start, end) of every segment's content, walking over the compressed data."""
+    """Yields (marker, start, end) of every segment's content up to the end marker, walking over compressed data."""
     place = 2
-    while place + 1 < len(data):
-        if data[place] != 0xFF:
-            return
-        marker = data[place + 1]
-        if marker == 0xFF:  # padding
-            place += 1
-            continue
-        if marker in _BARE or marker == 0xD9:
-            yield marker, place + 2, place + 2
-            place += 2
-            if marker == 0xD9:
-                return
-            continue
-        if place + 4 > len(data):
-            return
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
+    while found := _TO_MARKER.match(data, place):
+        marker, start = data[found.end()], found.end() + 1
+        length = 0 if marker == 0xD9 else struct.unpack_from(">H", data, start)[0]
+        yield marker, start + 2, start + length
         if length < 2:
             return
-        yield marker, place + 4, place + 2 + length
-        place += 2 + length
+        place = start + length
         if marker == 0xDA:
             following = _NEXT_MARKER.search(data, place)
-            if following is None:
-                return
-            place = following.start()
+            place = following.start() if following else len(data)
 
 
 def _jpeg(data: Buffer) -> Found:
-    orientation = 1
+    exif = b""
     for marker, start, end in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, start)
-            return (width, height), orientation, channels < 3, channels == 4, bits > 8
+            return (width, height), _exif(exif), channels < 3, channels == 4, bits > 8
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
-            orientation = _exif(data[start + 6 : end])
+            exif = exif or data[start + 6 : end]
     raise _Missing
 
 
