@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 
@@ -70,7 +71,11 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
     sources, splits = {}, {}
     for name in SPLITS:
         files, training = (data.annotations(name), data.images(name)), name == "train"
-        options = {"max_bad_share": data.max_bad_share, "upright": data.orientation == "upright", "training": training}
+        options: dict[str, Any] = {
+            "max_bad_share": data.max_bad_share,
+            "upright": data.orientation == "upright",
+            "training": training,
+        }
         sources[name] = FolderSource(root, *files, recipe.joints, **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
@@ -81,8 +86,8 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
         write_bytes(os.path.join(folder, f"{name}_annotations.json"), json.dumps(content).encode())
         write_json(os.path.join(folder, f"{name}_index.json"), split.index, indent=None)
     write_json(os.path.join(folder, "report.json"), {name: split.counts for name, split in splits.items()})
-    files = [f"{name}_{content}.json" for name in splits for content in ("annotations", "index")]
-    checksums = {name: sha256(os.path.join(folder, name)) for name in files}
+    written = [f"{name}_{content}.json" for name in splits for content in ("annotations", "index")]
+    checksums = {name: sha256(os.path.join(folder, name)) for name in written}
     write_json(os.path.join(folder, "build.json"), metadata | {"files": checksums})
 
 

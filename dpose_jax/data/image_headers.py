@@ -158,7 +158,8 @@ def _tiff_entries(data: Buffer) -> dict[int, tuple[str, int, int]]:
     big = struct.unpack_from(order + "H", data, 2) == (43,)
     (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, place)
-    place, step, value, found = place + (8 if big else 2), 20 if big else 12, 12 if big else 8, {}
+    place, step, value = place + (8 if big else 2), 20 if big else 12, 12 if big else 8
+    found: dict[int, tuple[str, int, int]] = {}
     for entry in range(place, min(place + count * step, len(data) - step + 1), step):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
         if kind in _SIZES:

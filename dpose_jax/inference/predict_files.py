@@ -1,7 +1,6 @@
 """Predicts an image, a folder or a video: COCO results, drawn pictures, and a line for every problem."""
 
 import dataclasses
-import itertools
 import math
 import os
 import sys
@@ -112,11 +111,14 @@ class _Job:
         if reader.count:
             self.boxes.check(range(reader.count))
         with write_video(film, reader.fps) as add:
-            for (item, poses), after in itertools.pairwise(
-                itertools.chain(self._predicted(frames, reader.count), [None])
-            ):
-                add(draw_poses(item.pixels, poses, side=math.inf), after and after[0].time)
+            waiting = None
+            for item, poses in self._predicted(frames, reader.count):
+                if waiting is not None:
+                    add(waiting, item.time)
+                waiting = draw_poses(item.pixels, poses, side=math.inf)
                 read += 1
+            if waiting is not None:
+                add(waiting, None)
             # A hundredth is forgiven, because some containers only estimate their number of frames.
             if read < 0.99 * reader.count - 1 or not read:
                 self.report(f"{path}: ends early, {read} of {reader.count} frames could be read")

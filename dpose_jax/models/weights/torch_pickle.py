@@ -133,12 +133,12 @@ KNOWN |= {
 class _Unpickler(pickle.Unpickler):
     """Gives KNOWN names alone, and keeps the storages that the pickle named, by key."""
 
-    def __init__(self, file: io.BytesIO | mmap.mmap):
-        """Raises _Refused if the next pickle of the file numbers its parts otherwise than 0, 1, 2, ..."""
+    def __init__(self, file: Any):
+        """Takes a BytesIO or mmap. Raises _Refused if its next pickle numbers its parts otherwise than 0, 1, 2, ..."""
         # Python reserves room for the memo up to the largest number.
         start = file.tell()
         for count, (step, argument, _) in enumerate(pickletools.genops(file)):
-            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
                 raise _Refused(f"refused: its memo has a part {argument} after {count} steps")
         file.seek(start)
         super().__init__(file)
