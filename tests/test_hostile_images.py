@@ -141,7 +141,9 @@ def test_damaged_headers_give_none_or_a_header(suffix):
 def test_padding_and_empty_markers_take_no_time():
     """A file of them is walked by one expression each, not a marker at a time."""
     jpeg = encoded(".jpg")
-    for filling in (b"\xff" * 4_000_000, b"\xff\xd0" * 2_000_000, b"\xff\xff\x01" * 1_000_000):
+    for filling in (b"\xff" * 4_000_000, b"\xff\xd0" * 2_000_000, b"\xff\xff\x01" * 1_000_000, b"\xff\0" * 2_000_000):
         assert read_header(jpeg[:2] + filling + jpeg[2:]).size == (40, 36)
         assert read_header(jpeg[:2] + filling) is None
     np.testing.assert_array_equal(decode_image(jpeg + b"\xff" * 100), decode_image(jpeg))
+    stray = jpeg[:20] + b"\0\1\xff\0\2" + jpeg[20:]  # before the second marker; libjpeg reads it
+    np.testing.assert_array_equal(decode_image(stray), decode_image(jpeg))

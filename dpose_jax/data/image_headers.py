@@ -11,8 +11,10 @@ from typing import NamedTuple
 IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
-# Markers without content and padding before the FF of one with content; possessive, so that no file makes it slow.
-_TO_MARKER = re.compile(rb"(?:\xff++[\x01\xd0-\xd7])*+\xff++(?=.)", re.DOTALL)
+# From the first FF to that of a marker with content: over padding, FF 00 in stray bytes, and markers without content.
+# It matches at any FF and is possessive, so that no file makes the search slow.
+_TO_MARKER = re.compile(rb"\xff(?:\xff*+[\x00\x01\xd0-\xd7]\xff)*+\xff*+")
+_BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))
 # In compressed data, FF 00 is a byte of it, FF D0 to FF D7 a restart, and FF FF padding.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
@@ -92,13 +94,16 @@ Found = tuple  # size, orientation, and whether the image is grey, CMYK, of 16 b
 def _jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
     """Yields (marker, start, end) of every segment's content up to the end marker, walking over compressed data."""
     place = 2
-    while found := _TO_MARKER.match(data, place):
-        marker, start = data[found.end()], found.end() + 1
-        length = 0 if marker == 0xD9 else struct.unpack_from(">H", data, start)[0]
-        yield marker, start + 2, start + length
+    # Stray bytes before a marker are passed over, as by libjpeg.
+    while (found := _TO_MARKER.search(data, place)) and found.end() < len(data):
+        marker, place = data[found.end()], found.end() + 1
+        if marker in _BARE:
+            continue
+        length = 0 if marker == 0xD9 else struct.unpack_from(">H", data, place)[0]
+        yield marker, place + 2, place + length
         if length < 2:
             return
-        place = start + length
+        place += length
         if marker == 0xDA:
             following = _NEXT_MARKER.search(data, place)
             place = following.start() if following else len(data)
