@@ -58,9 +58,7 @@ def numbers(value, count: int) -> np.ndarray | None:
 def read_coco(file: str, size: ImageSize):
     """The parsed file, in AI Challenger's format converted; `size` gives (width, height) by file name, or None."""
     content = read_json(file)
-    first = content[0] if isinstance(content, list) and content else None
-    is_converted = isinstance(first, dict) and "keypoint_annotations" in first
-    return ai_challenger.to_coco(content, size) if is_converted else content
+    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
 
 
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:

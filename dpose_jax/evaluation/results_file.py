@@ -20,7 +20,8 @@ def score_files(
     """All metrics of a results file, in COCO's or AI Challenger's format, as the annotations.
 
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
-    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`.
+    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`. Prints, and counts in
+    `protocol["left_out"]`, which entries of AI Challenger's submission do not count, see `aic.results_from_native`.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
@@ -30,8 +31,11 @@ def score_files(
         for category in truth["categories"]:
             if isinstance(category, dict) and isinstance(category.get("keypoints"), list):
                 check_joint_names([str(name) for name in category["keypoints"]], joint_set, annotations)
-    if ai_challenger.is_own_format(found) and isinstance(truth, dict):
-        found = results_from_native(found, truth.get("images", ()), results)
+    left_out: dict[str, list[str]] = {}
+    if ai_challenger.is_own_format(found) and isinstance(truth, dict) and isinstance(truth.get("images"), list):
+        found, left_out = results_from_native(found, truth["images"], results)
+        for rule, images in left_out.items():
+            print(f"{results}: {rule}: {len(images)} left out, such as {', '.join(map(repr, images[:3]))}")
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
     metrics, joints = score(inputs, engine=engine, name=annotations)
     protocol = {
@@ -45,6 +49,7 @@ def score_files(
         "images": len(inputs.images),
         "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),
         "predicted": len(inputs.results),
+        "left_out": {rule: len(images) for rule, images in left_out.items()},
         "pck_length": "longer side of the box",
         "pck_match": "best assignment by OKS",
     }
