@@ -1,13 +1,8 @@
-"""What the codec costs: AP of encode -> decode of annotated joints, for each codec and stride.
-
-This is the upper bound that crop and codec leave to any network. No image is read.
-"""
+"""What the codec costs: AP of encode -> decode of annotated joints, the bound that it sets to any network."""
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -37,8 +32,7 @@ METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR")
 
 def main() -> None:
     """Measures, prints the table and writes the report."""
-    environment = report.environment()
-    joint_set = get_joint_set(JOINT_SET.value)
+    environment, joint_set = report.environment(), get_joint_set(JOINT_SET.value)
     rows = measure(read_json(ANNOTATIONS.value), joint_set, CASES.value, use_area=USE_AREA.value)
     protocol = {"annotations": ANNOTATIONS.value, "annotations_sha256": sha256(ANNOTATIONS.value)}
     protocol |= {"joint_set": joint_set.name, "use_area": USE_AREA.value, "boxes": "the persons' own"}
@@ -47,11 +41,7 @@ def main() -> None:
 
 
 def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -> tuple[list[dict], dict]:
-    """Annotated persons, without crowds and persons without joints, as a perfect network would receive them.
-
-    Returns N annotations, and float32 arrays by name: `keypoints` (N, J, 2), crop pixels, 0 where not labelled;
-    `labelled` and, on the crop too, `visible` (N, J), 1 or 0; `to_image` (N, 2, 3), affine maps.
-    """
+    """The N annotated persons, without crowds and persons without joints, and their crops as float32 arrays by name."""
     persons = [a for a in ground_truth["annotations"] if not a.get("iscrowd") and any(a["keypoints"][2::3])]
     rows = []
     for person in persons:
@@ -59,6 +49,7 @@ def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -
         view = crop.padded_view(np.array(person["bbox"], np.float32), spec)
         keypoints, visible = crop.warp_joints(joints, view, spec, joint_set)
         to_image = crop.invert(crop.view_matrix(view, spec))
+        # (J, 2) crop pixels, 0 where not labelled; (J,) 1 or 0, and the same on the crop alone; a (2, 3) affine map.
         rows.append({"keypoints": keypoints, "labelled": joints[:, 2] > 0, "visible": visible, "to_image": to_image})
     return persons, {name: np.stack([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
 
@@ -78,12 +69,10 @@ def encode_decode(codec: Codec, keypoints: np.ndarray, visible: np.ndarray) -> d
     return jax.tree.map(lambda *part: np.concatenate(part), *parts)
 
 
-def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, use_area: bool) -> list[dict[str, Any]]:
-    """A row for each case, codec and refinement, and one for each crop size without heatmaps.
+def measure(ground_truth: dict, joint_set: JointSet, cases: list[str], *, use_area: bool) -> list[dict]:
+    """A row for each case, codec and refinement, and one for each crop size without heatmaps: the cost of the crop.
 
-    Joints go the way of an evaluation: image -> crop -> heatmaps -> crop -> image. An empty heatmap, of a joint off the
-    crop, decodes to the crop's first pixel. The row without heatmaps puts such joints there too: it is the crop's cost.
-    Raises ValueError for a case of another form, or if `results_check.check_inputs` refuses the ground truth.
+    Raises ValueError for a case of another form, or an unusable ground truth.
     """
     strides: dict[tuple[int, int], list[int]] = {}
     for case in cases:
@@ -96,6 +85,7 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
         persons, crops = crop_persons(ground_truth, crop.CropSpec(size, PADDING, name), joint_set)
         keypoints, visible = crops["keypoints"], crops["visible"]
         sigma = 2.0 * size[0] / 256  # heatmap pixels: 2 for crops of 256 x 192 and 3 for 384 x 288, as HRNet
+        # Joints off the crop are at its first pixel, to which an empty heatmap decodes.
         found = {(f"{name} crop, no heatmaps", None): keypoints * visible[..., None]}
         for given in strides[size]:
             decoded = encode_decode(Codec(size, given, name, sigma=sigma), keypoints, visible)
@@ -106,17 +96,16 @@ def measure(ground_truth: dict, joint_set: JointSet, cases: Sequence[str], *, us
             error = np.linalg.norm(joints - keypoints, axis=-1)[visible > 0].mean()
             row |= {name: metrics[name] for name in METRICS} | {"mean_error_px": float(error)}
             if stride is None:
-                labelled = crops["labelled"]
-                row |= {"joints": int(labelled.sum()), "off_crop": int((labelled > visible).sum())}
+                row["joints"] = int(crops["labelled"].sum())
+                row["off_crop"] = int((crops["labelled"] > visible).sum())
             rows.append(row)
     return rows
 
 
 def _results(persons: list[dict], crops: dict, joints: np.ndarray) -> list[dict]:
     """(N, J, 2) joints in crop pixels as COCO results with score 1."""
-    moved = to_image_pixels(joints, crops["to_image"])
-    flat = np.insert(moved, 2, 1, axis=2).reshape(len(moved), -1).tolist()
+    scored = np.insert(to_image_pixels(joints, crops["to_image"]), 2, 1, axis=2)
     return [
         {"image_id": person["image_id"], "category_id": person["category_id"], "keypoints": row, "score": 1.0}
-        for person, row in zip(persons, flat, strict=True)
+        for person, row in zip(persons, scored.reshape(len(persons), -1).tolist(), strict=True)
     ]

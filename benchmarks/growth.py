@@ -1,9 +1,7 @@
-"""How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers.
-
-The weights are random, which costs what trained ones do.
-"""
+"""How cost grows: throughput over batch size, heatmap stride, number of joints, sampling steps and data workers."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 
@@ -18,7 +16,6 @@ from benchmarks import report
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.diffusion.sampler import SamplerSettings
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.pose.codec import Codec
@@ -41,14 +38,6 @@ TAKEN = 16  # batches in a call of the loader: more than it holds ready, two for
 def main() -> None:
     """Measures, prints the table, writes the report and draws the plots."""
     recipe, environment = Recipe.from_config(CONFIG.value), report.environment()
-    rows = measure(recipe)
-    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
-    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
-    write_plot(os.path.join(OUT.value, "growth.png"), rows)
-
-
-def measure(recipe: Recipe) -> list[dict]:
-    """A row for each point: `over`, `at`, and persons a second as `value`, with the quartiles `low` and `high`."""
     series = {
         "batch": (BATCHES.value, lambda size, stack: prediction(recipe, size, recipe.stride, 1)),
         "stride": (STRIDES.value, lambda stride, stack: prediction(recipe, BATCH, stride, 1)),
@@ -62,18 +51,19 @@ def measure(recipe: Recipe) -> list[dict]:
             with contextlib.ExitStack() as stack:  # stops the point's worker processes before the next point
                 call, persons = make(value, stack)
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
-            row = {"over": name, "at": value, "value": persons / t.median}
-            rows.append(row | {"low": persons / t.high, "high": persons / t.low})
-    return rows
+            rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
+            rows.append({"over": name, "at": value} | rates)  # persons a second, and quartiles
+    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
+    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
+    write_plot(os.path.join(OUT.value, "growth.png"), rows)
 
 
 def prediction(recipe: Recipe, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
-    """A call that predicts a batch of crops with K `direct` steps, and its persons."""
-    model = build_model(recipe.override({"stride": stride}))
-    settings = (SamplerSettings(steps=steps),) if steps else ()
-    sampler = PoseSampler(model, build_schedule(recipe.diffusion), settings, flip=False, seed=0)
+    """A call that predicts a batch of crops with K `direct` steps and random weights, and its persons."""
+    sampler = PoseSampler.of(recipe.override({"stride": stride, "eval.flip": False}))
+    sampler = dataclasses.replace(sampler, settings=(SamplerSettings(steps=steps),) if steps else ())
     crops = np.random.default_rng(0).integers(256, size=(batch, *recipe.input_size, 3), dtype=np.uint8)
-    inputs = jax.device_put((initial_variables(model, 0), crops, np.arange(batch, dtype=np.int32)))
+    inputs = jax.device_put((initial_variables(sampler.model, 0), crops, np.arange(batch, dtype=np.int32)))
     program, _ = report.compiled(sampler.poses, *inputs)
     return lambda: program(*inputs), batch
 
@@ -100,7 +90,7 @@ def write_plot(path: str, rows: list[dict]) -> None:
     figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         line = [row for row in rows if row["over"] == name]
-        at, value, low, high = (np.array([row[key] for row in line]) for key in ("at", "value", "low", "high"))
+        at, value, low, high = ([row[key] for row in line] for key in ("at", "value", "low", "high"))
         axes.plot(at, value, "o-", markersize=4)
         axes.fill_between(at, low, high, alpha=0.2)
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")

@@ -1,15 +1,12 @@
-"""The optional peers of the table of speeds: other implementations that do the same work on the same arrays.
-
-`torch` is the tests' HRNet in PyTorch, `diffusers` PyPI's package, `hrnet:FOLDER` a clone of HRNet's repository.
-"""
+"""The peers of the table of speeds, on the same arrays: PyTorch, diffusers, and a clone of HRNet's repository."""
 
 import importlib.util
 import os
 import runpy
 import sys
-import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace as Section
 
 import numpy as np
 
@@ -18,12 +15,12 @@ from dpose_jax.data.sample import Person
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.pose.joint_sets import COCO
 
-PACKAGES = {"torch": "torch", "diffusers": "diffusers", "hrnet": "torchvision"}
-Peers = dict[str, str]
+PACKAGES = {"torch": "torch", "diffusers": "diffusers", "hrnet": "torchvision"}  # of each peer
+Peers = dict[str, str]  # name: folder
 
 
 def parse(names: list[str]) -> Peers:
-    """`NAME` or `NAME:FOLDER` -> name: folder. Raises ValueError if one is unknown or what it needs is missing."""
+    """`NAME` or `NAME:FOLDER` as Peers. Raises ValueError if one is unknown or what it needs is missing."""
     found = {}
     for text in names:
         name, _, folder = text.partition(":")
@@ -39,8 +36,7 @@ def parse(names: list[str]) -> Peers:
 
 def hrnet_targets(folder: str, keypoints: np.ndarray, visible: np.ndarray) -> Callable[[], object]:
     """HRNet's target heatmaps of (B, J, 2) crop pixels, one person at a time as its loader draws them."""
-    dataset = _hrnet_dataset(folder)
-    joints = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1])], axis=-1)
+    dataset, joints = _hrnet_dataset(folder), np.insert(keypoints, 2, 0, axis=-1)
     flags = np.repeat(visible[..., None], 3, axis=-1)
     return lambda: [dataset.generate_target(*person) for person in zip(joints, flags, strict=True)]
 
@@ -61,11 +57,10 @@ def hrnet_loader(folder: str, persons: Iterable[Person], targets: bool) -> Calla
 
 def _hrnet_dataset(folder: str):
     """HRNet's data set for COCO at 256 x 192 with the settings of its w32 recipe, without persons."""
-    section = types.SimpleNamespace
-    data = section(DATA_FORMAT="jpg", SCALE_FACTOR=0.35, ROT_FACTOR=45, FLIP=True, COLOR_RGB=True)
+    data = Section(DATA_FORMAT="jpg", SCALE_FACTOR=0.35, ROT_FACTOR=45, FLIP=True, COLOR_RGB=True)
     data.NUM_JOINTS_HALF_BODY, data.PROB_HALF_BODY = 8, 0.3
-    model = section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2)
-    config = section(OUTPUT_DIR="", DATASET=data, MODEL=model, LOSS=section(USE_DIFFERENT_JOINTS_WEIGHT=False))
+    model = Section(TARGET_TYPE="gaussian", IMAGE_SIZE=[192, 256], HEATMAP_SIZE=[48, 64], SIGMA=2)
+    config = Section(OUTPUT_DIR="", DATASET=data, MODEL=model, LOSS=Section(USE_DIFFERENT_JOINTS_WEIGHT=False))
     dataset = _load(folder, "lib/dataset/JointsDataset.py")["JointsDataset"](config, folder, "train", True)
     dataset.num_joints, dataset.flip_pairs, dataset.aspect_ratio = COCO.num_joints, COCO.flip_pairs, 192 / 256
     dataset.upper_body_ids = COCO.upper_body
@@ -85,9 +80,8 @@ def hrnet_decode(folder: str, heatmaps: np.ndarray) -> Callable[[], object]:
     """HRNet's get_final_preds of (B, H, W, J) heatmaps, transposed to its layout beforehand."""
     decode = _load(folder, "lib/core/inference.py")["get_final_preds"]
     maps = np.ascontiguousarray(heatmaps.transpose(0, 3, 1, 2))
-    config = types.SimpleNamespace(TEST=types.SimpleNamespace(POST_PROCESS=True))
     centres, scales = np.tile([95.5, 127.5], (len(maps), 1)), np.tile([0.96, 1.28], (len(maps), 1))
-    return lambda: decode(config, maps, centres, scales)
+    return lambda: decode(Section(TEST=Section(POST_PROCESS=True)), maps, centres, scales)
 
 
 def diffusers_step(heatmaps: np.ndarray, eta: float) -> Callable[[], object]:
@@ -102,7 +96,7 @@ def diffusers_step(heatmaps: np.ndarray, eta: float) -> Callable[[], object]:
 
 
 def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
-    """HRNet-W32 in eager PyTorch, channels last: (B, Hx, Wx, 3) float32 -> features, or the gradient of their power."""
+    """The tests' HRNet-W32 in eager PyTorch: (B, Hx, Wx, 3) float32 -> features, or the gradient of their power."""
     import torch
 
     sys.path.append(str(Path(__file__).parents[1] / "tests"))

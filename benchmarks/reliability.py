@@ -18,19 +18,15 @@ from dpose_jax.recipe import Recipe
 
 
 def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
-    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J).
-
-    Doubt is higher where the model is less sure. `spread` and `curvature` are standard deviations in units of the box's
-    longer side, `peak` is minus the height of the peak.
-    """
+    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J)."""
     run = jax.jit(predictor.sampler.poses)
     rows = predict_split(predictor.recipe, source, lambda *inputs: run(predictor.variables, *inputs), batch_size=size)
-    found, count = rows.outputs, len(rows.index)
+    found, sides = rows.outputs, np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
     covariances = uncertainty.transform_covariance(found["covariances"], rows.to_image[:, :, :2])
-    hypotheses = to_image_pixels(found["hypotheses"].reshape(count, -1, 2), rows.to_image)
+    hypotheses = to_image_pixels(found["hypotheses"].reshape(len(sides), -1, 2), rows.to_image)
     spread = uncertainty.spread(hypotheses.reshape(found["hypotheses"].shape))
     curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
-    sides = np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
+    # Standard deviations in units of the box's longer side, and minus the height of the peak.
     doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -found["scores"]}
     return rows.predictions(found["keypoints"], found["scores"]), doubts
 
@@ -43,10 +39,7 @@ def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:
 
 
 def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
-    """Spearman's rank correlation in [-1, 1] of doubt and error, (N, J), over all joints whose error is not NaN.
-
-    It is 1 if doubt ranks the errors, about 0 if it says nothing about them, and None where either is constant.
-    """
+    """Spearman's rank correlation of doubt and error, (N, J), where it is not NaN; None where either is constant."""
     labelled = np.isfinite(errors)
     some, other = np.asarray(doubt)[labelled], errors[labelled]
     if len(some) < 2 or np.ptp(some) == 0 or np.ptp(other) == 0:
@@ -57,19 +50,14 @@ def rank_correlation(doubt: np.ndarray, errors: np.ndarray) -> float | None:
 def accuracy_without_worst(
     source: Source, predictions: Predictions, doubt: np.ndarray, shares: Sequence[float], recipe: Recipe
 ) -> dict[float, float | None]:
-    """AP by share, after removing that share of persons with the most doubt, predictions and ground truth alike.
-
-    `doubt` (N,) is of each predicted person; shares lie in [0, 1), and 0 is the plain AP. Annotated persons that were
-    not predicted stay, as misses.
-    """
-    truth = source.ground_truth()
-    order, found = np.argsort(doubt, kind="stable"), {}
+    """AP by share in [0, 1), after removing that share of persons, those of most `doubt` (N,), from both sides."""
+    truth, order, found = source.ground_truth(), np.argsort(doubt, kind="stable"), {}
     for share in shares:
-        count = len(order) - round(share * len(order))
-        kept, dropped = np.sort(order[:count]), order[count:]
+        kept, dropped = np.split(order, [len(order) - round(share * len(order))])
         gone = {source[int(predictions.index[row])].annotation_id for row in dropped}
+        # Annotated persons that were not predicted stay, as misses.
         left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
-        some = Predictions(*(getattr(predictions, name)[kept] for name in ("index", "keypoints", "scores")))
+        some = Predictions(*(getattr(predictions, name)[np.sort(kept)] for name in ("index", "keypoints", "scores")))
         results = to_results(source, some, recipe.joints, recipe)
         found[share] = evaluate_results(left, without_boxes(results), recipe.joints)["AP"]
     return found

@@ -6,8 +6,8 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,27 +15,24 @@ import numpy as np
 from dpose_jax import __version__
 from dpose_jax.workdir.files import write_bytes, write_json
 
-Name = TypeVar("Name", bound=Hashable)
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "opencv-python-headless", "pycocotools")
+PACKAGES = ["jax", "jaxlib", "libtpu", "flax", "optax", "grain", "numpy", "opencv-python-headless"]
+PACKAGES += ["pycocotools", "faster-coco-eval", "hotcoco"]  # their versions are reported where installed
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: the median and the quartiles; and the number of calls."""
+    """Seconds of one call, and the number of calls."""
 
     median: float
-    low: float
+    low: float  # quartiles
     high: float
     calls: int
     cpu: float = 0.0  # median processor time of all threads
 
 
-def measure(calls: dict[Name, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Name, Timing]:
-    """Times functions without arguments in turn, A B C A B C, so that other load on the machine affects all alike.
-
-    Each is called once before, then for about `seconds` and at the `least` so often; arrays that it returns are waited
-    for. Compile first, with `compiled`.
-    """
-    taken: dict[Name, list[tuple[float, float]]] = {name: [] for name in calls}
+def measure(calls: dict[Any, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Any, Timing]:
+    """Times each function about `seconds` long, at the `least` so often, after one call; waits for arrays."""
+    # In turn, A B C A B C, so that other load on the machine affects all alike.
+    taken: dict[Any, list] = {name: [] for name in calls}
     jax.block_until_ready([call() for call in calls.values()])
     began, rounds = time.perf_counter(), 0
     while rounds < least or time.perf_counter() - began < seconds * len(calls):
@@ -55,8 +52,7 @@ def timing(wall: Sequence[float], cpu: Sequence[float] = (0.0,)) -> Timing:
 
 def compiled(function: Any, *arguments) -> tuple[Any, float]:
     """`function` (plain or jitted) compiled for `arguments`, and the seconds that tracing and compiling took."""
-    jitted = function if hasattr(function, "lower") else jax.jit(function)
-    began = time.perf_counter()
+    jitted, began = function if hasattr(function, "lower") else jax.jit(function), time.perf_counter()
     executable = jitted.lower(*arguments).compile()
     return executable, time.perf_counter() - began
 
@@ -64,24 +60,24 @@ def compiled(function: Any, *arguments) -> tuple[Any, float]:
 def environment() -> dict[str, Any]:
     """Machine, device, versions and load as JSON values. Call it before measuring: the load is the present one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = {"cpu": _cpu_model(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
-    machine |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-    machine |= {"load": round(os.getloadavg()[0], 2), "python": platform.python_version()}
-    machine |= {"xla_flags": os.environ.get("XLA_FLAGS", "")}
-    return machine | {"versions": {"dpose_jax": __version__} | versions(*PACKAGES)}
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of those of `packages` that are installed."""
-    found = {}
-    for name in packages:
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    machine = {"cpu": cpu, "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    machine |= {
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "load": round(os.getloadavg()[0], 2),
+    }
+    machine |= {"python": platform.python_version(), "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    versions = {"dpose_jax": __version__}
+    for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return machine | {"versions": versions}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table. Its columns are the keys of all rows, in the order of their first appearance."""
+    """Rows as a Markdown table, a column for each key of any row."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in names]
     widths = [max(map(len, column)) for column in columns]
@@ -91,10 +87,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, writes them with the facts as JSON to `out`, and the table beside it as .md.
-
-    Raises OSError or ValueError if `out` cannot be written, or a number is not finite.
-    """
+    """Prints the rows as a table, writes it beside `out` as .md, and rows and facts to `out` as JSON."""
     text = table(rows)
     print(text)
     write_json(out, {**facts, "rows": rows})
@@ -112,9 +105,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    return platform.processor() or platform.machine()

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from dpose_jax.data.sample import Source
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.evaluation.report import summarise
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 
@@ -25,21 +24,25 @@ LATENCY_PERSONS = 16  # whose crops the calls of batch 1 cycle through
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """One way of sampling: `coarse` or an update with a number of steps."""
+    """One way of sampling."""
 
-    update: str
+    update: str  # `coarse`, or one of UPDATES
     steps: int
     settings: SamplerSettings | None  # None is the coarse branch
     hypotheses: int = 1  # samples that are averaged
     flip: bool = True  # with the flip test, if the recipe has it
 
 
-def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:
-    """The coarse branch for K = 0, then each update with each K above 0; `unflipped` has the coarse branch too.
+def sampler_of(recipe: Recipe, samplings: Sequence[Sampling]) -> PoseSampler:
+    """The sampler that serves all of `samplings`, which share one pass of the backbone."""
+    # Restarts are all the same run; K of them are the mean of the heatmaps of its first K samples.
+    settings = tuple(dict.fromkeys(one.settings for one in samplings if one.settings))
+    flip, hypotheses = recipe.eval.flip and all(one.flip for one in samplings), max(one.hypotheses for one in samplings)
+    return dataclasses.replace(PoseSampler.of(recipe), settings=settings, flip=flip, hypotheses=hypotheses)
 
-    `noise_time` is t_start of the restarts, in 1..T; the recipe gives the rest of the sampler. Raises ValueError if a
-    number or name is out of range.
-    """
+
+def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_time: int) -> list[Sampling]:
+    """The coarse branch for K = 0, then each update with each K above 0; ValueError if an argument is out of range."""
     if not steps or min(steps) < 0 or len(set(steps)) != len(steps):
         raise ValueError(f"steps={list(steps)}: must be distinct numbers, 0 or more")
     direct = dataclasses.replace(sampler_settings(recipe.sampler)[0], steps=1, update_rule="direct")
@@ -51,20 +54,17 @@ def plan(recipe: Recipe, steps: Sequence[int], updates: Iterable[str], noise_tim
             found.append(Sampling(update, 0, None, flip=False))
         for k in sorted(set(steps) - {0}):
             if update == "restarts":
-                fresh = noised_start(direct, noise_time, recipe.diffusion.timesteps)
-                found.append(Sampling(update, k, fresh, hypotheses=k))
+                start = noised_start(direct, noise_time, recipe.diffusion.timesteps)
+                found.append(Sampling(update, k, start, hypotheses=k))
             else:
                 one = dataclasses.replace(direct, steps=k, **UPDATES[update])
                 found.append(Sampling(update, k, one, flip=update != "unflipped"))
     return found
 
 
-def measure_accuracy(
-    recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int
-) -> dict[Sampling, dict]:
-    """The metrics of every way of sampling on all persons of the source, in batches of `size`."""
-    runs = programs.values()
-    persons = predict_split(recipe, source, lambda *inputs: [run(*inputs) for run in runs], batch_size=size)
+def measure_accuracy(recipe: Recipe, source: Source, programs: Mapping[Sampling, Callable], size: int) -> dict:
+    """The metrics by Sampling, of all persons of the source, in batches of `size`."""
+    persons = predict_split(recipe, source, lambda *its: [run(*its) for run in programs.values()], batch_size=size)
     found = dict(zip(programs, persons.outputs, strict=True))
     predictions = {one: persons.predictions(its["keypoints"], its["scores"]) for one, its in found.items()}
     return summarise(source, predictions, recipe.joints, recipe)[0]["results"]
@@ -73,27 +73,18 @@ def measure_accuracy(
 def measure_costs(
     recipe: Recipe, variables, samplings: Sequence[Sampling], crops: np.ndarray, seconds: float
 ) -> tuple[dict[Sampling, dict[str, float]], dict[Sampling, Callable]]:
-    """Times sampling runs in turn on crops (N, B, Hx, Wx, 3) uint8: N batches of B, which the calls cycle through.
-
-    Returns by sampling {"ms", "ms_low", "ms_high", "memory_mib", "compile_seconds"}, median and quartiles, arguments
-    and temporaries; and its compiled program, `PoseSampler.poses` of (crops, person_ids). Each gets `seconds`.
-    """
-    model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
+    """The figures and the compiled program, `poses` of (crops, person_ids), of each; crops (N, B, Hx, Wx, 3) uint8."""
+    # Timed in turn, `seconds` each, on the N batches again and again.
     ids, calls, programs, figures = np.arange(crops.shape[1], dtype=np.int32), {}, {}, {}
-
-    def call(program: Callable, batches: Iterator[np.ndarray]):
-        return program(next(batches), ids)
-
     for one in samplings:
-        settings, flip = (one.settings,) if one.settings else (), recipe.eval.flip and one.flip
-        sampler = PoseSampler(model, schedule, settings, flip, recipe.sampler.seed, one.hypotheses)
-        executable, took = report.compiled(sampler.poses, variables, crops[0], ids)
+        executable, took = report.compiled(sampler_of(recipe, [one]).poses, variables, crops[0], ids)
         memory = executable.memory_analysis()  # type: ignore[attr-defined]
         used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
         figures[one] = {"memory_mib": round(used, 1), "compile_seconds": round(took, 1)}
         programs[one] = functools.partial(executable, variables)
-        calls[one] = functools.partial(call, programs[one], itertools.cycle(crops))
+        runs = map(programs[one], itertools.cycle(crops), itertools.repeat(ids))  # each `next` is a call
+        calls[one] = functools.partial(next, runs)
     for one, timing in report.measure(calls, seconds=seconds).items():
-        quartiles = {"ms": timing.median, "ms_low": timing.low, "ms_high": timing.high}
-        figures[one] |= {name: round(1e3 * value, 3) for name, value in quartiles.items()}
+        quartiles = zip(("ms", "ms_low", "ms_high"), timing[:3], strict=True)
+        figures[one] |= {name: round(1e3 * value, 3) for name, value in quartiles}
     return figures, programs

@@ -1,22 +1,19 @@
-"""How fast each part is, beside its peers: one table of medians.
-
-Row `input` reads the recipe's data, --config.data.root=COCO; row `oks` reads --annotations=FILE.
-"""
+"""How fast each part is, beside its peers: one table of medians."""
 
 from absl import flags
 
-from benchmarks import end_to_end, micro, oks, peers, report
+from benchmarks import oks, peers, report, speed_rows
 from dpose_jax.data.datasets import make_source
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import recipe_flags
 
-ROWS = {"heatmaps": micro.heatmaps, "decode": micro.decode, "sampler": micro.sampler}
+ROWS = {"heatmaps": speed_rows.heatmaps, "decode": speed_rows.decode, "sampler": speed_rows.sampler}
 ROWS["oks"] = lambda wanted, recipe: oks.measure(oks.annotations(), false_persons=oks.FALSE_PERSONS.value)
-ROWS |= {"network": end_to_end.network, "input": end_to_end.inputs, "start": end_to_end.start}
-ROWS["memory"] = end_to_end.memory
+ROWS |= {"network": speed_rows.network, "input": speed_rows.inputs, "start": speed_rows.start}
+ROWS["memory"] = speed_rows.memory
 CONFIG = recipe_flags.define("The recipe whose data row `input` reads.", "configs/coco_w32_256x192.py")
 PEER = flags.DEFINE_list("peer", [], "Peers: torch, diffusers, hrnet:FOLDER.")
-NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure.")
+NAMES = flags.DEFINE_list("rows", list(ROWS), "Which rows to measure; `oks` reads --annotations.")
 flags.adopt_module_key_flags(oks)
 
 

@@ -28,8 +28,8 @@ OUT = flags.DEFINE_string("out", None, "The folder for steps.json, steps.md and 
 def main() -> None:
     """Measures costs and accuracy in one run, prints the table, writes the report and the plot."""
     environment, recipe = report.environment(), recipe_flags.of_workdir(WORKDIR.value)
-    updates = [*UPDATE.value, *(["restarts"] if RESTARTS.value else [])]
-    samplings = plan(recipe, [int(text) for text in STEPS.value], dict.fromkeys(updates), NOISE_TIME.value)
+    updates = dict.fromkeys([*UPDATE.value, "restarts"] if RESTARTS.value else UPDATE.value)
+    samplings = plan(recipe, [int(text) for text in STEPS.value], updates, NOISE_TIME.value)
     if BATCH.value < 2:
         raise ValueError(f"batch={BATCH.value}: must be at least 2, batch 1 is measured anyway")
     source, restored = make_source(recipe, recipe.eval.split, training=False), restore(recipe, WORKDIR.value)
@@ -40,19 +40,18 @@ def main() -> None:
     together, programs = measure_costs(recipe, variables, samplings, crops[None], SECONDS.value)
     accuracy = measure_accuracy(recipe, source, programs, BATCH.value)
     rows = [_row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
-    protocol = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source)}
-    protocol |= {"boxes": recipe.eval.boxes, "batch": BATCH.value, "latency_crops": len(singles)}
-    protocol |= {"noise_time": NOISE_TIME.value}
-    for name in ("update_rule", "start", "t_start"):
-        protocol.pop(name, None)  # these differ by row
+    facts = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source), "boxes": recipe.eval.boxes}
+    facts |= {"batch": BATCH.value, "latency_crops": len(singles), "noise_time": NOISE_TIME.value}
+    # The others differ by row.
+    protocol = {name: fact for name, fact in facts.items() if name not in ("update_rule", "start", "t_start")}
     report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "steps.png"), rows)
 
 
 def _row(one: Sampling, alone: dict, together: dict) -> dict:
-    start = {"start": one.settings.start, "t_start": one.settings.t_start} if one.settings else {}
-    names = ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1", "ms", "ms_low", "ms_high")
-    row = {"update": one.update, "steps": one.steps} | start | {name: alone[name] for name in names}
+    row = {"update": one.update, "steps": one.steps}
+    row |= {"start": one.settings.start, "t_start": one.settings.t_start} if one.settings else {}
+    row |= {name: alone[name] for name in ("AP", "AP50", "AP75", "PCK@0.2", "PCK@0.1", "ms", "ms_low", "ms_high")}
     row |= {"persons_per_s": round(BATCH.value / together["ms"] * 1e3, 1), "memory_mib": together["memory_mib"]}
     return row | {"compile_seconds": alone["compile_seconds"] + together["compile_seconds"]}
 

@@ -1,7 +1,4 @@
-"""Compile the train step and the sampler for a TPU slice, without one: memory, FLOPs, traffic, collectives.
-
-Needs `pip install -e ".[topology]"`. The figures are the compiler's; nothing is run.
-"""
+"""Compile the train step and the sampler for a TPU slice, without one: memory, FLOPs, traffic, collectives."""
 
 import jax
 from absl import flags
@@ -25,8 +22,7 @@ def main() -> None:
     chip, _ = parse_topology(TOPOLOGY.value)
     recipe, batch = Recipe.from_config(CONFIG.value), BATCH.value
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips
-    environment = report.environment() | {"versions": report.versions("jax", "jaxlib", "libtpu", "flax")}
-    mesh, parts = slice_mesh(TOPOLOGY.value), recipe.train.accumulate
+    environment, mesh, parts = report.environment(), slice_mesh(TOPOLOGY.value), recipe.train.accumulate
 
     def train(examples):
         return analyse(train_program(recipe, mesh, examples), chip, mesh)
@@ -43,6 +39,6 @@ def main() -> None:
     if SAMPLER.value:
         step["sampler"] = analyse(sampler_program(recipe, mesh, step["batch_per_device"]), chip, mesh)
     protocol = {"topology": TOPOLOGY.value, "chip": chip._asdict(), "recipe": recipe.flatten()}
-    rows = [step, *([step["sampler"]] if SAMPLER.value else [])]
+    rows = [step, step["sampler"]] if SAMPLER.value else [step]
     table = [{key: row[key] for key in row if key not in ("collectives", "sampler")} for row in rows]
     report.write(OUT.value, table, environment=environment, protocol=protocol, **step)

@@ -4,7 +4,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,7 @@ from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
-from dpose_jax.training.loop import jit_step
-from dpose_jax.training.optimizer import make_optimizer
-from dpose_jax.training.state import initial_state
-from dpose_jax.training.step import make_train_step
+from dpose_jax.training import loop, optimizer, state, step
 
 
 class Chip(NamedTuple):
@@ -36,13 +33,11 @@ class Chip(NamedTuple):
 
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBOIDS = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
-CHIPS = {
-    "v5e": Chip(16 * 2**30, 819e9, 197e12, (2, 2), _PLANE),
-    "v5p": Chip(95 * 2**30, 2765e9, 459e12, (2, 2, 1), _CUBOIDS),
-    "v6e": Chip(32 * 2**30, 1638e9, 918e12, (2, 2), _PLANE),
-}
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Examples a device that `largest_batch` tries. From 128 the compiler lays them along a tile's 128 lanes.
+CHIPS = {"v5e": Chip(16 * 2**30, 819e9, 197e12, (2, 2), _PLANE)}
+CHIPS["v5p"] = Chip(95 * 2**30, 2765e9, 459e12, (2, 2, 1), _CUBOIDS)
+CHIPS["v6e"] = Chip(32 * 2**30, 1638e9, 918e12, (2, 2), _PLANE)
+_COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-done)?\(")
+# Examples a device, or a part of `train.accumulate`, that are tried. From 128 they lie along a tile's 128 lanes.
 BATCHES = (8, 16, 32, 48, 64, 96, *range(128, 4097, 128))
 
 
@@ -51,16 +46,16 @@ class DoesNotFitError(ValueError):
 
 
 class Program(NamedTuple):
-    """What is compiled: a jitted function, its abstract arguments, and the examples a device in them."""
+    """What is compiled."""
 
     name: str
     jitted: Any
-    arguments: tuple
-    batch: int
+    arguments: tuple  # abstract ones
+    batch: int  # examples a device in them
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the shape of a slice KIND:SHAPE, such as v5e:4x4. Raises ValueError if there is no such slice."""
+    """The chip and the shape of a slice, such as v5e:4x4. Raises ValueError if there is no such slice."""
     kind, _, shape = name.partition(":")
     if kind not in CHIPS or shape not in CHIPS[kind].shapes:
         known = "; ".join(f"{kind}: {', '.join(chip.shapes)}" for kind, chip in CHIPS.items())
@@ -86,16 +81,17 @@ def slice_mesh(name: str) -> jax.sharding.Mesh:
 
 def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, optimizer = build_model(recipe), make_optimizer(recipe.optim, recipe.train)
-    step = make_train_step(recipe, model, build_schedule(recipe.diffusion), optimizer, sharding.unshard(mesh))
-    state = jax.eval_shape(lambda variables: initial_state(variables, optimizer), abstract_variables(model))
-    places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
+    kept = optimizer.kept_parts(recipe)
+    model, update = build_model(recipe), optimizer.make_optimizer(recipe.optim, recipe.train, kept)
+    train_step = step.make_train_step(recipe, model, build_schedule(recipe.diffusion), update, sharding.unshard(mesh))
+    start = jax.eval_shape(lambda variables: state.initial_state(variables, update), abstract_variables(model))
+    places = sharding.state_sharding(mesh, start, fsdp=recipe.train.fsdp)
     count, joints = batch * mesh.size, model.joint_set.num_joints
     rows = {"image": Array((count, *recipe.input_size, 3), np.uint8)}
     rows |= {"keypoints": Array((count, joints, 2), np.float32), "visible": Array((count, joints), np.float32)}
     rows |= {name: Array((count,), np.int32) for name in ("annotation_id", "bad_index")}
-    arguments = state, rows, jax.eval_shape(jax.random.key, 0)
-    return Program("train step", jit_step(step, mesh, places), arguments, batch)
+    arguments = start, rows, jax.eval_shape(jax.random.key, 0)
+    return Program("train step", loop.jit_step(train_step, mesh, places), arguments, batch)
 
 
 def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
@@ -103,18 +99,12 @@ def sampler_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Prog
     sampler = PoseSampler.of(recipe.override({"sampler.steps": (1,)}))
     everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     jitted = jax.jit(sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
-    count = batch * mesh.size
-    inputs = Array((count, *recipe.input_size, 3), np.uint8), Array((count,), np.int32)
-    return Program("sampler, 1 step", jitted, (abstract_variables(sampler.model), *inputs), batch)
+    crops, ids = Array((batch * mesh.size, *recipe.input_size, 3), np.uint8), Array((batch * mesh.size,), np.int32)
+    return Program("sampler, 1 step", jitted, (abstract_variables(sampler.model), crops, ids), batch)
 
 
 def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Compiles a program and returns the compiler's figures for one device.
-
-    `hbm_bytes_per_device` is the sum of arguments, temporaries, and the outputs that do not reuse an argument.
-    `compute_ms` and `memory_ms` are what FLOPs and memory traffic take at the chip's limits; the longer one `binds`.
-    Raises DoesNotFitError if the program needs more memory than the chip has.
-    """
+    """The compiler's figures of a program for one device. Raises DoesNotFitError if its memory is too small."""
     try:
         compiled, seconds = report.compiled(program.jitted, *program.arguments)
     except jax.errors.JaxRuntimeError as error:
@@ -124,30 +114,28 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
         raise DoesNotFitError(f"{program.name} with {program.batch} examples a device: {text}") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes  # those that do not reuse an argument
+    flops, moved = cost["flops"], cost["bytes accessed"]
+    # What they take at the chip's limits; the longer one binds.
+    compute, traffic = 1e3 * (flops / chip.flops), 1e3 * (moved / chip.hbm_bandwidth)
+    sent = collectives(compiled.as_text().splitlines())
     found = {"program": program.name, "devices": mesh.size, "batch_per_device": program.batch}
     found |= {"hbm_bytes_per_device": arguments + temporaries + outputs, "hbm_limit_bytes": chip.hbm_bytes}
     found |= {"hbm_arguments_bytes": arguments, "hbm_temporaries_bytes": temporaries, "hbm_outputs_bytes": outputs}
-    flops, moved = cost["flops"], cost["bytes accessed"]
     found |= {"flops_per_device": flops, "bytes_accessed_per_device": moved}
-    found |= {"bytes_accessed_per_image": moved / program.batch}
-    compute, traffic = 1e3 * (flops / chip.flops), 1e3 * (moved / chip.hbm_bandwidth)
-    found |= {"compute_ms": compute, "memory_ms": traffic, "binds": "compute" if compute > traffic else "memory"}
-    sent = collectives(compiled.as_text().splitlines())
-    found |= {"collectives": sent, "collective_bytes": sum(one["bytes"] for one in sent.values())}
-    return found | {"compile_seconds": seconds}
+    found |= {"bytes_accessed_per_image": moved / program.batch, "compute_ms": compute, "memory_ms": traffic}
+    found |= {"binds": "compute" if compute > traffic else "memory", "collectives": sent}
+    return found | {"collective_bytes": sum(one["bytes"] for one in sent.values()), "compile_seconds": seconds}
 
 
-def collectives(lines: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Counts the collectives in a compiled program's text, and the bytes of their results on one device.
-
-    An asynchronous one counts where it ends. One in a loop counts once.
-    """
-    pattern = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(")
+def collectives(lines: list[str]) -> dict[str, dict[str, int]]:
+    """Count and bytes of results, on one device, of each kind of collective in a compiled program's text."""
+    # An asynchronous one counts where it ends. One in a loop counts once.
     found: dict[str, dict[str, int]] = {}
-    for match in filter(None, map(pattern.search, lines)):
-        entry = found.get(match[2], {"count": 0, "bytes": 0})
-        found[match[2]] = {"count": entry["count"] + 1, "bytes": entry["bytes"] + shape_bytes(match[1])}
+    for match in filter(None, map(_COLLECTIVE.search, lines)):
+        entry = found.setdefault(match[2], {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += shape_bytes(match[1])
     return found
 
 
@@ -158,11 +146,7 @@ def shape_bytes(text: str) -> int:
 
 
 def largest_batch(train: Callable[[int], dict], parts: int) -> dict:
-    """The analysis of the train step with the largest of BATCHES that fits; they are tried in order.
-
-    `train` is examples a device -> `analyse` of the step. A device takes its examples in `parts`, one after the other
-    (`train.accumulate`). Raises DoesNotFitError if not even the smallest batch fits.
-    """
+    """What `train`, examples a device -> `analyse`, returns for the largest batch that fits; or DoesNotFitError."""
     best: dict = {}
     for examples in (parts * batch for batch in BATCHES):
         try:

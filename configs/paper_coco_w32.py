@@ -1,11 +1,10 @@
 """DiffusionPose with the settings of the paper: COCO 2017, HRNet-W32, 256 x 192. Not yet trained.
 
 Values that the paper does not give are marked (ours), here or in dpose_jax/recipe.py for fields that are not named
-here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md.
+here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md. `data.root` is
+COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
 
   python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
-
-`data.root` is COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
 """
 
 from configs import coco_w32_256x192
@@ -15,14 +14,11 @@ def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = coco_w32_256x192.get_config()
     c.eval.boxes = "detections"
-
-    # The paper does not state crop and codec: HRNet's (ours).
-    c.crop.warp = c.codec.name = "rounded"
+    c.crop.warp = c.codec.name = "rounded"  # the paper does not state crop and codec: HRNet's (ours)
     c.codec.update(refine="quarter", sigma=2.0, label_margin=3.0)
 
-    c.diffusion.timesteps = 1000  # T (ours, after DDPM)
+    c.diffusion.update(timesteps=1000, zeta=2.0)  # T (ours, after DDPM) and ζ (ours)
     c.diffusion.schedule = "cosine"  # (ours, after improved DDPM)
-    c.diffusion.zeta = 2.0  # (ours)
     c.diffusion.t_range = (1, 1000)  # t is uniform over 1..T
     c.diffusion.own_share = 0.0  # the decoder is trained on noised joints alone
 

@@ -12,7 +12,7 @@ import pytest
 
 import benchmark
 import benchmarks
-from benchmarks import end_to_end, micro, peers, report
+from benchmarks import peers, report, speed_rows
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.pose.codec import Codec
 
@@ -84,7 +84,7 @@ def test_report_is_json_and_a_table(tmp_path, capsys):
 @pytest.mark.parametrize("unit", ["sets/s", "ms a set"])
 def test_entries_are_rates_or_times(monkeypatch, unit):
     monkeypatch.setattr(report, "measure", lambda calls: {name: report.timing([0.1, 0.2, 0.4]) for name in calls})
-    first, second = micro.entries("work", unit, {"ours": None, "peer": None}, 4, compile_seconds=3.0)
+    first, second = speed_rows.entries("work", unit, {"ours": None, "peer": None}, 4, compile_seconds=3.0)
     value, low, high = (20, 40 / 3, 80 / 3) if unit == "sets/s" else (50, 37.5, 75)
     assert [first["value"], first["low"], first["high"]] == pytest.approx([value, low, high])
     assert first["compile_seconds"] == 3 and "compile_seconds" not in second and second["who"] == "peer"
@@ -94,18 +94,20 @@ def test_entries_are_rates_or_times(monkeypatch, unit):
 def test_the_timed_sampler_hands_on_what_it_is_fed(refresh):
     """Its network does nothing, so what is timed is the sampler alone."""
     codec = Codec((64, 48), 2, sigma=2.0, blur=5)
-    heatmaps = micro.draw_heatmaps(codec, batch=3)
+    heatmaps = speed_rows.draw_heatmaps(codec, batch=3)
     settings = SamplerSettings(steps=3, update_rule="direct", refresh=refresh)
-    np.testing.assert_array_equal(jax.jit(micro.sampling(settings, codec))(heatmaps), heatmaps)
+    np.testing.assert_array_equal(jax.jit(speed_rows.sampling(settings, codec))(heatmaps), heatmaps)
 
 
 @pytest.mark.parametrize("refresh", [False, True])
 def test_the_timed_sampler_draws_its_masks(monkeypatch, refresh):
     """Masks that nothing reads would be left out by XLA, and their time with them."""
-    monkeypatch.setattr(micro, "masks_of", lambda keypoints, visible, size: 2 * (jnp.full((3, *size, 1), jnp.inf),))
+    monkeypatch.setattr(
+        speed_rows, "masks_of", lambda keypoints, visible, size: 2 * (jnp.full((3, *size, 1), jnp.inf),)
+    )
     codec = Codec((64, 48), 2, sigma=2.0, blur=5)
     settings = SamplerSettings(steps=3, update_rule="direct", refresh=refresh)
-    final = jax.jit(micro.sampling(settings, codec))(micro.draw_heatmaps(codec, batch=3))
+    final = jax.jit(speed_rows.sampling(settings, codec))(speed_rows.draw_heatmaps(codec, batch=3))
     assert np.isnan(final[0, 0, 0, 0]) and np.isfinite(np.asarray(final).ravel()[1:]).all()
 
 
@@ -139,6 +141,6 @@ def test_what_a_row_lacks_is_reported_before_any_is_measured(tmp_path, chosen, m
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 def test_peak_memory_is_that_of_the_process():
     held = np.ones(2**24)
-    peak = end_to_end.peak_memory(os.getpid())
+    peak = speed_rows.peak_memory(os.getpid())
     assert held.nbytes < peak < 2**36
-    assert end_to_end.peak_memory(2**30) == 0
+    assert speed_rows.peak_memory(2**30) == 0

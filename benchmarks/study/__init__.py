@@ -1,7 +1,4 @@
-"""Study: variants of the method trained alike from several seeds and read in every way; resumable.
-
-Each run lies in OUT/VARIANT/seed_S. The same command resumes where it was stopped, and keeps finished runs.
-"""
+"""Study: variants of the method trained alike from several seeds and read in every way; resumable."""
 
 import os
 
@@ -10,8 +7,7 @@ from absl import flags
 from benchmarks import report
 from benchmarks.study.plot import write_errors, write_plot
 from benchmarks.study.runs import Study
-from benchmarks.study.summary import in_points, summarise
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, RunKey, run_of
+from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, in_points, run_of, summarise
 from benchmarks.study.variants import MAIN, VARIANTS
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu
@@ -35,28 +31,28 @@ def main() -> None:
     steps = tuple(sorted(int(text) for text in STEPS.value))
     study = Study(OUT.value, Recipe.from_config(CONFIG.value), steps, NOISE_TIME.value, SECONDS.value)
     study.check(NAMES.value)
-    every = [RunKey(name, int(seed)) for seed in SEEDS.value for name in NAMES.value]
+    every = [(name, int(seed)) for seed in SEEDS.value for name in NAMES.value]
     finished = {run_of(row) for row in study.table(RUNS_FILE)}.intersection(every)
     if REPORT_ONLY.value and not finished:
         raise ValueError(f"{OUT.value}: no run of --arms={','.join(NAMES.value)} is finished there")
     if not REPORT_ONLY.value:
         study.begin(NAMES.value)
-        for name in dict.fromkeys(key.variant for key in every if key in finished):
+        for name in dict.fromkeys(name for name, seed in every if (name, seed) in finished):
             study.time(name)
     if finished:
         write_report(study, every)
-    for key in every:
-        if key not in finished and not REPORT_ONLY.value:
-            study.finish(key)
-            study.time(key.variant)
-            print(f"\n{key.variant}, seed {key.seed}:")
+    for name, seed in every if not REPORT_ONLY.value else ():
+        if (name, seed) not in finished:
+            study.finish(name, seed)
+            study.time(name)
+            print(f"\n{name}, seed {seed}:")
             write_report(study, every)
 
 
-def write_report(study: Study, keys: list[RunKey]) -> None:
-    """Prints a row a reading of the finished runs among `keys`; writes study.md, study.png and errors.png."""
-    rows, joints = ([row for row in study.table(name) if run_of(row) in keys] for name in (RUNS_FILE, JOINTS_FILE))
-    rows.sort(key=lambda row: keys.index(run_of(row)))
+def write_report(study: Study, runs: list[tuple[str, int]]) -> None:
+    """Prints a row a reading of the finished ones among `runs`; writes study.md, study.png and errors.png."""
+    rows, joints = ([row for row in study.table(name) if run_of(row) in runs] for name in (RUNS_FILE, JOINTS_FILE))
+    rows.sort(key=lambda row: runs.index(run_of(row)))
     summaries = summarise(rows, study.table(LATENCY_FILE))
     text = report.table([in_points(summary) for summary in summaries])
     print(text)

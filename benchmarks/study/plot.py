@@ -21,11 +21,7 @@ COLOURS = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys((
 
 
 def write_plot(path: str, rows: Sequence[Row]) -> None:
-    """Draws mean AP, by DARK, with its standard error over K and over the latency; rows are of `summarise`.
-
-    A colour is a variant, a marker an update; a variant without denoiser is a level across. The variants are MAIN's, or
-    all where none of them is there.
-    """
+    """Draws mean AP, by DARK, with its standard error over K and over the latency; rows are of `summarise`."""
     rows = [row for row in rows if row["reading"].refine == "dark" and row["AP"]]
     figure = Figure(figsize=(15, 4.5), layout="constrained")
     for axes, (heading, (updates, across)) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
@@ -33,15 +29,12 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
             its = {row["reading"]: row for row in rows if row["variant"] == name}
             for update in updates:
                 line = [row for reading, row in its.items() if reading.update == update]
-                points = [
-                    (x, 100 * row["AP"].mean, 100 * (np.nan if row["AP"].error is None else row["AP"].error))
-                    for row in line
-                    if (x := row["reading"].K if across == STEPS else row["times"]) is not None
-                ]
-                if points:
+                points = [(row["reading"].K if across == STEPS else row["times"], *row["AP"][:2]) for row in line]
+                if points := [point for point in points if point[0] is not None]:
+                    x, mean, error = np.array(points, float).T  # an error None becomes NaN
                     style = {"color": COLOURS.get(name), "fmt": MARKERS[update], "markersize": 5, "capsize": 3}
-                    axes.errorbar(*zip(*points, strict=True), label=f"{title(name)}, {update}", **style)
-            if {reading.update for reading in its} <= {"coarse", "unflipped"}:
+                    axes.errorbar(x, 100 * mean, 100 * error, label=f"{title(name)}, {update}", **style)
+            if {reading.update for reading in its} <= {"coarse", "unflipped"}:  # no denoiser
                 level = 100 * its[Reading("coarse", 0)]["AP"].mean
                 axes.axhline(level, color=COLOURS.get(name), linestyle="--", label=title(name))
         axes.set(xlabel=across, ylabel="AP", title=heading)
@@ -55,16 +48,13 @@ def write_plot(path: str, rows: Sequence[Row]) -> None:
 
 
 def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
-    """Draws the share of joints beyond each threshold of PCK: of all, by visibility where both are, and by joint.
-
-    Takes rows of study.csv and of joints.csv.gz. Every variant (which: as in `write_plot`) is read by its fewest steps
-    of `direct`, or by its coarse branch.
-    """
+    """Draws 100 - PCK of all joints, by visibility where both are, and by joint; of study.csv and joints.csv.gz."""
     by_joint = {(run_of(row), reading_of(row), row["metric"]): row for row in joints}
     every = [row for row in rows if row["refine"] == "dark" and row["update"] in ("direct", "coarse")]
     groups: dict[str, list[Row]] = {}
     for name in _shown(row["variant"] for row in every):
         its = [row for row in every if row["variant"] == name]
+        # The fewest steps of `direct`, or the coarse branch.
         best = min((reading_of(row) for row in its), key=lambda reading: (reading.update == "coarse", reading.K))
         groups[name] = [row for row in its if reading_of(row) == best]
     first = next(iter(groups.values()))[0]
@@ -74,17 +64,16 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("PCK@0.2", "PCK@0.1"), strict=True):
         kinds = [kind for kind in (f"{metric} occluded", f"{metric} visible") if first.get(kind) is not None]
         columns = [metric, *(kinds if len(kinds) == 2 else ()), *names]
-        places = np.arange(len(columns))
         for number, (name, its) in enumerate(groups.items()):
             both = [row | by_joint[run_of(row), reading_of(row), metric] for row in its]
             shares = np.array([[row[column] for column in columns] for row in both], float)
             bars = 100 * shares.std(axis=0, ddof=1) / len(shares) ** 0.5 if len(shares) > 1 else None
-            offset = 0.6 * ((number + 0.5) / len(groups) - 0.5)
+            y = np.arange(len(columns)) + 0.6 * ((number + 0.5) / len(groups) - 0.5)
             style = {"color": COLOURS.get(name), "fmt": "o", "markersize": 4}
-            style["label"] = f"{title(name)}, {reading_of(its[0])}"
-            axes.errorbar(100 - 100 * shares.mean(axis=0), places + offset, xerr=bars, **style)
+            label = f"{title(name)}, {reading_of(its[0])}"
+            axes.errorbar(100 - 100 * shares.mean(axis=0), y, xerr=bars, label=label, **style)
         labels = ["all", *(column.removeprefix(f"{metric} ") for column in columns[1:])]
-        axes.set(xlabel=f"100 - {metric}", yticks=places, yticklabels=labels)
+        axes.set(xlabel=f"100 - {metric}", yticks=range(len(columns)), yticklabels=labels)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
     axes.legend(fontsize=7)
@@ -92,5 +81,6 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
 
 
 def _shown(names: Iterable[str]) -> list[str]:
+    """MAIN's of the names, or all where none of them is there."""
     every = list(dict.fromkeys(names))
     return [name for name in every if name in MAIN] or every

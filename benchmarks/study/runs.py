@@ -2,31 +2,36 @@
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from benchmarks import report
-from benchmarks.sampling import LATENCY_PERSONS, measure_costs
-from benchmarks.study import readings
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Row, RunKey, read_table, write_table
-from benchmarks.study.variants import VARIANTS
+from benchmarks.sampling import LATENCY_PERSONS, Sampling, measure_costs, plan, sampler_of
+from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Reading, Row, read_table, write_table
+from benchmarks.study.variants import VARIANTS, Variant
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
+from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.evaluator import restore
-from dpose_jax.evaluation.predict_split import predict_split
-from dpose_jax.evaluation.report import needs_annotated_boxes
+from dpose_jax.evaluation.metrics import PCK_THRESHOLDS
+from dpose_jax.evaluation.oks import pck
+from dpose_jax.evaluation.predict_split import Predictions, predict_split
+from dpose_jax.evaluation.report import match_by_index, needs_annotated_boxes, summarise
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
+from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
 from dpose_jax.workdir.checkpoints import training_device
 from dpose_jax.workdir.files import read_json, write_json
 
+REFINES = ("dark", "none")
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 
 
@@ -46,19 +51,20 @@ class Study:
         for name in names:
             if name not in VARIANTS:
                 raise ValueError(f"--arms={name}: must be among {', '.join(VARIANTS)}")
-            readings.make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
-        theirs, ours = self._stored_identity(), self._identity(names)
+            make_readers(self.recipe_of(name), VARIANTS[name], self.steps, self.noise_time)
+        path, theirs, ours = self._identities(names)
         different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if different:
-            said = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
-            problem = f"{self._path('study.json')}: is of another recipe or other flags: {said}"
-            raise ValueError(f"{problem}; choose another --out, or delete the folder")
+            problem = ", ".join(f"{name}={theirs[name]} there and {ours[name]} here" for name in different)
+            mend = "choose another --out, or delete the folder"
+            raise ValueError(f"{path}: is of another recipe or other flags: {problem}; {mend}")
 
     def begin(self, names: Sequence[str]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
         make_source(self.recipe, "train", training=True)
         make_source(self.recipe, self.recipe.eval.split, training=False)
-        write_json(self._path("study.json"), self._stored_identity() | self._identity(names))
+        path, theirs, ours = self._identities(names)
+        write_json(path, theirs | ours)
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
         """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ."""
@@ -67,37 +73,37 @@ class Study:
 
     def table(self, name: str) -> list[Row]:
         """The rows of one of the tables."""
-        return read_table(self._path(name))
+        return read_table(os.path.join(self.folder, name))
 
-    def finish(self, key: RunKey) -> None:
+    def finish(self, name: str, seed: int) -> None:
         """Trains and reads a run, from its newest checkpoint if there is one, and adds it to the tables."""
-        variant, workdir = VARIANTS[key.variant], self._path(key.variant, f"seed_{key.seed}")
-        count = round(self.recipe.train.steps * (self.pace(key.variant) if variant.same_time else 1))
-        recipe = self.recipe_of(key.variant, key.seed, count)
+        variant, workdir = VARIANTS[name], os.path.join(self.folder, name, f"seed_{seed}")
+        count = round(self.recipe.train.steps * (self.pace(name) if variant.same_time else 1))
+        recipe = self.recipe_of(name, seed, count)
         train(recipe, workdir)
         variables = restore(recipe, workdir).variables
         source = make_source(recipe, recipe.eval.split, training=False)
-        readers = [jax.jit(each) for each in readings.make_readers(recipe, variant, self.steps, self.noise_time)]
+        readers = [jax.jit(each) for each in make_readers(recipe, variant, self.steps, self.noise_time)]
 
         def read(*inputs):
-            return {name: its for reader in readers for name, its in reader(variables, *inputs).items()}
+            return {reading: its for reader in readers for reading, its in reader(variables, *inputs).items()}
 
         persons = predict_split(recipe, source, read)
         found = {reading: persons.predictions(*its) for reading, its in persons.outputs.items()}
         epochs = count * recipe.train.batch_size / len(make_source(recipe, "train", training=True))
         facts = {"train_steps": count, "epochs": epochs, "training_device": training_device(workdir) or "unknown"}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
-        metrics, joints = readings.score(recipe, source, found)
-        rows = [reading._asdict() | row for reading, its in joints.items() for row in its]
-        self._add(JOINTS_FILE, key._asdict(), rows)
-        self._add(RUNS_FILE, key._asdict(), [reading._asdict() | facts | its for reading, its in metrics.items()])
+        metrics, joints = score(recipe, source, found)
+        run = {"variant": name, "seed": seed}
+        self._add(JOINTS_FILE, run, [reading._asdict() | row for reading, its in joints.items() for row in its])
+        self._add(RUNS_FILE, run, [reading._asdict() | facts | its for reading, its in metrics.items()])
 
     def time(self, name: str) -> None:
         """Times every reading of a variant for one person, with random weights, unless that is kept."""
         if self._timed(name, "coarse"):
             return
         recipe = self.recipe_of(name)
-        samplings = readings.samplings_of(recipe, VARIANTS[name], self.steps, self.noise_time)
+        samplings = samplings_of(recipe, VARIANTS[name], self.steps, self.noise_time)
         source = make_source(recipe, recipe.eval.split, training=False)
         crops = next(iter(eval_batches(recipe, source, LATENCY_PERSONS)))["image"][:, None]
         variables = jax.device_put(initial_variables(build_model(recipe), 0))
@@ -116,18 +122,12 @@ class Study:
         self._add_times(name, [*rows, {"timed": "train_step of recipe", "ms": recipe, "times": recipe / own}])
         return recipe / own
 
-    def _path(self, *names: str) -> str:
-        return os.path.join(self.folder, *names)
-
-    def _identity(self, names: Sequence[str]) -> dict[str, Any]:
-        """What decides the figures of the runs, as JSON: the recipe, the variants' fields and the flags."""
-        recipe = {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
-        variants = {f"variants.{name}": VARIANTS[name].fields for name in names}
-        return json.loads(json.dumps({"K": self.steps, "noise_time": self.noise_time} | recipe | variants))
-
-    def _stored_identity(self) -> dict[str, Any]:
-        path = self._path("study.json")
-        return read_json(path) if os.path.exists(path) else {}
+    def _identities(self, names: Sequence[str]) -> tuple[str, Row, Row]:
+        """study.json, its content, and ours: what decides the figures, the recipe, variants' fields and flags."""
+        path, ours = os.path.join(self.folder, "study.json"), {"K": self.steps, "noise_time": self.noise_time}
+        ours |= {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
+        ours |= {f"variants.{name}": VARIANTS[name].fields for name in names}
+        return path, read_json(path) if os.path.exists(path) else {}, json.loads(json.dumps(ours))
 
     def _timed(self, name: str, timed: str) -> list[Row]:
         return [row for row in self.table(LATENCY_FILE) if (row["variant"], row["timed"]) == (name, timed)]
@@ -136,7 +136,7 @@ class Study:
         """Adds rows with the columns `key` to a table, in place of the run's; other commands may write to it too."""
         kept = [row for row in self.table(table) if "seed" not in key or not row.items() >= key.items()]
         study = {"study": os.path.basename(os.path.abspath(self.folder))}
-        write_table(self._path(table), [*kept, *(study | key | row for row in rows)])
+        write_table(os.path.join(self.folder, table), [*kept, *(study | key | row for row in rows)])
         jax.clear_caches()  # no program serves two variants
 
     def _add_times(self, name: str, rows: Sequence[Row]) -> None:
@@ -149,8 +149,7 @@ def _stepper(recipe: Recipe) -> Callable:
     """A call that takes the last training step of a run again and again, always with the same batch."""
     run = prepare(recipe)
     with contextlib.closing(run.data):
-        batch = sharding.put_batch(run.next_batch(), run.mesh)
-    state = run.state
+        state, batch = run.state, sharding.put_batch(run.next_batch(), run.mesh)
 
     def step():
         nonlocal state
@@ -158,3 +157,43 @@ def _stepper(recipe: Recipe) -> Callable:
         return metrics["loss"]
 
     return step
+
+
+def samplings_of(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Sampling]:
+    """The ways in which a variant is sampled: the coarse branch, then each of its updates."""
+    some = [k for k in steps if variant.most_steps is None or k <= variant.most_steps]
+    return plan(recipe, [0, *some], variant.updates, noise_time)
+
+
+def make_readers(recipe: Recipe, variant: Variant, steps: Sequence[int], noise_time: int) -> list[Callable]:
+    """Pure `(variables, crops, person_ids) -> {Reading: (keypoints (B, J, 2), scores (B, J))}`, in crop pixels."""
+    every = samplings_of(recipe, variant, steps, noise_time)
+    groups = [list(its) for _, its in itertools.groupby(every, key=lambda one: one.update)]
+    return [functools.partial(_read, sampler_of(recipe, its), its) for its in groups]
+
+
+def _read(sampler: PoseSampler, samplings: Sequence[Sampling], variables, crops, person_ids) -> dict[Reading, tuple]:
+    codecs = [dataclasses.replace(sampler.model.codec, refine=refine) for refine in REFINES]
+    heatmaps, found = sampler.heatmaps(variables, crops, person_ids), {}
+    for one in samplings:
+        maps = heatmaps[f"steps_{one.settings.steps}" if one.settings else "coarse"]
+        mean = maps[:, : one.hypotheses].mean(axis=1) if sampler.hypotheses > 1 else maps
+        found |= {Reading(one.update, one.steps, codec.refine): codec.decode(mean) for codec in codecs}
+    return found
+
+
+def score(recipe: Recipe, source: Source, found: dict[Reading, Predictions]) -> tuple[dict[Reading, Row], dict]:
+    """By reading its metrics, PCK by visibility among them, and its rows with the AP and PCK of every joint."""
+    scores, _ = summarise(source, found, recipe.joints, recipe)
+    metrics, joints = {}, {}
+    for reading, predictions in found.items():
+        predicted, truth, lengths = match_by_index(source, predictions)
+        metrics[reading] = scores["results"][reading] | {
+            f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
+            for threshold in PCK_THRESHOLDS
+            for value, name in ((1, "occluded"), (2, "visible"))
+        }
+        by_joint = scores["joints"][reading]
+        names = next(iter(by_joint.values()))
+        joints[reading] = [{"metric": name} | {joint: its[name] for joint, its in by_joint.items()} for name in names]
+    return metrics, joints

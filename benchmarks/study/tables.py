@@ -1,25 +1,23 @@
-"""The tables of a study: study.csv, a row a reading of a run; joints.csv.gz, a row a metric of it; latency.csv."""
+"""The tables of a study, a row a reading of a run, and their summary: means over seeds and paired gains."""
 
 import contextlib
 import csv
 import gzip
 import io
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from benchmarks.study.variants import title
 from dpose_jax.workdir.files import write_bytes
 
 RUNS_FILE, JOINTS_FILE, LATENCY_FILE = "study.csv", "joints.csv.gz", "latency.csv"
 KEYS = ("study", "variant", "seed", "update", "K", "refine", "metric")  # of a row of joints.csv.gz; the rest are joints
 Row = dict[str, Any]
-
-
-class RunKey(NamedTuple):
-    """A run of a study."""
-
-    variant: str
-    seed: int
+run_of = operator.itemgetter("variant", "seed")  # the run that a row is of
 
 
 class Reading(NamedTuple):
@@ -32,11 +30,6 @@ class Reading(NamedTuple):
     def __str__(self) -> str:
         name = "coarse" if self.update == "coarse" else f"{self.update}_{self.K}"
         return name if self.refine == "dark" else f"{name} without DARK"
-
-
-def run_of(row: Row) -> RunKey:
-    """The run that a row is of."""
-    return RunKey(row["variant"], row["seed"])
 
 
 def reading_of(row: Row) -> Reading:
@@ -68,3 +61,61 @@ def _value(cell: str) -> Any:
         with contextlib.suppress(ValueError):
             return kind(cell)
     return cell or None
+
+
+METRICS = ("AP", "AP50", "AP75", "AR", "PCK@0.2", "PCK@0.1", "PCK@0.1 occluded", "PCK@0.1 visible")
+# The readings that every other is compared with: the backbone alone, and equal compute without diffusion.
+CONTROLS = {"gain on HRNet": ("plain", Reading("coarse", 0))}
+CONTROLS["gain on U-Net refiner"] = "one_pass", Reading("direct", 1)
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds."""
+
+    mean: float
+    error: float | None  # the standard error; None of one seed
+    mixed: bool = False  # compares runs of different devices
+
+    def points(self, *, sign: bool = False) -> str:
+        """In points, as `+4.6 ± 0.4`; a dagger marks a mixed one."""
+        text = f"{100 * self.mean:{'+' if sign else ''}.1f}"
+        error = "" if self.error is None else f" ± {100 * self.error:.1f}"
+        return f"{text}{error}{'†' if self.mixed else ''}".replace("-", "−")
+
+
+def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
+    """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, `ms`, `times`."""
+    groups: dict[tuple[str, Reading], dict[int, Row]] = {}
+    for row in rows:
+        groups.setdefault((row["variant"], reading_of(row)), {})[row["seed"]] = row
+    timed = {(row["variant"], row["timed"], row["K"]): row for row in latencies}
+    found = []
+    for (variant, reading), its in groups.items():
+        summary: Row = {"variant": variant, "reading": reading, "seeds": len(its)}
+        summary |= {metric: estimate(row.get(metric) for row in its.values()) for metric in METRICS}
+        for gain, (control, best) in CONTROLS.items():  # in AP, on the control of the same decoding, seed by seed
+            theirs = groups.get((control, best._replace(refine=reading.refine)), {})
+            pairs = [(row, theirs[seed]) for seed, row in its.items() if seed in theirs]
+            mixed = any(one["training_device"] != other["training_device"] for one, other in pairs)
+            summary[gain] = estimate((one["AP"] - other["AP"] for one, other in pairs), mixed=mixed)
+        cost = timed.get((variant, reading.update, reading.K), {})
+        found.append(summary | {name: cost.get(name) for name in ("ms", "times")})
+    return found
+
+
+def estimate(values: Iterable[float | None], *, mixed: bool = False) -> Estimate | None:
+    """The mean of the values that are not None, and its standard error; None where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    error = float(np.std(known, ddof=1) / len(known) ** 0.5) if len(known) > 1 else None
+    return Estimate(float(np.mean(known)), error, mixed)
+
+
+def in_points(summary: Mapping) -> dict[str, str]:
+    """A row of `summarise` as text."""
+    cells = {"variant": title(summary["variant"]), "reading": str(summary["reading"]), "seeds": str(summary["seeds"])}
+    for name in ("AP", *CONTROLS, *METRICS[1:]):
+        value = summary[name] if name in ("AP", *CONTROLS) else summary[name] and summary[name]._replace(error=None)
+        cells[name] = value.points(sign=name in CONTROLS) if value else ""
+    return cells | {name: f"{summary[name]:.3g}" if summary[name] else "" for name in ("ms", "times")}

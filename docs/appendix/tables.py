@@ -12,8 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.plot import write_plot  # noqa: E402
-from benchmarks.study.summary import estimate, in_points, summarise  # noqa: E402
-from benchmarks.study.tables import read_table  # noqa: E402
+from benchmarks.study.tables import estimate, in_points, read_table, summarise  # noqa: E402
 from benchmarks.study.variants import title  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"

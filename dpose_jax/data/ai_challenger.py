@@ -16,12 +16,6 @@ _BROKEN = -1  # no visibility of COCO's: the rule `joint_visibility` counts it
 _UNKNOWN_SIDE = 1 << 20  # pixels, for an image that is missing or unreadable: no box sticks out of it
 
 
-def is_own_format(content: Any) -> bool:
-    """Whether parsed JSON is AI Challenger's annotations or submission."""
-    first = content[0] if isinstance(content, list) and content else None
-    return isinstance(first, dict) and "keypoint_annotations" in first
-
-
 def to_coco(content: list, size: Callable[[str], tuple[int, int] | None]) -> dict:
     """AI Challenger's list as a COCO `person_keypoints` dict.
 

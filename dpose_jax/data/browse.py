@@ -69,8 +69,9 @@ def _write_heatmaps(recipe: Recipe, model: DiffusionPose, batch: Batch, out: str
         ("inputs", y_t, [f"#{i}, t = {k} of {schedule.timesteps}" for i, k in zip(ids, t, strict=True)]),
     ):
         heatmaps = codec.render(codec.denormalise(y), jnp.asarray(visible))
-        maps = jax.device_get((heatmaps, *model.apply({}, y, visible, method="draw_masks")))
-        sheet = draw.heatmap_sheet(crops, *maps, model.joint_set, warp=codec.name, captions=captions)
+        kps, ske = model.apply({}, y, visible, method="draw_masks")
+        maps, kps, ske = jax.device_get((heatmaps, kps, ske))
+        sheet = draw.heatmap_sheet(crops, maps, kps, ske, model.joint_set, warp=codec.name, captions=captions)
         draw.write_png(os.path.join(out, f"train_{name}.png"), sheet)
 
 

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from absl import logging
@@ -25,14 +25,14 @@ MALFORMED = (
 )  # fmt: skip
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
-NOTED = ("area_entry", "box_clipped", "joint_outside_image")  # kept, but counted
+NOTED = ("area_entry", "box_clipped", "joint_outside_image", "looks_normalised", "looks_like_corners")  # kept
 
 # The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
 BOX_AREA = 0.53
 _MAX_SIDE = 2**31 - 1  # of an image: sizes are kept as int32
 
 
-def is_int(value) -> bool:
+def is_int(value: Any) -> TypeGuard[int]:
     """Whether a value is an integer, of Python or numpy; a bool is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
@@ -58,7 +58,13 @@ def numbers(value, count: int) -> np.ndarray | None:
 def read_coco(file: str, size: ImageSize):
     """The parsed file, in AI Challenger's format converted; `size` gives (width, height) by file name, or None."""
     content = read_json(file)
-    return ai_challenger.to_coco(content, size) if ai_challenger.is_own_format(content) else content
+    return ai_challenger.to_coco(content, size) if is_own_format(content) else content
+
+
+def is_own_format(content: Any) -> bool:
+    """Whether parsed JSON is in AI Challenger's format, annotations or predictions."""
+    first = content[0] if isinstance(content, list) and content else None
+    return isinstance(first, dict) and "keypoint_annotations" in first
 
 
 def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:

@@ -9,13 +9,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The noise schedule gamma_0 = 1 .. gamma_T.
+    """The noise schedule gamma_0 = 1 .. gamma_T."""
 
-    It is `cosine` (offset 0.008) (ours, after improved DDPM) or `linear` (ours, after DDPM): beta from 1e-4 to 0.02 at
-    T = 1000, times 1000 / T at other T. Their sum is about the same at every T; gamma_T is not: 4.0e-5 at T = 1000,
-    2.0e-5 at T = 100.
-    """
-
+    # `cosine` (offset 0.008) (ours, after improved DDPM) or `linear` (ours, after DDPM): beta from 1e-4 to 0.02 at
+    # T = 1000, times 1000 / T at other T, where gamma_T differs: 4.0e-5 at T = 1000, 2.0e-5 at T = 100.
     name: str = "cosine"
     timesteps: int = 1000  # T, at least 1 (ours, after DDPM)
     zeta: float = 2.0  # signal scale, positive (ours)
@@ -26,34 +23,28 @@ class Schedule:
 
 
 def gamma_table(name: str, timesteps: int) -> np.ndarray:
-    """(T + 1,) float32 gamma_0 .. gamma_T, computed in float64.
-
-    Betas are clipped at 0.999, so the cosine leaves its closed form only at t = T.
-    """
+    """(T + 1,) float32 gamma_0 .. gamma_T, computed in float64."""
     if name == "cosine":
         angle = (np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2
         closed = np.cos(angle) ** 2
-        betas = np.minimum(1 - closed[1:] / closed[:-1], 0.999)
+        betas = 1 - closed[1:] / closed[:-1]
     else:
-        betas = np.minimum(np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps, 0.999)
-    return np.concatenate([[1.0], np.cumprod(1 - betas)]).astype(np.float32)
+        betas = np.linspace(1e-4, 0.02, timesteps) * 1000 / timesteps
+    # Clipped, so that the cosine leaves its closed form only at t = T.
+    return np.concatenate([[1.0], np.cumprod(1 - np.minimum(betas, 0.999))]).astype(np.float32)
 
 
 def q_sample(schedule: Schedule, y_0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
     """y_t = sqrt(gamma_t) (zeta y_0) + sqrt(1 - gamma_t) epsilon (the paper's forward process).
 
-    y_0 holds joints (..., J, 2) normalised to [-1, 1] over the map, `noise` standard normal epsilon of that shape; t is
-    an integer in 0..T, broadcastable to the leading axes. y_t is float32, unclamped, in units of zeta.
+    Joints y_0 (..., J, 2) are in [-1, 1], t in 0..T broadcasts to (...); y_t is float32, unclamped, in units of zeta.
     """
     gamma = schedule.gamma(t)[..., None, None]
     return jnp.sqrt(gamma) * schedule.zeta * y_0 + jnp.sqrt(1 - gamma) * noise
 
 
 def to_normalised(schedule: Schedule, y_t: jax.Array) -> jax.Array:
-    """Clamps y_t to [-zeta, zeta] and divides by zeta: where noised joints are drawn, in [-1, 1].
-
-    Only on the way to pixels: the diffusion state itself stays unclamped (ours).
-    """
+    """Where y_t is drawn, in [-1, 1]: clamped to [-zeta, zeta], as the diffusion state is not (ours), over zeta."""
     return jnp.clip(y_t, -schedule.zeta, schedule.zeta) / schedule.zeta
 
 
@@ -62,9 +53,8 @@ def ddim_step(
 ) -> jax.Array:
     """One DDIM step from t to t_next, which may skip times, given an estimate of y_0 (Song et al., ICLR 2021, eq. 12).
 
-    y_t, (..., J, 2), is the unclamped state in units of zeta, y_0 the estimated joints normalised to [-1, 1] (not yet
-    scaled by zeta), `noise` standard normal. t in 1..T and t_next in 0..t-1 are integers broadcastable to y_t. eta = 0
-    is deterministic, 1 has the variance of the ancestral sampler. Returns y at t_next.
+    y_t, (..., J, 2), is the unclamped state in units of zeta, y_0 in [-1, 1]. Integers t in 1..T and t_next in 0..t-1
+    broadcast to y_t. eta = 0 is deterministic, 1 has the variance of the ancestral sampler. Returns y at t_next.
     """
     gamma, gamma_next = schedule.gamma(t), schedule.gamma(t_next)
     signal = schedule.zeta * y_0

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from dpose_jax.diffusion.process import Schedule, ddim_step, q_sample, to_normalised
 from dpose_jax.pose.codec import Codec
@@ -17,11 +18,10 @@ from dpose_jax.recipe import Sampler
 class SamplerSettings:
     """One sampling run; the fields are those of the recipe's `sampler`.
 
-    `direct` without `model.time_embedding` never reads t: its times do nothing, and t_start matters to a noised start
-    alone. The start is `coarse` (the paper), conv(x^fea) itself; `coarse_noised` (ours), its joints sent forward to
-    t_start and drawn; or `random` (ours), joints from N(0, 1), which is what y is at T. With `mirrored` the flip test
-    denoises the mirrored crop too and averages the results; else only its coarse heatmaps are averaged, into the
-    start, and the denoiser sees half as many crops (ours).
+    The start is `coarse` (the paper), conv(x^fea) itself; `coarse_noised` (ours), its joints sent forward to t_start
+    and drawn; or `random` (ours), joints from N(0, 1), as y is at T. `direct` without `model.time_embedding` never
+    reads t. With `mirrored` the flip test averages the results of both crops; else their coarse heatmaps, into the
+    start, so that the denoiser sees half as many crops (ours).
     """
 
     steps: int = 4  # K in 1..t_start, decoder passes; skipping times is the paper's, after DDIM
@@ -41,10 +41,10 @@ class SamplerSettings:
 class Step(NamedTuple):
     """A step from t to t_next, scalars, with DDIM's eta and noise (B, J, 2)."""
 
-    t: jax.Array
-    t_next: jax.Array
+    t: Array
+    t_next: Array
     eta: float
-    noise: jax.Array
+    noise: Array
 
 
 class Space(NamedTuple):
@@ -53,33 +53,31 @@ class Space(NamedTuple):
     schedule: Schedule
     codec: Codec
 
-    def decode(self, heatmaps: jax.Array) -> jax.Array:
+    def decode(self, heatmaps: Array) -> Array:
         """(B, H, W, J) -> (B, J, 2), normalised to [-1, 1] and not scaled by zeta."""
         return self.codec.normalise(self.codec.peaks(heatmaps, "dark")[0])
 
-    def draw(self, y: jax.Array) -> jax.Array:
+    def draw(self, y: Array) -> Array:
         """(B, J, 2) in units of zeta, clamped -> (B, H, W, J)."""
         joints = self.codec.denormalise(to_normalised(self.schedule, y))
         return self.codec.render(joints, jnp.ones(y.shape[:-1], jnp.float32))
 
 
 class Rule(NamedTuple):
-    """An update rule.
+    """An update rule."""
 
-    `enter`: (space, estimate of the last step, y, start, first) -> the heatmaps (B, H, W, J) that enter a step; the
-    first one's estimate is the start. `update`: (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta.
-    """
-
-    enter: Callable[[Space, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-    update: Callable[[Space, jax.Array, jax.Array, Step], jax.Array]
+    # (space, y, estimate of the last step, at first the start, start, first) -> heatmaps (B, H, W, J) that enter a step
+    enter: Callable[[Space, Array, Array, Array, Array], Array]
+    # (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta; after the last step it is not used
+    update: Callable[[Space, Array, Array, Step], Array]
 
 
-def ddim_enter(space: Space, estimate: jax.Array, y: jax.Array, start: jax.Array, first: jax.Array) -> jax.Array:
+def ddim_enter(space: Space, y: Array, estimate: Array, start: Array, first: Array) -> Array:
     """Draws y, except in the first step; here, as XLA:CPU copies each heatmap that the scan carries in every step."""
     return jax.lax.cond(first, lambda: start, lambda: space.draw(y))
 
 
-def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> jax.Array:
+def ddim_update(space: Space, y: Array, estimate: Array, step: Step) -> Array:
     """One DDIM step of the decoded joints."""
     return ddim_step(space.schedule, y, space.decode(estimate), step.t, step.t_next, step.eta, step.noise)
 
@@ -87,32 +85,28 @@ def ddim_update(space: Space, y: jax.Array, estimate: jax.Array, step: Step) -> 
 # A new rule is an entry here, and a choice of `sampler.update_rule` in recipe.py.
 UPDATES = {
     # y~_{t-1} = D(y~_t, x^c): the paper's equation as written.
-    "direct": Rule(lambda space, estimate, y, start, first: estimate, lambda space, y, estimate, step: y),
+    "direct": Rule(lambda space, y, estimate, start, first: estimate, lambda space, y, estimate, step: y),
     # DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew.
     "ddim": Rule(ddim_enter, ddim_update),
 }
 
 
 def sample(
-    coarse: jax.Array,
+    coarse: Array,
     *,
     settings: SamplerSettings,
     schedule: Schedule,
     codec: Codec,
-    condition: Callable[[jax.Array], jax.Array],
-    denoise: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    keys: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    condition: Callable[[Array], Array],
+    denoise: Callable[[Array, Array, Array], Array],
+    keys: Array,
+) -> tuple[Array, Array]:
     """Runs K denoising steps from conv(x^fea), the coarse heatmaps (B, H, W, J).
 
-    Args:
-      condition: normalised joints (B, J, 2) -> x^c (any array); draws the masks and applies SC-CA.
-        Called once before the scan, or in every step with `refresh`.
-      denoise: D: (heatmaps (B, H, W, J), x^c, t (B,) int32) -> y^_0^hm (B, H, W, J).
-      keys: (B,) random keys, one an example, so that a result never depends on its neighbours.
-
-    Returns the final y^_0^hm, (B, H, W, J) float32, and the trajectory (K + 1, B, H, W, J): the heatmaps that entered
-    each step, then the final ones.
+    `condition` makes x^c, any array, of normalised joints (B, J, 2), once or, with `refresh`, in every step. `denoise`
+    is D: (heatmaps (B, H, W, J), x^c, t (B,) int32) -> y^_0^hm (B, H, W, J). `keys` (B,) are one an example, so that a
+    result never depends on its neighbours. Returns the final y^_0^hm, (B, H, W, J) float32, and the trajectory
+    (K + 1, B, H, W, J): the heatmaps that entered each step, then the final ones.
     """
     batch, joints = coarse.shape[0], coarse.shape[-1]
     space, rule = Space(schedule, codec), UPDATES[settings.update_rule]
@@ -134,7 +128,7 @@ def sample(
 
     def step(state, inputs):
         (estimate, y), (index, t, t_next) = state, inputs
-        heatmaps = rule.enter(space, estimate, y, start, index == 1)
+        heatmaps = rule.enter(space, y, estimate, start, index == 1)
         context = context_of(schedule.zeta * space.decode(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
         y = rule.update(space, y, estimate, Step(t, t_next, settings.eta, noise(index)))

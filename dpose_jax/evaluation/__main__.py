@@ -29,8 +29,9 @@ def main():
     joint_set = get_joint_set(JOINT_SET.value or DATASET.value)
     report = score_files(ANNOTATIONS.value, RESULTS.value, joint_set, use_area=use_area, engine=ENGINE.value)
     write_json(OUT.value, report)
-    metrics = {name: value for name, value in report.items() if name not in ("joints", "protocol")}
-    print(format_table({"protocol": report["protocol"], "results": {"results": metrics}}))
+    metrics = {name: value for name, value in report.items() if name not in ("joints", "protocol", "mean_pose")}
+    shown = {name: report[name] for name in ("protocol", "mean_pose")}
+    print(format_table(shown | {"results": {"results": metrics}}))
 
 
 if __name__ == "__main__":

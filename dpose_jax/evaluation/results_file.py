@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dpose_jax.data import ai_challenger
-from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, read_coco
+from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_own_format, read_coco
 from dpose_jax.evaluation.aic import results_from_native
+from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import score
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
@@ -20,8 +20,9 @@ def score_files(
     """All metrics of a results file, in COCO's or AI Challenger's format, as the annotations.
 
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
-    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`. Prints, and counts in
-    `protocol["left_out"]`, which entries of AI Challenger's submission do not count, see `aic.results_from_native`.
+    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
+    `mean_pose.score_mean_pose`. Prints, and counts in `protocol["left_out"]`, which entries of AI Challenger's submission
+    do not count, see `aic.results_from_native`.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
@@ -32,7 +33,7 @@ def score_files(
             if isinstance(category, dict) and isinstance(category.get("keypoints"), list):
                 check_joint_names([str(name) for name in category["keypoints"]], joint_set, annotations)
     left_out: dict[str, list[str]] = {}
-    if ai_challenger.is_own_format(found) and isinstance(truth, dict) and isinstance(truth.get("images"), list):
+    if is_own_format(found) and isinstance(truth, dict) and isinstance(truth.get("images"), list):
         found, left_out = results_from_native(found, truth["images"], results)
         for rule, images in left_out.items():
             print(f"{results}: {rule}: {len(images)} left out, such as {', '.join(map(repr, images[:3]))}")
@@ -53,4 +54,5 @@ def score_files(
         "pck_length": "longer side of the box",
         "pck_match": "best assignment by OKS",
     }
-    return {**metrics, "joints": joints, "protocol": protocol}
+    baseline = score_mean_pose(inputs, engine=engine)
+    return {**metrics, "joints": joints, "mean_pose": baseline, "protocol": protocol}

@@ -30,35 +30,29 @@ class Backbone:
     imagenet: str | None = None  # repository of published ImageNet weights on the Hugging Face Hub
     # Tensors of published weights by their names -> ours; None where no names are known.
     published: Callable[[Mapping[str, np.ndarray]], Weights] | None = None
-    # Path and shape of a leaf -> standard deviation of its normal start, None if there is no rule. Leaves named scale
-    # and var start at 1, bias and mean at 0.
+    # Path and shape of a leaf -> standard deviation of its normal start, None if there is no rule.
     initial_std: Callable[[tuple[str, ...], tuple[int, ...]], float | None] = he_fan_out
-    parts: tuple[tuple[str, str], ...] = (
-        ("backbone", ""),
-    )  # of the summary: name, expression of paths in the backbone
+    # Of the summary: name, expression of paths in the backbone.
+    parts: tuple[tuple[str, str], ...] = (("backbone", ""),)
 
 
 def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
     """The backbone of an HRNet with these numbers."""
-    return Backbone(
-        spec.width,
-        lambda width, dtype, remat: HRNet(dataclasses.replace(spec, width=width), dtype, remat),
-        imagenet,
-        functools.partial(hrnet_keys.from_published, spec=spec),
-        parts=(
-            ("HRNet stem", "stem"),
-            ("HRNet stage 1", "stage1_"),
-            *((f"HRNet stage {k}", f"stage{k}_|transition{k - 1}_") for k in (2, 3, 4)),
-        ),
-    )
+    stages = ((f"HRNet stage {k}", f"stage{k}_|transition{k - 1}_") for k in (2, 3, 4))
+    parts = ("HRNet stem", "stem"), ("HRNet stage 1", "stage1_"), *stages
+    published = functools.partial(hrnet_keys.from_published, spec=spec)
+
+    def build(width, dtype, remat):
+        return HRNet(dataclasses.replace(spec, width=width), dtype, remat)
+
+    return Backbone(spec.width, build, imagenet, published, parts=parts)
 
 
+SMALL = HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem_blocks=1, stem_width=32)
 # timm's repositories hold the official ImageNet weights.
 BACKBONES = {
-    "tiny": hrnet_backbone(HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem=32, stem_blocks=1, stem_width=16)),
-    "w18_small": hrnet_backbone(
-        HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem_blocks=1, stem_width=32), "timm/hrnet_w18_small.ms_in1k"
-    ),
+    "tiny": hrnet_backbone(dataclasses.replace(SMALL, stem=32, stem_width=16)),
+    "w18_small": hrnet_backbone(SMALL, "timm/hrnet_w18_small.ms_in1k"),
     "w32": hrnet_backbone(HRNetSpec(32), "timm/hrnet_w32.ms_in1k"),
     "w48": hrnet_backbone(HRNetSpec(48), "timm/hrnet_w48.ms_in1k"),
 }

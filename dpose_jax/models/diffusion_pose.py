@@ -1,4 +1,4 @@
-"""DiffusionPose: backbone, coarse branch, masks and SC-CA, SGDD, joined as the paper's model forward process."""
+"""DiffusionPose: backbone, coarse branch, masks and SC-CA, SGDD, joined as in the paper."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from dpose_jax.diffusion.process import Schedule, q_sample, to_normalised
 from dpose_jax.models.backbones import Backbone, get_backbone
@@ -25,22 +26,19 @@ FEATURE_STRIDE = 4
 class Outputs(NamedTuple):
     """Heatmaps of a training pass, each (B, H, W, J) float32."""
 
-    diffusion: jax.Array  # y^_0^hm = D(y_t^hm, x^c)
-    coarse: jax.Array  # conv(x^fea)
+    diffusion: Array  # y^_0^hm = D(y_t^hm, x^c)
+    coarse: Array  # conv(x^fea)
 
 
 class DiffusionPose(nn.Module):
-    """The whole network. Each public method is one arrow of the paper's figure; `jax.jit` what calls them.
-
-    With `freeze_backbone` no gradient reaches the backbone, whose BatchNorm uses and keeps its running statistics.
-    """
+    """The whole network. Each public method is one arrow of the paper's figure; `jax.jit` what calls them."""
 
     joint_set: JointSet
     codec: Codec
     masks: Masks
     backbone: Backbone
     settings: Model
-    freeze_backbone: bool = False
+    freeze_backbone: bool = False  # no gradient reaches it, and its BatchNorm uses and keeps its running statistics
 
     @property
     def dtype(self):
@@ -52,37 +50,28 @@ class DiffusionPose(nn.Module):
         width, joints = self.backbone.width, self.joint_set.num_joints
         setattr(self, BACKBONE, self.backbone.build(width, dtype, remat))
         self.coarse_head = nn.Dense(joints)
-        if settings.spatial_attention or settings.channel_attention:
-            self.attention = SCCA(
-                num_heads(width, settings.head_dim),
-                settings.window,
-                settings.spatial_attention,
-                settings.channel_attention,
-                settings.channel_scale,
-                dtype,
-            )
+        halves = settings.spatial_attention, settings.channel_attention
+        if any(halves):
+            heads = num_heads(width, settings.head_dim)
+            self.attention = SCCA(heads, settings.window, *halves, settings.channel_scale, dtype)
         channels = settings.decoder_channels
         self.merge = nn.Dense(channels, dtype=dtype)
         self.decoder = SGDD(joints, channels, settings.decoder_blocks, settings.time_embedding, dtype, remat)
 
-    def encode(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """(B, Hx, Wx, 3) uint8 RGB -> x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps conv(x^fea), (B, H, W, J) float32.
-
-        With `train` BatchNorm uses, and updates, the batch's statistics, unless `model.batch_norm` is `frozen`.
-        """
+    def encode(self, images: Array, train: bool = False) -> tuple[Array, Array]:
+        """(B, Hx, Wx, 3) uint8 RGB -> x^fea (B, Hx/4, Wx/4, C) and coarse heatmaps conv(x^fea) (B, H, W, J) float32."""
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
         moving = train and self.settings.batch_norm == "train" and not self.freeze_backbone
         features = getattr(self, BACKBONE)(x.astype(self.dtype), moving)
-        if self.freeze_backbone:
-            features = jax.lax.stop_gradient(features)
+        expected = (len(x), x.shape[1] // FEATURE_STRIDE, x.shape[2] // FEATURE_STRIDE, self.backbone.width)
+        if features.shape != expected:
+            raise ValueError(f"model.backbone={self.settings.backbone!r}: gave {features.shape}, must give {expected}")
+        features = jax.lax.stop_gradient(features) if self.freeze_backbone else features
         source = jax.lax.stop_gradient(features) if self.settings.detach_coarse else features
         return features, self._to_heatmap_size(self.coarse_head(source.astype(jnp.float32)))
 
-    def draw_masks(self, y: jax.Array, visible: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """M^kps and M^ske of joints normalised to [-1, 1], (B, J, 2), at stride 4: two (B, Hx/4, Wx/4, 1).
-
-        A mask that is off is a map of ones (ours).
-        """
+    def draw_masks(self, y: Array, visible: Array) -> tuple[Array, Array]:
+        """M^kps, M^ske of joints normalised to [-1, 1], (B, J, 2): two (B, Hx/4, Wx/4, 1); ones where off (ours)."""
         codec, masks = self.codec.at_stride(FEATURE_STRIDE), self.masks
         keypoints = codec.to_heatmap(self.codec.to_crop(self.codec.denormalise(y)))
         kps = ske = jnp.ones((y.shape[0], *codec.size, 1), jnp.float32)
@@ -90,15 +79,13 @@ class DiffusionPose(nn.Module):
         if masks.keypoints:
             kps = joint_mask(keypoints, visible, radius=masks.radius, **shape)
         if masks.skeleton:
-            limbs = self.joint_set.limbs
-            ske = limb_mask(keypoints, visible, limbs=limbs, half_width=masks.half_width, **shape)
+            ske = limb_mask(keypoints, visible, limbs=self.joint_set.limbs, half_width=masks.half_width, **shape)
         return kps, ske
 
-    def condition(self, features: jax.Array, y: jax.Array, visible: jax.Array) -> jax.Array:
+    def condition(self, features: Array, y: Array, visible: Array) -> Array:
         """x^c = C(x^kps (+) A(x^kps, x^ske, x^ske), x^fea), with the masks drawn at joints y. C, 1x1, is ours.
 
-        x^fea (B, Hx/4, Wx/4, C), joints (B, J, 2) normalised to [-1, 1] and their flags (B, J) ->
-        (B, H, W, decoder_channels) in the compute dtype.
+        x^fea (B, Hx/4, Wx/4, C), y as in `draw_masks`, flags (B, J) -> (B, H, W, decoder_channels) in `dtype`.
         """
         kps, ske = (mask.astype(features.dtype) for mask in self.draw_masks(y, visible))
         guided = features * kps
@@ -106,27 +93,27 @@ class DiffusionPose(nn.Module):
             guided = guided + self.attention(guided, features * ske)
         return self._to_heatmap_size(self.merge(jnp.concatenate([guided, features], axis=-1)))
 
-    def denoise(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
+    def denoise(self, heatmaps: Array, condition: Array, t: Array) -> Array:
         """y^_0^hm = D(y_t^hm, x^c): (B, H, W, J), (B, H, W, C), (B,) -> (B, H, W, J) float32."""
         return self.decoder(heatmaps, condition, t)
 
     def __call__(
         self,
-        images: jax.Array,
-        keypoints: jax.Array,
-        visible: jax.Array,
-        t: jax.Array,
-        noise: jax.Array,
-        coarse_input: jax.Array | None,
+        images: Array,
+        keypoints: Array,
+        visible: Array,
+        t: Array,
+        noise: Array,
+        coarse_input: Array | None,
         *,
         schedule: Schedule,
         train: bool,
     ) -> Outputs:
         """The training pass: forward diffusion of the true joints, then one denoising.
 
-        Images (B, Hx, Wx, 3) uint8, keypoints (B, J, 2) in crop pixels, visible (B, J), t (B,) integer in 0..T, and
-        standard normal noise (B, J, 2). `coarse_input` (B,) is 1 where the decoder gets the model's own coarse heatmaps
-        and masks, as in sampling, instead of the noised joints; None for nowhere (ours).
+        Images (B, Hx, Wx, 3) uint8, keypoints (B, J, 2) in crop pixels, visible (B, J), t (B,) integer in 0..T, noise
+        (B, J, 2) standard normal. `coarse_input` (B,) or None is 1 where the decoder gets the coarse heatmaps and their
+        masks, as in sampling, instead of the noised joints (ours).
         """
         features, coarse = self.encode(images, train)
         y_0 = self.codec.normalise(self.codec.to_heatmap(keypoints))
@@ -147,7 +134,7 @@ class DiffusionPose(nn.Module):
 
 
 def build_codec(recipe: Recipe) -> Codec:
-    """The codec of a recipe: `input_size`, `stride` and `codec`."""
+    """The codec of a recipe."""
     codec = recipe.codec
     return Codec(recipe.input_size, recipe.stride, codec.name, codec.refine, codec.sigma, codec.blur)
 
@@ -162,4 +149,5 @@ def build_model(recipe: Recipe) -> DiffusionPose:
     settings, backbone = recipe.model, get_backbone(recipe.model)
     if settings.spatial_attention or settings.channel_attention:
         num_heads(backbone.width, settings.head_dim)
-    return DiffusionPose(recipe.joints, build_codec(recipe), recipe.masks, backbone, settings)
+    frozen = recipe.optim.backbone_rate == 0
+    return DiffusionPose(recipe.joints, build_codec(recipe), recipe.masks, backbone, settings, frozen)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from dpose_jax.models.layers import BatchNorm, Conv3x3, upsample_nearest
 
 EXPANSION = 4  # of a bottleneck
+recomputed = functools.partial(nn.remat, static_argnums=(2,))  # inside, by the backward pass; argument 2 is `train`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,7 @@ class ConvBN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.kernel == 1:
-            # As a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer.
+        if self.kernel == 1:  # a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer
             x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv3x3(self.features, strides=self.stride, use_bias=False, dtype=self.dtype, name="conv")(x)
@@ -85,7 +85,7 @@ class Exchange(nn.Module):
 
     @nn.compact
     def __call__(self, branches: list[jax.Array], train: bool) -> list[jax.Array]:
-        branches, basic = list(branches), _recomputed(BasicBlock, self.remat)
+        branches, basic = list(branches), recomputed(BasicBlock) if self.remat else BasicBlock
         for i, x in enumerate(branches):
             for block in range(self.blocks):
                 x = basic(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
@@ -108,11 +108,6 @@ class Exchange(nn.Module):
         return x
 
 
-def _recomputed(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """`block`; with `remat` the backward pass computes its inside again. Argument 2 is `train`."""
-    return nn.remat(block, static_argnums=(2,)) if remat else block
-
-
 class HRNet(nn.Module):
     """x^fea = HRNet(x); with `remat` the backward pass computes the inside of each residual block again."""
 
@@ -122,11 +117,8 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`.
-
-        With `train` BatchNorm uses, and updates, the batch's statistics.
-        """
-        spec, dtype, bottleneck = self.spec, self.dtype, _recomputed(Bottleneck, self.remat)
+        """Normalised images (B, Hx, Wx, 3), Hx and Wx divisible by 32 -> (B, Hx/4, Wx/4, C) in `dtype`."""
+        spec, dtype, bottleneck = self.spec, self.dtype, recomputed(Bottleneck) if self.remat else Bottleneck
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem1")(images, train)
         x = ConvBN(spec.stem, stride=2, dtype=dtype, name="stem2")(x, train)
         for block in range(spec.stem_blocks):
@@ -137,8 +129,8 @@ class HRNet(nn.Module):
             lowest, name = branches[-1], f"transition{stage - 1}"
             if stage == 2:
                 branches = [ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)]
-            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")(lowest, train)
-            branches = [*branches, halved]
+            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")
+            branches = [*branches, halved(lowest, train)]
             for module in range(modules):
                 # Pose uses the highest resolution alone, so the last module makes nothing else.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage

@@ -24,8 +24,8 @@ def abstract_variables(model: DiffusionPose):
     """Shapes and dtypes of `params` and `batch_stats`, as a tree of jax.ShapeDtypeStruct."""
 
     def init(images, joints, visible, t):
-        key, noise = jax.random.key(0), joints
-        return model.init(key, images, joints, visible, t, noise, None, schedule=Schedule(), train=False)
+        inputs = images, joints, visible, t, joints, None  # the noise has the joints' shape
+        return model.init(jax.random.key(0), *inputs, schedule=Schedule(), train=False)
 
     return jax.eval_shape(init, *abstract_inputs(model))
 
@@ -33,9 +33,9 @@ def abstract_variables(model: DiffusionPose):
 def initial_variables(model: DiffusionPose, seed: int):
     """`params` and `batch_stats` as numpy arrays, drawn on the host; a seed gives the same values on every platform.
 
-    Heatmap heads start at N(0, .001), the backbone by its `initial_std`, all other kernels at LeCun's normal over the
-    fan-in, scales and variances at 1, biases and means at 0. A parameter's numbers depend on its path and seed alone.
-    Raises ValueError if a leaf is of no known kind.
+    Heatmap heads start at N(0, .001), the backbone by its `initial_std`, other kernels at LeCun's normal over the
+    fan-in, scales and variances at 1, biases and means at 0, each by its path and seed alone. Raises ValueError if a
+    leaf is of no known kind.
     """
 
     def draw(path, leaf):

@@ -5,17 +5,15 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from dpose_jax.models import layers_cpu
 from dpose_jax.models.layers_cpu import expand, group_means
 
 
 @layers_cpu.convolution
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """3x3 convolution with one pixel of zeros on every side, as torch pads it, at stride 1 or 2.
-
-    (B, H, W, C) and a kernel (3, 3, C, D) of the same dtype -> (B, ceil(H / stride), ceil(W / stride), D).
-    """
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """3x3 convolution, padded by 1: (B, H, W, C) and (3, 3, C, D) -> (B, ceil(H / stride), ceil(W / stride), D)."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=numbers)
 
@@ -29,19 +27,18 @@ def _convolve_for_flax(inputs, kernel, strides, padding, **options):
     return convolve(inputs, kernel, strides[0])
 
 
-# Padding 1 also at stride 2, where XLA's "SAME" pads below and to the right alone.
+# As torch pads: 1 also at stride 2, where XLA's "SAME" pads below and to the right alone.
 Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_convolve_for_flax)
 
 
 @layers_cpu.normalisation
 def normalise(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axes: tuple[int, ...], groups: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: Array, scale: Array, bias: Array, epsilon: float, axes: tuple[int, ...], groups: int
+) -> tuple[Array, Array, Array]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself over `axes`, in float32.
 
-    x is (..., C) of any float dtype, scale and bias (C,) float32. The channels of each of `groups` are neighbours and
-    share their moments; C groups are each channel by itself. Returns y (..., C) float32, and the mean and the biased
-    variance of x, without `axes`. The gradient of y is the only one.
+    x is (..., C) of any float dtype, scale and bias (C,) float32. Neighbouring channels, C / groups of them, share
+    their moments. Returns y (..., C) float32, and the mean and the biased variance of x, without `axes` and gradient.
     """
     x = x.astype(jnp.float32)
     mean = group_means(jnp.mean(x, axes), groups)
@@ -58,9 +55,8 @@ def _affine(x, mean, var, scale, bias, epsilon):
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm2d: y = (x - mean) / sqrt(var + epsilon) * scale + bias, over all axes but the last.
 
-    linen's own keeps the biased variance as its running statistic. torch keeps the unbiased one, which is several
-    percent larger at the lowest resolution of a small batch. Statistics are those of the global batch, also when the
-    batch is sharded over devices. Everything is computed in float32, the result is of `dtype`.
+    linen keeps the biased variance as its running statistic, torch the unbiased one, several percent larger in a small
+    batch. Statistics are those of the global batch, also over several devices, in float32; the result is of `dtype`.
     """
 
     momentum: float = 0.1  # share of the batch in the running statistics, as torch has it (linen writes 0.9)
@@ -68,12 +64,8 @@ class BatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(..., C) -> (..., C); with `train` normalised by the batch, which moves the running statistics.
-
-        Otherwise the layer is a constant map, as a frozen one is in torch: running statistics, and no gradient to scale
-        and bias.
-        """
+    def __call__(self, x: Array, train: bool) -> Array:
+        """(..., C) -> (..., C); by the batch with `train`, else by the running statistics and without gradients."""
         shape = x.shape[-1:]
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -92,18 +84,15 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """linen's GroupNorm, to rounding: every example is normalised by itself, in groups of channels.
+    """linen's GroupNorm, to rounding: every example is normalised by itself, in groups of channels, in float32."""
 
-    linen reduces rows of a few channels, which a CPU does not vectorise. Here whole rows are summed, then grouped.
-    `groups` divides the channels. Everything is computed in float32, the result is of `dtype`.
-    """
-
-    groups: int
+    # linen reduces rows of a few channels, which a CPU does not vectorise. Here whole rows are summed, then grouped.
+    groups: int  # divides the channels
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         """(B, ..., C) -> (B, ..., C)."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
@@ -111,7 +100,7 @@ class GroupNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
+def upsample_nearest(x: Array, factor: int) -> Array:
     """Repeats every pixel of (B, H, W, C) `factor` times on both axes by broadcasting: no gather, no scatter."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))

@@ -1,8 +1,4 @@
-"""Gradients that XLA:CPU computes faster than those that JAX derives (ours); other platforms keep JAX's own.
-
-Each decorator takes a plain function of `layers` and changes its gradient on the CPU alone. The platform is chosen when
-the program is lowered, so a program that is lowered on a CPU for another platform has the plain gradient.
-"""
+"""Gradients that XLA:CPU computes faster than those JAX derives (ours); programs lowered for others keep JAX's."""
 
 import functools
 
@@ -12,11 +8,9 @@ from jax import lax
 
 
 def convolution(plain):
-    """`plain(x, kernel, stride)` with the kernel's gradient as one matrix product.
+    """`plain(x, kernel, stride)` with the kernel's gradient as one matrix product."""
 
-    XLA:CPU takes that gradient for a convolution whose window is the whole map, after transposing both of its inputs.
-    """
-
+    # XLA:CPU takes it for a convolution whose window is the whole map, after transposing both of its inputs.
     def backward(stride, saved, gradient):
         x, kernel = saved
         (for_x,) = jax.vjp(lambda x: plain(x, kernel, stride), x)[1](gradient)
@@ -33,10 +27,8 @@ def convolution(plain):
 
 
 def _separable_product(x, gradient):
-    """The kernel's gradient at stride 1: x shifted along columns against the gradient shifted along rows.
-
-    (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks: 3 copies of each input, where the taps of x are 9 of x.
-    """
+    """The kernel's gradient at stride 1: x shifted along columns against the gradient shifted along rows."""
+    # (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks: 3 copies of each input instead of 9 of x.
     height, width, channels, features = x.shape[1], x.shape[2], x.shape[3], gradient.shape[3]
     columns = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
     rows = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0)))
@@ -62,11 +54,9 @@ def _product(a, b):
 
 
 def normalisation(plain):
-    """`plain(x, scale, bias, epsilon, axes, groups) -> y, mean, var` with the gradient of y written out.
+    """`plain(x, scale, bias, epsilon, axes, groups) -> y, mean, var` with the gradient of y written out."""
 
-    Derived line by line it takes more passes over the maps. A TPU moves fewer bytes for the derived one
-    (docs/performance.md).
-    """
+    # It takes fewer passes over the maps than the derived one, which suits a TPU better (docs/performance.md).
 
     def forward(x, scale, bias, epsilon, axes, groups):
         y, mean, var = plain(x, scale, bias, epsilon, axes, groups)

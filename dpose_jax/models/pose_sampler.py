@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings, sample, sampler_settings
@@ -15,18 +16,16 @@ from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_sc
 from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 
-Joints = tuple[jax.Array, jax.Array]  # keypoints (B, J, 2) in crop pixels, scores (B, J), float32
+Joints = tuple[Array, Array]  # keypoints (B, J, 2) in crop pixels, scores (B, J), float32
 
 
 @dataclasses.dataclass(frozen=True)
 class PoseSampler:
     """Pure functions from a batch of crops to heatmaps and joints; `jax.jit` the methods.
 
-    All of them take `variables` (`params` and `batch_stats`), crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32. An
-    id seeds the sampler's noise, so that a person's result depends on no batch, order or device.
-
-    `flip` averages the final heatmaps with those of the mirrored crop; or, for settings that are not `mirrored`, the
-    coarse ones from which they start.
+    They take `variables` (`params` and `batch_stats`), crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32, which seed
+    the sampler's noise, so that a person's result depends on no batch, order or device. `flip` averages the final
+    heatmaps with those of the mirrored crop or, for settings that are not `mirrored`, the coarse ones.
     """
 
     model: DiffusionPose
@@ -38,8 +37,9 @@ class PoseSampler:
 
     @classmethod
     def of(cls, recipe: Recipe) -> PoseSampler:
-        """Every run of `recipe.sampler`, with the flip test of `recipe.eval`."""
-        settings, schedule = sampler_settings(recipe.sampler), build_schedule(recipe.diffusion)
+        """Every run of `recipe.sampler`, none for a plain HRNet, with the flip test of `recipe.eval`."""
+        settings = () if recipe.plain else sampler_settings(recipe.sampler)
+        schedule = build_schedule(recipe.diffusion)
         return cls(build_model(recipe), schedule, settings, recipe.eval.flip, recipe.sampler.seed)
 
     @property
@@ -47,11 +47,8 @@ class PoseSampler:
         """Names of the results: `coarse`, then `steps_K` for each of the settings."""
         return ("coarse", *(f"steps_{one.steps}" for one in self.settings))
 
-    def heatmaps(self, variables, crops: jax.Array, person_ids: jax.Array) -> dict[str, jax.Array]:
-        """The final heatmaps of every result, by `names`: (B, H, W, J) float32.
-
-        With K > 1 hypotheses those of a sampling run are (B, K, H, W, J).
-        """
+    def heatmaps(self, variables, crops: Array, person_ids: Array) -> dict[str, Array]:
+        """The final heatmaps of every result, by `names`: (B, H, W, J) float32; (B, K, H, W, J) of K > 1 samples."""
         views = crops
         if self.flip:  # in pairs: one half after the other would move rows between the devices that share the batch
             views = jnp.stack([crops, crops[:, :, ::-1]], axis=1).reshape(-1, *crops.shape[1:])
@@ -68,17 +65,13 @@ class PoseSampler:
             found[name] = final if self.hypotheses == 1 else final.reshape(-1, self.hypotheses, *final.shape[1:])
         return found
 
-    def joints(self, variables, crops: jax.Array, person_ids: jax.Array) -> dict[str, Joints]:
+    def joints(self, variables, crops: Array, person_ids: Array) -> dict[str, Joints]:
         """Keypoints and scores of every result, by `names`."""
         found = self.heatmaps(variables, crops, person_ids)
         return {name: self.model.codec.decode(maps) for name, maps in found.items()}
 
-    def poses(self, variables, crops: jax.Array, person_ids: jax.Array) -> dict[str, jax.Array]:
-        """The poses of the last result; with K > 1 hypotheses of the mean of their heatmaps.
-
-        keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), and hypotheses (B, K, J, 2) with K > 1; float32,
-        crop pixels.
-        """
+    def poses(self, variables, crops: Array, person_ids: Array) -> dict[str, Array]:
+        """keypoints (B, J, 2), scores (B, J), covariances (B, J, 2, 2), hypotheses (B, K, J, 2) if K > 1; crop px."""
         codec, maps = self.model.codec, self.heatmaps(variables, crops, person_ids)[self.names[-1]]
         several = maps.ndim == 5
         mean = jnp.mean(maps, axis=1) if several else maps
@@ -88,25 +81,20 @@ class PoseSampler:
         found = {"keypoints": keypoints, "scores": scores, "covariances": covariances}
         return found | ({"hypotheses": codec.decode(maps)[0]} if several else {})
 
-    def trace(self, variables, crops: jax.Array, person_ids: jax.Array):
-        """What the run of most steps does to the plain crop, without flip test.
-
-        Returns the trajectory (K + 1, B, H, W, J), its joints (K + 1, B, J, 2) in crop pixels, and M^kps and M^ske of
-        its start, each (B, Hx/4, Wx/4, 1).
-        """
+    def trace(self, variables, crops: Array, person_ids: Array):
+        """Of the longest run, without flip test: trajectory (K + 1, B, H, W, J), joints (K + 1, B, J, 2), two masks."""
         longest, codec = max(self.settings, key=lambda one: one.steps), self.model.codec
         start = *self._apply("encode", variables, crops), person_keys(self.seed, person_ids).reshape(-1)
         _, trajectory = self._sample(longest, variables, *start)
         peaks, _ = codec.peaks(trajectory, "dark")
         joints, _ = codec.decode(trajectory)
         y = jnp.clip(codec.normalise(peaks[0]), -1, 1)
-        masks = self._apply("draw_masks", variables, y, jnp.ones(y.shape[:2]))
-        return trajectory, joints, masks
+        return trajectory, joints, self._apply("draw_masks", variables, y, jnp.ones(y.shape[:2]))
 
     def _apply(self, method: str, variables, *inputs) -> Any:
         return self.model.apply(variables, *inputs, method=method)
 
-    def _sample(self, settings: SamplerSettings, variables, features, coarse, keys) -> tuple[jax.Array, jax.Array]:
+    def _sample(self, settings: SamplerSettings, variables, features, coarse, keys) -> tuple[Array, Array]:
         """What `sampler.sample` returns for (B K,) keys, the K hypotheses of an example in a row."""
         hypotheses = keys.shape[0] // features.shape[0]
         features, starts = (jnp.repeat(maps, hypotheses, axis=0) for maps in (features, coarse))
@@ -121,7 +109,7 @@ class PoseSampler:
             keys=keys,
         )
 
-    def _average(self, heatmaps: jax.Array, persons: int) -> jax.Array:
+    def _average(self, heatmaps: Array, persons: int) -> Array:
         """Mean of the plain and the mirrored view of each person, (B V K, H, W, J) -> (B K, H, W, J)."""
         if not self.flip:
             return heatmaps
@@ -130,17 +118,14 @@ class PoseSampler:
         return ((pairs[:, 0] + mirrored) / 2).reshape(-1, *heatmaps.shape[1:])
 
 
-def person_keys(seed: int, person_ids: jax.Array, *, mirrored: bool = False, hypotheses: int = 1) -> jax.Array:
+def person_keys(seed: int, person_ids: Array, *, mirrored: bool = False, hypotheses: int = 1) -> Array:
     """(B,) int32 ids -> (B, K) keys by `fold_in`, one for each of a person's hypotheses."""
     keys = [jax.random.fold_in(jax.random.key(seed), 2 * k + int(mirrored)) for k in range(hypotheses)]
     return jax.vmap(lambda person_id: jnp.stack([jax.random.fold_in(key, person_id) for key in keys]))(person_ids)
 
 
-def unflip(heatmaps: jax.Array, flip_order: tuple[int, ...], shift: int) -> jax.Array:
-    """Heatmaps (..., H, W, J) of a mirrored crop -> of the crop itself.
-
-    After mirroring they move right by `shift` pixels (`Codec.flip_shift`); the first columns stay as they are.
-    """
+def unflip(heatmaps: Array, flip_order: tuple[int, ...], shift: int) -> Array:
+    """Heatmaps (..., H, W, J) of a mirrored crop -> of the crop itself, moved right by `Codec.flip_shift` pixels."""
     mirrored = heatmaps[..., ::-1, :][..., np.asarray(flip_order)]
     if not shift:
         return mirrored

@@ -6,24 +6,19 @@ import jax.numpy as jnp
 
 
 def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
-    """The most heads (= channel groups) that divide `channels` into widths in the closed range `head_dim` (ours).
-
-    Raises ValueError if no number of heads does.
-    """
+    """The most heads (= channel groups) whose width is in the closed range `head_dim` (ours), or a ValueError."""
     for width in range(head_dim[0], head_dim[1] + 1):
         if channels % width == 0:
             return channels // width
-    raise ValueError(
-        f"model.head_dim={head_dim}: no head width in this range divides the backbone's {channels} channels"
-    )
+    raise ValueError(f"model.head_dim={head_dim}: no width in this range divides the backbone's {channels} channels")
 
 
 def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale: str = "width") -> jax.Array:
     """A_c: [softmax(Q^T K d^-1/2) V^T]^T in each group of d channels, (B, N, G, d) -> (B, N, G, d).
 
-    The affinity is d x d, between the channels of Q and of K over all N positions. `scale` is `width` for d^-1/2 (ours,
-    after DaViT) or `positions` for N^-1/2 (ours, as DaViT's later code): each entry of Q^T K is a sum over N positions,
-    so that d^-1/2 lets the softmax saturate. The softmax is in float32, the result in the dtype of `value`.
+    `scale` is `width` for d^-1/2 (ours, after DaViT) or `positions` for N^-1/2 (ours, as DaViT's later code): each
+    entry of Q^T K is a sum over N positions, so that d^-1/2 lets the softmax saturate. The softmax is in float32, the
+    result in the dtype of `value`.
     """
     count = query.shape[-1] if scale == "width" else query.shape[1]
     affinity = jnp.einsum("bngc,bnge->bgce", query, key, preferred_element_type=jnp.float32) * count**-0.5
@@ -32,13 +27,9 @@ def channel_attention(query: jax.Array, key: jax.Array, value: jax.Array, scale:
 
 
 def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window: int) -> jax.Array:
-    """A_s: multi-head cross-attention inside windows of window x window pixels, (B, H, W, heads, d) -> the same.
-
-    A map that the window does not divide is padded below and to the right; padded keys get no weight. The softmax is in
-    float32, the result in the dtype of `value`.
-    """
-    _, height, width, _, dim = query.shape
-    rows, columns = -height % window, -width % window
+    """A_s: multi-head cross-attention inside windows of window x window pixels, (B, H, W, heads, d) -> the same."""
+    batch, height, width, heads, dim = query.shape
+    rows, columns = -height % window, -width % window  # padding; padded keys get no weight
 
     def split(x):
         x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0), (0, 0)))
@@ -52,17 +43,13 @@ def window_attention(query: jax.Array, key: jax.Array, value: jax.Array, window:
         logits = jnp.where(inside[:, :, None, None, :] > 0, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = jnp.einsum("bphqk,bpkhd->bpqhd", weights, split(value))
-    batch, _, _, heads, _ = out.shape
     out = out.reshape(batch, (height + rows) // window, (width + columns) // window, window, window, heads, dim)
     out = out.transpose(0, 1, 3, 2, 4, 5, 6).reshape(batch, height + rows, width + columns, heads, dim)
     return out[:, :height, :width]
 
 
 class SCCA(nn.Module):
-    """A(Q, K, V) = A_s(Q, K, V) + A_c(Q, K, V), with Q = x^kps and K = V = x^ske.
-
-    LayerNorm before, own projections for each half, no feed-forward part (ours).
-    """
+    """A = A_s + A_c with Q = x^kps, K = V = x^ske; LayerNorm, own projections of each, no feed-forward part (ours)."""
 
     heads: int  # of A_s, and channel groups of A_c; divides the channels
     window: int = 8  # side of A_s's windows in pixels

@@ -40,11 +40,7 @@ class ResidualBlock(nn.Module):
 
 
 class SGDD(nn.Module):
-    """D: noised heatmaps y_t^hm and condition x^c to y^_0^hm.
-
-    A U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours).
-    Maps need not be multiples of 8: a level is the ceiling of half the one above it, cut on the way back.
-    """
+    """D: a U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours)."""
 
     joints: int  # J
     channels: int = 64  # C
@@ -55,7 +51,7 @@ class SGDD(nn.Module):
 
     @nn.compact
     def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
-        """(B, H, W, J), (B, H, W, C) and (B,) integer t -> (B, H, W, J) float32."""
+        """y_t^hm (B, H, W, J), x^c (B, H, W, C) and (B,) integer t -> y^_0^hm, (B, H, W, J) float32."""
         time = None
         if self.time_embedding:
             time = nn.Dense(self.channels, dtype=self.dtype, name="time1")(time_features(t, self.channels))
@@ -81,6 +77,7 @@ class SGDD(nn.Module):
             x = conv(f"reduce{index}", self.channels * LEVELS[index + 1], stride=2)(x)
         x = level(x, len(LEVELS) - 1, "middle")
         for index, skip in reversed(list(enumerate(skips))):
+            # Cut, as maps need not be multiples of 8: a level is the ceiling of half the one above it.
             x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
             x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
         x = _norm_silu(x, self.dtype, "norm")

@@ -1,8 +1,6 @@
 """What a model is made of, a part at a time: parameters, multiply-accumulates, what the backward pass keeps.
 
-  python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value] [--backbones]
-
-With --backbones, every value of `model.backbone` with its heatmap head instead, as HRNets are published.
+python -m dpose_jax.models.summary --config=configs/coco_w32_256x192.py [--config.field=value] [--backbones]
 """
 
 import math
@@ -23,15 +21,12 @@ from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 
-# After the backbone's own parts. The first whose expression finds a parameter's path, or an operation's scope, has it.
+# After the backbone's own parts. The first whose expression finds a parameter's path, or an operation's scope, has it;
+# the rest is image normalisation, products with the masks, resizing to H x W.
 PARTS = {
-    "coarse head": "coarse_head",
-    "masks": "draw_masks",
-    "SC-CA": "attention",
-    "merge": "merge",
-    "SGDD": "decoder",
-    "rest": "",  # image normalisation, products with the masks, resizing to H x W
-}
+    "coarse head": "coarse_head", "masks": "draw_masks", "SC-CA": "attention", "merge": "merge", "SGDD": "decoder",
+    "rest": "",
+}  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -62,7 +57,7 @@ def summarise(model: DiffusionPose) -> dict[str, Part]:
 
 def summarise_backbone(recipe: Recipe, name: str) -> Part:
     """Counts backbone `name` with the coarse 1x1 head, as published models are; `kept` stays 0."""
-    halves = dict.fromkeys(("model.spatial_attention", "model.channel_attention"), False)
+    halves = {"model.spatial_attention": False, "model.channel_attention": False}
     model = build_model(recipe.override(halves | {"model.backbone": name, "model.width": None}))
     variables, images = abstract_variables(model), abstract_inputs(model)[0]
     macs = _macs(lambda variables, images: model.apply(variables, images, method="encode"), variables, images)
@@ -83,14 +78,12 @@ def format_summary(parts: dict[str, Part]) -> str:
     whole = Part(*(sum(numbers) for numbers in zip(*parts.values(), strict=True)))
     lines = ["| part | parameters, M | GMACs | share | kept, MiB |", "|---|---|---|---|---|"]
     for name, part in [*parts.items(), ("whole", whole)]:
-        share = 100 * part.macs / whole.macs
-        counts = f"{part.parameters / 1e6:.3f} | {part.macs / 1e9:.3f} | {share:.1f}% | {part.kept / 2**20:.2f}"
-        lines.append(f"| {name} | {counts} |")
+        macs = f"{part.macs / 1e9:.3f} | {100 * part.macs / whole.macs:.1f}%"
+        lines.append(f"| {name} | {part.parameters / 1e6:.3f} | {macs} | {part.kept / 2**20:.2f} |")
     return "\n".join(lines)
 
 
 def _parameters(variables) -> list[tuple[str, int]]:
-    """Path and size of each parameter."""
     return [(path, leaf.size) for path, leaf in flatten_dict(variables["params"], sep="/").items()]
 
 
@@ -113,7 +106,7 @@ def _kept(run, variables, *inputs) -> Iterator[tuple[str, int]]:
         _, pullback = jax.vjp(lambda params: run({"params": params, "batch_stats": stats}, *inputs), params)
         return jax.tree.leaves(pullback)
 
-    jaxpr = jax.make_jaxpr(forward)(variables["params"], variables["batch_stats"], *inputs).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(variables["params"], variables.get("batch_stats", {}), *inputs).jaxpr
     # What does not come from the image is no activation: parameters, also those cast to another dtype, and constants.
     scopes: dict = dict.fromkeys(jaxpr.invars[-len(inputs) :], "")
     for equation in jaxpr.eqns:
@@ -139,14 +132,14 @@ def main(recipe: Recipe, *, backbones: bool = False) -> None:
     """Prints the table of a recipe's model, or of all backbones at its `input_size` with its joints."""
     if backbones:
         print(format_backbones({name: summarise_backbone(recipe, name) for name in BACKBONES}))
-        return
-    (height, width), remat = recipe.input_size, recipe.model.remat
-    print(format_summary(summarise(build_model(recipe))))
-    print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={remat}.")
+    else:
+        (height, width), remat = recipe.input_size, recipe.model.remat
+        print(format_summary(summarise(build_model(recipe))))
+        print(f"\nOne image of {height}x{width}, one denoising pass; kept for the backward pass with remat={remat}.")
 
 
 if __name__ == "__main__":
     CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-    BACKBONES_FLAG = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead.")
+    BACKBONES_FLAG = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead, as published.")
     flags.mark_flags_as_required(["config"])
     app.run(lambda: main(Recipe.from_config(CONFIG.value), backbones=BACKBONES_FLAG.value))

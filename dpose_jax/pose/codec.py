@@ -11,17 +11,14 @@ from dpose_jax.pose.heatmaps import gaussians, highest, patches
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """How joints become heatmaps of one size, and heatmaps joints.
-
-    `name` is `unbiased`, where corner pixel centres coincide (UDP) and Gaussians sit at sub-pixel centres, or
-    `rounded`, crop / s with Gaussians at the nearest pixel (HRNet). `refine` moves the decoded peak: `dark` (Taylor
-    expansion of the log map), `quarter` (a quarter pixel toward the higher neighbour, HRNet) or `none`.
-    """
+    """How joints become heatmaps of one size, and heatmaps joints."""
 
     input_size: tuple[int, int]  # (Hx, Wx) of the crop in pixels
     stride: int = 4  # s; heatmaps are (H, W) = (Hx / s, Wx / s)
+    # `unbiased`, where corner pixel centres coincide (UDP) and Gaussians sit at sub-pixel centres, or `rounded`,
+    # crop / s with Gaussians at the nearest pixel (HRNet).
     name: str = "unbiased"
-    refine: str = "dark"
+    refine: str = "dark"  # `dark`, `quarter` (of a pixel, toward the higher neighbour, HRNet) or `none`
     sigma: float = 2.0  # of the Gaussians, heatmap pixels
     blur: int = 11  # side of DARK's smoothing kernel in heatmap pixels, odd; 1 turns it off
 
@@ -32,11 +29,7 @@ class Codec:
 
     @property
     def flip_shift(self) -> int:
-        """Pixels by which a mirrored heatmap must move right to fall on the plain one.
-
-        Mirroring the crop mirrors an unbiased map exactly; a rounded map is then 1 - 1/s pixels off,
-        for which HRNet, at s = 4, moves it by one. At s = 1 nothing is off; at s = 2 one is half a pixel too far.
-        """
+        """Pixels that a mirrored map must move right: a rounded one is 1 - 1/s off, which HRNet rounds to 1."""
         return 1 if self.name == "rounded" and self.stride > 1 else 0
 
     def to_heatmap(self, keypoints: jax.Array) -> jax.Array:
@@ -60,13 +53,10 @@ class Codec:
         return dataclasses.replace(self, stride=stride)
 
     def resample(self, maps: jax.Array, source: "Codec") -> jax.Array:
-        """Maps (B, H', W', C) of `source`, a codec of the same crop and name, in this size, (B, H, W, C): bilinear.
-
-        Each joint stays at its place, while jax.image.resize takes pixels for areas and would move it. An unbiased map
-        has its corner centres on the crop's corner centres, and a rounded map has its pixel k on crop pixel s k.
-        """
+        """Maps (B, H', W', C) of `source`, a codec of the same crop and name, in this size, (B, H, W, C): bilinear."""
         if source.size == self.size:
             return maps
+        # Each joint stays at its place; jax.image.resize takes pixels for areas and would move it.
         ratio = self._pitch() / source._pitch()
         rows = _interpolation(self.size[0], source.size[0], ratio[1])
         columns = _interpolation(self.size[1], source.size[1], ratio[0])
@@ -79,10 +69,7 @@ class Codec:
         return gaussians(keypoints, visible, size=self.size, sigma=self.sigma)
 
     def encode(self, keypoints: jax.Array, visible: jax.Array) -> jax.Array:
-        """y_0^hm: target heatmaps (..., H, W, J), float32 in [0, 1], of joints (..., J, 2) in crop pixels.
-
-        A joint whose flag `visible`, (..., J), is 0 has an empty channel.
-        """
+        """y_0^hm: heatmaps (..., H, W, J) in [0, 1] of joints (..., J, 2) in crop pixels; empty where the flag is 0."""
         return self.render(self.to_heatmap(keypoints), visible)
 
     def decode(self, heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -93,14 +80,12 @@ class Codec:
     def peaks(self, heatmaps: jax.Array, refine: str) -> tuple[jax.Array, jax.Array]:
         """Sub-pixel peaks in heatmap pixels, (..., J, 2), and their values, (..., J).
 
-        `dark` (Zhang et al., CVPR 2020) smooths, then expands the log map around the peak. Ours takes differences of
-        first neighbours, and does not smooth where the kernel would leave the map. So a clean Gaussian decodes exactly
-        everywhere, also beside the border. It is differentiable in the heatmaps, which the DDIM update needs.
+        `dark` (Zhang et al., CVPR 2020) smooths, then expands the log map around the peak; differentiable. Ours takes
+        differences of first neighbours, and smooths only where it can: a clean Gaussian decodes exactly everywhere.
         """
         heatmaps = heatmaps.astype(jnp.float32)
         x, y, scores = highest(heatmaps)
-        if refine == "dark":
-            # Peaks on the border are expanded around their inner neighbour.
+        if refine == "dark":  # peaks on the border are expanded around their inner neighbour
             x, y = jnp.clip(x, 1, self.size[1] - 2), jnp.clip(y, 1, self.size[0] - 2)
             offset = newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
             return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset, scores
@@ -128,10 +113,7 @@ def quarter_offset(heatmaps: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array
 
 
 def blurred_3x3(heatmaps: jax.Array, x: jax.Array, y: jax.Array, blur: int) -> jax.Array:
-    """The 3 x 3 pixels around (x, y), off the border, of float32 maps smoothed by a kernel of side `blur`.
-
-    Where the kernel would leave the map, and with blur = 1, the pixels stay as they are. (..., J, 3, 3), rows first.
-    """
+    """(..., J, 3, 3) pixels, rows first, about (x, y), off the border; smoothed, where a kernel of side `blur` fits."""
     height, width = heatmaps.shape[-3:-1]
     reach = blur // 2 + 1
     around = patches(heatmaps, x, y, reach)

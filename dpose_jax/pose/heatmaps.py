@@ -7,21 +7,16 @@ import jax.numpy as jnp
 
 
 def highest(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The highest pixel of maps (..., H, W, J): column x, row y, (..., J) int32, and the value, (..., J).
-
-    Of equal ones it is the first column's, and in it the first row's. XLA reduces whole rows of (..., H, W, J) as
-    vectors; an argmax over all pixels of a joint would go one by one.
-    """
+    """The highest pixel of maps (..., H, W, J): column x, row y, (..., J) int32, and the value, (..., J)."""
+    # Of equal ones the first column's, and in it the first row's. XLA reduces whole rows as vectors;
+    # an argmax over all pixels of a joint would go one by one.
     x = jnp.argmax(jnp.max(heatmaps, axis=-3), axis=-2)
     column = jnp.take_along_axis(heatmaps, x[..., None, None, :], axis=-2)[..., 0, :]
     return x, jnp.argmax(column, axis=-2), jnp.max(column, axis=-2)
 
 
 def patches(heatmaps: jax.Array, x: jax.Array, y: jax.Array, radius: int) -> jax.Array:
-    """The pixels around column x and row y, (..., J) int, of maps (..., H, W, J); off the map the border repeats.
-
-    Returns (..., J, 2 radius + 1, 2 radius + 1), rows first, in the dtype of the maps.
-    """
+    """(..., J, n, n) pixels, rows first, n = 2 radius + 1, around column x and row y, (..., J); the border repeats."""
     *leading, height, width, joints = heatmaps.shape
     maps = jnp.asarray(heatmaps).reshape(-1, height, width, joints)
     offsets = jnp.arange(-radius, radius + 1)

@@ -1,7 +1,4 @@
-"""Joint sets: names, limbs, flip pairs and OKS sigmas of a data set's joints. All indices start at 0.
-
-Sources: COCO's `person_keypoints` annotations, CrowdPose's API and AI Challenger's evaluation script.
-"""
+"""Joint sets: names, limbs, flip pairs and OKS sigmas of a data set's joints. All indices start at 0."""
 
 import dataclasses
 import json
@@ -19,17 +16,13 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class JointSet:
-    """One set of J joints.
-
-    Raises ValueError if the lengths do not agree or an index is out of range. OKS sigmas are fractions of the square
-    root of the object's area, half of COCO's k: the variance in OKS is (2 sigma)^2.
-    """
+    """One set of J joints; ValueError if the lengths do not agree or an index is out of range."""
 
     name: str  # as configs give it
     joints: tuple[str, ...]  # in annotation order
     limbs: tuple[Pair, ...]  # for the skeleton mask and for drawing
     flip_pairs: tuple[Pair, ...]  # joints that swap in a mirrored image
-    sigmas: tuple[float, ...]
+    sigmas: tuple[float, ...]  # of OKS, in square roots of the area: half of COCO's k, as the variance is (2 sigma)^2
     upper_body: tuple[int, ...]  # joints above the waist, for half-body augmentation
 
     def __post_init__(self):
@@ -65,6 +58,7 @@ class JointSet:
         return tuple(order)
 
 
+# From COCO's `person_keypoints` annotations, CrowdPose's API and AI Challenger's evaluation script.
 # fmt: off
 COCO = JointSet(
     name="coco",
@@ -80,12 +74,11 @@ COCO = JointSet(
 )
 CROWDPOSE = JointSet(
     name="crowdpose",
-    joints=("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
-            "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "top_head", "neck"),
+    joints=(*COCO.joints[5:], "top_head", "neck"),
     limbs=((10, 8), (8, 6), (11, 9), (9, 7), (6, 7), (0, 6), (1, 7), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (12, 13),
            (1, 13), (0, 13)),
     flip_pairs=((0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)),
-    sigmas=(0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079),
+    sigmas=(*COCO.sigmas[5:], 0.079, 0.079),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
 )
 AIC = JointSet(
@@ -129,10 +122,7 @@ def get_joint_set(name: str | JointSet) -> JointSet:
 
 
 def from_facts(facts: Mapping[str, Any]) -> JointSet:
-    """Returns the joint set whose fields `facts` holds as JSON values: tuples may be lists.
-
-    Raises ValueError with the field that is missing, unknown, of another type or out of range.
-    """
+    """The joint set of fields as JSON values, where tuples may be lists; ValueError, which names a wrong field."""
     hints = typing.get_type_hints(JointSet)
     if set(facts) != set(hints):
         missing, unknown = sorted(set(hints) - set(facts)), sorted(set(facts) - set(hints))

@@ -13,11 +13,10 @@ FLOOR = 1e-3  # of the peak: what is lower is noise about 0, whose logarithm mea
 def peak_covariance(heatmaps: jax.Array) -> jax.Array:
     """The covariance of each joint, by the curvature of its heatmap around the highest pixel (ours).
 
-    A quadratic is fitted by least squares to the log of 3 x 3 pixels; minus the inverse of its Hessian is the
-    covariance (Laplace's approximation). A clean Gaussian of sigma gives sigma^2 I. A trained peak is the belief
-    blurred by the sigma of the targets, so what exceeds sigma^2 is uncertainty. No axis has a standard deviation above
-    the map's longer side, which is also that of a flat map. Maps (..., H, W, J) of at least 3 x 3 pixels give
-    (..., J, 2, 2) float32, symmetric and positive definite, order x, y, heatmap pixels squared.
+    Minus the inverse of the Hessian of a quadratic, fitted to the log of 3 x 3 pixels (Laplace's approximation). What
+    exceeds the sigma^2 of the targets is uncertainty. Standard deviations are at most the map's longer side, as those
+    of a flat map. Maps (..., H, W, J) of at least 3 x 3 pixels give (..., J, 2, 2) float32, positive definite, x before
+    y, heatmap pixels squared.
     """
     heatmaps = heatmaps.astype(jnp.float32)
     height, width = heatmaps.shape[-3:-1]
@@ -36,10 +35,8 @@ def _hessian_filter() -> np.ndarray:
 
 
 def _inverse(xx: jax.Array, xy: jax.Array, yy: jax.Array, least: float) -> jax.Array:
-    """Inverse of the symmetric [[xx, xy], [xy, yy]], (..., 2, 2), its eigenvalues raised to `least` first.
-
-    In closed form: an eigendecomposition would be a library call that an exported program cannot carry everywhere.
-    """
+    """Inverse of the symmetric [[xx, xy], [xy, yy]], (..., 2, 2), its eigenvalues raised to `least` first."""
+    # In closed form: an eigendecomposition would be a library call that an exported program cannot carry everywhere.
     mean, half = (xx + yy) / 2, (xx - yy) / 2
     radius = jnp.sqrt(half**2 + xy**2)
     high, low = 1 / jnp.maximum(mean + radius, least), 1 / jnp.maximum(mean - radius, least)
@@ -56,10 +53,7 @@ def transform_covariance(covariance: np.ndarray, linear: np.ndarray) -> np.ndarr
 
 
 def spread(hypotheses: np.ndarray) -> np.ndarray:
-    """Root mean square distance of K hypotheses of a joint from their mean, (..., K, J, 2) -> (..., J).
-
-    The square is the trace of the sample covariance, with K - 1. Raises ValueError if K is below 2.
-    """
+    """Root of the trace of the sample covariance, with K - 1, of K >= 2 hypotheses: (..., K, J, 2) -> (..., J)."""
     hypotheses = np.asarray(hypotheses, np.float64)
     if hypotheses.ndim < 3 or hypotheses.shape[-3] < 2:
         raise ValueError(f"hypotheses: at least two a person are needed, (..., K, J, 2), got {hypotheses.shape}")

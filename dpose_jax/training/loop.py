@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from dpose_jax.data import doubts
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.sample import Source
+from dpose_jax.data.statistics import describe
 from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
@@ -20,7 +22,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.metrics import MetricsWriter, StepLog
-from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.optimizer import kept_parts, make_optimizer
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
@@ -42,7 +44,8 @@ def train(recipe: Recipe, workdir: str) -> None:
     check_workdir(recipe, workdir, training=True)
     run = prepare(recipe, resumes=holds_checkpoint(workdir))
     evaluator = Evaluator(recipe, run.mesh) if recipe.train.evaluate_every else None
-    multihost.say(f"data: {describe(run.source)}")
+    for line in describe(run.source, recipe.data.orientation, doubts.SAMPLE):
+        multihost.say(f"data: {line}")
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
         stack.callback(run.data.close)
@@ -142,7 +145,7 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     mesh = sharding.make_mesh()
     sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, recipe.train.accumulate)
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
-    optimizer = make_optimizer(recipe.optim, recipe.train)
+    optimizer = make_optimizer(recipe.optim, recipe.train, kept_parts(recipe))
     source = make_source(recipe, "train", training=True)
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
     variables = initial_variables(model, recipe.seed) if resumes else starting_variables(recipe, model)
@@ -168,8 +171,3 @@ def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
     """The jitted train step. `places` are the state's shardings, kept from step to step; the state is donated."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return jax.jit(step, in_shardings=(places, rows, whole), out_shardings=(places, whole), donate_argnums=0)
-
-
-def describe(source: Source) -> str:
-    """The counters of a source that are not zero, as text."""
-    return ", ".join(f"{name} {count}" for name, count in source.report().items() if count)

@@ -1,8 +1,7 @@
 """Pictures of poses, heatmaps, masks and the denoising, drawn with OpenCV.
 
-Images, crops and sheets are (height, width, 3) uint8 RGB. Joints are (x, y) in the pixels of their image or crop, with
-pixel centres at integers. Arguments are never written to. Small crops are enlarged by whole numbers. `warp` is
-"unbiased" or "rounded": how heatmap pixels lie on the crop.
+Images, crops and sheets are (height, width, 3) uint8 RGB, joints (x, y) pixels of theirs with centres at integers.
+Arguments are never written to. `warp` is "unbiased" or "rounded": how heatmap pixels lie on the crop.
 """
 
 import colorsys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from numpy import ndarray
 
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, Color, grid, label, legend, rows_sheet
@@ -25,39 +25,30 @@ _SHIFT = 4
 
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
     """J of "left", "right", "centre": by the joint's name, else by its place in a flip pair (left first)."""
-    sides = ["centre"] * joint_set.num_joints
-    for pair in joint_set.flip_pairs:
-        names = [joint_set.joints[i].lower() for i in pair]
-        swapped = "right" in names[0] or "left" in names[1]
-        sides[pair[0]], sides[pair[1]] = ("right", "left") if swapped else ("left", "right")
+    sides, names = ["centre"] * joint_set.num_joints, [name.lower() for name in joint_set.joints]
+    for a, b in joint_set.flip_pairs:
+        swapped = "right" in names[a] or "left" in names[b]
+        sides[a], sides[b] = ("right", "left") if swapped else ("left", "right")
     return tuple(sides)
 
 
-def joint_colors(joint_set: JointSet) -> np.ndarray:
+def joint_colors(joint_set: JointSet) -> ndarray:
     """(J, 3) uint8 RGB, one colour a joint for heatmaps: hues apart by the golden ratio, neighbours differ most."""
     hues = [(0.08 + 0.618034 * j) % 1 for j in range(joint_set.num_joints)]
     return np.array([[round(255 * v) for v in colorsys.hsv_to_rgb(h, 0.85, 1)] for h in hues], np.uint8)
 
 
 def draw_pose(
-    image: np.ndarray,
-    keypoints: np.ndarray,
-    joint_set: JointSet,
-    *,
-    shown: np.ndarray | None = None,
-    thickness: int | None = None,
-) -> np.ndarray:
+    image: ndarray, joints: ndarray, joint_set: JointSet, *, shown: ndarray | None = None, thickness: int | None = None
+) -> ndarray:
     """Draws one person on a copy of an image: limbs and joints coloured by side, with a dark outline.
 
-    Joints, (J, 2), are left out where they are not finite, and where `shown`, (J,), is given and not above 0. A limb
-    between sides has the centre's colour. `thickness` of limbs is in pixels, by default 1/110 of the image's longer
-    side, or 1/40 of the extent of the joints if that is less.
+    Joints, (J, 2), are left out where they are not finite, or where `shown`, (J,), is not above 0. Limbs are
+    `thickness` pixels wide, by default the lesser of 1/110 of the image's longer side and 1/40 of the joints' extent.
     """
     image = np.ascontiguousarray(image).copy()
-    points = np.asarray(keypoints, np.float64)
-    drawn = np.asarray(np.isfinite(points).all(axis=1))
-    if shown is not None:
-        drawn &= np.asarray(shown) > 0
+    points = np.asarray(joints, np.float64)
+    drawn = np.asarray(np.isfinite(points).all(axis=1)) & (True if shown is None else np.asarray(shown) > 0)
     if thickness is None:
         extent = np.ptp(points[drawn], axis=0).max() if drawn.sum() > 1 else 0
         thickness = max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))
@@ -76,7 +67,7 @@ def draw_pose(
     return image
 
 
-def _draw_disc(image: np.ndarray, centre: np.ndarray, radius: float, color: Color) -> None:
+def _draw_disc(image: ndarray, centre: ndarray, radius: float, color: Color) -> None:
     """A disc about a fixed-point centre, as a polygon: cv2.circle turns small anti-aliased discs into diamonds."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     rim = centre + radius * 2**_SHIFT * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -90,43 +81,30 @@ def person_caption(annotation_id: int, oks: float | None = None, pck: float | No
 
 
 def prediction_sheet(
-    crops: np.ndarray,
-    predicted: np.ndarray,
-    truth: np.ndarray,
-    visible: np.ndarray,
-    joint_set: JointSet,
-    captions: Sequence[str],
-) -> np.ndarray:
-    """A grid of N >= 1 persons, prediction left and ground truth right, about 1600 pixels wide when full.
-
-    Joints are (N, J, 2) in crop pixels; those of the truth are drawn where `visible`, (N, J), is above 0.
-    """
+    crops: ndarray, predicted: ndarray, truth: ndarray, visible: ndarray, joint_set: JointSet, captions: Sequence[str]
+) -> ndarray:
+    """A grid of N >= 1 persons: joints (N, J, 2) of the prediction left, of the truth, if `visible` (N, J), right."""
     cells = []
-    for i, caption in enumerate(captions):
-        left = _pose_panel(crops[i], predicted[i], joint_set)
-        right = _pose_panel(crops[i], truth[i], joint_set, visible[i])
+    for crop, found, true, shown, caption in zip(crops, predicted, truth, visible, captions, strict=True):
+        left, right = _pose_panel(crop, found, joint_set), _pose_panel(crop, true, joint_set, shown)
         both = np.concatenate([left, np.full((len(left), 3, 3), PAPER, np.uint8), right], axis=1)
         cells.append(np.concatenate([both, label(caption, both.shape[1], INK)]))
-    columns = max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP)))
-    sheet = grid(cells, columns)
+    sheet = grid(cells, max(1, min(len(cells), (SHEET_WIDTH - GAP) // (cells[0].shape[1] + GAP))))
     colors = {side if side == "centre" else f"person's {side}": color for side, color in SIDE_COLORS.items()}
     return np.concatenate([legend("prediction | ground truth", sheet.shape[1], colors), sheet])
 
 
 def heatmap_sheet(
-    crops: np.ndarray,
-    heatmaps: np.ndarray,
-    keypoint_masks: np.ndarray,
-    limb_masks: np.ndarray,
+    crops: ndarray,
+    heatmaps: ndarray,
+    keypoint_masks: ndarray,
+    limb_masks: ndarray,
     joint_set: JointSet,
     *,
     warp: str = "unbiased",
     captions: Sequence[str] | None = None,
-) -> np.ndarray:
-    """One row a person: the crop, its heatmaps coloured by joint, the joint mask and the limb mask over the crop.
-
-    Heatmaps are (N, H, W, J) and clipped to [0, 1], the masks M^kps and M^ske (N, H, W, 1) in [0, 1].
-    """
+) -> ndarray:
+    """One row a person: crop, heatmaps (N, H, W, J), clipped to [0, 1], M^kps and M^ske, (N, H, W, 1) in [0, 1]."""
     rows = []
     for i, crop in enumerate(crops):
         scale, big = _enlarge(crop)
@@ -140,16 +118,16 @@ def heatmap_sheet(
 
 
 def denoising_strip(
-    crops: np.ndarray,
-    trajectory: np.ndarray,
-    keypoints: np.ndarray,
+    crops: ndarray,
+    trajectory: ndarray,
+    keypoints: ndarray,
     joint_set: JointSet,
     titles: Sequence[str],
     *,
-    truth: np.ndarray | None = None,
-    visible: np.ndarray | None = None,
+    truth: ndarray | None = None,
+    visible: ndarray | None = None,
     warp: str = "unbiased",
-) -> np.ndarray:
+) -> ndarray:
     """One column a step, one row a person: the step's heatmaps and decoded joints over the crop.
 
     S steps have heatmaps (S, N, H, W, J), clipped to [0, 1], joints (S, N, J, 2) in crop pixels, of which NaNs are not
@@ -168,22 +146,19 @@ def denoising_strip(
 
 
 def overlay_heatmaps(
-    crop: np.ndarray, heatmaps: np.ndarray, joint_set: JointSet, *, scale: int = 1, warp: str = "unbiased"
-) -> np.ndarray:
-    """The crop, enlarged and in dark grey, with every joint's heatmap in its own colour.
-
-    Heatmaps are (H, W, J) and clipped to [0, 1]. Where joints overlap, colours mix by strength.
-    """
+    crop: ndarray, heatmaps: ndarray, joint_set: JointSet, *, scale: int = 1, warp: str = "unbiased"
+) -> ndarray:
+    """The crop, enlarged and in dark grey, with heatmaps (H, W, J), clipped to [0, 1], each in its joint's colour."""
     _, big = _enlarge(crop, scale)
     strength = np.clip(np.asarray(heatmaps, np.float32), 0, 1)
-    color = strength @ joint_colors(joint_set).astype(np.float32)
+    color = strength @ joint_colors(joint_set).astype(np.float32)  # mixed by strength where joints overlap
     color /= np.maximum(strength.sum(axis=-1, keepdims=True), 1e-6)
     strongest = strength.max(axis=-1, keepdims=True)
     alpha, premultiplied = (_spread(maps, big.shape[:2], scale, warp) for maps in (strongest, strongest * color))
     return _blend(_dimmed(big), premultiplied / np.maximum(alpha, 1e-6), 0.9 * alpha)
 
 
-def write_png(path: str, image: np.ndarray) -> None:
+def write_png(path: str, image: ndarray) -> None:
     """Writes (h, w, 3) uint8 RGB as a PNG, atomically, and makes its folder; ValueError for any other array."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{path}: image must be (h, w, 3) uint8, got {image.shape} {image.dtype}")
@@ -191,33 +166,30 @@ def write_png(path: str, image: np.ndarray) -> None:
     write_bytes(path, encoded.tobytes())
 
 
-def _enlarge(crop: np.ndarray, scale: int | None = None) -> tuple[int, np.ndarray]:
+def _enlarge(crop: ndarray, scale: int | None = None) -> tuple[int, ndarray]:
     """The factor and the enlarged crop; by default the least factor that makes it CELL_HEIGHT high."""
     scale = scale or -(-CELL_HEIGHT // len(crop))
     return scale, cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
-def _enlarge_joints(joints: np.ndarray, scale: int) -> np.ndarray:
-    """Pixel centres are at integers, so pixel 0 covers -.5 .. .5 before and after."""
+def _enlarge_joints(joints: ndarray, scale: int) -> ndarray:
+    # Pixel centres are at integers, so pixel 0 covers -.5 .. .5 before and after.
     return (np.asarray(joints, np.float64) + 0.5) * scale - 0.5
 
 
-def _pose_panel(
-    crop: np.ndarray, joints: np.ndarray, joint_set: JointSet, shown: np.ndarray | None = None
-) -> np.ndarray:
-    """The enlarged crop with a pose of crop pixels, (J, 2)."""
+def _pose_panel(crop: ndarray, joints: ndarray, joint_set: JointSet, shown: ndarray | None = None) -> ndarray:
     scale, big = _enlarge(crop)
     return draw_pose(big, _enlarge_joints(joints, scale), joint_set, shown=shown)
 
 
-def _dimmed(image: np.ndarray) -> np.ndarray:
+def _dimmed(image: ndarray) -> ndarray:
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, axis=2)
     return (grey * 0.55).astype(np.uint8)
 
 
 def _spread(
-    maps: np.ndarray, size: tuple[int, int], scale: int, warp: str, interpolation: int = cv2.INTER_LINEAR
-) -> np.ndarray:
+    maps: ndarray, size: tuple[int, int], scale: int, warp: str, interpolation: int = cv2.INTER_LINEAR
+) -> ndarray:
     """Heatmap-sized (H, W, C) onto the enlarged crop (height, width, C), pixel centres where the warp puts them."""
     if warp not in ("unbiased", "rounded"):
         raise ValueError(f"warp={warp!r}: must be 'unbiased' or 'rounded'")
@@ -229,5 +201,5 @@ def _spread(
     return spread.reshape(*size, maps.shape[2])
 
 
-def _blend(image: np.ndarray, color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _blend(image: ndarray, color: ndarray, alpha: ndarray) -> ndarray:
     return np.clip(np.round(image * (1 - alpha) + color * alpha), 0, 255).astype(np.uint8)

@@ -9,8 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 BACKBONE = "hrnet"  # the backbone in the trees of variables, whichever it is: stored models have this name
-# Of our own model, what has an entry for every joint.
-JOINT_LEAVES = ("coarse_head/", "decoder/stem/", "decoder/head/")
+JOINT_LEAVES = ("coarse_head/", "decoder/stem/", "decoder/head/")  # what has an entry for every joint
 SHOWN = 20  # names of each kind of problem
 
 
@@ -40,9 +39,9 @@ def fill(
 ) -> tuple[dict[str, Any], str]:
     """Puts `weights` into `variables` (`params`, `batch_stats`); modules of `whole` must come whole.
 
-    Other modules take what fits them. Messages call the weights `source`. Returns new variables, float32, and a line
-    that says what was taken, left at its start and ignored. Raises ValueError, which names all problems, if a part of
-    `whole` is missing or has another shape, an array is not finite, or the source holds what no rule knows.
+    Other modules take what fits them. Returns new variables, float32, and a line that says what was taken, left at its
+    start and ignored. Raises ValueError, which names `source` and all problems, if a part of `whole` is missing or has
+    another shape, an array is not finite, or the source holds what no rule knows.
     """
     ours = flatten_dict(variables, sep="/")
     taken: dict[str, np.ndarray] = {}
@@ -67,8 +66,7 @@ def fill(
             lines += [f"  {len(names)} {kind}: {', '.join(names[:SHOWN])}{more}"] if names else []
         raise ValueError("\n".join(lines))
     # Modules of which nothing was taken by their name, others by the path of what is left.
-    started = {_module(path) for path in taken}
-    left = ours.keys() - taken.keys()
+    started, left = {_module(path) for path in taken}, ours.keys() - taken.keys()
     untouched = sorted({path.partition("/")[2] if _module(path) in started else _module(path) for path in left})
     text = f"{len(taken)} of {len(ours)} arrays from {source}"
     text += f"; at random: {', '.join(untouched)}" if untouched else ""

@@ -16,10 +16,9 @@ HUB_FILE = "model.safetensors"
 def locate(source: str, backbone: str) -> str:
     """The file that `model.pretrained` names.
 
-    `source` is a path; `hf:OWNER/REPO` or `hf:OWNER/REPO/FILE`, downloaded once into Hugging Face's cache; or
-    `imagenet`, the hub's ImageNet weights of `backbone`, a name of BACKBONES, if the cache holds them. Raises
-    FileNotFoundError, which says where to get it, if there is no such file, ValueError if the source is none of these,
-    and ConnectionError if the hub does not give it.
+    `source` is a path; `hf:OWNER/REPO` or `hf:OWNER/REPO/FILE`, downloaded once; or `imagenet`, the hub's ImageNet
+    weights of `backbone`, a name of BACKBONES, if the cache holds them. Raises FileNotFoundError, which says where to
+    get it, if there is no such file, ValueError for another source, and ConnectionError if the hub does not give it.
     """
     field, repository = f"model.pretrained={source!r}", BACKBONES[backbone].imagenet
     flag = "--config.model.pretrained="
@@ -30,10 +29,9 @@ def locate(source: str, backbone: str) -> str:
     )
     if source == CACHED:
         if repository is None:
-            raise ValueError(
-                f"{field}: nobody publishes weights of model.backbone={backbone!r}, only of "
-                f"{sorted(name for name, one in BACKBONES.items() if one.imagenet)}; random weights: {flag}none"
-            )
+            known = sorted(name for name, one in BACKBONES.items() if one.imagenet)
+            nobody = f"nobody publishes weights of model.backbone={backbone!r}, only of {known}"
+            raise ValueError(f"{field}: {nobody}; random weights: {flag}none")
         path = cached(repository, HUB_FILE)
         if path is None:
             raise FileNotFoundError(f"{field}: none in the cache. {ways}")
@@ -49,14 +47,10 @@ def locate(source: str, backbone: str) -> str:
 
 
 def read(path: str) -> TorchFile:
-    """The tensors of a safetensors or PyTorch file by name, and its metadata; nothing in it is executed.
-
-    Raises ValueError, which names the file, if it is neither, is broken, or is refused.
-    """
+    """The tensors and the metadata of a safetensors or PyTorch file; ValueError, which names it, if it is neither."""
     with open(path, "rb") as file:
-        start = file.read(9)
-    if start[8:9] != b"{":
-        return read_checkpoint(path)
+        if file.read(9)[8:] != b"{":
+            return read_checkpoint(path)
     try:
         with safe_open(path, "np") as opened:
             return TorchFile(load_file(path), dict(opened.metadata() or {}))
@@ -75,10 +69,7 @@ def cached(repository: str, name: str) -> str | None:
 
 
 def download(field: str, repository: str, name: str) -> str:
-    """The file of a repository, downloaded once into Hugging Face's cache.
-
-    Raises ValueError without the hub extra, and ConnectionError if the hub does not give it; both name `field`.
-    """
+    """The file of a repository, downloaded once; ValueError without the hub extra, ConnectionError if the hub fails."""
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:

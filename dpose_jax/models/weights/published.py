@@ -10,26 +10,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.weights import hub
 from dpose_jax.models.weights.fill import BACKBONE, fill
-from dpose_jax.models.weights.hrnet_keys import BACKBONE_PREFIX, FINAL_LAYER
+from dpose_jax.models.weights.hrnet_keys import BACKBONE_PREFIX, FINAL_LAYER, from_published
+from dpose_jax.models.weights.torch_pickle import TorchFile
 from dpose_jax.pose.joint_sets import get_joint_set
 from dpose_jax.recipe import Recipe
 from dpose_jax.typed_fields import nearest
 
 SIGMAS = {(256, 192): 2.0, (384, 288): 3.0}  # of the Gaussians that published models were trained with, heatmap px
-BY_JOINTS = {17: "coco"}  # joint sets that a number of joints alone tells
+# Without SC-CA, which belongs to the denoiser.
 PROTOCOL = {
-    "crop.warp": "rounded",
-    "codec.name": "rounded",
-    "codec.refine": "quarter",
-    "model.spatial_attention": False,  # SC-CA belongs to the denoiser
-    "model.channel_attention": False,
-    "model.pretrained": "none",
-    "loss.diffusion": 0.0,
-}
+    "crop.warp": "rounded", "codec.name": "rounded", "codec.refine": "quarter", "loss.diffusion": 0.0,
+    "model.pretrained": "none", "model.spatial_attention": False, "model.channel_attention": False,
+}  # fmt: skip
+
+
+LICENCE = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
 
 
 class Published(NamedTuple):
@@ -39,46 +38,37 @@ class Published(NamedTuple):
     file: str
     sha256: str
     input_size: tuple[int, int]  # (height, width) of its crops, px
+    megabytes: int  # of the download, about
     ap: float  # on COCO val2017, 56.4-AP boxes, flip test, in points, as its authors report
 
 
 PUBLISHED = {
     "hrnet_w32": Published(
         "LibreYOLO/LibreHRNetw32-pose", "LibreHRNetw32-pose.pt",
-        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 74.4,
-    ),
+        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 115, 74.4),
     "hrnet_w32_official": Published(
         "Prophetetc/cocopose", "pose_hrnet_w32_256x192.pth",
-        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 74.4,
-    ),
+        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 115, 74.4),
     "hrnet_w48_384x288": Published(
         "LibreYOLO/LibreHRNetw48-pose", "LibreHRNetw48-pose.pt",
-        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 76.3,
-    ),
+        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 255, 76.3),
 }  # fmt: skip
 
 
 def fetch(name: str) -> str:
-    """The file of a name of PUBLISHED, from the hub's cache or downloaded once, checked; prints what it is.
-
-    Raises ConnectionError if the hub does not give it, and ValueError without the hub extra, or if the file has another
-    hash.
-    """
+    """The file of a name of PUBLISHED, cached or downloaded once; prints what it is. ValueError for another hash."""
     wanted, field = PUBLISHED[name], f"weights {name!r}"
+    what = (
+        f"{wanted.file} of {wanted.repository}, about {wanted.megabytes} MB, {LICENCE}; AP {wanted.ap} by its authors"
+    )
     path = hub.cached(wanted.repository, wanted.file)
-    if path is None:
-        print(f"{field}: downloading {wanted.file} of {wanted.repository} from the Hugging Face Hub, once")
-        path = hub.download(field, wanted.repository, wanted.file)
+    print(f"{field}: {'in the cache' if path else 'downloading from the Hugging Face Hub, once'}: {what}")
+    path = path or hub.download(field, wanted.repository, wanted.file)
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted.sha256:
-        raise ValueError(
-            f"{field}: {path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}; delete it to "
-            "download it again. A file of your own: --weights=FILE"
-        )
-    licence = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
-    size = os.path.getsize(path) / 1e6
-    print(f"{field}: {wanted.repository}/{wanted.file}, {size:.0f} MB; {licence}; AP {wanted.ap} by its authors")
+        hashes = f"{path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}"
+        raise ValueError(f"{field}: {hashes}; delete it to download it again. A file of your own: --weights=FILE")
     return path
 
 
@@ -87,22 +77,24 @@ def read_pose_model(
 ) -> tuple[Recipe, dict[str, Any]]:
     """A published pose model: the recipe of HRNet's protocol, `params` and `batch_stats` of HRNet and coarse branch.
 
-    `source` is a name of PUBLISHED, or a file of official HRNet, mmpose, or timm's layout with a head. `joint_set` is
-    needed where the number of joints does not tell it, `input_size`, (height, width) in px, where neither the file nor
-    its name does. Raises FileNotFoundError or ConnectionError if there is no such file or the hub does not give it, and
-    ValueError, which names the file, if it is no pose model or contradicts the arguments.
+    `source` is a name of PUBLISHED, or a file of official HRNet, mmpose, or timm's layout with a head. `joint_set` and
+    `input_size`, (height, width) in px, are needed where neither the file nor its name tells them. Raises
+    FileNotFoundError if there is no such file, ConnectionError if the hub does not give it, and ValueError, which names
+    the file, if it is no pose model or contradicts the arguments.
     """
     wanted = PUBLISHED.get(source)
     path = fetch(source) if wanted else source
     if not os.path.isfile(path):
-        known = f"; names are {', '.join(PUBLISHED)}{nearest(source, PUBLISHED)}"
-        raise FileNotFoundError(f"weights {source!r}: no such file{known}")
+        names = f"names are {', '.join(PUBLISHED)}{nearest(source, PUBLISHED)}"
+        raise FileNotFoundError(f"weights {source!r}: no such file; {names}")
     tensors, metadata = hub.read(path)
     width, joints = _identify(path, tensors)
-    size = input_size or (wanted.input_size if wanted else _size_of(path, metadata))
+    size = input_size or (wanted.input_size if wanted else _told_size(path, metadata))
+    if size is None:
+        raise ValueError(f"{path}: neither the file nor its name tells the input size; --input_size=256,192 does")
     if size not in SIGMAS:
         raise ValueError(f"{path}: input_size={size}: published models have one of {sorted(SIGMAS)}")
-    name = joint_set or BY_JOINTS.get(joints)
+    name = joint_set or ("coco" if joints == 17 else None)
     if name is None:
         raise ValueError(f"{path}: its head has {joints} joints; --joint_set=NAME or FILE says which they are")
     count = get_joint_set(name).num_joints
@@ -111,9 +103,7 @@ def read_pose_model(
     backbone = {"model.backbone": "w48" if width == 48 else "w32", "model.width": None if width in (32, 48) else width}
     chosen = {"joint_set": name, "input_size": size, "codec.sigma": SIGMAS[size]}
     recipe = Recipe().override(PROTOCOL | chosen | backbone)
-    published = BACKBONES[recipe.model.backbone].published
-    assert published is not None  # HRNet's names are known
-    weights = published(tensors)
+    weights = from_published(tensors, HRNetSpec(width))
     return recipe, fill(_plain_shapes(recipe), weights, path, whole=(BACKBONE, "coarse_head"))[0]
 
 
@@ -135,19 +125,31 @@ def _identify(path: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
         some = ", ".join(list(tensors)[:3])
         raise ValueError(f"{path}: no HRNet pose model: it has no stage2; its tensors begin with {some}")
     if head is None:
-        raise ValueError(
-            f"{path}: an HRNet without a head for joints, as classification models are; to train from it: "
-            f"--config.model.pretrained={path}"
-        )
+        what = "an HRNet without a head for joints, as classification models are"
+        raise ValueError(f"{path}: {what}; to train from it: --config.model.pretrained={path}")
     return first.shape[0], head.shape[0]
 
 
-def _size_of(path: str, metadata: Mapping[str, Any]) -> tuple[int, int]:
-    """The input size that a file's metadata or its name tells."""
+def check_pose_model(path: str, found: TorchFile, recipe: Recipe) -> None:
+    """Raises ValueError, which names both numbers, if a file is no pose model of the recipe's joints and input size."""
+    joints, wanted = _identify(path, found.tensors)[1], recipe.joints
+    if joints != wanted.num_joints:
+        raise ValueError(
+            f"{path}: its head has {joints} joints, joint_set {wanted.name!r} has {wanted.num_joints}; with other "
+            "joints, train a coarse branch too: --config.loss.coarse=1"
+        )
+    size = _told_size(path, found.metadata)
+    if size not in (None, recipe.input_size):
+        raise ValueError(
+            f"{path}: a model of {size[0]}x{size[1]} crops, the recipe has input_size={recipe.input_size}; set that of "
+            f"the file, with its codec.sigma={SIGMAS[size]}"
+        )
+
+
+def _told_size(path: str, metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The input size that a file's metadata or its name tells, None where neither does."""
     pairs = [tuple(value) for value in metadata.values() if isinstance(value, tuple | list)]
     text = f"{os.path.basename(path)} {list(metadata.values())}"
     told = [size for size in SIGMAS if size in pairs or size[::-1] in pairs]
     told += [size for size in SIGMAS if re.search(rf"(?<!\d){size[0]}x{size[1]}(?!\d)", text)]
-    if not told:
-        raise ValueError(f"{path}: neither the file nor its name tells the input size; --input_size=256,192 does")
-    return told[0]
+    return told[0] if told else None

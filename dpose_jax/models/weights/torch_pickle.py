@@ -1,13 +1,18 @@
 """Reads the weights in a PyTorch file (`torch.save`) without PyTorch and without executing what is inside it.
 
-Such a file is a pickle, a program that may call any function, beside raw numbers. Here that program gets only the few
-names that weights need, each replaced by code of this module; any other name refuses the file. Both formats are read:
-the zip of PyTorch 1.6 and later, and the stream before it, in which HRNet's official weights came.
+Such a file is a pickle, a program that may call any function, beside raw numbers. Here it gets only the names in KNOWN.
+Both formats are read: the zip of PyTorch 1.6 and later, and the stream before it, that of HRNet's official weights.
 """
 
 import collections
 import functools
+import io
+import math
+import mmap
+import os
 import pickle
+import pickletools
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,12 +21,10 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-DTYPES = {
-    f"{name}Storage": np.dtype(dtype)
-    for name, dtype in {
-        "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": jnp.bfloat16, "Long": "<i8", "Int": "<i4",
-        "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
-    }.items()
+DTYPES: dict[str, Any] = {
+    "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "i1", "ByteStorage": "u1",
+    "BoolStorage": "?",
 }  # fmt: skip
 ZIP_PREFIX = b"PK\x03\x04"
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
@@ -39,8 +42,7 @@ class TorchFile(NamedTuple):
 def read_checkpoint(path: str) -> TorchFile:
     """A state dict, or the one that a checkpoint holds: under `state_dict`, or as its only mapping of tensors alone.
 
-    Raises ValueError, which names the file, if it asks for a name that weights do not need (nothing of it is executed),
-    is cut short, or holds no state dict.
+    Raises ValueError, which names the file, if it is refused, is cut short, or holds no state dict.
     """
     with open(path, "rb") as file:
         start = file.read(len(STREAM_PREFIX))
@@ -49,7 +51,9 @@ def read_checkpoint(path: str) -> TorchFile:
             if start.startswith(ZIP_PREFIX):
                 return _read_zip(file)
             if start == STREAM_PREFIX:
-                return _read_stream(file)
+                # Of a mapped file no read reserves more than there is, whatever length the file claims.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    return _read_stream(mapped)
         except _Refused as error:
             raise ValueError(f"{path}: {error}") from None
         # What unpickling broken bytes raises is open-ended; none of it is a fault of ours that should be hidden.
@@ -62,9 +66,7 @@ class _Refused(ValueError):
     """What is wrong with a file, in words for its user."""
 
 
-# What a pickle gets is a string, a tuple or has no attributes: its BUILD instruction can change none of them.
-
-
+# What a pickle gets below is a string, a tuple or has no attributes: its BUILD instruction can change none of them.
 class _Storage(NamedTuple):
     """`numel` numbers under `key` in the file, of which tensors are views."""
 
@@ -83,7 +85,8 @@ class _Tensor(NamedTuple):
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        if 0 not in self.shape and last >= len(numbers):
+        # The same numbers as several elements (PyTorch's `expand`) would let a small file become a large array.
+        if 0 not in self.shape and (last >= len(numbers) or math.prod(self.shape) > len(numbers)):
             raise _Refused(f"a tensor of shape {self.shape} reaches outside of its {len(numbers)} numbers")
         steps = [stride * numbers.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps, writeable=False)
@@ -96,8 +99,6 @@ def _rebuild_tensor(storage, offset, shape, strides, *unused) -> _Tensor:
 
 
 class _Call(NamedTuple):
-    """A function that a pickle may call."""
-
     function: Callable
 
     def __call__(self, *arguments):
@@ -116,13 +117,11 @@ class _Nothing:
         pass
 
 
+KNOWN: dict[str, Any] = {f"torch.{name}": name for name in DTYPES}
 # Beside the weights, mmpose's `meta` holds numpy arrays and optimizers hold devices: accepted, and made into nothing.
-INERT = (
-    "_codecs.encode", "numpy.dtype", "numpy.ndarray", "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
-    "torch.Size", "torch.device",
-)  # fmt: skip
-KNOWN: dict[str, Any] = dict.fromkeys(INERT, _Nothing()) | {f"torch.{name}": name for name in DTYPES}
+INERT = ["_codecs.encode", "numpy.dtype", "numpy.ndarray", "torch.Size", "torch.device"]
+INERT += [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
+KNOWN |= dict.fromkeys(INERT, _Nothing())
 KNOWN |= {
     "collections.OrderedDict": collections.OrderedDict,
     "torch._utils._rebuild_tensor": _Call(_rebuild_tensor),
@@ -134,7 +133,14 @@ KNOWN |= {
 class _Unpickler(pickle.Unpickler):
     """Gives KNOWN names alone, and keeps the storages that the pickle named, by key."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: Any):
+        """Takes a BytesIO or mmap. Raises _Refused if its next pickle numbers its parts otherwise than 0, 1, 2, ..."""
+        # Python reserves room for the memo up to the largest number.
+        start = file.tell()
+        for count, (step, argument, _) in enumerate(pickletools.genops(file)):
+            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
+                raise _Refused(f"refused: its memo has a part {argument} after {count} steps")
+        file.seek(start)
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
 
@@ -149,10 +155,10 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, numel, *view = pid
         if kind != "storage" or storage_type not in DTYPES or type(numel) is not int or numel < 0:
-            raise _Refused(f"a storage is described by {pid!r}")
+            raise _Refused(f"a storage is described by {reprlib.repr(pid)}")
         if any(part is not None for part in view):
             raise _Refused("storages that are views of storages, of PyTorch before 0.4, are not read")
-        self.storages[key] = _Storage(key, DTYPES[storage_type], numel)
+        self.storages[key] = _Storage(key, np.dtype(DTYPES[storage_type]), numel)
         return self.storages[key]
 
 
@@ -162,22 +168,28 @@ def _read_zip(file: IO[bytes]) -> TorchFile:
         if len(pickles) != 1:
             raise _Refused("a zip, but not of torch.save: it has no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+
+        @functools.cache  # tensors may share a storage, and name it with different lengths and types
+        def content(name: str) -> bytes:
+            info = archive.getinfo(name)
+            # PyTorch never compresses; what is compressed could grow without limit.
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > os.fstat(file.fileno()).st_size:
+                raise _Refused(f"{name} is compressed or longer than the file")
+            return archive.read(info)
+
+        if f"{folder}byteorder" in archive.namelist() and content(f"{folder}byteorder") != b"little":
             raise _Refused("its numbers are big-endian")
 
-        @functools.cache  # tensors may share a storage
         def numbers(storage: _Storage) -> np.ndarray:
-            info = archive.getinfo(f"{folder}data/{storage.key}")
-            # PyTorch never compresses them; a compressed one could grow without limit.
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.numel * storage.dtype.itemsize:
-                raise _Refused(f"storage {storage.key} is compressed or shorter than its {storage.numel} numbers")
-            return np.frombuffer(archive.read(info), storage.dtype, storage.numel)
+            raw = content(f"{folder}data/{storage.key}")
+            if len(raw) < storage.numel * storage.dtype.itemsize:
+                raise _Refused(f"storage {storage.key} is shorter than its {storage.numel} numbers")
+            return np.frombuffer(raw, storage.dtype, storage.numel)
 
-        with archive.open(pickles[0]) as stream:
-            return _arrays(_Unpickler(stream).load(), numbers)
+        return _arrays(_Unpickler(io.BytesIO(content(pickles[0]))).load(), numbers)
 
 
-def _read_stream(file: IO[bytes]) -> TorchFile:
+def _read_stream(file: mmap.mmap) -> TorchFile:
     for _ in range(3):  # magic number, protocol and the writer's type sizes
         _Unpickler(file).load()
     unpickler = _Unpickler(file)
@@ -193,7 +205,6 @@ def _read_stream(file: IO[bytes]) -> TorchFile:
 
 
 def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
-    """The tensors of the state dict that `state` is or holds, and what stands beside it."""
     if not isinstance(state, Mapping):
         raise _Refused(f"no state dict: a {type(state).__name__}")
     beside: Mapping = {}
@@ -203,9 +214,7 @@ def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
         chosen = [WRAPPER] if WRAPPER in mappings else inner
         if len(chosen) != 1:
             found = f"several, under {sorted(map(str, inner))[:10]}" if inner else f"{sorted(map(str, state))[:10]}"
-            raise _Refused(
-                f"no state dict: no tensors by name, neither on top nor under one key; its entries are {found}"
-            )
+            raise _Refused(f"no state dict: no tensors by name, on top or under one key; its entries are {found}")
         state, beside = state[chosen[0]], {key: part for key, part in state.items() if key != chosen[0]}
     other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
     if other:

@@ -1,0 +1,220 @@
+"""Rows of the table of speeds: heatmaps, decoding, a sampling step, HRNet-W32, the input, the start, the memory."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import peers, report
+from dpose_jax.data import build, crop, datasets, loader
+from dpose_jax.diffusion.process import Schedule
+from dpose_jax.diffusion.sampler import SamplerSettings, sample
+from dpose_jax.models import diffusion_pose, hrnet, initialise
+from dpose_jax.pose import masks
+from dpose_jax.pose.codec import Codec
+from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.recipe import Recipe
+
+BATCH, SIZE = 64, (256, 192)
+STEPS = 9  # of the sampler: a step is an eighth of what nine take beyond one
+IMAGES, PERSONS = 4, 64  # in a batch of the network; in a call of the input
+ROOT = pathlib.Path(__file__).parents[1]
+Contenders = dict[str, Callable[[], object]]
+
+
+def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
+    """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`."""
+    rows = []
+    for who, t in report.measure(contenders).items():
+        seconds = np.array(t[:3])  # of a call, with `amount` persons, images or steps
+        value, *ends = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
+        rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)})
+    if compile_seconds is not None:
+        rows[0]["compile_seconds"] = compile_seconds
+    return rows
+
+
+def compare(work: str, unit: str, function: Callable, inputs: tuple, theirs: Contenders, amount: float) -> list:
+    """Rows of `entries`: our function, compiled for its inputs, beside the peers' calls."""
+    program, seconds = report.compiled(function, *inputs)
+    return entries(work, unit, {"ours": functools.partial(program, *inputs)} | theirs, amount, seconds)
+
+
+def draw_people(codec: Codec, batch: int = BATCH):
+    """(B, 17, 2) float32 joints anywhere in the crop, in crop pixels, and their (B, 17) visibilities, all 1."""
+    keypoints = np.random.default_rng(0).random((batch, COCO.num_joints, 2)) * (np.array(codec.input_size[::-1]) - 1)
+    return keypoints.astype(np.float32), np.ones((batch, COCO.num_joints), np.float32)
+
+
+def draw_heatmaps(codec: Codec, batch: int = BATCH) -> jax.Array:
+    """(B, H, W, 17) float32 heatmaps of random people, with a little noise like a network's."""
+    clean = np.asarray(codec.encode(*draw_people(codec, batch)))
+    return jnp.asarray(clean + np.random.default_rng(1).normal(0, 0.01, clean.shape).astype(np.float32))
+
+
+def masks_of(keypoints: jax.Array, visible: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """M^kps and M^ske of COCO's joints in heatmap pixels, with the recipes' widths."""
+    joints = masks.joint_mask(keypoints, visible, size=size, radius=6.0)
+    return joints, masks.limb_mask(keypoints, visible, limbs=COCO.limbs, size=size, half_width=3.0)
+
+
+def heatmaps(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """Target heatmaps of a batch of persons, without and with both masks."""
+    codec, people = Codec(SIZE), draw_people(Codec(SIZE))
+
+    def with_masks(keypoints, visible):
+        return codec.encode(keypoints, visible), masks_of(codec.to_heatmap(keypoints), visible, codec.size)
+
+    theirs = {"hrnet, 1 core": peers.hrnet_targets(wanted["hrnet"], *people)} if "hrnet" in wanted else {}
+    rows = compare("heatmaps", "sets/s", codec.encode, people, theirs, BATCH)
+    return rows + compare("heatmaps and both masks", "sets/s", with_masks, people, {}, BATCH)
+
+
+def decode(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """Heatmaps to joints."""
+    maps = draw_heatmaps(Codec(SIZE))
+    theirs = {"hrnet, 1 core": peers.hrnet_decode(wanted["hrnet"], np.asarray(maps))} if "hrnet" in wanted else {}
+    rows = compare("decode, quarter", "sets/s", Codec(SIZE, refine="quarter").decode, (maps,), theirs, BATCH)
+    return rows + compare("decode, dark", "sets/s", Codec(SIZE, refine="dark").decode, (maps,), {}, BATCH)
+
+
+def sampling(settings: SamplerSettings, codec: Codec) -> Callable[[jax.Array], jax.Array]:
+    """The sampler, heatmaps -> heatmaps, around a network that costs nothing. Masks are drawn as for a real one."""
+
+    def denoise(heatmaps, context, t):
+        # The barrier stands for a network, which XLA would not fuse with the sampler either. Adding 0 times the masks
+        # keeps XLA from leaving them out: it cannot know that they are finite.
+        heatmaps, (kps, ske) = jax.lax.optimization_barrier((heatmaps, context))
+        return heatmaps.at[0, 0, 0, 0].add(0 * (jnp.sum(kps) + jnp.sum(ske)))
+
+    def run(heatmaps):
+        work = {"denoise": denoise, "keys": jax.random.split(jax.random.key(0), len(heatmaps))}
+        work["condition"] = lambda y: masks_of(codec.denormalise(y), jnp.ones(y.shape[:2]), codec.size)
+        return sample(heatmaps, settings=settings, schedule=Schedule(), codec=codec, **work)[0]
+
+    return run
+
+
+def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """What a DDIM step costs beside its network: decoding, the update, noise; with `refresh` the masks too."""
+    codec, maps, rows = Codec(SIZE), draw_heatmaps(Codec(SIZE)), []
+    for name, eta, refresh in (("eta 0", 0.0, False), ("eta 1", 1.0, False), ("masks too", 0.0, True)):
+        runs, total, work = {}, 0.0, f"sampler, ddim, {name}"
+        for steps in (1, STEPS):
+            settings = SamplerSettings(steps=steps, update_rule="ddim", eta=eta, refresh=refresh)
+            program, seconds = report.compiled(sampling(settings, codec), maps)
+            runs[steps] = functools.partial(program, maps)
+            total += seconds
+        one, many = (timing.median for timing in report.measure(runs).values())
+        each = 1e3 * (many - one) / (STEPS - 1)
+        rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": total})
+        if "diffusers" in wanted and not refresh:
+            theirs = {"diffusers, on heatmaps": peers.diffusers_step(np.asarray(maps), eta)}
+            rows += entries(work, "ms a step", theirs, 1)
+    return rows
+
+
+def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
+    variables = initialise.initial_variables(diffusion_pose.build_model(recipe.override({"model.backbone": "w32"})), 0)
+    ours = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
+    images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
+    net, rows = hrnet.HRNet(hrnet.HRNetSpec(32)), []
+
+    def backward(variables, images):
+        def loss(params):
+            features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
+            return jnp.mean(features**2), moved
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    for work, function, train in (("W32 inference", net.apply, False), ("W32 forward + backward", backward, True)):
+        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if "torch" in wanted else {}
+        rows += compare(work, "ms an image", function, (ours, images), theirs, IMAGES)
+    return rows
+
+
+def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
+    cv2.setNumThreads(0)
+    recipe = recipe.override({"data.root": datasets.data_root(recipe.data)})
+    spec, joint_set, contenders = loader.crop_spec(recipe), recipe.joints, {}
+
+    def example(source, rng, index):
+        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
+        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
+
+    def next_persons(make, count, rng):  # in this thread, in random order
+        for index in rng.integers(count, size=PERSONS).tolist():
+            make(index)
+
+    with tempfile.TemporaryDirectory() as out:
+        for kind in ("folder", "full", "crops"):
+            if kind != "folder":
+                build.build(recipe, out, kind)
+            stored = {} if kind == "folder" else {"data.root": out, "data.source": kind}
+            source = datasets.make_source(recipe.override(stored), "train", training=True)
+            makers = {f"ours, {kind}": functools.partial(example, source, np.random.default_rng(1))}
+            makers[f"ours, {kind}, pixels alone"] = source.read_image
+            if kind == "folder" and "hrnet" in wanted:
+                persons = [source[index] for index in range(len(source))]
+                for name, targets in (("hrnet", False), ("hrnet, targets too", True)):
+                    makers[name] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
+            for name, make in makers.items():
+                contenders[name] = functools.partial(next_persons, make, len(source), np.random.default_rng(0))
+        return entries("input", "persons/s", contenders, PERSONS)
+
+
+def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """From the command to the end of a dry run of four steps of W32, batch 4, on synthetic people; cold, then warm."""
+    given = {"data.source": "synthetic", "data.synthetic.train_images": 64}
+    given, rows = given | {"train.batch_size": 4, "model.pretrained": "none"}, []
+    with tempfile.TemporaryDirectory() as cache:
+        for state in ("cold", "warm"):
+            seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
+            rows.append({"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds})
+    return rows
+
+
+def memory(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """Peak memory of the main process of the demo's training, which 20 steps reach."""
+    with tempfile.TemporaryDirectory() as cache:
+        _, peak = run_training("configs/synthetic.py", {"train.steps": 20, "optim.warmup_steps": 1}, cache)
+    return [{"work": "peak memory of the demo", "unit": "GB", "who": "ours", "value": peak / 1e9}]
+
+
+def run_training(config: str, overrides: dict, cache: str, *options: str) -> tuple[float, int]:
+    """Runs train.py of the clone; returns its seconds, and the peak memory of its main process in bytes."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
+        command += [f"--config.{name}={value}" for name, value in overrides.items()]
+        began, peak, printed = time.perf_counter(), 0, None
+        process = Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
+        while printed is None:
+            peak = max(peak, peak_memory(process.pid))  # that of `wait` starts with the parent's memory
+            with contextlib.suppress(TimeoutExpired):
+                printed, _ = process.communicate(timeout=0.1)
+        seconds = time.perf_counter() - began
+    if process.returncode:
+        raise ValueError(f"{' '.join(command)}: {printed[-2000:]}")
+    return seconds, peak
+
+
+def peak_memory(pid: int) -> int:
+    """Peak memory of a running process on Linux, bytes; 0 elsewhere and when it has just ended."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", pathlib.Path(f"/proc/{pid}/status").read_text())
+        return 1024 * int(found[1]) if found else 0
+    return 0
