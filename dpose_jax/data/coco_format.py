@@ -37,6 +37,16 @@ def is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def is_image_id(value) -> bool:
+    """Whether a value can be an image's id, from 0 to 2**63 - 1: what the reader, the scorer and its engines take."""
+    return is_int(value) and 0 <= value < 2**63
+
+
+def is_crowd_flag(value) -> bool:
+    """Whether a value can be `iscrowd`: 0, 1, or null for 0; a text such as "0" would count as a crowd."""
+    return value is None or isinstance(value, bool | int | float) and value in (0, 1)
+
+
 def is_number(value) -> bool:
     """Whether a value is a finite number, of Python or numpy, that fits a float64; a bool is not."""
     numeric = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

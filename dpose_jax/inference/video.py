@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 
+from dpose_jax.inference.images import why_no_image
+
 
 class VideoReader:
     """The frames of a video file, upright; ValueError if OpenCV cannot open it.
@@ -18,7 +20,7 @@ class VideoReader:
     def __init__(self, path: str):
         self._video = cv2.VideoCapture(path)
         if not self._video.isOpened():
-            raise ValueError(f"{path}: is neither an image (by its suffix) nor a video that OpenCV can read")
+            raise ValueError(f"{path}: is neither an image nor a video that OpenCV can read: {why_no_image(path)}")
         fps, count = self._video.get(cv2.CAP_PROP_FPS), self._video.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps = float(fps) if 0 < fps < 1000 else 25.0
         self.count = max(int(count), 0)
