@@ -10,14 +10,12 @@ from dpose_jax import Predictor
 from dpose_jax.inference.boxes import BoxFile, BoxSource
 from dpose_jax.inference.detector import MODELS, Detector
 from dpose_jax.inference.predict_files import PartlyDone, predict
-from dpose_jax.models.weights.published import PUBLISHED
 from dpose_jax.runtime import app
+from dpose_jax.workdir import weights_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that was trained into.")
 MODEL = flags.DEFINE_string("model", None, "Instead of --workdir, a model folder (model.safetensors and model.json).")
-WEIGHTS = flags.DEFINE_string("weights", None, f"Instead, a published HRNet: {', '.join(PUBLISHED)}, or its file.")
-JOINT_SET = flags.DEFINE_string("joint_set", None, "Of --weights, where their number of joints does not tell it.")
-INPUT_SIZE = flags.DEFINE_list("input_size", None, "Of --weights, HEIGHT,WIDTH, where the file does not tell it.")
+WEIGHTS = weights_flags.define("Instead, a published HRNet")
 INPUT = flags.DEFINE_string("input", None, "An image, a folder of images, or a video.", required=True)
 OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json and what is drawn.", required=True)
 BOXES = flags.DEFINE_string("boxes", None, "Boxes in COCO's format; without, every image is one person.")
@@ -57,11 +55,7 @@ def load() -> Predictor:
         return Predictor.load(WORKDIR.value, MODEL.value, steps=STEPS.value, flip=FLIP.value)
     if WORKDIR.value or MODEL.value or STEPS.value:
         raise ValueError("--weights are a plain HRNet: give them without --workdir, --model and --steps")
-    try:
-        size = INPUT_SIZE.value and tuple(int(side) for side in INPUT_SIZE.value)
-    except ValueError:
-        raise ValueError(f"--input_size={','.join(INPUT_SIZE.value)!r}: must be HEIGHT,WIDTH, as 256,192") from None
-    return Predictor.from_weights(WEIGHTS.value, joint_set=JOINT_SET.value, input_size=size, flip=FLIP.value)
+    return Predictor.from_weights(WEIGHTS.value, flip=FLIP.value, **weights_flags.options())
 
 
 def main():

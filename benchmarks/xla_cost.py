@@ -81,7 +81,8 @@ def slice_mesh(name: str) -> jax.sharding.Mesh:
 
 def train_program(recipe: Recipe, mesh: jax.sharding.Mesh, batch: int) -> Program:
     """The train step as the loop compiles it, with `batch` examples a device."""
-    model, update = build_model(recipe), optimizer.make_optimizer(recipe.optim, recipe.train)
+    kept = optimizer.kept_parts(recipe)
+    model, update = build_model(recipe), optimizer.make_optimizer(recipe.optim, recipe.train, kept)
     train_step = step.make_train_step(recipe, model, build_schedule(recipe.diffusion), update, sharding.unshard(mesh))
     start = jax.eval_shape(lambda variables: state.initial_state(variables, update), abstract_variables(model))
     places = sharding.state_sharding(mesh, start, fsdp=recipe.train.fsdp)

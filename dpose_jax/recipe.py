@@ -143,6 +143,9 @@ class Optim(Section, prefix="optim."):
     clip_norm: float = at_least(0, 1.0)  # of the global gradient; 0 turns it off (ours)
     weight_decay: float = at_least(0, 0.0)  # decoupled, on kernels
     freeze_backbone_steps: int = at_least(0, 0)  # first steps that leave HRNet and its statistics as they are (ours)
+    # HRNet's learning rate, times learning_rate; 0 keeps it and its statistics, without a backward pass (ours). With
+    # loss.coarse=0 the coarse branch then stays too, and the denoiser alone is trained.
+    backbone_rate: float = share(1.0)
     ema: float = below_one(0.0)  # decay of the moving averages of parameters and BatchNorm statistics; 0: none
 
     def check(self) -> None:
@@ -248,6 +251,11 @@ class Recipe(Section):
     def joints(self) -> JointSet:
         """The joint set that `joint_set` names."""
         return get_joint_set(self.joint_set)
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is a plain HRNet, whose result is its coarse branch: no denoiser was trained."""
+        return self.loss.diffusion == 0
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Recipe":

@@ -12,6 +12,7 @@ from dpose_jax.data.loader import eval_batches, train_iterator
 from dpose_jax.diffusion.sampler import sampler_settings
 from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.weights.published import PROTOCOL, PUBLISHED, SIGMAS
 from dpose_jax.recipe import Data, Recipe
 from dpose_jax.training.optimizer import make_optimizer
 from dpose_jax.training.step import make_train_step
@@ -43,8 +44,16 @@ def test_all_recipes_but_the_papers_have_what_the_study_taught(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_starts_from_imagenet_where_somebody_publishes_its_backbone(name):
-    model = load(name).model
-    assert model.pretrained == ("imagenet" if BACKBONES[model.backbone].imagenet else "none")
+    recipe = load(name)
+    model = recipe.model
+    if recipe.optim.backbone_rate:
+        assert model.pretrained == ("imagenet" if BACKBONES[model.backbone].imagenet else "none")
+        return
+    # A denoiser alone: the published model, cropped, encoded and decoded by its own protocol.
+    assert PUBLISHED[model.pretrained].input_size == recipe.input_size
+    assert recipe.codec.sigma == SIGMAS[recipe.input_size] and recipe.loss.coarse == 0
+    flat = recipe.flatten()
+    assert all(flat[field] == PROTOCOL[field] for field in ("crop.warp", "codec.name", "codec.refine"))
 
 
 # Recipe, sample of its data set, boxes of a detector there; the official files are named as the recipe says.

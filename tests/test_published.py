@@ -9,6 +9,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from commands import command
 from flax.traverse_util import flatten_dict
 from hrnet_weights import FIXTURE, draw_image
 from safetensors.numpy import save_file
@@ -17,14 +18,17 @@ from test_torch_pickle import Storage, Tensor, dumps
 
 from dpose_jax import Predictor
 from dpose_jax.data.crop import invert, padded_view, view_matrix, warp_image
+from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import crop_spec
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
-from dpose_jax.models.weights.hrnet_keys import from_published
+from dpose_jax.models.weights.hrnet_keys import from_published, to_official
 from dpose_jax.models.weights.published import PUBLISHED, SIGMAS, Published, read_pose_model
 from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.recipe import Recipe
+from dpose_jax.training.initial_weights import starting_variables
+from dpose_jax.workdir import model_folder
 
 WIDTH = 8
 
@@ -97,6 +101,16 @@ def test_every_layout_is_read_as_plain_hrnet(layout, variables, official, tmp_pa
         np.testing.assert_array_equal(array, expected[name])
 
 
+def test_the_official_layout_is_written_as_it_is_read(variables, official):
+    written = to_official(variables)
+    counters = {name for name in official if name.endswith("num_batches_tracked")}
+    assert written.keys() == official.keys() - counters
+    for name, array in written.items():
+        np.testing.assert_array_equal(array, official[name])
+    with pytest.raises(ValueError, match="params/hrnet/patches/kernel: official HRNet has no such array"):
+        to_official({"params": {"hrnet": {"patches": {"kernel": np.zeros((1, 1))}}}})
+
+
 def test_input_size_by_name_or_argument(official, tmp_path):
     assert read_pose_model(write_zip(tmp_path / "pose_384x288.pth", official))[0].codec.sigma == 3.0
     path = write_zip(tmp_path / "pose.pth", official)
@@ -138,7 +152,7 @@ def hub(tmp_path, monkeypatch, official):
     """A hub of our own with one repository, and the cache that huggingface_hub keeps of it; gives its files."""
     constants = pytest.importorskip("huggingface_hub.constants", reason="the hub extra is not installed")
     content = pathlib.Path(write_zip(tmp_path / "pose.pt", {"nc": 17, "model": official})).read_bytes()
-    entry = Published("owner/pose", "pose.pt", hashlib.sha256(content).hexdigest(), (256, 192), 74.4)
+    entry = Published("owner/pose", "pose.pt", hashlib.sha256(content).hexdigest(), (256, 192), 115, 74.4)
     monkeypatch.setitem(PUBLISHED, "hrnet_test", entry)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -153,7 +167,8 @@ def test_a_name_is_downloaded_once_checked_and_works_offline(hub, monkeypatch, c
     recipe, _ = read_pose_model("hrnet_test")
     said = capsys.readouterr().out
     assert recipe.input_size == (256, 192)
-    assert "downloading pose.pt of owner/pose" in said and "MB; weights of the official HRNet (MIT licence)" in said
+    assert "downloading from the Hugging Face Hub, once: pose.pt of owner/pose, about 115 MB" in said
+    assert "weights of the official HRNet (MIT licence)" in said
     hub.asked.clear()
     read_pose_model("hrnet_test")
     assert hub.asked == [] and "downloading" not in capsys.readouterr().out
@@ -175,6 +190,32 @@ def test_the_table_names_files_and_hashes():
     for entry in PUBLISHED.values():
         assert len(entry.sha256) == 64 and entry.repository.count("/") == 1
         assert entry.input_size in SIGMAS
+
+
+def test_the_start_of_a_run_may_be_named(hub, random_tree):
+    recipe = Recipe().override({"model.pretrained": "hrnet_test", "model.width": WIDTH, "model.head_dim": (8, 8)})
+    model = build_model(recipe)
+    filled = starting_variables(recipe, model)
+    expected = read_pose_model("hrnet_test")[1]
+    jax.tree.map(np.testing.assert_array_equal, filled["params"]["hrnet"], expected["params"]["hrnet"])
+    jax.tree.map(np.testing.assert_array_equal, filled["params"]["coarse_head"], expected["params"]["coarse_head"])
+
+
+def test_converts_to_a_model_folder_and_back_to_the_official_layout(official, tmp_path):
+    path, folder = write_zip(tmp_path / "pose_256x192.pth", official), tmp_path / "model"
+    done = command("dpose_jax.workdir.convert", f"--weights={path}", f"--out={folder}")
+    assert done.returncode == 0, done.stderr
+    assert f"{folder}: w32, 17 joints, (256, 192)" in done.stdout
+    recipe, variables, metadata = model_folder.load(str(folder))
+    assert recipe.override({"joint_set": "coco"}) == read_pose_model(path)[0] and metadata["trained"] == {
+        "weights": path
+    }
+    jax.tree.map(np.testing.assert_array_equal, variables, read_pose_model(path)[1])
+    assert Predictor.from_file(str(folder)).sampler.settings == ()
+    with pytest.raises(ValueError, match="steps=2: a plain HRNet .* has no denoiser"):
+        Predictor.from_file(str(folder), steps=2)
+    done = command("dpose_jax.workdir.convert", f"--weights={path}", f"--out={folder}.safetensors")
+    assert done.returncode == 1 and "must be a folder for --weights" in done.stderr
 
 
 def official_joints(maps, mirrored_maps, to_image):
@@ -206,3 +247,26 @@ def test_joints_are_those_of_the_official_decoding(official, tmp_path):
     maps, mirrored = (np.array(encode(predictor.variables, one[None]))[0] for one in (crop, crop[:, ::-1]))
     expected = official_joints(maps, mirrored, invert(view_matrix(view, spec)))
     np.testing.assert_allclose(poses.keypoints[0], expected, atol=0.01)
+
+
+def test_eval_scores_a_published_model_by_its_own_protocol(official, tmp_path):
+    """Its joints are those of the predictor; what decides on its parameters cannot be changed."""
+    path, out = write_zip(tmp_path / "pose_256x192.pth", official), tmp_path / "report.json"
+    data = ["--config.data.source=synthetic", "--config.data.synthetic.val_images=2", "--config.eval.pictures=1"]
+    done = command("eval.py", f"--weights={path}", f"--out={out}", *data, "--config.eval.batch_size=2")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert list(report["results"]) == ["coarse"] and (out.parent / "report/pictures/predictions.png").exists()
+    protocol = report["protocol"]
+    assert protocol["weights"] == path and protocol["flip_shift"] == 1
+    assert protocol["codec"] == "rounded+quarter, sigma 2.0, blur 11"
+    (results,) = (out.parent / "report/results").iterdir()
+    drawn = Recipe().override({"data.source": "synthetic", "data.synthetic.val_images": 2})
+    source = make_source(drawn, "val", training=False)
+    keypoints = Predictor.from_weights(path, batch_sizes=(1,))(source.read_image(0), [source[0].bbox]).keypoints[0]
+    found = {row["image_id"]: row["keypoints"] for row in json.loads(results.read_text())}
+    np.testing.assert_allclose(np.reshape(found[source[0].image_id], (-1, 3))[:, :2], keypoints, atol=0.01)
+    done = command("eval.py", f"--weights={path}", f"--out={out}", "--config.model.width=16")
+    assert done.returncode == 1 and "model.width" in done.stderr
+    done = command("eval.py", f"--weights={path}")
+    assert done.returncode == 1 and "--weights: needs --out=FILE.json" in done.stderr

@@ -76,23 +76,40 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     Raises ValueError or FileNotFoundError if recipe, data, workdir or `out` break a rule, or too many records are
     unreadable.
     """
+    evaluator = _evaluator(recipe, out)
+    restored = restore(recipe, workdir)
+    metadata = protocol_facts(recipe, evaluator.sampler.model, restored)
+    folder = out.removesuffix(".json") if out else workdir
+    return _report(evaluator, restored.variables, metadata, out or os.path.join(workdir, "eval.json"), folder)
+
+
+def evaluate_weights(recipe: Recipe, variables, source: str, out: str) -> dict:
+    """Evaluates a published pose model, `source`, as `evaluate` does a workdir; everything goes where `out` says."""
+    evaluator = _evaluator(recipe, out)
+    restored = Restored(variables, None, averaged=False, seed=recipe.seed, training_device=None)
+    metadata = protocol_facts(recipe, evaluator.sampler.model, restored) | {"weights": source}
+    return _report(evaluator, variables, metadata, out, out.removesuffix(".json"))
+
+
+def _evaluator(recipe: Recipe, out: str | None) -> Evaluator:
     if out and not out.endswith(".json"):
         raise ValueError(f"--out={out!r}: must end in .json")
-    evaluator = Evaluator(recipe, sharding.make_mesh())
-    restored = restore(recipe, workdir)
-    rows = evaluator.predict(restored.variables)
-    metadata = protocol_facts(recipe, evaluator.sampler.model, restored)
+    return Evaluator(recipe, sharding.make_mesh())
+
+
+def _report(evaluator: Evaluator, variables, metadata: dict, out: str, folder: str) -> dict:
+    """Predicts, scores, and writes the report to `out`, results and pictures into `folder`."""
+    recipe, rows = evaluator.recipe, evaluator.predict(variables)
     report, results = evaluator.score(rows, metadata)
     if not multihost.is_first():
         return report
-    folder = out.removesuffix(".json") if out else workdir
     for name, lines in results.items():
         write_results(os.path.join(folder, "results", f"{recipe.eval.split}_{recipe.eval.boxes}_{name}.json"), lines)
-    files.write_json(out or os.path.join(workdir, "eval.json"), report)
+    files.write_json(out, report)
     print(format_table(report))
     folder = os.path.join(folder, "pictures")
     source, sampler, best = evaluator.source, evaluator.sampler, report["best"]["name"]
-    if draw_pictures(folder, recipe, source, sampler, restored.variables, rows, best):
+    if draw_pictures(folder, recipe, source, sampler, variables, rows, best):
         print(f"pictures: {folder}")
     return report
 

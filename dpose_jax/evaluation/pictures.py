@@ -23,7 +23,8 @@ def draw_pictures(
     """Writes predictions.png, heatmaps.png and denoising.png of `eval.pictures` persons, spread evenly over the source.
 
     predictions.png shows the result named `best` of `rows.outputs`. The other two show the run of most steps, without
-    flip test, of the first four persons. `variables` are on the host. Returns whether there was a person to draw.
+    flip test, of the first four persons; a plain HRNet has none. `variables` are on the host. Returns whether there was
+    a person to draw.
     """
     count = min(recipe.eval.pictures, len(source))
     chosen = np.flatnonzero(np.isin(rows.index, np.linspace(0, len(source) - 1, count).round()))
@@ -44,6 +45,8 @@ def draw_pictures(
     sheet = draw.prediction_sheet(crops, predicted, truth, visible, model.joint_set, captions)
     draw.write_png(os.path.join(folder, "predictions.png"), sheet)
 
+    if not sampler.settings:
+        return True
     few, warp = slice(0, STRIP_PERSONS), model.codec.name
     longest = max(sampler.settings, key=lambda one: one.steps)
     traced = jax.jit(sampler.trace)(variables, crops[few], ids[few])

@@ -66,7 +66,9 @@ class Predictor:
         self.model = build_model(recipe)
         self.joint_set = self.model.joint_set
         settings: tuple[SamplerSettings, ...] = ()
-        if steps != 0:
+        if recipe.plain and steps:
+            raise ValueError(f"steps={steps}: a plain HRNet (loss.diffusion=0) has no denoiser; 0 is its only result")
+        if steps != 0 and not recipe.plain:
             wanted = min(recipe.sampler.steps) if steps is None else steps
             settings = sampler_settings(recipe.override({"sampler.steps": (wanted,)}).sampler)
             if hypotheses > 1 and settings[0].start == "coarse":
@@ -99,12 +101,12 @@ class Predictor:
     def from_weights(
         cls, source: str, *, joint_set: str | None = None, input_size: tuple[int, int] | None = None, **options
     ) -> "Predictor":
-        """A published HRNet pose model as plain HRNet, with `steps=0`; see `published.read_pose_model`.
+        """A published HRNet pose model as plain HRNet; see `published.read_pose_model`.
 
         `source` is a name such as `hrnet_w32`, downloaded once, or a file of official HRNet or mmpose.
         """
         recipe, variables = read_pose_model(source, joint_set=joint_set, input_size=input_size)
-        return cls(recipe, variables, steps=0, **options)
+        return cls(recipe, variables, **options)
 
     @classmethod
     def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":

@@ -146,4 +146,5 @@ def build_model(recipe: Recipe) -> DiffusionPose:
     settings, backbone = recipe.model, get_backbone(recipe.model)
     if settings.spatial_attention or settings.channel_attention:
         num_heads(backbone.width, settings.head_dim)
-    return DiffusionPose(recipe.joints, build_codec(recipe), recipe.masks, backbone, settings)
+    frozen = recipe.optim.backbone_rate == 0
+    return DiffusionPose(recipe.joints, build_codec(recipe), recipe.masks, backbone, settings, frozen)

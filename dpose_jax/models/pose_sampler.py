@@ -37,8 +37,9 @@ class PoseSampler:
 
     @classmethod
     def of(cls, recipe: Recipe) -> PoseSampler:
-        """Every run of `recipe.sampler`, with the flip test of `recipe.eval`."""
-        settings, schedule = sampler_settings(recipe.sampler), build_schedule(recipe.diffusion)
+        """Every run of `recipe.sampler`, none for a plain HRNet, with the flip test of `recipe.eval`."""
+        settings = () if recipe.plain else sampler_settings(recipe.sampler)
+        schedule = build_schedule(recipe.diffusion)
         return cls(build_model(recipe), schedule, settings, recipe.eval.flip, recipe.sampler.seed)
 
     @property

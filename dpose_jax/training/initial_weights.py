@@ -6,9 +6,11 @@ from typing import Any
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.weights import hub
-from dpose_jax.models.weights.fill import fill, from_own
+from dpose_jax.models.weights.fill import BACKBONE, fill, from_own
+from dpose_jax.models.weights.published import PUBLISHED, check_pose_model, fetch
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
+from dpose_jax.training.optimizer import kept_parts
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
@@ -20,8 +22,10 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
     Raises FileNotFoundError, which names the way to get them, if the weights are missing; ValueError, which names every
     problem, if they cannot be read or do not fit; and ConnectionError if the hub cannot be reached.
     """
-    variables, source = initial_variables(model, recipe.seed), recipe.model.pretrained
+    variables, source, kept = initial_variables(model, recipe.seed), recipe.model.pretrained, kept_parts(recipe)
     if source in ("none", ""):
+        if kept:
+            raise ValueError(f"model.pretrained={source!r}: with optim.backbone_rate=0 it must name trained weights")
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
     if source != hub.CACHED and (files.is_remote(source) or os.path.isdir(source)):
@@ -34,12 +38,15 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         same = stored.joints.joints == recipe.joints.joints
         weights, name = from_own(found, same_joints=same), f"{source} (step {step})"
     else:
-        name = hub.locate(source, recipe.model.backbone)
+        name = fetch(source) if source in PUBLISHED else hub.locate(source, recipe.model.backbone)
         if model.backbone.published is None:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
-        weights = model.backbone.published(hub.read(name).tensors)
+        read = hub.read(name)
+        if "coarse_head" in kept:
+            check_pose_model(name, read, recipe)
+        weights = model.backbone.published(read.tensors)
     with files.placed(f"model.pretrained={source!r}"):
-        variables, text = fill(variables, weights, name)
+        variables, text = fill(variables, weights, name, kept or (BACKBONE,))
     multihost.say(f"start: {text}")
     return variables

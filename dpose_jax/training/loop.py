@@ -20,7 +20,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.metrics import MetricsWriter, StepLog
-from dpose_jax.training.optimizer import make_optimizer
+from dpose_jax.training.optimizer import kept_parts, make_optimizer
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
@@ -142,7 +142,7 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     mesh = sharding.make_mesh()
     sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, recipe.train.accumulate)
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
-    optimizer = make_optimizer(recipe.optim, recipe.train)
+    optimizer = make_optimizer(recipe.optim, recipe.train, kept_parts(recipe))
     source = make_source(recipe, "train", training=True)
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
     variables = initial_variables(model, recipe.seed) if resumes else starting_variables(recipe, model)

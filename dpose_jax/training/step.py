@@ -104,7 +104,9 @@ def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Call
         else:
             (_, heatmaps), updated = apply(inputs["image"], True, method="encode")
             diffusion, coarse = jnp.float32(0), term(heatmaps)
-        loss = weights.diffusion * diffusion + weights.coarse * coarse
+        loss = weights.diffusion * diffusion
+        if weights.coarse:
+            loss = loss + weights.coarse * coarse
         return loss, (dict(zip(LOSS_TERMS, (diffusion, coarse), strict=True)), updated["batch_stats"])
 
     return loss_of

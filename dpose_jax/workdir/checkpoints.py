@@ -156,7 +156,7 @@ class Restored(NamedTuple):
     """What a checkpoint predicts with."""
 
     variables: dict[str, Any]  # `params` and `batch_stats`, numpy arrays
-    step: int  # of the checkpoint
+    step: int | None  # of the checkpoint
     averaged: bool  # whether they are its moving averages
     seed: int  # of the run
     training_device: str | None  # see `training_device`

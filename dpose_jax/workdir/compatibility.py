@@ -33,7 +33,10 @@ MEANT_BEFORE = {"model.pretrained": "none", "optim.base_batch": 0}
 # Fields that were removed; a recipe is still read where they are off.
 REMOVED = ("model.residual", "diffusion.unroll_share", "optim.denoiser_from", "sampler.early_stop")
 # Each is on or off, which shows in the stored state of the optimizer.
-OPTIMIZER_PARTS = ("optim.clip_norm", "optim.weight_decay", "optim.ema", "optim.freeze_backbone_steps")
+OPTIMIZER_PARTS = (
+    *("optim.clip_norm", "optim.weight_decay", "optim.ema", "optim.freeze_backbone_steps"),
+    "optim.backbone_rate",
+)
 
 
 def as_stored(recipe: Recipe) -> dict[str, Any]:

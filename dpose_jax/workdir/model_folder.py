@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
 from dpose_jax.workdir.files import placed, read_json, write_bytes, write_json
@@ -23,12 +24,12 @@ SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def save(folder: str, variables: Mapping, recipe: Recipe, **trained) -> None:
-    """Writes model.safetensors and model.json into `folder`, each atomically.
+    """Writes model.safetensors and model.json into `folder`, each atomically; of a plain HRNet no denoiser.
 
     `variables` are `params` and `batch_stats` of the model of `recipe`; `trained` is what else model.json holds, JSON
     values (the step).
     """
-    flat = traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/")
+    flat = _needed(recipe, traverse_util.flatten_dict(jax.device_get(dict(variables)), sep="/"))
     data = safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()})
     metadata = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
     metadata |= {"trained": trained, "config": as_stored(recipe)}
@@ -59,7 +60,8 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
     recipe = from_stored(metadata["config"], metadata_path)
     with placed(metadata_path):
         model = build_model(recipe)
-    expected = traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/")
+    flat = _needed(recipe, flat)
+    expected = _needed(recipe, traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/"))
     wrong = [f"{name}: missing" for name in sorted(expected.keys() - flat.keys())]
     wrong += [f"{name}: unknown" for name in sorted(flat.keys() - expected.keys())]
     differ = [name for name in sorted(expected.keys() & flat.keys()) if flat[name].shape != expected[name].shape]
@@ -68,6 +70,13 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{weights_path}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
     return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def _needed(recipe: Recipe, flat: dict) -> dict:
+    """Of tensors by path, those that the recipe's model predicts with."""
+    if not recipe.plain:
+        return flat
+    return {path: tensor for path, tensor in flat.items() if path.split("/")[1] in (BACKBONE, "coarse_head")}
 
 
 def _read_metadata(path: str) -> dict:

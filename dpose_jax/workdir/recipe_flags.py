@@ -1,5 +1,6 @@
 """The recipe that a command line means: a file of configs/, or the one that a workdir was trained with."""
 
+import dataclasses
 import runpy
 import traceback
 
@@ -10,7 +11,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import check_workdir
-from dpose_jax.workdir.compatibility import stored_recipe
+from dpose_jax.workdir.compatibility import differences, stored_recipe
 
 STORED = "the recipe that the workdir stores"  # instead of a file
 
@@ -70,4 +71,20 @@ def of_workdir(workdir: str | None) -> Recipe:
     else:
         recipe = Recipe.from_config(flag.value)
     check_workdir(recipe, workdir)
+    return recipe
+
+
+def of_weights(published: Recipe) -> Recipe:
+    """The recipe of a published model, with `data` and `eval` of --config=FILE and the values of the command line.
+
+    Raises ValueError if one of these is out of range, or decides on parameters.
+    """
+    flag, recipe = flags.FLAGS["config"], published
+    if not flag.using_default_value:
+        given = Recipe.from_config(flag.value)
+        recipe = dataclasses.replace(recipe, data=given.data, eval=given.eval)
+    recipe = recipe.override(config_flags.get_override_values(flag))
+    wrong = differences(recipe, published, training=False)
+    if wrong:
+        raise ValueError(f"--weights: they are of another model: {'; '.join(wrong)}")
     return recipe

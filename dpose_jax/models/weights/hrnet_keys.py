@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.weights.fill import BACKBONE, Weights
@@ -30,12 +32,22 @@ BACKBONE_PREFIX = r"(?:module\.)?(?:backbone\.)?"  # of torch's DataParallel, of
 FINAL_LAYER = r"(?:module\.)?(?:(?:keypoint_)?head\.)?final_layer"  # mmpose 0.x: keypoint_head, 1.x: head
 CLASSIFIER = BACKBONE_PREFIX + r"(?:(?:incre_modules|downsamp_modules|classifier)\..*|final_layer\.[01]\..*)"
 IGNORED = {"classification head": CLASSIFIER, "BatchNorm's step counters": r".*\.num_batches_tracked"}
-# Pattern of a layer's name -> path of ours with # for its groups, and leaves.
-RULES = {FINAL_LAYER: ("coarse_head", CONVOLUTION)}
+# Official name of a layer -> path of ours, and leaves. # is a number.
+OFFICIAL: list[tuple[str, str, Leaves]] = [("final_layer", "coarse_head", CONVOLUTION)]
 for convolution, norm, path in LAYERS:
-    for theirs, ours, leaves in ((convolution, "conv", CONVOLUTION), (norm, "bn", BATCH_NORM)):
-        pattern = BACKBONE_PREFIX + re.escape(theirs).replace(r"\#", r"(\d+)")
-        RULES[pattern] = f"{BACKBONE}/{path}/{ours}", leaves
+    OFFICIAL.append((convolution, f"{BACKBONE}/{path}/conv", CONVOLUTION))
+    OFFICIAL.append((norm, f"{BACKBONE}/{path}/bn", BATCH_NORM))
+
+
+def _pattern(template: str) -> str:
+    return re.escape(template).replace(r"\#", r"(\d+)")
+
+
+# Pattern of a published layer's name -> path of ours with # for its groups, and leaves.
+RULES = {
+    FINAL_LAYER if theirs == "final_layer" else BACKBONE_PREFIX + _pattern(theirs): (ours, leaves)
+    for theirs, ours, leaves in OFFICIAL
+}
 
 
 def from_published(tensors: Mapping[str, np.ndarray], spec: HRNetSpec) -> Weights:
@@ -71,3 +83,32 @@ def _translate(name: str) -> tuple[str, tuple[int, ...]]:
                 path = path.replace("#", number, 1)
             return f"{collection}/{path}/{ours}", axes
     return "", ()
+
+
+def to_official(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """HRNet and coarse branch of our `params` and `batch_stats` by the official names, in torch's layout, float32.
+
+    `from_published` backwards. Raises ValueError if an array has no official name, as those of another backbone.
+    """
+    found = {}
+    for path, array in flatten_dict(variables, sep="/").items():
+        if path.split("/")[1] in (BACKBONE, "coarse_head"):
+            name, axes = _official_name(path)
+            array = np.asarray(array, np.float32)
+            array = array[None, None] if len(axes) == array.ndim + 2 else array  # a 1 x 1 convolution
+            found[name] = np.ascontiguousarray(array.transpose(np.argsort(axes)))
+    return found
+
+
+def _official_name(path: str) -> tuple[str, tuple[int, ...]]:
+    """Our path -> the official name, and the permutation of its axes that gives ours."""
+    collection, _, rest = path.partition("/")
+    layer, _, name = rest.rpartition("/")
+    for theirs, ours, leaves in OFFICIAL:
+        match = re.fullmatch(_pattern(ours), layer)
+        for leaf, (its_collection, its_name, axes) in leaves.items():
+            if match and (its_collection, its_name) == (collection, name):
+                for number in match.groups():
+                    theirs = theirs.replace("#", number, 1)
+                return f"{theirs}.{leaf}", axes
+    raise ValueError(f"{path}: official HRNet has no such array")

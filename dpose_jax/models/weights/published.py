@@ -15,6 +15,7 @@ from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.weights import hub
 from dpose_jax.models.weights.fill import BACKBONE, fill
 from dpose_jax.models.weights.hrnet_keys import BACKBONE_PREFIX, FINAL_LAYER, from_published
+from dpose_jax.models.weights.torch_pickle import TorchFile
 from dpose_jax.pose.joint_sets import get_joint_set
 from dpose_jax.recipe import Recipe
 from dpose_jax.typed_fields import nearest
@@ -27,6 +28,9 @@ PROTOCOL = {
 }  # fmt: skip
 
 
+LICENCE = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
+
+
 class Published(NamedTuple):
     """A pose model of COCO's joints on the Hugging Face Hub: official HRNet's weights."""
 
@@ -34,37 +38,37 @@ class Published(NamedTuple):
     file: str
     sha256: str
     input_size: tuple[int, int]  # (height, width) of its crops, px
+    megabytes: int  # of the download, about
     ap: float  # on COCO val2017, 56.4-AP boxes, flip test, in points, as its authors report
 
 
 PUBLISHED = {
     "hrnet_w32": Published(
         "LibreYOLO/LibreHRNetw32-pose", "LibreHRNetw32-pose.pt",
-        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 74.4),
+        "c9d8eb383e63ce795f87a3ee2f2b0c8aa0df9bae981573ec4b3909d63815a825", (256, 192), 115, 74.4),
     "hrnet_w32_official": Published(
         "Prophetetc/cocopose", "pose_hrnet_w32_256x192.pth",
-        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 74.4),
+        "19bc083708bb8d873211e50d85d56344c10290c6e8b564c813fdde09645c4c1c", (256, 192), 115, 74.4),
     "hrnet_w48_384x288": Published(
         "LibreYOLO/LibreHRNetw48-pose", "LibreHRNetw48-pose.pt",
-        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 76.3),
+        "ab85504f323c43babdcbed6550f759d323efd0ffc284a0593043e108cd3c4df5", (384, 288), 255, 76.3),
 }  # fmt: skip
 
 
 def fetch(name: str) -> str:
     """The file of a name of PUBLISHED, cached or downloaded once; prints what it is. ValueError for another hash."""
     wanted, field = PUBLISHED[name], f"weights {name!r}"
+    what = (
+        f"{wanted.file} of {wanted.repository}, about {wanted.megabytes} MB, {LICENCE}; AP {wanted.ap} by its authors"
+    )
     path = hub.cached(wanted.repository, wanted.file)
-    if path is None:
-        print(f"{field}: downloading {wanted.file} of {wanted.repository} from the Hugging Face Hub, once")
-        path = hub.download(field, wanted.repository, wanted.file)
+    print(f"{field}: {'in the cache' if path else 'downloading from the Hugging Face Hub, once'}: {what}")
+    path = path or hub.download(field, wanted.repository, wanted.file)
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted.sha256:
         hashes = f"{path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}"
         raise ValueError(f"{field}: {hashes}; delete it to download it again. A file of your own: --weights=FILE")
-    licence = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
-    size = os.path.getsize(path) / 1e6
-    print(f"{field}: {wanted.repository}/{wanted.file}, {size:.0f} MB; {licence}; AP {wanted.ap} by its authors")
     return path
 
 
@@ -85,7 +89,9 @@ def read_pose_model(
         raise FileNotFoundError(f"weights {source!r}: no such file; {names}")
     tensors, metadata = hub.read(path)
     width, joints = _identify(path, tensors)
-    size = input_size or (wanted.input_size if wanted else _size_of(path, metadata))
+    size = input_size or (wanted.input_size if wanted else _told_size(path, metadata))
+    if size is None:
+        raise ValueError(f"{path}: neither the file nor its name tells the input size; --input_size=256,192 does")
     if size not in SIGMAS:
         raise ValueError(f"{path}: input_size={size}: published models have one of {sorted(SIGMAS)}")
     name = joint_set or ("coco" if joints == 17 else None)
@@ -124,12 +130,26 @@ def _identify(path: str, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:
     return first.shape[0], head.shape[0]
 
 
-def _size_of(path: str, metadata: Mapping[str, Any]) -> tuple[int, int]:
-    """The input size that a file's metadata or its name tells."""
+def check_pose_model(path: str, found: TorchFile, recipe: Recipe) -> None:
+    """Raises ValueError, which names both numbers, if a file is no pose model of the recipe's joints and input size."""
+    joints, wanted = _identify(path, found.tensors)[1], recipe.joints
+    if joints != wanted.num_joints:
+        raise ValueError(
+            f"{path}: its head has {joints} joints, joint_set {wanted.name!r} has {wanted.num_joints}; with other "
+            "joints, train a coarse branch too: --config.loss.coarse=1"
+        )
+    size = _told_size(path, found.metadata)
+    if size not in (None, recipe.input_size):
+        raise ValueError(
+            f"{path}: a model of {size[0]}x{size[1]} crops, the recipe has input_size={recipe.input_size}; set that of "
+            f"the file, with its codec.sigma={SIGMAS[size]}"
+        )
+
+
+def _told_size(path: str, metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The input size that a file's metadata or its name tells, None where neither does."""
     pairs = [tuple(value) for value in metadata.values() if isinstance(value, tuple | list)]
     text = f"{os.path.basename(path)} {list(metadata.values())}"
     told = [size for size in SIGMAS if size in pairs or size[::-1] in pairs]
     told += [size for size in SIGMAS if re.search(rf"(?<!\d){size[0]}x{size[1]}(?!\d)", text)]
-    if not told:
-        raise ValueError(f"{path}: neither the file nor its name tells the input size; --input_size=256,192 does")
-    return told[0]
+    return told[0] if told else None
