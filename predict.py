@@ -23,7 +23,10 @@ DETECTOR = flags.DEFINE_string("detector", None, "Instead of --boxes, the weight
 DETECTOR_MODEL = flags.DEFINE_string("detector_model", MODELS[0], f"Its model: {', '.join(MODELS)}.")
 CATEGORY = flags.DEFINE_string("category", None, "The persons' category in --boxes, by name or id; its id in results.")
 MATCH = flags.DEFINE_enum(
-    "match", "name", ["name", "number"], "How --boxes means images: by name, or image_id is the number that ends a name."
+    "match",
+    "name",
+    ["name", "number"],
+    "How --boxes means images: by name, or image_id is the number that ends a name.",
 )
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")

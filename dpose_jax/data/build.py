@@ -69,7 +69,8 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
     sources, splits = {}, {}
     for name in SPLITS:
         files, training = (data.annotations(name), data.images(name)), name == "train"
-        sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, training=training)
+        options = {"category": data.category, "max_bad_share": data.max_bad_share, "training": training}
+        sources[name] = FolderSource(root, *files, recipe.joints, **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
     writer.write_records(folder, kind, recipe.joints.num_joints, splits)

@@ -32,18 +32,21 @@ def listed_categories(categories: Any) -> list[Category]:
     return found
 
 
-def person_category(categories: Any, wanted: str | None, file: str, field: str) -> Category:
-    """The person among a file's `categories`.
+def person_category(listed: list[Category], wanted: str | None, file: str, field: str) -> Category:
+    """The person among the categories that a file lists.
 
     It is the one that `wanted` names, by its name or else by its id. Without `wanted` it is the only one with
     `keypoints`. Where none has any, it is the one called "person", in any case, else the only one.
 
     Raises ValueError, which names `file`, the `field` that decides, and three candidates, if that is not one category.
     """
-    listed = listed_categories(categories)
     if wanted is not None:
-        for fits in (lambda c: c.name == wanted, lambda c: c.name.lower() == wanted.lower(), lambda c: str(c.id) == wanted):
-            if len(found := list(filter(fits, listed))) == 1:
+        exact, named = (
+            [c for c in listed if c.name == wanted],
+            [c for c in listed if c.name.lower() == wanted.lower()],
+        )
+        for found in (exact, named, [c for c in listed if str(c.id) == wanted]):
+            if len(found) == 1:
                 return found[0]
         names = closest(wanted, [word for c in listed for word in (c.name, str(c.id))])
         shown = [str(c) for name in names for c in listed if name in (c.name, str(c.id))]

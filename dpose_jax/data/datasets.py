@@ -36,6 +36,7 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
         return SyntheticSource(count, joint_set, difficulty=drawn.difficulty, seed=drawn.seed, first_index=first)
     root = data_root(data)
     options: dict[str, Any] = {"use_area": data.use_area, "max_bad_share": data.max_bad_share, "training": training}
+    options["category"] = data.category
     options["min_box_score"] = recipe.eval.min_box_score
     if data.source == "folder":
         files = data.annotations(split), data.images(split)

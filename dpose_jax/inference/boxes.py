@@ -78,9 +78,7 @@ class BoxFile(BoxSource):
     text is the file's name, with or without its ending, a number that of COCO's releases (000000000139.jpg).
     """
 
-    def __init__(
-        self, path: str, min_score: float = 0.0, *, category: str | None = None, by_number: bool = False
-    ):
+    def __init__(self, path: str, min_score: float = 0.0, *, category: str | None = None, by_number: bool = False):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
 
         Left out are detections below `min_score`, crowds, and entries of another category than the persons', which
@@ -99,8 +97,8 @@ class BoxFile(BoxSource):
         self._names = list(self._listed(images))  # (file name, id)
         read = list(self._read(entries))
         counts = collections.Counter(number for _, number, _ in read if number is not None)
-        if listed_categories(categories):
-            self.category_id = person_category(categories, category, path, "--category").id
+        if listed := listed_categories(categories):
+            self.category_id = person_category(listed, category, path, "--category").id
         else:
             self.category_id = person_id(counts, category, path, "--category")
         if others := sum(counts.values()) - counts[self.category_id]:
@@ -140,7 +138,7 @@ class BoxFile(BoxSource):
             if problem := next((text for text, broken in rules.items() if broken), None):
                 self.problems.append(f"{self.path}: entry {position} has {problem}: {str(entry)[:80]}")
             elif not crowd:
-                yield key, number, [*box.tolist(), score]  # type: ignore[union-attr]
+                yield key, number, [*box.tolist(), score]
 
     def image_ids(self, names: Sequence[str], folder: str = "") -> list[int]:
         """The ids of image files: those of the file, and numbers that it does not use for images without a box.
@@ -171,7 +169,9 @@ class BoxFile(BoxSource):
             found |= {number_of(name, at_end=self._by_number)} & set(self._boxes)
         if len(found) > 1:
             ids = sorted(found, key=str)
-            raise ValueError(f"{self.path}: lists {name!r} under the ids {ids}, of several folders; start --input higher")
+            raise ValueError(
+                f"{self.path}: lists {name!r} under the ids {ids}, of several folders; start --input higher"
+            )
         return found.pop() if found else None
 
     def _check_found(self, keys: Iterable, names: Sequence[str]) -> None:
@@ -182,8 +182,12 @@ class BoxFile(BoxSource):
         else:
             known = [name for name, _ in self._names] or list(map(str, self._boxes))
             what = "file_name" if self._names else "image_id"
-            why = f"{names[0]!r} is no {what} of it, closest: {', '.join(map(repr, closest(names[0], known))) or 'none'}"
-            why += "; list images with id and file_name there, or --match=number: image_id is the number that ends a name"
+            why = (
+                f"{names[0]!r} is no {what} of it, closest: {', '.join(map(repr, closest(names[0], known))) or 'none'}"
+            )
+            why += (
+                "; list images with id and file_name there, or --match=number: image_id is the number that ends a name"
+            )
         raise ValueError(f"{self.path}: has no box for any of the images; {why}")
 
     def check_frames(self, count: int) -> None:
