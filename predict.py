@@ -22,12 +22,7 @@ BOXES = flags.DEFINE_string("boxes", None, "Boxes in COCO's format; without, eve
 DETECTOR = flags.DEFINE_string("detector", None, "Instead of --boxes, the weights of a detector that finds them.")
 DETECTOR_MODEL = flags.DEFINE_string("detector_model", MODELS[0], f"Its model: {', '.join(MODELS)}.")
 CATEGORY = flags.DEFINE_string("category", None, "The persons' category in --boxes, by name or id; its id in results.")
-MATCH = flags.DEFINE_enum(
-    "match",
-    "name",
-    ["name", "number"],
-    "How --boxes means images: by name, or image_id is the number that ends a name.",
-)
+MATCH = flags.DEFINE_enum("match", "name", ["name", "number"], "Boxes find images by name, or the number that ends it.")
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")

@@ -46,7 +46,9 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     cut = writer.Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
     # What decides the content of the records.
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
-    metadata |= dataclasses.asdict(cut) if cut else {}
+    metadata |= (dataclasses.asdict(cut) if cut else {}) | (
+        {"category": named} if (named := recipe.data.category) else {}
+    )
     for split in SPLITS:
         file = recipe.data.annotations(split)
         checksum = sha256(os.path.join(data_root(recipe.data), file))
@@ -69,8 +71,9 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
     sources, splits = {}, {}
     for name in SPLITS:
         files, training = (data.annotations(name), data.images(name)), name == "train"
-        options = {"category": data.category, "max_bad_share": data.max_bad_share, "training": training}
-        sources[name] = FolderSource(root, *files, recipe.joints, **options)
+        sources[name] = FolderSource(
+            root, *files, recipe.joints, category=data.category, max_bad_share=data.max_bad_share, training=training
+        )
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
     writer.write_records(folder, kind, recipe.joints.num_joints, splits)

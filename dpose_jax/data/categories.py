@@ -48,24 +48,24 @@ def person_category(listed: list[Category], wanted: str | None, file: str, field
         for found in (exact, named, [c for c in listed if str(c.id) == wanted]):
             if len(found) == 1:
                 return found[0]
-        names = closest(wanted, [word for c in listed for word in (c.name, str(c.id))])
-        shown = [str(c) for name in names for c in listed if name in (c.name, str(c.id))]
-        raise ValueError(f"{file}: {field}={wanted!r}: no such category; {_closest(dict.fromkeys(shown))}")
+        near = closest(wanted, [word for c in listed for word in (c.name, str(c.id))])
+        shown = dict.fromkeys(str(c) for word in near for c in listed if word in (c.name, str(c.id)))
+        raise ValueError(f"{file}: {field}={wanted!r}: no such category; {_closest(shown)}")
     for some in ([c for c in listed if c.keypoints], [c for c in listed if c.name.lower() == PERSON], listed):
         if len(some) == 1:
             return some[0]
         if some:
             reason = "have keypoints" if some[0].keypoints else "could be the person"
-            shown = ", ".join(map(str, some[:3]))
-            raise ValueError(f"{file}: {len(some)} categories {reason}: {shown}; choose one by {field}")
+            first = ", ".join(map(str, some[:3]))
+            raise ValueError(f"{file}: {len(some)} categories {reason}: {first}; choose one by {field}")
     raise ValueError(f"{file}: lists no category with an integer id")
 
 
 def person_id(counts: Mapping[int, int], wanted: str | None, file: str, field: str) -> int:
     """The person's id in a file that lists no categories, from the number of entries by id.
 
-    It is `wanted`, else the only id, else COCO's 1. Where 0 is among several ids, they are not COCO's and none is taken.
-    Raises ValueError as `person_category`.
+    It is `wanted`, else the only id, else COCO's 1. Several ids with a 0 are not COCO's, so none is taken. Raises
+    ValueError as `person_category`.
     """
     ids = sorted(counts, key=lambda number: -counts[number])
     if wanted is not None:

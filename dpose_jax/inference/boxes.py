@@ -123,20 +123,22 @@ class BoxFile(BoxSource):
         """(image, category, [x, y, width, height, score]) of every entry that can be read and is no crowd."""
         for position, entry in enumerate(entries):
             fields = entry if isinstance(entry, dict) else {}
-            key, box, score = fields.get("image_id"), numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
-            crowd, number = fields.get("iscrowd"), fields.get("category_id")
-            if isinstance(key, str) and not self._names:
+            key: Any = fields.get("image_id")
+            box, score = numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
+            crowd, number, problem = fields.get("iscrowd"), fields.get("category_id"), ""
+            if isinstance(key, str) and key and not self._names:
                 key = int(key) if key.isascii() and key.isdigit() and len(key) < 20 else key
-            named = isinstance(key, str) and key and not self._names
-            rules = {
-                "no bbox of 4 numbers": box is None,
-                f"the image_id {key!r}, which must be an id of images": not named and not is_image_id(key),
-                f"the score {score!r}, which must be a number": not is_number(score),
-                f"the category_id {number!r}, which must be an integer": number is not None and not is_int(number),
-                f"the iscrowd {crowd!r}, which must be 0 or 1": not is_crowd_flag(crowd),
-            }
-            if problem := next((text for text, broken in rules.items() if broken), None):
-                self.problems.append(f"{self.path}: entry {position} has {problem}: {str(entry)[:80]}")
+            elif not is_image_id(key):
+                problem = f"the image_id {key!r}, which is no id from 0 to 2**63 - 1"
+            if not is_number(score):
+                problem = f"the score {score!r}, which is no number"
+            elif number is not None and not is_int(number):
+                problem = f"the category_id {number!r}, which is no integer"
+            elif not is_crowd_flag(crowd):
+                problem = f"the iscrowd {crowd!r}, which is not 0 or 1"
+            if box is None or problem:
+                reason = problem or "no bbox of 4 numbers"
+                self.problems.append(f"{self.path}: entry {position} has {reason}: {str(entry)[:80]}")
             elif not crowd:
                 yield key, number, [*box.tolist(), score]
 
