@@ -106,22 +106,13 @@ def test_training_boxes_and_scoring_take_the_same_person(tmp_path, category_id):
     boxes = BoxFile(str(tmp_path / "truth.json"))
     assert boxes.category_id == category_id and boxes.of(1) == [[5, 4, 20, 16, 1.0]] * 2 and not boxes.problems
     assert boxes.notes == [f"{boxes.path}: the person is category {category_id}; left out: 1 of others"]
-    results = [
-        {
-            "image_id": a["image_id"],
-            "category_id": category_id,
-            "keypoints": a["keypoints"],
-            "score": 0.5 + a["id"] / 99,
-        }
-        for a in truth["annotations"][1:]
-    ]
+    one = {"category_id": category_id, "score": 0.5}
+    results = [one | {key: a[key] for key in ("image_id", "keypoints")} for a in truth["annotations"][1:]]
     (tmp_path / "results.json").write_text(json.dumps(results))
     for engine in ("hotcoco", "pycocotools"):
         files = str(tmp_path / "truth.json"), str(tmp_path / "results.json")
         report = score_files(*files, TINY, use_area=True, engine=engine)
-        assert (
-            report["AP"] == pytest.approx(report["AR"], abs=0.01) and 0.6 < report["AP"] < 0.7 and report["PCK@0.2"] < 1
-        )
+        assert report["AP"] == pytest.approx(67 / 101) and report["AR"] == pytest.approx(2 / 3)
         assert report["protocol"]["left_out"] == {"other_category": 1, "joint_list": 1}
         assert report["protocol"]["persons"] == 3
     (tmp_path / "results.json").write_text(json.dumps([row | {"category_id": 1} for row in results]))
@@ -207,4 +198,4 @@ def test_the_largest_image_id(tmp_path):
 
 
 def test_closest_names():
-    assert closest("wroker", ["car", "worker", "walker", "dog"]) == ["worker", "walker", "car"]
+    assert closest("wroker", ["car", "worker", "walker", "dog"])[:2] == ["worker", "walker"]

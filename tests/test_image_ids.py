@@ -23,11 +23,8 @@ def detections(tmp_path, *image_ids, **options):
 
 def found(file, names, folder=""):
     """The place of every image's box in the file, by name."""
-    return {
-        name: int(boxes[0][0])
-        for name, i in zip(names, file.image_ids(names, folder), strict=True)
-        if (boxes := file.of(i))
-    }
+    boxes = {name: file.of(number) for name, number in zip(names, file.image_ids(names, folder), strict=True)}
+    return {name: int(its[0][0]) for name, its in boxes.items() if its}
 
 
 @pytest.mark.parametrize(

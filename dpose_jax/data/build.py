@@ -46,9 +46,9 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     cut = writer.Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
     # What decides the content of the records.
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
-    metadata |= (dataclasses.asdict(cut) if cut else {}) | (
-        {"category": named} if (named := recipe.data.category) else {}
-    )
+    metadata |= dataclasses.asdict(cut) if cut else {}
+    if recipe.data.category is not None:
+        metadata["category"] = recipe.data.category
     for split in SPLITS:
         file = recipe.data.annotations(split)
         checksum = sha256(os.path.join(data_root(recipe.data), file))

@@ -17,7 +17,7 @@ _ENDS_IN_NUMBER = re.compile(r".*?([0-9]+)", re.DOTALL)
 
 def natural(name: str) -> list[Any]:
     """The key that sorts `img2` before `img10`."""
-    return [(part.isascii() and part.isdigit(), part.zfill(20), part) for part in re.split(r"([0-9]+)", name)]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def number_of(name: str, *, at_end: bool = False) -> int | None:
