@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(VENV)/bin/python eval.py $(DEMO)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 app: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"

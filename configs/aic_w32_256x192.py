@@ -3,6 +3,7 @@
 `data.root` is the official layout, with AI Challenger's own JSON. For the common conversion to COCO's format add
 --config.data.train_annotations=annotations/aic_train.json --config.data.val_annotations=annotations/aic_val.json.
 As in the literature, OKS areas are 0.53 w h of the box, and boxes are ground truth.
+
   python train.py --config=configs/aic_w32_256x192.py --workdir=DIR --config.data.root=AIC
 """
 

@@ -2,6 +2,7 @@
 
 Measured with `diffusion.t_range=(1, 1000)` on its own 360 training persons, one step: AP 97 (coarse branch 94).
 Ground-truth boxes, flip test, seed 0; about 23 minutes on two cores. On val it is near zero, as expected.
+
   python train.py --config=configs/coco_tiny.py --workdir=DIR --config.data.root=COCO
   python eval.py --workdir=DIR --config.eval.split=train
 """

@@ -7,6 +7,7 @@ are (ours), from tests on small data (docs/results.md). On more devices set --co
 --config.train.steps = 210 x 149,813 / B. The learning rate follows: 1e-3 x B / 128 (`optim.base_batch`).
 Boxes are ground truth. For those of published tables, by a detector of 56.4 AP, add --config.eval.boxes=detections,
 with its file as COCO/person_detection_results/COCO_val2017_detections_AP_H_56_person.json.
+
   python train.py --config=configs/coco_w32_256x192.py --workdir=DIR --config.data.root=COCO
 """
 

@@ -1,6 +1,7 @@
 """COCO 2017, HRNet-W48, 384 x 288. Not yet trained.
 
 As coco_w32_256x192.py, with HRNet's and DARK's widths of Gaussian and smoothing for this size.
+
   python train.py --config=configs/coco_w48_384x288.py --workdir=DIR --config.data.root=COCO
 """
 

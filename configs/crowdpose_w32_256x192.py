@@ -4,6 +4,7 @@ About 210 epochs from ImageNet weights, if trainval holds three fifths of the 80
 keeps. `data.root` is the official layout: images/ and json/. OKS areas are 0.53 w h of the box: the files have none.
 Boxes are ground truth. The literature also reports YOLOv3's boxes, several AP lower and not comparable: add
 --config.eval.boxes=detections, with that file as CROWDPOSE/annotations/det_for_crowd_test_0.1_0.5.json.
+
   python train.py --config=configs/crowdpose_w32_256x192.py --workdir=DIR --config.data.root=CROWDPOSE
 """
 

@@ -2,6 +2,7 @@
 
 Measured with one step on the 499 validation persons: AP 40.9, AP50 81.5, PCK@0.2 86.3 (coarse branch 35.8, 81.1, 84.0).
 Ground-truth boxes, flip test, seed 0. Training takes an hour on one core, 48 minutes on two. See docs/results.md.
+
   python train.py --config=configs/lspet_tiny.py --workdir=DIR --config.data.root=LSPET
 """
 

@@ -3,6 +3,7 @@
 Values that the paper does not give are marked (ours), here or in dpose_jax/recipe.py for fields that are not named
 here. They follow HRNet's published recipe where it has the field. The equations are in docs/model.md. `data.root` is
 COCO's official layout with the boxes of the 56.4-AP person detector, which published results use.
+
   python train.py --config=configs/paper_coco_w32.py --workdir=DIR --config.data.root=COCO
 """
 

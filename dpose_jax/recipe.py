@@ -20,10 +20,30 @@ class Synthetic(Section, prefix="data.synthetic."):
     seed: int = random_seed()
 
 
+class Rendered(Section, prefix="data.rendered."):
+    """Rendered 3-D people: `data.source` "rendered", which needs the extra [render]."""
+
+    train_images: int = at_least(1, 100_000)
+    val_images: int = at_least(1, 256)
+    difficulty: float = share(0.6)  # 0: one whole person; 1: crowds, cut people, things in front, faults of the camera
+    seed: int = random_seed()
+    size: tuple[int, int] = (288, 256)  # of the images
+    poses: str | None = None  # a COCO annotation file whose poses the people take; none: sampled poses
+    backgrounds: str | None = None  # a folder of pictures; none: invented backgrounds
+
+    def check(self) -> None:
+        if min(self.size) < 64:
+            fail("data.rendered.size", self.size, "be (height, width) of at least 64 px each")
+        for name in ("train_images", "val_images"):  # ids of both splits fit int32
+            if getattr(self, name) >= 2**24:
+                fail(f"data.rendered.{name}", getattr(self, name), "lie in [1, 2**24)")
+
+
 class Data(Section, prefix="data."):
     """Where persons come from."""
 
-    source: str = choice("folder", "full", "crops", "synthetic")  # full, crops: records of dpose_jax.data.build
+    # full, crops: records of dpose_jax.data.build
+    source: str = choice("folder", "full", "crops", "synthetic", "rendered")
     set: str = "coco"  # the folder under $DPOSE_DATA when root is not given
     root: str | None = None  # the folder of one data set
     train_annotations: str = "annotations/person_keypoints_train2017.json"
@@ -32,10 +52,12 @@ class Data(Section, prefix="data."):
     val_images: str = "val2017"
     val_detections: str | None = None  # boxes of a detector, under root
     category: str | None = None  # the persons', by name or id; by default the only one with keypoints
+    orientation: str = choice("stored", "upright")  # what annotations refer to: pixels as stored, or turned by EXIF
     use_area: bool = True  # OKS scale: the annotation's area, or 0.53 w h of its box
     max_bad_share: float = share(0.01)  # of records that may be unreadable before the run stops
     workers: int = at_least(0, 2)  # Grain worker processes; 0 reads in the main process
     synthetic: Synthetic = Synthetic()
+    rendered: Rendered = Rendered()
 
     def annotations(self, split: str) -> str:
         """The annotation file of split `train` or `val`, under root."""

@@ -10,15 +10,26 @@ import pytest
 # Before the first import of JAX. A test compares with bounds for float32 on the CPU; another platform can be asked for.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling dominates these tests: LLVM's own passes are left out (XLA's are not), and a program that one test has
-# compiled serves the other tests and the subprocesses too.
+# compiled serves the other tests and the subprocesses too; also the many small ones, 2 s of each start of a run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 _PROGRAMS = tempfile.TemporaryDirectory(prefix="dpose_jax_tests_")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _PROGRAMS.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from dpose_jax.runtime import cpu  # noqa: E402
 
 # What the entry points ask of XLA, so that their programs and those of the tests are the same.
 cpu.fuse_elementwise()
+
+# Files that take minutes come first: a worker that began one last would be left with it while the other idles. The
+# first needs no program of `trained`, which the second compiles meanwhile for all others.
+LONGEST = ("test_pose_sampler.py", "test_end_to_end.py", "test_study.py", "test_multihost.py", "test_resume.py")
+LONGEST += ("test_predictor.py", "test_sharding.py", "test_benchmark_steps.py", "test_export.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Starts with the files of LONGEST."""
+    items.sort(key=lambda item: (*LONGEST, item.path.name).index(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +82,12 @@ def random_tree():
 
 @pytest.fixture(scope="session")
 def small_model(miniature):
-    """A function from overrides to the model of a miniature recipe, with 64 x 32 input and two attention heads."""
+    """A function from overrides to the model of a miniature recipe, with all of HRNet, 64 x 32 input and two heads."""
     from dpose_jax.models.diffusion_pose import build_model
 
     def build(**overrides):
-        return build_model(miniature(input_size=(64, 32), model__width=16, model__head_dim=(8, 8), **overrides))
+        fields = {"model__backbone": "miniature", "model__width": 16, "model__head_dim": (8, 8)} | overrides
+        return build_model(miniature(input_size=(64, 32), **fields))
 
     return build
 

@@ -1,4 +1,4 @@
-"""A whole run in seconds: every part of the method over drawn people, and every part of HRNet once.
+"""A whole run in seconds: every part of the method over drawn people.
 
 A recipe like those of configs/, so that the command line can be given it too.
 """
@@ -7,8 +7,9 @@ from configs import base
 from dpose_jax.models.backbones import BACKBONES, hrnet_backbone
 from dpose_jax.models.hrnet import HRNetSpec
 
+# Every part of HRNet once.
 BACKBONES["miniature"] = hrnet_backbone(HRNetSpec(8, modules=(1, 1, 1), blocks=1, stem=8, stem_blocks=1, stem_width=4))
-# One branch, for tests that have to compile a program of their own: half of the time.
+# One branch, half of the time to compile: for every test that is not about the branches.
 BACKBONES["speck"] = hrnet_backbone(HRNetSpec(8, modules=(0, 0, 0), blocks=1, stem=8, stem_blocks=1, stem_width=4))
 
 
@@ -21,7 +22,7 @@ def get_config():
     c.data.synthetic.train_images = 8
     c.data.synthetic.val_images = 3
 
-    c.model.backbone = "miniature"
+    c.model.backbone = "speck"
     c.model.pretrained = "none"
     c.model.head_dim = (8, 16)
     c.model.decoder_channels = 8

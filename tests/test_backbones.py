@@ -37,6 +37,19 @@ class Plain(nn.Module):
         return Conv3x3(self.width, strides=2, dtype=self.dtype)(x) + offset.astype(self.dtype)
 
 
+class Bare(nn.Module):
+    """Convolutions alone, of these strides."""
+
+    width: int
+    strides: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images, train):
+        for stride in self.strides:
+            images = Conv3x3(self.width, strides=stride)(images)
+        return images
+
+
 @pytest.fixture
 def recipe(monkeypatch, miniature):
     """A recipe of a model with the backbone of this module."""
@@ -98,6 +111,25 @@ def test_a_new_backbone_is_summarised(recipe, capsys):
     whole = summary.summarise_backbone(recipe, "plain")
     assert whole.macs == parts["backbone"].macs + parts["coarse head"].macs
     assert whole.parameters == parts["backbone"].parameters + parts["coarse head"].parameters
+
+
+def test_a_new_backbone_without_batch_norm(recipe, monkeypatch):
+    monkeypatch.setattr(sgdd, "LEVELS", (1, 2))
+    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat: Bare(width, (2, 2))))
+    recipe = recipe.override({"optim.ema": 0.9})
+    model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
+    optimizer = make_optimizer(recipe.optim, recipe.train)
+    state = initial_state(initial_variables(model, 0), optimizer)
+    step = make_train_step(recipe, model, schedule, optimizer)
+    after, _ = jax.eval_shape(step, state, draw_batch(), jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state) and after.batch_stats == {}
+    assert summary.summarise(model)["backbone"].kept > 0
+
+
+def test_a_backbone_of_another_stride_is_named(recipe, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat: Bare(width, (2, 2, 2))))
+    with pytest.raises(ValueError, match=r"model\.backbone='plain': gave \(1, 8, 4, 8\), must give \(1, 16, 8, 8\)"):
+        initial_variables(build_model(recipe), 0)
 
 
 def test_a_new_backbone_without_published_weights(recipe, tmp_path):

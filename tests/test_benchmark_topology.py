@@ -103,15 +103,15 @@ def test_bad_arguments_come_before_the_compiler(tmp_path):
 def test_a_slice_compiles_without_chips(miniature, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[topology]'")
     out = tmp_path / "f.json"
-    done = command("--topology=v5e:2x2", "--config.model.backbone=speck", "--batch=8", f"--out={out}")
+    done = command("--topology=v5e:2x2", "--batch=8", f"--out={out}")
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert KEYS <= set(found) and KEYS <= set(found["sampler"])
     assert (found["devices"], found["batch_per_device"], found["hbm_limit_bytes"]) == (4, 8, 16 * 2**30)
     assert found["hbm_arguments_bytes"] < found["hbm_bytes_per_device"] < found["hbm_limit_bytes"]
     assert found["flops_per_device"] > 0 and found["bytes_accessed_per_device"] > found["hbm_arguments_bytes"]
-    # The gradient at least is summed over the devices; two fifths of `speck`, its unused low branches, have none.
-    parameters = abstract_variables(build_model(miniature(model__backbone="speck")))["params"]
+    # The gradient at least is summed over the devices; two fifths, the unused low branches, have none.
+    parameters = abstract_variables(build_model(miniature()))["params"]
     size = sum(4 * leaf.size for leaf in jax.tree.leaves(parameters))
     assert 0.5 * size < found["collectives"]["all-reduce"]["bytes"] < 2 * size
     assert not found["sampler"]["collectives"]
@@ -119,6 +119,6 @@ def test_a_slice_compiles_without_chips(miniature, tmp_path):
 
 @pytest.mark.parametrize("program", [xla_cost.train_program, xla_cost.sampler_program])
 def test_programs_lower_for_cuda_without_a_gpu(program, miniature):
-    one = program(miniature(model__backbone="speck"), sharding.make_mesh(), 2)
+    one = program(miniature(), sharding.make_mesh(), 2)
     exported = jax.export.export(one.jitted, platforms=["cuda"])(*one.arguments)
     assert exported.platforms == ("cuda",) and "stablehlo.convolution" in exported.mlir_module()

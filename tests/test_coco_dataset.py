@@ -6,12 +6,14 @@ import cv2
 import numpy as np
 import pytest
 from coco_folder import HEIGHT, WIDTH, content, ids, person, read, write
+from image_files import exif_turned
 from pycocotools.coco import COCO as CocoApi
 from pycocotools.cocoeval import COCOeval
 
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import LEFT_OUT, MALFORMED, NOTED
 from dpose_jax.data.sample import BadRecordError
+from dpose_jax.data.statistics import describe
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 
 
@@ -181,3 +183,39 @@ def test_broken_images_name_file_and_id(tmp_path):
     path.unlink()
     with pytest.raises(BadRecordError, match=r"1\.png \(id 11\)"):
         source.read_image(0)
+
+
+def test_normalised_coordinates_and_corner_boxes_are_doubted(tmp_path):
+    def told(change):
+        facts = content()
+        for entry in facts["annotations"]:
+            x, y, w, h = entry["bbox"]
+            entry |= change(x, y, w, h, entry["keypoints"])
+        write(tmp_path, facts)
+        return describe(read(tmp_path), "stored")
+
+    shares = [10 / WIDTH, 8 / HEIGHT, 2, 14.5 / WIDTH, 12 / HEIGHT, 1, 0, 0, 0]
+    assert len(told(lambda *unused: {})) == 1
+    for change in (
+        lambda x, y, w, h, joints: {"bbox": [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], "keypoints": shares},
+        lambda x, y, w, h, joints: {"keypoints": shares},
+    ):
+        counts, doubt = told(change)
+        assert "looks_normalised 3" in counts and doubt.startswith("3 of 3 persons look normalised")
+    counts, doubt = told(lambda x, y, w, h, joints: {"bbox": [x, y, x + w, y + h + 10]})
+    assert "looks_like_corners 3" in counts and doubt.startswith("3 of 3 persons have boxes that look like corners")
+    # As corners these would miss a joint, or leave the image.
+    assert len(told(lambda x, y, w, h, joints: {"bbox": [13, 4, 30, 29]})) == 1
+    assert len(told(lambda x, y, w, h, joints: {"bbox": [5, 4, 60, 20]})) == 1
+
+
+def test_rotated_photos_are_counted_and_told(tmp_path):
+    write(tmp_path, content())
+    for number in (1, 2):
+        pixels = cv2.imread(str(tmp_path / "images" / f"{number}.png"))
+        jpeg = cv2.imencode(".jpg", pixels)[1].tobytes()
+        (tmp_path / "images" / f"{number}.png").write_bytes(exif_turned(jpeg, orientation=4 - number))
+    for most, looked in ((None, 2), (5, 2), (1, 1)):
+        counts, doubt = describe(read(tmp_path), "stored", most)
+        assert f"{looked} of {looked} images looked at have an EXIF orientation" in doubt and "='stored'" in doubt
+        assert ("image_exif_rotated 2" in counts) == (most is None)

@@ -9,7 +9,7 @@ from coco_folder import content, ids, person, read, write
 
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import LEFT_OUT, MALFORMED, NOTED, check_joint_names
-from dpose_jax.data.image_files import IMAGE_NOTES
+from dpose_jax.data.image_headers import IMAGE_NOTES
 from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
 
 

@@ -17,6 +17,7 @@ from dpose_jax.training.optimizer import make_optimizer
 from dpose_jax.training.state import evaluated_variables
 
 KEPT = ("hrnet", "coarse_head")
+HRNET = {"model__backbone": "miniature"}  # all of its branches
 
 
 def compiled_step(recipe):
@@ -38,19 +39,19 @@ def backward_operations(compiled):
 def pose_model(miniature, random_tree, tmp_path_factory):
     """A file of HRNet and head, in the official layout."""
     path = str(tmp_path_factory.mktemp("pose_model") / "pose_hrnet.safetensors")
-    save_file(to_official(random_tree(abstract_variables(build_model(miniature())))), path)
+    save_file(to_official(random_tree(abstract_variables(build_model(miniature(**HRNET))))), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def denoiser_alone(miniature, pose_model):
-    recipe = miniature(optim__backbone_rate=0.0, loss__coarse=0.0, model__pretrained=pose_model)
+    recipe = miniature(optim__backbone_rate=0.0, loss__coarse=0.0, model__pretrained=pose_model, **HRNET)
     return recipe, *compiled_step(recipe)
 
 
 def test_the_step_has_no_backward_pass_through_hrnet_and_keeps_nothing_of_it(miniature, denoiser_alone):
     _, run, batch, alone = denoiser_alone
-    whole = compiled_step(miniature())[2]
+    whole = compiled_step(miniature(**HRNET))[2]
     assert backward_operations(whole).keys() == {"coarse_head", "decoder", "hrnet"}
     assert backward_operations(alone).keys() == {"decoder"}
     stored = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(run.state.opt_state)]
@@ -98,7 +99,7 @@ def test_a_rate_of_the_backbone_scales_its_updates_alone(miniature):
 def test_what_cannot_be_kept_is_refused(miniature, pose_model, tmp_path):
     def refused(match, **overrides):
         with pytest.raises(ValueError, match=match):
-            prepare(miniature(optim__backbone_rate=0.0, loss__coarse=0.0, **overrides))
+            prepare(miniature(optim__backbone_rate=0.0, loss__coarse=0.0, **HRNET, **overrides))
 
     def other(name, tensors):
         save_file(tensors, tmp_path / name)

@@ -76,7 +76,7 @@ def test_training_writes_metrics_and_checkpoints(trained):
 def test_evaluation_has_the_schema(trained, report, miniature):
     workdir = pathlib.Path(trained[1])
     assert json.loads((workdir / "eval.json").read_text()) == report
-    assert set(report) == {"protocol", "results", "joints", "best"}
+    assert set(report) == {"protocol", "results", "joints", "mean_pose", "best"}
     assert set(report["joints"]["steps_1"]["nose"]) == {"AP", "PCK@0.2", "PCK@0.1"}
     assert list(report["results"]) == ["coarse", "steps_1", "steps_2"]
     for result in report["results"].values():
@@ -163,13 +163,15 @@ def test_command_lines(trained, report, tmp_path):
 
 
 def test_dry_run_says_what_the_run_needs_and_writes_nothing(miniature, tmp_path, capsys):
+    """With every part of HRNet, frozen and learning."""
     workdir = tmp_path / "none"
-    dry_run(miniature(optim__freeze_backbone_steps=2), str(workdir))
+    dry_run(miniature(model__backbone="miniature", optim__freeze_backbone_steps=2), str(workdir))
     assert not workdir.exists()
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
     assert {"train data", "val data", "devices", "parameters", "memory", "speed", "whole run"} <= set(said)
     assert "M" in said["parameters"] and "examples/s" in said["speed"] and "4 steps" in said["whole run"]
-    assert said["loss"].endswith("after 8 steps")  # four of each phase
+    assert said["loss"].endswith(" after 8 steps")  # four of each phase
+    assert 0 < float(said["loss"].split()[0]) < np.inf
 
 
 def test_images_without_annotations_give_a_results_file(folder, trained, miniature, tmp_path, capsys):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from image_files import CMYK_JPEG, CMYK_RGB, exif_turned
 
-from dpose_jax.data.image_files import ImageFolder, decode_image, read_header
+from dpose_jax.data.image_files import ImageFolder, decode_image
+from dpose_jax.data.image_headers import read_header
 
 
 def test_a_cut_jpeg_with_a_whole_thumbnail_is_bad():

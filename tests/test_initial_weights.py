@@ -175,7 +175,7 @@ def test_steps_draw_by_the_seed_of_the_config(miniature):
 
 def test_the_backbone_is_frozen_for_the_first_steps(miniature):
     """Parameters, BatchNorm statistics and Adam's moments of HRNet, through the compiled step; all else learns."""
-    run = prepare(miniature(optim__freeze_backbone_steps=2))
+    run = prepare(miniature(model__backbone="miniature", optim__freeze_backbone_steps=2))
     assert [(phase.name, phase.last) for phase in run.phases] == [("frozen backbone", 2), ("all", 4)]
     start, state = jax.device_get(run.state), run.state
     for number in (1, 2):

@@ -19,7 +19,7 @@ from dpose_jax.training.preemption import PREEMPTED_STATUS
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIRST_SLURM_PORT = 65535 - 2**12 + 1  # where JAX looks for the coordinator of a SLURM job: this + job id mod 2^12
-FIELDS = {"model__backbone": "speck", "train__evaluate_every": 4, "eval__pictures": 2}
+FIELDS = {"train__evaluate_every": 4, "eval__pictures": 2, "sampler__steps": (1,)}
 
 
 def free_port():
@@ -31,12 +31,25 @@ def free_port():
     raise OSError("no free port")
 
 
+# The first process compiles for all; one that has another program than the first waits for it in vain and fails.
+SHARED = {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "true", "JAX_SHARE_BINARY_BETWEEN_HOSTS_TIMEOUT_MS": "300000"}
+# Runs a script. JAX's key of a program would hold the number of the process where there are CPUs, so that no other
+# process found it.
+ONE_COMPILER = """
+import runpy, sys
+from jax._src import cache_key
+cache_key._hash_accelerator_config = cache_key._hash_devices
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def start(command, environments):
-    """Starts a command once for each environment."""
+    """Starts a program with its arguments once for each environment."""
     return [
         subprocess.Popen(
-            [sys.executable, *part],
-            env=os.environ | extra,
+            [sys.executable, "-c", *part],
+            env=os.environ | SHARED | extra,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -47,7 +60,7 @@ def start(command, environments):
 
 
 def together(command, environments):
-    """Runs a command once for each environment, at the same time; returns their outputs."""
+    """Runs a program once for each environment, at the same time; returns their outputs."""
     return ended(start(command, environments))
 
 
@@ -90,7 +103,7 @@ def test_processes_compute_what_one_does(count, alone, tmp_path):
     """
     one, expected = alone
     port, command = free_port(), arguments(tmp_path, **FIELDS)
-    outputs = together([["train.py", *command]] * count, slurm_job(port, count))
+    outputs = together([[ONE_COMPILER, "train.py", *command]] * count, slurm_job(port, count))
     assert ["data: kept" in out for out in outputs] == [True] + [False] * (count - 1)
     for mine, theirs in zip(lines(one), lines(tmp_path), strict=True):
         assert mine["step"] == theirs["step"]
@@ -98,7 +111,7 @@ def test_processes_compute_what_one_does(count, alone, tmp_path):
             assert theirs[name] == pytest.approx(mine[name], rel=1e-3), (mine["step"], name)
 
     flags = [f"--coordinator_address=localhost:{port}", f"--num_processes={count}", "--config.eval.checkpoint=best"]
-    parts = [["eval.py", *command, *flags, f"--process_id={i}"] for i in range(count)]
+    parts = [[ONE_COMPILER, "eval.py", *command, *flags, f"--process_id={i}"] for i in range(count)]
     outputs = together(parts, [{}] * count)
     assert ["steps_1" in out for out in outputs] == [True] + [False] * (count - 1)
     found = json.loads((tmp_path / "eval.json").read_text())
@@ -114,8 +127,9 @@ def test_processes_compute_what_one_does(count, alone, tmp_path):
 
 
 def test_a_signal_to_one_process_saves_the_step_of_all(tmp_path):
-    endless = {"model__backbone": "speck", "train__steps": 100_000, "train__checkpoint_every": 100_000}
-    command = ["train.py", *arguments(tmp_path, **endless, train__log_every=1)]
+    endless = {"train__steps": 100_000, "train__checkpoint_every": 100_000}
+    endless |= {"model__spatial_attention": False, "model__channel_attention": False}  # which take long to compile
+    command = [ONE_COMPILER, "train.py", *arguments(tmp_path, **endless, train__log_every=1)]
     runs = start([command] * 2, slurm_job(free_port(), 2))
     log = tmp_path / "metrics.jsonl"
     while not (log.exists() and log.read_text()):
@@ -145,7 +159,7 @@ app.run(main)
 
 
 def test_a_signal_ends_a_program_that_does_not_ask_for_it():
-    runs = start([["-c", DEAF]] * 2, slurm_job(free_port(), 2))
+    runs = start([[DEAF]] * 2, slurm_job(free_port(), 2))
     for run in runs:
         assert run.stdout.readline() == "joined\n", run.communicate()
     for run in runs:

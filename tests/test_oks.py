@@ -4,10 +4,12 @@ import copy
 import json
 import math
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from dpose_jax.evaluation import oks as oks_module
 from dpose_jax.evaluation.oks import oks, oks_nms, pck
 from dpose_jax.evaluation.results import crop_area, score_persons
 from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
@@ -81,6 +83,22 @@ def test_nms_removes_the_duplicate_and_keeps_the_neighbour():
     assert oks_nms([duplicate, neighbour, best, elsewhere], COCO.sigmas, 0.9) == [neighbour, best, elsewhere]
     assert len(oks_nms([duplicate, neighbour, best, elsewhere], COCO.sigmas, 1)) == 4
     assert oks_nms([], COCO.sigmas, 0.9) == []
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_nms_of_many_persons_is_that_of_few_and_takes_no_gigabytes(soft, monkeypatch):
+    """Pairs are compared all at once, or a row at a time where they are many: the same decisions."""
+    rng = np.random.default_rng(0)
+    some = [person_result(rng.uniform(0, 400), rng.uniform()) for _ in range(60)]
+    few = oks_nms(some, COCO.sigmas, 0.5, soft=soft)
+    monkeypatch.setattr(oks_module, "_MAX_PAIRED", 10)
+    assert oks_nms(some, COCO.sigmas, 0.5, soft=soft) == few and len(few) < len(some)
+    crowd = [person_result(1000 * (n % 7), rng.uniform()) for n in range(1500)]
+    tracemalloc.start()
+    kept = oks_nms(crowd, COCO.sigmas, 0.9, soft=soft)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(kept) == (20 if soft else 7) and peak < 50e6  # all pairs: 1.2 GB
 
 
 def test_nms_decides_at_the_oks_of_the_mean_area():

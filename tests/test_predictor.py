@@ -2,6 +2,7 @@ import functools
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -248,3 +249,27 @@ def test_files_that_are_no_model(folder, damage, message):
     damage(folder)
     with pytest.raises(ValueError, match=message):
         Predictor.from_file(str(folder))
+
+
+def test_of_thousands_of_persons_two_batches_are_on_their_way():
+    """Each holds a network's intermediate values, so that all at once would fill the memory."""
+    waiting: list[int] = []
+
+    class Out:
+        def __init__(self, ids):
+            self.ids = ids
+            waiting.append(id(self))
+
+        def __array__(self, *unused, **also):
+            waiting.remove(id(self))
+            return self.ids
+
+    def run(variables, crops, ids):
+        assert len(waiting) <= 2
+        return {"ids": Out(ids)}
+
+    predictor = types.SimpleNamespace(batch_sizes=(1, 4), variables=None)
+    persons = ((np.zeros((2, 2, 3), np.uint8), number) for number in range(50))
+    found = Predictor._in_batches(predictor, run, persons)
+    np.testing.assert_array_equal(found["ids"], np.arange(50))
+    assert not waiting

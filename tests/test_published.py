@@ -264,8 +264,9 @@ def test_eval_scores_a_published_model_by_its_own_protocol(official, tmp_path):
     drawn = Recipe().override({"data.source": "synthetic", "data.synthetic.val_images": 2})
     source = make_source(drawn, "val", training=False)
     keypoints = Predictor.from_weights(path, batch_sizes=(1,))(source.read_image(0), [source[0].bbox]).keypoints[0]
-    found = {row["image_id"]: row["keypoints"] for row in json.loads(results.read_text())}
-    np.testing.assert_allclose(np.reshape(found[source[0].image_id], (-1, 3))[:, :2], keypoints, atol=0.01)
+    rows = [row["keypoints"] for row in json.loads(results.read_text()) if row["image_id"] == source[0].image_id]
+    distances = [np.abs(np.reshape(row, (-1, 3))[:, :2] - keypoints).max() for row in rows]
+    assert min(distances) < 0.01
     done = command("eval.py", f"--weights={path}", f"--out={out}", "--config.model.width=16")
     assert done.returncode == 1 and "model.width" in done.stderr
     done = command("eval.py", f"--weights={path}")

@@ -69,7 +69,7 @@ WRONG = [
     ({"train.steps": True}, "train.steps=True: must be an integer"),
     ({"train.fsdp": 1}, "train.fsdp=1: must be True or False"),
     ({"data.root": 3}, "data.root=3: must be a string"),
-    ({"data.source": "web"}, "data.source='web': must be one of ('folder', 'full', 'crops', 'synthetic')"),
+    ({"data.source": "web"}, "data.source='web': must be one of ('folder', 'full', 'crops', 'synthetic', 'rendered')"),
     ({"model.width": "wide"}, "model.width='wide': must be an integer"),
     ({"model.head_dim": (16,)}, "model.head_dim=(16,): must be 2 numbers"),
     ({"model.head_dim": (32, 16)}, "model.head_dim=(32, 16): must be 1 <= low <= high"),

@@ -110,10 +110,17 @@ def test_a_run_that_was_stopped_and_killed_ends_as_one_that_was_not(trained, tmp
     assert lines(straight) == lines(tmp_path)
 
 
-def test_an_evaluation_that_sigterm_broke_off_is_made_up(trained, miniature, tmp_path, monkeypatch):
+@pytest.fixture
+def half(trained, tmp_path):
+    """A copy of the workdir of `trained` as after two of its four steps, whose program is there already."""
+    shutil.copytree(trained[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    return str(tmp_path / "run")
+
+
+def test_an_evaluation_that_sigterm_broke_off_is_made_up(half, miniature, monkeypatch):
     """The last one of a run too: it ends as preempted, and the same command evaluates without training."""
-    workdir, config = str(tmp_path / "run"), miniature(train__steps=5, train__evaluate_every=5, eval__pictures=0)
-    shutil.copytree(trained[1], workdir)
+    workdir, config = half, miniature(train__evaluate_every=4, eval__pictures=0)
 
     def due(preemption):
         preemption._preempted = True
@@ -126,11 +133,11 @@ def test_an_evaluation_that_sigterm_broke_off_is_made_up(trained, miniature, tmp
                 loop.train(config, workdir)
             assert stopped.value.code == PREEMPTED_STATUS
             with Checkpoints(workdir, read_only=True) as checkpoints:
-                assert (checkpoints.latest, checkpoints.best) == (5, None)
+                assert (checkpoints.latest, checkpoints.best) == (4, None)
     for _ in range(2):  # and once done, no more
         loop.train(config, workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        assert checkpoints.best == checkpoints.latest == 5
+        assert checkpoints.best == checkpoints.latest == 4
     scores = [line["AP"] for line in lines(workdir) if "AP" in line]
     assert scores == [pytest.approx(evaluate(config, workdir)["best"]["AP"], abs=1e-6)]
 
@@ -140,31 +147,38 @@ def tree():
     return {"w": jax.numpy.arange(20_000, dtype=np.float32)}
 
 
-@pytest.mark.parametrize("error", [ValueError("too many unreadable"), MemoryError("no room")])
-def test_a_failing_evaluation_loses_no_step(error, trained, miniature, tmp_path, monkeypatch):
-    """Its step is saved before, without an AP, and its metrics before that; the same command evaluates it."""
-    workdir, recipe = str(tmp_path / "run"), miniature(train__steps=5, train__evaluate_every=5, train__log_every=5)
-    shutil.copytree(trained[1], workdir)
+def test_a_failing_evaluation_loses_no_step(half, miniature, monkeypatch):
+    """Its step is saved before, without an AP, and its metrics before that; the same command evaluates it.
+
+    Whatever the error, in the midst of a run and at its end.
+    """
+    recipe = miniature(train__evaluate_every=3, train__log_every=1)
+    outcomes = iter([ValueError("too many unreadable"), 0.25, MemoryError("no room"), 0.5])
     saved, save = [], Checkpoints.save
 
     def spy(self, step, *arguments):
-        saved.append((step, lines(workdir)[-1]["step"]))
+        saved.append((step, lines(half)[-1]["step"]))
         save(self, step, *arguments)
 
-    def fail(*_):
-        raise error
+    def evaluate(*_):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     monkeypatch.setattr(Checkpoints, "save", spy)
-    with monkeypatch.context() as patch, pytest.raises(type(error), match=str(error)):
-        patch.setattr(loop.Evaluator, "best_ap", fail)
-        loop.train(recipe, workdir)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        assert (checkpoints.latest, checkpoints.best) == (5, None)
-    monkeypatch.setattr(loop.Evaluator, "best_ap", lambda *_: 0.25)
-    loop.train(recipe, workdir)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        assert checkpoints.best == 5
-    assert lines(workdir)[-1] == {"step": 5, "AP": 0.25} and saved == [(5, 5)]
+    monkeypatch.setattr(loop.Evaluator, "best_ap", evaluate)
+    for error, message, step, best in ((ValueError, "too many", 3, None), (MemoryError, "no room", 4, 3)):
+        with pytest.raises(error, match=message):
+            loop.train(recipe, half)
+        with Checkpoints(half, read_only=True) as checkpoints:
+            assert (checkpoints.latest, checkpoints.best) == (step, best)
+        assert saved[-1] == (step, step)
+    loop.train(recipe, half)
+    with Checkpoints(half, read_only=True) as checkpoints:
+        assert checkpoints.best == 4
+    scores = [(line["step"], line["AP"]) for line in lines(half) if "AP" in line]
+    assert scores == [(3, 0.25), (4, 0.5)] and len(saved) == 2 and next(outcomes, None) is None
 
 
 def test_the_newest_and_the_best_stay(tree, tmp_path):

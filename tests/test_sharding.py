@@ -30,8 +30,8 @@ from tests import miniature, test_sharding
 folder = sys.argv[1]
 sharding.MIN_SPLIT = 64
 for way in ("replicated", "fsdp"):
-    fields = {"model.backbone": "speck", "train.fsdp": way == "fsdp"}
-    run = loop.prepare(Recipe.from_config(miniature.get_config()).override(fields))
+    recipe = Recipe.from_config(miniature.get_config()).override({"train.fsdp": way == "fsdp"})
+    run = loop.prepare(recipe)
     assert run.mesh.size == 8
     batch = sharding.put_batch(dict(np.load(f"{folder}/batch.npz")), run.mesh)
     assert {s.data.shape[0] for s in batch["image"].addressable_shards} == {1}
@@ -70,7 +70,7 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
 
     Only the order of sums differs.
     """
-    run = loop.prepare(miniature(model__backbone="speck"))
+    run = loop.prepare(miniature())
     batch = run.next_batch()
     run.data.close()
     np.savez(tmp_path / "batch.npz", **batch)
@@ -101,7 +101,8 @@ def test_eight_devices_compute_what_one_does(miniature, tmp_path):
 
 def test_parts_of_a_batch_add_up_to_it(miniature):
     """Loss and gradient of two parts of four are those of the eight, where BatchNorm does not see the batch."""
-    frozen = {"model__backbone": "speck", "model__batch_norm": "frozen", "train__batch_size": 8}
+    frozen = {"model__batch_norm": "frozen", "train__batch_size": 8}
+    frozen |= {"model__spatial_attention": False, "model__channel_attention": False}  # long to compile, nothing added
     found = []
     for parts in (1, 2):
         run = loop.prepare(miniature(**frozen, train__accumulate=parts))

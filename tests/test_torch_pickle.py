@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -193,6 +194,7 @@ def test_stand_ins_cannot_be_altered(tmp_path):
         ({"weight": Tensor(Storage(2)), "epoch": 3}, r"no tensors: \['epoch'\]"),
         ({"weight": Tensor(Storage(2), offset=1)}, r"shape \(2,\) reaches outside of its 2 numbers"),
         ({"weight": Tensor(Storage(2), strides=(2,))}, "reaches outside"),
+        ({"weight": Tensor(Storage(2), shape=(10**9,), strides=(0,))}, "reaches outside of its 2 numbers"),
         ({"weight": Tensor(Storage(2), strides=(-1,))}, "not a view of a storage"),
         ({"weight": Tensor(Storage(2), shape=("a",))}, "not a view of a storage"),
         ({"weight": Tensor("storage")}, "not a view of a storage"),
@@ -210,7 +212,7 @@ def test_what_is_wrong_is_said(write, value, message, tmp_path):
 def test_storages_that_do_not_match(tmp_path):
     good, path = {"weight": Tensor(Storage(2))}, tmp_path / "bad.pth"
     for options, message in [
-        ({"numbers": np.zeros(1, "<f4")}, "shorter than its 2 numbers"),
+        ({"numbers": np.zeros(1, "<f4")}, "storage 0 is shorter than its 2 numbers"),
         ({"numbers": np.zeros(10**6, "<f4"), "compression": zipfile.ZIP_DEFLATED}, "compressed"),
         ({"byteorder": b"big"}, "big-endian"),
     ]:
@@ -239,3 +241,49 @@ def test_a_cut_or_damaged_file_is_an_error_that_names_it(name, tmp_path):
             read_checkpoint(str(path))
         except ValueError as error:
             assert "bad.pth" in str(error)
+
+
+@pytest.fixture
+def bounded():
+    """At most 64 MB more than now, of what Python and numpy reserve."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64e6
+
+
+LYING = {
+    "memo": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "bytes": b"\x80\x03B\xff\xff\xff\x7fab.",
+    "text": b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"ab.",
+    "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b"ab.",
+    "frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"}.",
+}
+
+
+@pytest.mark.parametrize("pickled", LYING.values(), ids=LYING)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_lengths_that_a_pickle_claims_reserve_nothing(pickled, zipped, bounded, tmp_path):
+    path = tmp_path / "bad.pth"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickled)
+    else:
+        path.write_bytes(b"".join(dumps(part) for part in (STREAM_MAGIC, 1001, {})) + pickled)
+    with pytest.raises(ValueError, match=r"bad\.pth: (refused: its memo|broken or cut short)"):
+        read_checkpoint(str(path))
+
+
+def test_a_deflated_pickle_and_a_storage_of_many_lengths_stay_small(bounded, tmp_path):
+    path = tmp_path / "bad.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    with pytest.raises(ValueError, match="archive/data.pkl is compressed"):
+        read_checkpoint(str(path))
+    numbers = np.arange(1_000_000, dtype="<f4")
+    lengths = range(len(numbers) - 50, len(numbers))
+    found = read_checkpoint(
+        write_zip(path, {f"w{n}": Tensor(Storage(n), shape=(n,)) for n in lengths}, numbers)
+    ).tensors
+    assert all(np.array_equal(found[f"w{n}"], numbers[:n]) for n in lengths)

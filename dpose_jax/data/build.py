@@ -46,6 +46,7 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     cut = writer.Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
     # What decides the content of the records.
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
+    metadata["orientation"] = recipe.data.orientation
     metadata |= dataclasses.asdict(cut) if cut else {}
     if recipe.data.category is not None:
         metadata["category"] = recipe.data.category
@@ -71,9 +72,8 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
     sources, splits = {}, {}
     for name in SPLITS:
         files, training = (data.annotations(name), data.images(name)), name == "train"
-        sources[name] = FolderSource(
-            root, *files, recipe.joints, category=data.category, max_bad_share=data.max_bad_share, training=training
-        )
+        options: dict = {"upright": data.orientation == "upright", "training": training, "category": data.category}
+        sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
     writer.write_records(folder, kind, recipe.joints.num_joints, splits)
@@ -83,11 +83,13 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
         write_bytes(os.path.join(folder, f"{name}_annotations.json"), json.dumps(content).encode())
         write_json(os.path.join(folder, f"{name}_index.json"), split.index, indent=None)
     write_json(os.path.join(folder, "report.json"), {name: split.counts for name, split in splits.items()})
-    write_json(os.path.join(folder, "build.json"), metadata)
+    written = [f"{name}_{content}.json" for name in splits for content in ("annotations", "index")]
+    checksums = {name: sha256(os.path.join(folder, name)) for name in written}
+    write_json(os.path.join(folder, "build.json"), metadata | {"files": checksums})
 
 
 def _check_same(built: dict, wanted: dict, folder: str) -> None:
-    for key in built | wanted:
+    for key in (built | wanted).keys() - {"files"}:
         if built.get(key) != wanted.get(key):
             raise ValueError(
                 f"{folder} holds records of another build: {key} is {built.get(key)}, asked for {wanted.get(key)}; "

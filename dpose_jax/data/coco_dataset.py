@@ -1,7 +1,9 @@
 """Persons from annotations in COCO's keypoint format, checked before the training starts."""
 
 import collections
+import concurrent.futures
 import functools
+import itertools
 import os
 from typing import NamedTuple
 
@@ -9,10 +11,14 @@ import numpy as np
 
 from dpose_jax.data.categories import detected_id
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
-from dpose_jax.data.image_files import IMAGE_NOTES, ImageFolder, ImageStore, decode_image
+from dpose_jax.data.doubts import like_corners, normalised
+from dpose_jax.data.image_files import ImageFolder, ImageStore
+from dpose_jax.data.image_headers import IMAGE_NOTES
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
+
+_READERS = 16  # threads that read headers
 
 
 class ListedImage(NamedTuple):
@@ -95,7 +101,7 @@ class AnnotatedSource:
         return Person(int(self._ids[index]), image_id, file, self._boxes[index], self._keypoints[index], score)
 
     def read_image(self, index: int) -> np.ndarray:
-        """As Source, EXIF ignored; BadRecordError if the file cannot be decoded or has another size than annotated."""
+        """As Source; BadRecordError if the file cannot be decoded or has another size than annotated."""
         try:
             return self._decode(index)
         except (OSError, ValueError) as error:
@@ -104,9 +110,7 @@ class AnnotatedSource:
 
     def _decode(self, index: int) -> np.ndarray:
         row = self._image_rows[index]
-        image = decode_image(self._store.read(self._files[row]))
-        check_size(image, self._sizes[row])
-        return image
+        return self._store.decode(self._store.read(self._files[row]), self._sizes[row])
 
     def images(self, *, with_empty: bool) -> list[ListedImage]:
         """The images in the order in which persons name them; `with_empty` those without persons follow."""
@@ -150,24 +154,28 @@ class FolderSource(AnnotatedSource):
     """The persons of one split of a folder, to which the files and the folder of images are relative."""
 
     def __init__(
-        self, root: str, annotations: str, images: str, joint_set: JointSet, *, detections: str | None = None, **options
+        self,
+        root: str,
+        annotations: str,
+        images: str,
+        joint_set: JointSet,
+        *,
+        detections: str | None = None,
+        upright: bool = False,
+        **options,
     ):
-        self.folder = ImageFolder(os.path.join(root, images))
+        self.folder = ImageFolder(os.path.join(root, images), upright=upright)
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
 
-    def image_notes(self) -> dict[str, int]:
-        """Images with persons by each of IMAGE_NOTES, from their headers; reads the beginning of every file."""
-        headers = filter(None, map(self.folder.header, self._files))
-        found = collections.Counter(note for header in headers for note in header.notes)
-        return {note: found[note] for note in IMAGE_NOTES}
-
-
-def check_size(image: np.ndarray, size) -> None:
-    """Raises ValueError if an image (h, w, 3) has not the (height, width) that its annotation says."""
-    if image.shape[:2] != tuple(size):
-        found = f"{image.shape[1]} x {image.shape[0]}"
-        raise ValueError(f"the image is {found} px, its annotation says {size[1]} x {size[0]}")
+    def image_notes(self, most: int | None = None) -> tuple[int, dict[str, int]]:
+        """Reads the headers of all images with persons, or of `most` spread evenly: their number, and IMAGE_NOTES."""
+        files = self._files[:: 1 if most is None else max(1, -(-len(self._files) // most))]
+        parts = [files[part::_READERS] for part in range(_READERS)]
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # a disk or server answers many at once
+            headers = itertools.chain(*pool.map(lambda part: list(map(self.folder.header, part)), parts))
+        found = collections.Counter(note for header in headers if header for note in header.notes)
+        return len(files), {note: found[note] for note in IMAGE_NOTES}
 
 
 def _has_area(entry: dict) -> bool:
@@ -177,13 +185,16 @@ def _has_area(entry: dict) -> bool:
 def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
     """Every person with joints; the box is clipped to the image, joints that are not labelled are zeros."""
     found = []
-    for entry, joints, _, box in coco.well_formed():
+    for entry, joints, raw, box in coco.well_formed():
         audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
         if box is None:
             audit.counts["crowd" if entry.get("iscrowd") else "no_joints"] += 1
             continue
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
-        inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array([image["width"], image["height"]]) - 0.5)
+        size = image["width"], image["height"]
+        audit.counts["looks_normalised"] += normalised(raw, size) or normalised(joints[labelled, :2], size)
+        audit.counts["looks_like_corners"] += like_corners(raw, size, joints[labelled, :2])
+        inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array(size) - 0.5)
         audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
         joints = joints * labelled[:, None]
         found.append(Person(entry["id"], entry["image_id"], image["file_name"], np.array(box), joints))
@@ -213,6 +224,9 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
             try:
                 clipped = np.array(coco.clip(box.tolist(), entry["image_id"], f"detection {position}"))
                 image = coco.images[entry["image_id"]]
+                size = image["width"], image["height"]
+                audit.counts["looks_normalised"] += normalised(box, size)
+                audit.counts["looks_like_corners"] += like_corners(box, size)
                 no_joints = np.zeros((joints, 3))
                 found.append(Person(position, image["id"], image["file_name"], clipped, no_joints, entry["score"]))
             except BadEntryError as error:

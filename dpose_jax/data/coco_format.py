@@ -26,7 +26,7 @@ MALFORMED = (
 )  # fmt: skip
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
-NOTED = ("area_entry", "box_clipped", "joint_outside_image")  # kept, but counted
+NOTED = ("area_entry", "box_clipped", "joint_outside_image", "looks_normalised", "looks_like_corners")  # kept
 
 # The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
 BOX_AREA = 0.53

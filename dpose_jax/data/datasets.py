@@ -34,10 +34,14 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
         drawn = data.synthetic
         first, count = (0, drawn.train_images) if split == "train" else (VAL_FIRST_INDEX, drawn.val_images)
         return SyntheticSource(count, joint_set, difficulty=drawn.difficulty, seed=drawn.seed, first_index=first)
+    if data.source == "rendered":
+        from dpose_jax.data.rendered.dataset import RenderedSource  # here, because it needs the extra [render]
+
+        return RenderedSource(data.rendered, joint_set, split, max_bad_share=data.max_bad_share)
     root = data_root(data)
     options: dict[str, Any] = {"use_area": data.use_area, "max_bad_share": data.max_bad_share, "training": training}
+    options |= {"min_box_score": recipe.eval.min_box_score, "upright": data.orientation == "upright"}
     options["category"] = data.category
-    options["min_box_score"] = recipe.eval.min_box_score
     if data.source == "folder":
         files = data.annotations(split), data.images(split)
         return FolderSource(root, *files, joint_set, detections=detections, **options)

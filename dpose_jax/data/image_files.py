@@ -1,86 +1,90 @@
 """Image files: what their headers say, their pixels, and the folder that they lie in."""
 
+import mmap
 import os
-import re
-import struct
-from typing import NamedTuple
+import stat
 
 import cv2
 import numpy as np
 
-# Found in a file's header; each is converted or ignored by a rule of docs/data.md, and counted by `build` and `browse`.
-IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
+from dpose_jax.data.image_headers import FORMATS, Header, check_complete, read_header, stored_upright
 
-_HEAD = 1 << 16  # bytes that hold the header of nearly every file
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
-# EXIF's orientation entry in either byte order: tag 0x112, type SHORT, count 1, value. 1 is upright, 2 to 8 are not.
-_ORIENTATION = re.compile(rb"\x12\x01\x03\0\x01\0\0\0([\x01-\x08])\0|\x01\x12\0\x03\0\0\0\x01\0([\x01-\x08])")
-
-
-class Header(NamedTuple):
-    """What the header of a JPEG or PNG says: (width, height) as stored, and those of IMAGE_NOTES that apply."""
-
-    size: tuple[int, int]
-    notes: tuple[str, ...]
-
-
-def read_header(data: bytes) -> Header | None:
-    """The header of a JPEG or PNG from its first bytes; None for another format, or if the bytes end before it does."""
-    # Read here because an image library takes three times as long a file, and AI Challenger's sizes need all headers.
-    rotated, place = False, 2
-    try:
-        if data[:8] == b"\x89PNG\r\n\x1a\n":
-            width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
-            return _header((width, height), color in (0, 4), False, bits > 8, False)
-        while data[:2] == b"\xff\xd8" and data[place] == 0xFF:
-            marker = data[place + 1]
-            if marker == 0xFF:  # fill byte
-                place += 1
-                continue
-            (length,) = struct.unpack_from(">H", data, place + 2)
-            if marker in _JPEG_FRAMES:
-                bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
-                return _header((width, height), channels < 3, channels == 4, bits > 8, rotated)
-            if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-                found = _ORIENTATION.search(data, place + 10, place + 2 + length)
-                rotated = found is not None and b"\1" not in found.groups()
-            place += 2 + length
-    except (struct.error, IndexError):
-        pass
-    return None
-
-
-def _header(size: tuple[int, int], *applies: bool) -> Header:
-    return Header(size, tuple(note for note, found in zip(IMAGE_NOTES, applies, strict=True) if found))
+# A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
+MAX_PIXELS = 1 << 28
+_MAX_BYTES = 1 << 31  # of a file
+# What turns an image upright by its orientation: whether the axes are exchanged, then the steps along both axes.
+_TURNS = {
+    2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
+    5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
+}  # fmt: skip
 
 
 def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
     """Decodes an image file to (height, width, 3) uint8 RGB; grey, CMYK and 16-bit are converted, alpha is dropped.
 
-    EXIF orientation is ignored, because annotations refer to stored pixels. With `upright` it is applied, as photo
-    viewers do. Raises ValueError if the data is empty, cut short or no image.
+    The pixels are the stored ones, whatever orientation the file asks for; with `upright` they are turned by it, as
+    photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
+    short, of no format of FORMATS or above MAX_PIXELS, and if it cannot be decoded.
     """
     if not data:
         raise ValueError("the file is empty")
-    # Some OpenCV versions fill the missing part of a cut JPEG with grey and only warn. Padding may follow the end
-    # marker, and an embedded thumbnail has one too, so the marker must come after the last scan.
-    if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise ValueError("the JPEG is cut short: no end marker")
-    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    header = read_header(data)
+    if header is None:
+        raise ValueError(f"cannot be decoded: no image, cut short, or none of {', '.join(FORMATS)}")
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,}")
+    check_complete(data)
+    turned = header.orientation != 1
+    if turned and header.format == "TIFF":  # OpenCV would turn it in any case
+        data = stored_upright(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ValueError(f"cannot be decoded: {error}") from error
+        raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if image is None:
-        raise ValueError("cannot be decoded: no image, or cut short")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise ValueError("cannot be decoded: damaged or cut short")
+    if turned and upright:
+        exchanged, down, right = _TURNS[header.orientation]
+        image = np.ascontiguousarray((image.swapaxes(0, 1) if exchanged else image)[::down, ::right])
+    return image
+
+
+def check_size(image: np.ndarray, size, data: bytes) -> None:
+    """Raises ValueError if an image (h, w, 3) has not the (height, width) of its annotation; `data` may say why."""
+    if image.shape[:2] == tuple(size):
+        return
+    why = f"the image is {image.shape[1]} x {image.shape[0]} px, its annotation says {size[1]} x {size[0]}"
+    header = read_header(data)
+    if header is not None and header.orientation >= 5 and image.shape[1::-1] == tuple(size):
+        wanted = "upright" if image.shape[1::-1] == header.size else "stored"
+        why += f": its EXIF orientation, {header.orientation}, explains that; set data.orientation={wanted!r}"
+    raise ValueError(why)
+
+
+def open_regular(path: str) -> int:
+    """A file descriptor for reading; OSError if the file is no regular file, such as a FIFO."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without the flag, a FIFO would wait for its writer
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(f"{path}: is no regular file")
+
+
+def read_file(path: str) -> bytes:
+    """The content of a regular file; OSError if it is none, or above 2 GiB."""
+    with open(open_regular(path), "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
+            raise OSError(f"{path}: has {size} bytes, more than {_MAX_BYTES}")
+        return file.read()
 
 
 class ImageStore:
     """Encoded images of a folder by file name."""
 
-    def __init__(self, path: str):
-        self._path = path
+    def __init__(self, path: str, *, upright: bool = False):
+        """`upright`: annotations refer to pixels turned by EXIF's orientation, not to the stored ones."""
+        self._path, self._upright = path, upright
 
     def place(self, name: str) -> str:
         """Where the image is, for reports."""
@@ -100,6 +104,12 @@ class ImageStore:
         """The file's bytes; raises OSError or ValueError where it cannot be read."""
         raise NotImplementedError
 
+    def decode(self, data: bytes, size) -> np.ndarray:
+        """The pixels to which annotations refer, (height, width, 3) uint8 RGB; ValueError if not of that size."""
+        image = decode_image(data, upright=self._upright)
+        check_size(image, size, data)
+        return image
+
     def size(self, name: str) -> tuple[int, int] | None:
         """(width, height) in pixels, for annotations that do not say it; None where it is not known."""
         return None
@@ -108,17 +118,17 @@ class ImageStore:
 class ImageFolder(ImageStore):
     """The image files of a folder and its sub-folders; each is listed once, not a file at a time."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, *, upright: bool = False):
         """Raises FileNotFoundError or ValueError if the folder does not exist or is empty."""
         if not os.path.isdir(path):
             raise FileNotFoundError(f"{path}: no such image folder (data.root joined with the images field)")
-        super().__init__(path)
+        super().__init__(path, upright=upright)
         self._listings = {"": set(os.listdir(path))}
         if not self._listings[""]:
             raise ValueError(f"{path}: the image folder is empty")
 
     def __getstate__(self):
-        return {"_path": self._path, "_listings": {}}  # a worker lists nothing
+        return self.__dict__ | {"_listings": {}}  # a worker lists nothing
 
     def _has(self, name: str) -> bool:
         folder, base = os.path.split(os.path.normpath(name))
@@ -128,17 +138,21 @@ class ImageFolder(ImageStore):
         return base in self._listings[folder]
 
     def read(self, name: str) -> bytes:
-        with open(self.place(name), "rb") as file:
-            return file.read()
+        return read_file(self.place(name))
 
     def header(self, name: str) -> Header | None:
-        """What the header of a JPEG or PNG says; None where there is no such image, or it is another format."""
+        """What the header of an image says; None where there is no such image, or its format is not known."""
         if self.problem(name):
             return None
-        with open(self.place(name), "rb") as file:
-            head = file.read(_HEAD)
-            return read_header(head) or read_header(head + file.read())
+        try:
+            # Of the mapped file no more is read than what is looked at, which may lie at its end.
+            with open(open_regular(self.place(name)), "rb") as file:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    return read_header(data)
+        except (OSError, ValueError):  # an empty file cannot be mapped
+            return None
 
     def size(self, name: str) -> tuple[int, int] | None:
-        header = self.header(name)
-        return header.size if header else None
+        if (header := self.header(name)) is None:
+            return None
+        return header.upright_size if self._upright else header.size

@@ -14,11 +14,15 @@ from absl import flags, logging
 from dpose_jax.data import crop
 from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.sample import BadRecordError, Person, Source
+from dpose_jax.data.watchdog import Watchdog
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
 
 _MAX_REPLACEMENTS = 100  # unreadable records in a row after which the data is taken to be broken
 _MIN_SHARED = 1 << 16  # bytes from which an array leaves a worker by shared memory: images do, small arrays do not
+
+# What the watchdog says of a batch that does not come.
+SLOW = "a disk or server that does not answer, too few data.workers, or a worker that hangs; still waiting"
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, Any]  # of a batch: arrays and numpy scalars
@@ -93,7 +97,9 @@ class TrainIterator(grain.DatasetIterator):
             index, count = self._shard
             parts = self._stream[self._examples :].batch(self._batch_size // count)
             self._batches = iter(read_ahead(parts[index::count], self._workers))
-        batch = _copied(next(self._batches))
+            self._watchdog = Watchdog(SLOW)
+        with self._watchdog.waits():
+            batch = _copied(next(self._batches))
         self._examples += self._batch_size
         return batch
 
@@ -110,6 +116,7 @@ class TrainIterator(grain.DatasetIterator):
         """Ends worker processes and threads; only `set_state` starts them again."""
         if self._batches is not None:
             self._batches.close()
+            self._watchdog.close()
         self._batches, self._closed = None, True
 
 
@@ -140,8 +147,14 @@ class EvalBatches:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        with contextlib.closing(iter(read_ahead(self._batches, self._workers))) as batches:
-            yield from map(_copied, batches)
+        watched = contextlib.closing(Watchdog(SLOW))
+        with contextlib.closing(iter(read_ahead(self._batches, self._workers))) as batches, watched as watchdog:
+            while True:
+                with watchdog.waits():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield _copied(batch)
 
 
 def eval_example(recipe: Recipe, source: Source) -> Callable[[int], Row]:

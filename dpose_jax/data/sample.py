@@ -21,7 +21,7 @@ class Person:
     person's surroundings are stored.
     """
 
-    annotation_id: int  # or the index of a detected box
+    annotation_id: int  # that of `Source.ground_truth`, or the index of a detected box
     image_id: int  # in the annotation file
     file: str  # the image, for reports
     bbox: np.ndarray  # (4,) float32 x, y, width, height in image pixels; width and height are positive
@@ -34,7 +34,7 @@ class Source(Protocol):
     """Random access to the persons of one split; picklable, so that worker processes can hold it."""
 
     def __len__(self) -> int:
-        """Number of persons."""
+        """Number of persons, without crowds and persons that have no labelled joint."""
 
     def __getitem__(self, index: int) -> Person:
         """The person at `index`, from memory: no pixel is read."""
@@ -43,7 +43,14 @@ class Source(Protocol):
         """The image of that person from its `origin` on, (height, width, 3) uint8 RGB; raises BadRecordError."""
 
     def ground_truth(self) -> dict:
-        """The split as a COCO `person_keypoints` dict; annotations have a positive `area` and `num_keypoints`."""
+        """The split as a COCO `person_keypoints` dict: `images`, `annotations` and one of `categories`.
+
+        Annotations have `id`, `image_id`, `category_id` (of the one category), `bbox`, `keypoints`, a positive `area` and
+        `num_keypoints`. Crowds and persons without a labelled joint are among them.
+        """
 
     def report(self) -> dict[str, int]:
-        """How many annotations were kept, and how many were left out by each documented rule."""
+        """How many annotations were `kept`, and how many were left out by each rule; `kept` alone if there is no rule.
+
+        Rules of `coco_format.MALFORMED` count towards `data.max_bad_share`.
+        """

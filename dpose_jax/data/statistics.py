@@ -6,6 +6,7 @@ import numpy as np
 
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import format_counts
+from dpose_jax.data.doubts import doubts
 from dpose_jax.data.sample import Source
 from dpose_jax.pose.joint_sets import JointSet
 
@@ -41,8 +42,23 @@ def statistics(source: Source, joint_set: JointSet) -> dict:
             name: {str(p): round(float(np.percentile(values, p)), 3) for p in _PERCENTILES}
             for name, values in sides.items()
         },
-        "report": source.report() | (source.image_notes() if isinstance(source, FolderSource) else {}),
+        "report": source.report() | _notes(source)[1],
     }
+
+
+def _notes(source: Source, most: int | None = None) -> tuple[int, dict[str, int]]:
+    return source.image_notes(most) if isinstance(source, FolderSource) else (0, {})
+
+
+def describe(source: Source, orientation: str, most: int | None = None) -> list[str]:
+    """The counters of a source that are not zero, as one line, then a sentence for every doubt of `doubts`.
+
+    The headers of a folder's images are read, of all or of `most` spread evenly; of all, their notes are counted too.
+    """
+    report, (looked, notes) = source.report(), _notes(source, most)
+    counted = report if most else report | notes
+    counts = ", ".join(f"{name} {count}" for name, count in counted.items() if count)
+    return [counts, *doubts(report, notes.get("image_exif_rotated", 0), looked, orientation)]
 
 
 def format_statistics(title: str, found: dict) -> str:

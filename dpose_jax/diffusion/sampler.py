@@ -66,13 +66,13 @@ class Space(NamedTuple):
 class Rule(NamedTuple):
     """An update rule."""
 
-    # (space, estimate of the last step, at first the start, y, start, first) -> heatmaps (B, H, W, J) that enter a step
+    # (space, y, estimate of the last step, at first the start, start, first) -> heatmaps (B, H, W, J) that enter a step
     enter: Callable[[Space, Array, Array, Array, Array], Array]
-    # (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta
+    # (space, y, estimate, step) -> y (B, J, 2) at t_next, in units of zeta; after the last step it is not used
     update: Callable[[Space, Array, Array, Step], Array]
 
 
-def ddim_enter(space: Space, estimate: Array, y: Array, start: Array, first: Array) -> Array:
+def ddim_enter(space: Space, y: Array, estimate: Array, start: Array, first: Array) -> Array:
     """Draws y, except in the first step; here, as XLA:CPU copies each heatmap that the scan carries in every step."""
     return jax.lax.cond(first, lambda: start, lambda: space.draw(y))
 
@@ -85,7 +85,7 @@ def ddim_update(space: Space, y: Array, estimate: Array, step: Step) -> Array:
 # A new rule is an entry here, and a choice of `sampler.update_rule` in recipe.py.
 UPDATES = {
     # y~_{t-1} = D(y~_t, x^c): the paper's equation as written.
-    "direct": Rule(lambda space, estimate, y, start, first: estimate, lambda space, y, estimate, step: y),
+    "direct": Rule(lambda space, y, estimate, start, first: estimate, lambda space, y, estimate, step: y),
     # DDIM on coordinates (ours): decode y^_0, one DDIM step of the joints, draw anew.
     "ddim": Rule(ddim_enter, ddim_update),
 }
@@ -128,7 +128,7 @@ def sample(
 
     def step(state, inputs):
         (estimate, y), (index, t, t_next) = state, inputs
-        heatmaps = rule.enter(space, estimate, y, start, index == 1)
+        heatmaps = rule.enter(space, y, estimate, start, index == 1)
         context = context_of(schedule.zeta * space.decode(heatmaps)) if fixed is None else fixed
         estimate = denoise(heatmaps, context, jnp.full((batch,), t))
         y = rule.update(space, y, estimate, Step(t, t_next, settings.eta, noise(index)))

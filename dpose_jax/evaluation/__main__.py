@@ -31,8 +31,9 @@ def main():
     options = {"use_area": use_area, "engine": ENGINE.value, "category": CATEGORY.value}
     report = score_files(ANNOTATIONS.value, RESULTS.value, joint_set, **options)
     write_json(OUT.value, report)
-    metrics = {name: value for name, value in report.items() if name not in ("joints", "protocol")}
-    print(format_table({"protocol": report["protocol"], "results": {"results": metrics}}))
+    metrics = {name: value for name, value in report.items() if name not in ("joints", "protocol", "mean_pose")}
+    shown = {name: report[name] for name in ("protocol", "mean_pose")}
+    print(format_table(shown | {"results": {"results": metrics}}))
 
 
 if __name__ == "__main__":

@@ -116,11 +116,11 @@ def _report(evaluator: Evaluator, variables, metadata: dict, out: str, folder: s
 
 def protocol_facts(recipe: Recipe, model: DiffusionPose, restored: Restored) -> dict:
     """What a report needs to say beside the data and the boxes; JSON values."""
-    codec, sampler = model.codec, dataclasses.asdict(recipe.sampler)
+    codec, sampler, source = model.codec, dataclasses.asdict(recipe.sampler), recipe.data.source
     sampler |= {"steps": list(recipe.sampler.steps), "sampler_seed": sampler.pop("seed")}
     return {
-        "source": recipe.data.source,
-        "data": "synthetic" if recipe.data.source == "synthetic" else recipe.data.annotations(recipe.eval.split),
+        "source": source,
+        "data": source if source in ("synthetic", "rendered") else recipe.data.annotations(recipe.eval.split),
         "split": recipe.eval.split,
         "input_size": list(recipe.input_size),
         "stride": recipe.stride,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SOFT_MAX_PERSONS = 20  # COCO scores at most so many persons an image
+_MAX_PAIRED = 256  # persons of an image that are compared all at once, in 30 MB
 
 
 def oks(
@@ -58,26 +59,29 @@ def oks_nms(results: list[dict], sigmas: Sequence[float], threshold: float, *, s
     kept: dict[int, float] = {}
     for members in by_image.values():
         scores = np.array([results[i]["score"] for i in members], np.float64)
-        overlap = _overlaps([results[i] for i in members], sigmas)
+        joints = np.array([results[i]["keypoints"] for i in members], np.float64)
+        areas = np.array([results[i]["area"] for i in members], np.float64)
+        persons = joints.reshape(len(members), -1, 3)[..., :2], areas
+        # All pairs at once are twice as fast, but take gigabytes of thousands of persons.
+        pairs = _overlaps(*persons, sigmas, slice(None)) if len(members) <= _MAX_PAIRED else None
         left, room = list(range(len(members))), SOFT_MAX_PERSONS if soft else len(members)
         while left and room:
             best = left[int(np.argmax(scores[left]))]  # of equals the first
             left.remove(best)
             room -= 1
             kept[members[best]] = float(scores[best])
+            overlap = _overlaps(*persons, sigmas, [best])[0] if pairs is None else pairs[best]
             if soft:
-                scores[left] *= np.exp(-(overlap[best, left] ** 2) / threshold)
+                scores[left] *= np.exp(-(overlap[left] ** 2) / threshold)
             else:
-                left = [i for i in left if overlap[best, i] <= threshold]
+                left = [i for i in left if overlap[i] <= threshold]
     return [{**results[i], "score": kept[i]} if soft else results[i] for i in sorted(kept)]
 
 
-def _overlaps(results: list[dict], sigmas: Sequence[float]) -> np.ndarray:
-    """(n, n) OKS between the results of one image."""
-    joints = np.array([r["keypoints"] for r in results], np.float64).reshape(len(results), len(sigmas), 3)[..., :2]
-    areas = np.array([r["area"] for r in results], np.float64)
-    squared = np.sum((joints[:, None] - joints[None]) ** 2, axis=-1)
-    return _similarity(squared, (areas[:, None] + areas[None]) / 2, np.array(sigmas), np.ones(len(sigmas)))
+def _overlaps(joints: np.ndarray, areas: np.ndarray, sigmas: Sequence[float], rows) -> np.ndarray:
+    """(rows, n) OKS of those persons of an image with all n, of joints (n, J, 2) and areas (n,)."""
+    squared = np.sum((joints[rows][:, None] - joints[None]) ** 2, axis=-1)
+    return _similarity(squared, (areas[rows][:, None] + areas[None]) / 2, np.array(sigmas), np.ones(len(sigmas)))
 
 
 def pck(

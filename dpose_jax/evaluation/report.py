@@ -7,6 +7,7 @@ import numpy as np
 
 from dpose_jax.data.coco_format import BOX_AREA
 from dpose_jax.data.sample import PERSON_CATEGORY, Person, Source
+from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import Matched, score
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.predict_split import Predictions
@@ -66,8 +67,9 @@ def summarise(
     """Evaluates predictions by result name: the report that `eval.json` holds, and the COCO results by name.
 
     The report is `{"protocol": {...}, "results": {name: {AP, ..., PCK@0.1}}, "joints": {name: {joint: {AP, PCK@0.2,
-    PCK@0.1}}}, "best": {name, AP, AP50, PCK@0.2}}`, see `metrics.score`; best is by AP, the first of equals. PCK
-    compares each person with the prediction in its own box; with detected boxes see `metrics.best_assignment`.
+    PCK@0.1}}}, "mean_pose": {AP, ..., PCK@0.1}, "best": {name, AP, AP50, PCK@0.2}}`, see `metrics.score` and
+    `mean_pose.score_mean_pose`; best is by AP, the first of equals. PCK compares each person with the prediction in its
+    own box; with detected boxes see `metrics.best_assignment`.
 
     The source needs a `box_file` if the boxes are detected; without annotations every metric is None. `protocol` (JSON
     values) joins the report's. Raises ValueError if there are no predictions, or one does not fit joint set or source.
@@ -106,6 +108,7 @@ def summarise(
         },
         "results": metrics,
         "joints": joints,
+        "mean_pose": score_mean_pose(inputs, engine=recipe.eval.engine),
         "best": {"name": best, **{key: metrics[best][key] for key in ("AP", "AP50", "PCK@0.2")}},
     }
     return report, results
@@ -120,11 +123,12 @@ def _detector_metadata(source, recipe: Recipe) -> dict:
 
 
 def format_table(report: Mapping) -> str:
-    """The report as text: the protocol, then one aligned row a result. A star marks the best, where one is named."""
+    """The report as text: the protocol, one aligned row a result, the mean pose. A star marks the best, if named."""
     best = report.get("best", {}).get("name")
-    columns = list(dict.fromkeys(column for row in report["results"].values() for column in row))
+    rows = report["results"] | ({"mean pose": report["mean_pose"]} if "mean_pose" in report else {})
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     table = [["result", *columns]]
-    for name, row in report["results"].items():
+    for name, row in rows.items():
         values = [row.get(column) for column in columns]
         marked = f"{name} *" if name == best else name
         table.append([marked, *("-" if value is None else f"{value:.3f}" for value in values)])

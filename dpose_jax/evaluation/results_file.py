@@ -5,6 +5,7 @@ from typing import Any
 from dpose_jax.data.categories import Category, listed_categories, person_category
 from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, read_coco
 from dpose_jax.evaluation.aic import results_from_native
+from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import score
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
@@ -28,20 +29,22 @@ def score_files(
     `category` names the persons', see `person_category`. As in training, annotations of other categories and persons
     without a list of joints are left out, and counted in the protocol; so are results of other categories with joints.
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
-    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "protocol": {...}}`, see `metrics.score`.
+    "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
+    `mean_pose.score_mean_pose`.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
     """
     truth, found = read_coco(annotations, lambda _: None), read_json(results)
-    if is_own_format(found) and isinstance(truth, dict):
-        found = results_from_native(found, truth.get("images", ()), results)
     left_out: dict[str, int] = {}
-    if isinstance(truth, dict) and isinstance(truth.get("annotations"), list):
+    if isinstance(truth, dict) and all(isinstance(truth.get(key), list) for key in ("annotations", "categories")):
         listed = listed_categories(truth.get("categories"))
         person = person_category(listed, category, annotations, "--category")
         if person.keypoints:
             check_joint_names(list(person.keypoints), joint_set, annotations)
+        if is_own_format(found):
+            shared = {"category_id": person.id}
+            found = [row | shared for row in results_from_native(found, truth.get("images", ()), results)]
         truth, found, left_out = _of_persons(truth, found, person, [c.id for c in listed if c.keypoints])
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
     metrics, joints = score(inputs, engine=engine, name=annotations)
@@ -60,7 +63,8 @@ def score_files(
         "pck_length": "longer side of the box",
         "pck_match": "best assignment by OKS",
     }
-    return {**metrics, "joints": joints, "protocol": protocol}
+    baseline = score_mean_pose(inputs, engine=engine)
+    return {**metrics, "joints": joints, "mean_pose": baseline, "protocol": protocol}
 
 
 def _of_persons(truth: dict, results: Any, person: Category, posed: list[int]) -> tuple[dict, Any, dict[str, int]]:

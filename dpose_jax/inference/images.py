@@ -1,13 +1,12 @@
 """A user's images, whatever they come as: upright RGB arrays."""
 
 import os
-import pathlib
 from typing import Any
 
 import cv2
 import numpy as np
 
-from dpose_jax.data.image_files import decode_image
+from dpose_jax.data.image_files import decode_image, read_file
 from dpose_jax.inference.image_ids import natural
 
 # Files that lie beside images and are none; every other file that cannot be read is reported.
@@ -22,20 +21,19 @@ def load_image(image: ImageLike) -> np.ndarray:
     """Any image as (height, width, 3) uint8 RGB, upright: the EXIF orientation of a file or PIL image is followed.
 
     An image is the path of a file that OpenCV reads; an array (h, w, 3) uint8 RGB, (h, w, 4), whose alpha is dropped,
-    (h, w) or (h, w, 1), grey; or a PIL image of any mode. Raises OSError if a file cannot be read, and ValueError,
-    which names it, if it is no image, cut short, of another shape or dtype, empty, or above 32,766 pixels a side.
+    (h, w) or (h, w, 1), grey; or a PIL image of any mode but floats. 16 bits become 8, as in a file. Raises OSError if
+    a file cannot be read or is no regular file, and ValueError, which names it, if it is no image, cut short, of
+    another shape or dtype, empty, or above 32,766 pixels a side.
     """
     where = "image"
     if isinstance(image, str | os.PathLike):
         where = os.fspath(image)
         try:
-            image = decode_image(pathlib.Path(image).read_bytes(), upright=True)
+            image = decode_image(read_file(where), upright=True)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     elif hasattr(image, "getexif") and hasattr(image, "convert"):
-        from PIL import ImageOps  # whoever passes a PIL image has it
-
-        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # type: ignore[arg-type]
+        image = _of_pil(image)
     if not isinstance(image, np.ndarray):
         raise ValueError(f"{where}: must be a path, a uint8 array or a PIL image, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
@@ -44,6 +42,17 @@ def load_image(image: ImageLike) -> np.ndarray:
         raise ValueError(f"{where}: sides must be 1 to {MAX_SIDE} pixels, got {image.shape[1]} x {image.shape[0]}")
     is_grey = image.ndim == 2 or image.shape[2] == 1
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if is_grey else image[..., :3]
+
+
+def _of_pil(image) -> np.ndarray:
+    from PIL import ImageOps  # whoever passes a PIL image has it
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or (image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16):
+        raise ValueError(f"image: PIL's mode {image.mode!r} says no range of values; convert it to mode 'L' or 'RGB'")
+    if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255; as the file itself is read
+        return (np.asarray(image) >> 8).astype(np.uint8)
+    return np.asarray(image.convert("RGB"))
 
 
 def is_image(path: str) -> bool:

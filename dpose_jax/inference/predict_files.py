@@ -33,12 +33,13 @@ class PartlyDone(Exception):
 
 
 class Item(NamedTuple):
-    """One image: its id, the names of its file and of its drawings, and its upright RGB pixels."""
+    """One image: its id, the names of its file and of its drawings, its upright RGB pixels, and a frame's time."""
 
     id: int
     file_name: str
     title: str
     pixels: np.ndarray
+    time: float | None = None  # seconds
 
 
 def predict(
@@ -127,13 +128,18 @@ class _Job:
         film = os.path.join(self.out, f"{os.path.splitext(os.path.basename(path))[0]}.mp4")
         _check_apart([path], [film])
         reader, read = VideoReader(path), 0
-        frames = (Item(number, name := f"frame {number}", name, pixels) for number, pixels in enumerate(reader))
+        frames = (Item(n, name := f"frame {n}", name, pixels, reader.time) for n, pixels in enumerate(reader))
         self.boxes.check_frames(reader.count)
         self.report_boxes()
         with write_video(film, reader.fps) as add:
+            waiting = None
             for item, poses in self._predicted(frames, reader.count):
-                add(draw_poses(item.pixels, poses, side=math.inf))
+                if waiting is not None:
+                    add(waiting, item.time)
+                waiting = draw_poses(item.pixels, poses, side=math.inf)
                 read += 1
+            if waiting is not None:
+                add(waiting, None)
             # A hundredth is forgiven, because some containers only estimate their number of frames.
             if read < 0.99 * reader.count - 1 or not read:
                 self.report(f"{path}: ends early, {read} of {reader.count} frames could be read")
@@ -149,6 +155,7 @@ class _Job:
                 results += rows
                 height, width = item.pixels.shape[:2]
                 images.append({"id": item.id, "file_name": item.file_name, "width": width, "height": height})
+                images[-1] |= {} if item.time is None else {"time": round(item.time, 6)}
         write_results(os.path.join(self.out, "results.json"), results)
         write_json(os.path.join(self.out, "images.json"), images)
 

@@ -1,5 +1,6 @@
 """`Predictor`: a trained model that takes images and gives poses."""
 
+import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -177,18 +178,26 @@ class Predictor:
 
     def _in_batches(self, run: Callable, persons: Iterable[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
         """(crop, ID) of every person -> the arrays that `run` gives, one row a person."""
-        pending, persons = [], iter(persons)
-        # A largest batch at a time: of thousands of crops no more are held than are on their way.
+        pending, parts, persons = collections.deque[tuple[int, Any]](), list[dict[str, np.ndarray]](), iter(persons)
+
+        def fetch() -> None:
+            rows, out = pending.popleft()
+            parts.append({key: value[:rows] for key, value in jax.device_get(out).items()})
+
+        # A largest batch at a time, and two on their way: each holds a network's intermediate values.
         while chunk := list(itertools.islice(persons, self.batch_sizes[-1])):
             for start, rows, size in split_batches(len(chunk), self.batch_sizes):
                 blank = np.zeros_like(chunk[0][0]), 0
                 crops, ids = zip(*chunk[start : start + rows], *[blank] * (size - rows), strict=True)
                 pending.append((rows, run(self.variables, np.stack(crops), np.array(ids, np.int32))))
-        if not pending:
+                if len(pending) > 2:
+                    fetch()
+        while pending:
+            fetch()
+        if not parts:
             nobody = np.zeros((1, *self._spec.input_size, 3), np.uint8)
             shapes = jax.eval_shape(run, self.variables, nobody, np.zeros(1, np.int32))
             return {key: np.zeros((0, *shape.shape[1:]), shape.dtype) for key, shape in shapes.items()}
-        parts = [{key: value[:rows] for key, value in jax.device_get(out).items()} for rows, out in pending]
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     def _poses(self, found: dict[str, np.ndarray], boxes: np.ndarray, to_image: np.ndarray) -> Poses:

@@ -63,6 +63,9 @@ class DiffusionPose(nn.Module):
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
         moving = train and self.settings.batch_norm == "train" and not self.freeze_backbone
         features = getattr(self, BACKBONE)(x.astype(self.dtype), moving)
+        expected = (len(x), x.shape[1] // FEATURE_STRIDE, x.shape[2] // FEATURE_STRIDE, self.backbone.width)
+        if features.shape != expected:
+            raise ValueError(f"model.backbone={self.settings.backbone!r}: gave {features.shape}, must give {expected}")
         features = jax.lax.stop_gradient(features) if self.freeze_backbone else features
         source = jax.lax.stop_gradient(features) if self.settings.detach_coarse else features
         return features, self._to_heatmap_size(self.coarse_head(source.astype(jnp.float32)))

@@ -106,7 +106,7 @@ def _kept(run, variables, *inputs) -> Iterator[tuple[str, int]]:
         _, pullback = jax.vjp(lambda params: run({"params": params, "batch_stats": stats}, *inputs), params)
         return jax.tree.leaves(pullback)
 
-    jaxpr = jax.make_jaxpr(forward)(variables["params"], variables["batch_stats"], *inputs).jaxpr
+    jaxpr = jax.make_jaxpr(forward)(variables["params"], variables.get("batch_stats", {}), *inputs).jaxpr
     # What does not come from the image is no activation: parameters, also those cast to another dtype, and constants.
     scopes: dict = dict.fromkeys(jaxpr.invars[-len(inputs) :], "")
     for equation in jaxpr.eqns:

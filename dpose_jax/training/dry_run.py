@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from dpose_jax.data.datasets import make_source
+from dpose_jax.data.statistics import describe
 from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.loop import describe, prepare
+from dpose_jax.training.loop import prepare
 from dpose_jax.workdir.checkpoints import check_workdir, holds_checkpoint
 
 TIMED_STEPS = 3  # of each phase, after a first one
@@ -27,8 +28,9 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
     run = prepare(recipe, resumes=holds_checkpoint(workdir))
     if recipe.train.evaluate_every:
         Evaluator(recipe, run.mesh)
-    multihost.say(f"train data:  {describe(run.source)}")
-    multihost.say(f"val data:    {describe(make_source(recipe, 'val', training=False))}")
+    for title, source in (("train data: ", run.source), ("val data:   ", make_source(recipe, "val", training=False))):
+        for line in describe(source, recipe.data.orientation):
+            multihost.say(f"{title} {line}")
     state, memory, compile_seconds, run_seconds, before = run.state, 0, 0.0, 0.0, 0
     with contextlib.closing(run.data):
         for phase in run.phases:

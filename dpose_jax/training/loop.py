@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from dpose_jax.data import doubts
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.sample import Source
+from dpose_jax.data.statistics import describe
 from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
@@ -42,7 +44,8 @@ def train(recipe: Recipe, workdir: str) -> None:
     check_workdir(recipe, workdir, training=True)
     run = prepare(recipe, resumes=holds_checkpoint(workdir))
     evaluator = Evaluator(recipe, run.mesh) if recipe.train.evaluate_every else None
-    multihost.say(f"data: {describe(run.source)}")
+    for line in describe(run.source, recipe.data.orientation, doubts.SAMPLE):
+        multihost.say(f"data: {line}")
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
         stack.callback(run.data.close)
@@ -168,8 +171,3 @@ def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:
     """The jitted train step. `places` are the state's shardings, kept from step to step; the state is donated."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     return jax.jit(step, in_shardings=(places, rows, whole), out_shardings=(places, whole), donate_argnums=0)
-
-
-def describe(source: Source) -> str:
-    """The counters of a source that are not zero, as text."""
-    return ", ".join(f"{name} {count}" for name, count in source.report().items() if count)

@@ -21,8 +21,8 @@ class TrainState:
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0 from initial variables (`params`, `batch_stats`)."""
-    params, batch_stats = (jax.tree.map(jnp.asarray, variables[name]) for name in ("params", "batch_stats"))
+    """Step 0 from initial variables (`params`, and `batch_stats` where a layer has them)."""
+    params, batch_stats = (jax.tree.map(jnp.asarray, variables.get(name, {})) for name in ("params", "batch_stats"))
     copies, parts = jax.tree.map(jnp.copy, batch_stats), optimizer.init(params)
     opt_state = tuple(part._replace(batch_stats=copies) if isinstance(part, AverageState) else part for part in parts)
     return TrainState(jnp.zeros([], jnp.int32), params, batch_stats, opt_state)

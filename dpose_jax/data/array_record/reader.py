@@ -12,7 +12,7 @@ from dpose_jax.data.coco_dataset import AnnotatedSource
 from dpose_jax.data.image_files import ImageStore, decode_image
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.workdir.files import read_json
+from dpose_jax.workdir.files import read_json, sha256
 
 NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
 
@@ -31,9 +31,9 @@ def check_installed() -> None:
 class _Records(ImageStore):
     """The stored images of a split, opened by each process when first read."""
 
-    def __init__(self, folder: str, split: str):
+    def __init__(self, folder: str, split: str, upright: bool):
         check_installed()
-        super().__init__(os.path.join(folder, split))
+        super().__init__(os.path.join(folder, split), upright=upright)
         self._folder, self._split = folder, split
         self.index: dict[str, Any] = read_json(os.path.join(folder, f"{split}_index.json"))
         self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
@@ -48,10 +48,22 @@ class _Records(ImageStore):
     def read(self, name: str) -> bytes:
         if why := self.index["unreadable"].get(name):
             raise ValueError(f"unreadable when the records were built: {why}")
-        return self.at(self._rows[name])
+        return self.at(self._rows[name], "file_name", name.encode())
 
-    def at(self, row: int) -> bytes:
-        """The encoded image of a record."""
+    def at(self, row: int, field: str, value: Any) -> bytes:
+        """The encoded image of the record whose `field` has that value; ValueError if it is another or damaged."""
+        try:
+            found, image = self._record(row, field)
+        # What ArrayRecord, TFDS and protobuf raise for broken bytes is open-ended.
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"record {row} of {self._folder} is damaged: {why or type(error).__name__}") from error
+        if found != value:
+            raise ValueError(f"record {row} of {self._folder} has {field} {found!r}, its index says {value!r}")
+        return image
+
+    def _record(self, row: int, field: str) -> tuple[Any, bytes]:
+        """A field of a record and its encoded image."""
         # TFDS takes a second to import, and only records need it. Its decoding of a whole record takes longer than the
         # JPEG of a crop.
         import tensorflow_datasets as tfds
@@ -60,16 +72,28 @@ class _Records(ImageStore):
         if self._opened is None:
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             self._opened = tfds.builder_from_directory(self._folder).as_data_source(self._split, deserialize_method=raw)
-        record = tf_example_pb2.Example.FromString(self._opened[row])
-        return record.features.feature["image"].bytes_list.value[0]
+        features = tf_example_pb2.Example.FromString(self._opened[row]).features.feature
+        found = (*features[field].bytes_list.value, *features[field].int64_list.value)
+        return found[0], features["image"].bytes_list.value[0]
 
 
 class RecordSource(AnnotatedSource):
-    """A split of `full` records: the persons and pixels of the folder. `options` are AnnotatedSource's."""
+    """A split of `full` records: the persons and pixels of the folder. `options` are AnnotatedSource's.
 
-    def __init__(self, folder: str, split: str, joint_set: JointSet, **options):
-        read_build(folder)
-        self._records = _Records(folder, split)
+    Raises ValueError if a file of JSON is not the one that was built, or the build had another `data.orientation`.
+    """
+
+    def __init__(self, folder: str, split: str, joint_set: JointSet, *, upright: bool = False, **options):
+        build, wanted = read_build(folder), "upright" if upright else "stored"
+        if build["orientation"] != wanted:
+            raise ValueError(
+                f"{folder}: was built with data.orientation={build['orientation']!r}, the recipe has {wanted!r}"
+            )
+        for name in (f"{split}_annotations.json", f"{split}_index.json"):
+            path = os.path.join(folder, name)
+            if build["files"].get(name, found := sha256(path)) != found:
+                raise ValueError(f"{path}: is damaged or was changed, its SHA-256 is not that in build.json")
+        self._records = _Records(folder, split, upright)
         super().__init__(os.path.join(folder, f"{split}_annotations.json"), self._records, joint_set, **options)
 
 
@@ -93,7 +117,7 @@ class CropSource(RecordSource):
     def _decode(self, index: int) -> np.ndarray:
         """The stored part of the image; see Person.origin."""
         row = int(self._rows[index])
-        return super()._decode(index) if row < 0 else decode_image(self._records.at(row))
+        return super()._decode(index) if row < 0 else decode_image(self._records.at(row, "id", int(self._ids[index])))
 
 
 def read_build(folder: str) -> dict:
@@ -101,4 +125,4 @@ def read_build(folder: str) -> dict:
     path = os.path.join(folder, "build.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")
-    return read_json(path)
+    return {"orientation": "stored", "files": {}} | read_json(path)  # what the first builds do not say

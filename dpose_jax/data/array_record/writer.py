@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import NAME, VERSION
-from dpose_jax.data.coco_dataset import FolderSource, ListedImage, check_size
-from dpose_jax.data.image_files import IMAGE_NOTES, decode_image, read_header
+from dpose_jax.data.coco_dataset import FolderSource, ListedImage
+from dpose_jax.data.image_headers import IMAGE_NOTES, read_header
 from dpose_jax.data.loader import read_ahead
 from dpose_jax.recipe import Data
 
@@ -43,10 +43,9 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
     found: Example = {"problem": "", "notes": (), "examples": []}
     try:
         data = source.folder.read(name)
-        image = decode_image(data)
         if header := read_header(data):
             found["notes"] = header.notes
-        check_size(image, size)
+        image = source.folder.decode(data, size)
     except (OSError, ValueError) as error:
         return found | {"problem": str(error)}
     metadata = {"file_name": name, "image_id": image_id}

@@ -6,7 +6,13 @@ Both formats are read: the zip of PyTorch 1.6 and later, and the stream before i
 
 import collections
 import functools
+import io
+import math
+import mmap
+import os
 import pickle
+import pickletools
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -45,7 +51,9 @@ def read_checkpoint(path: str) -> TorchFile:
             if start.startswith(ZIP_PREFIX):
                 return _read_zip(file)
             if start == STREAM_PREFIX:
-                return _read_stream(file)
+                # Of a mapped file no read reserves more than there is, whatever length the file claims.
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                    return _read_stream(mapped)
         except _Refused as error:
             raise ValueError(f"{path}: {error}") from None
         # What unpickling broken bytes raises is open-ended; none of it is a fault of ours that should be hidden.
@@ -77,7 +85,8 @@ class _Tensor(NamedTuple):
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-        if 0 not in self.shape and last >= len(numbers):
+        # The same numbers as several elements (PyTorch's `expand`) would let a small file become a large array.
+        if 0 not in self.shape and (last >= len(numbers) or math.prod(self.shape) > len(numbers)):
             raise _Refused(f"a tensor of shape {self.shape} reaches outside of its {len(numbers)} numbers")
         steps = [stride * numbers.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(numbers[self.offset :], self.shape, steps, writeable=False)
@@ -124,7 +133,14 @@ KNOWN |= {
 class _Unpickler(pickle.Unpickler):
     """Gives KNOWN names alone, and keeps the storages that the pickle named, by key."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: Any):
+        """Takes a BytesIO or mmap. Raises _Refused if its next pickle numbers its parts otherwise than 0, 1, 2, ..."""
+        # Python reserves room for the memo up to the largest number.
+        start = file.tell()
+        for count, (step, argument, _) in enumerate(pickletools.genops(file)):
+            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
+                raise _Refused(f"refused: its memo has a part {argument} after {count} steps")
+        file.seek(start)
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
 
@@ -139,7 +155,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, numel, *view = pid
         if kind != "storage" or storage_type not in DTYPES or type(numel) is not int or numel < 0:
-            raise _Refused(f"a storage is described by {pid!r}")
+            raise _Refused(f"a storage is described by {reprlib.repr(pid)}")
         if any(part is not None for part in view):
             raise _Refused("storages that are views of storages, of PyTorch before 0.4, are not read")
         self.storages[key] = _Storage(key, np.dtype(DTYPES[storage_type]), numel)
@@ -152,22 +168,28 @@ def _read_zip(file: IO[bytes]) -> TorchFile:
         if len(pickles) != 1:
             raise _Refused("a zip, but not of torch.save: it has no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+
+        @functools.cache  # tensors may share a storage, and name it with different lengths and types
+        def content(name: str) -> bytes:
+            info = archive.getinfo(name)
+            # PyTorch never compresses; what is compressed could grow without limit.
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > os.fstat(file.fileno()).st_size:
+                raise _Refused(f"{name} is compressed or longer than the file")
+            return archive.read(info)
+
+        if f"{folder}byteorder" in archive.namelist() and content(f"{folder}byteorder") != b"little":
             raise _Refused("its numbers are big-endian")
 
-        @functools.cache  # tensors may share a storage
         def numbers(storage: _Storage) -> np.ndarray:
-            info = archive.getinfo(f"{folder}data/{storage.key}")
-            # PyTorch never compresses them; a compressed one could grow without limit.
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size < storage.numel * storage.dtype.itemsize:
-                raise _Refused(f"storage {storage.key} is compressed or shorter than its {storage.numel} numbers")
-            return np.frombuffer(archive.read(info), storage.dtype, storage.numel)
+            raw = content(f"{folder}data/{storage.key}")
+            if len(raw) < storage.numel * storage.dtype.itemsize:
+                raise _Refused(f"storage {storage.key} is shorter than its {storage.numel} numbers")
+            return np.frombuffer(raw, storage.dtype, storage.numel)
 
-        with archive.open(pickles[0]) as stream:
-            return _arrays(_Unpickler(stream).load(), numbers)
+        return _arrays(_Unpickler(io.BytesIO(content(pickles[0]))).load(), numbers)
 
 
-def _read_stream(file: IO[bytes]) -> TorchFile:
+def _read_stream(file: mmap.mmap) -> TorchFile:
     for _ in range(3):  # magic number, protocol and the writer's type sizes
         _Unpickler(file).load()
     unpickler = _Unpickler(file)
