@@ -184,7 +184,9 @@ class Annotations:
         if self.person.keypoints:
             check_joint_names(list(self.person.keypoints), joint_set, file)
         elif not only_images:
-            raise ValueError(f"{file}: needs a category with an id and a list of keypoints, {self.person} has none")
+            raise ValueError(
+                f"{file}: needs exactly one category with an id and a list of keypoints, not {self.person}"
+            )
         self.images: dict[int, dict] = {}
         for entry in images:
             entry = entry if isinstance(entry, dict) else {"entry": entry}

@@ -126,7 +126,7 @@ def _ids(entries: list, what: str) -> set[int]:
     for i, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
         if not is_int(number) or what.endswith("image") and not is_image_id(number):
-            rule = "an integer id" + ", 0 to 2**63 - 1" * what.endswith("image")
+            rule = "an integer id, 0 to 2**63 - 1" if is_int(number) else "an integer id"
             raise ValueError(f"{what} entry {i}: must be an object with {rule}, got {_cut(entry)}")
         if number in seen:
             raise ValueError(f"{what} {number}: the id comes twice")
