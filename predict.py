@@ -1,7 +1,7 @@
 """Predicts the poses of people in an image, a folder of images or a video, by default with the bundled model.
 
 python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--model=FOLDER|--weights=hrnet_w32]
-  [--boxes=FILE|--detector=FILE] [--steps=4] [--trajectory]
+  [--boxes=FILE [--category=NAME]|--detector=FILE] [--steps=4] [--trajectory]
 """
 
 from absl import flags
@@ -21,20 +21,30 @@ OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json
 BOXES = flags.DEFINE_string("boxes", None, "Boxes in COCO's format; without, every image is one person.")
 DETECTOR = flags.DEFINE_string("detector", None, "Instead of --boxes, the weights of a detector that finds them.")
 DETECTOR_MODEL = flags.DEFINE_string("detector_model", MODELS[0], f"Its model: {', '.join(MODELS)}.")
+CATEGORY = flags.DEFINE_string("category", None, "The persons' category in --boxes, by name or id; its id in results.")
+MATCH = flags.DEFINE_enum("match", "name", ["name", "number"], "Boxes find images by name, or the number that ends it.")
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each image's persons too.")
 
 
-def box_source() -> BoxSource | None:
+def box_source() -> BoxSource:
     """Where the flags say that boxes come from."""
     options = {} if MIN_BOX_SCORE.value is None else {"min_score": MIN_BOX_SCORE.value}
     if BOXES.value is not None and DETECTOR.value is not None:
         raise ValueError("give one of --boxes and --detector, or neither")
+    if BOXES.value is not None:
+        return BoxFile(BOXES.value, category=CATEGORY.value, by_number=MATCH.value == "number", **options)
     if DETECTOR.value is not None:
-        return Detector(DETECTOR.value, DETECTOR_MODEL.value, **options)
-    return None if BOXES.value is None else BoxFile(BOXES.value, **options)
+        source: BoxSource = Detector(DETECTOR.value, DETECTOR_MODEL.value, **options)
+    else:
+        source = BoxSource()
+    if CATEGORY.value is not None:
+        if not CATEGORY.value.isdecimal():
+            raise ValueError(f"--category={CATEGORY.value!r}: must be an id where no --boxes file has names")
+        source.category_id = int(CATEGORY.value)
+    return source
 
 
 def load() -> Predictor:

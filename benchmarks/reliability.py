@@ -58,6 +58,6 @@ def accuracy_without_worst(
         # Annotated persons that were not predicted stay, as misses.
         left = {**truth, "annotations": [entry for entry in truth["annotations"] if entry["id"] not in gone]}
         some = Predictions(*(getattr(predictions, name)[np.sort(kept)] for name in ("index", "keypoints", "scores")))
-        results = to_results(source, some, recipe.joints, recipe)
+        results = to_results(source, some, recipe.joints, recipe, left["categories"][0]["id"])
         found[share] = evaluate_results(left, without_boxes(results), recipe.joints)["AP"]
     return found

@@ -51,6 +51,7 @@ class Data(Section, prefix="data."):
     val_annotations: str = "annotations/person_keypoints_val2017.json"
     val_images: str = "val2017"
     val_detections: str | None = None  # boxes of a detector, under root
+    category: str | None = None  # the persons', by name or id; by default the only one with keypoints
     orientation: str = choice("stored", "upright")  # what annotations refer to: pixels as stored, or turned by EXIF
     use_area: bool = True  # OKS scale: the annotation's area, or 0.53 w h of its box
     max_bad_share: float = share(0.01)  # of records that may be unreadable before the run stops

@@ -88,17 +88,22 @@ def test_ai_challengers_score_in_closed_form():
 
 
 def test_ai_challengers_submission_becomes_results():
-    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "folder/b.jpg"}, None]
-    joints = [1, 2, 1] * 14
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "folder/b.jpg"}, None, {"file_name": 5}]
+    joints, others = [1, 2, 1] * 14, [3, 4, 1] * 14
     content = [
+        {"image_id": "b", "keypoint_annotations": {"human1": others}},
+        {"image_id": "gone", "keypoint_annotations": {"human1": others}},
         {"image_id": "b.jpg", "keypoint_annotations": {"human1": joints, "human2": joints}},
         {"image_id": "a", "keypoint_annotations": {}},
     ]
-    got = results_from_native(content, images, "submit.json")
+    got, left_out = results_from_native(content, images, "submit.json")
     assert got == [{"image_id": 9, "category_id": 1, "keypoints": joints, "score": 1.0}] * 2
-    for wrong in ({"image_id": "c", "keypoint_annotations": {}}, {"image_id": "a"}, 3):
-        with pytest.raises(ValueError, match="submit.json: entry 2: "):
+    assert left_out == {"unknown_image": ["gone"], "repeated_image": ["b.jpg"]}
+    for wrong in ({"image_id": "a"}, {"image_id": 5, "keypoint_annotations": {}}, 3):
+        with pytest.raises(ValueError, match="submit.json: entry 4: not of AI Challenger's format"):
             results_from_native([*content, wrong], images, "submit.json")
+    with pytest.raises(ValueError, match="submit.json: .* none of its images, such as 'gone'; it has 'a', 'b'"):
+        results_from_native(content[1:2], images, "submit.json")
 
 
 def test_pck_of_a_results_file_is_that_of_the_best_assignment():

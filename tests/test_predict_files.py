@@ -10,7 +10,8 @@ from commands import command
 from dpose_jax import Predictor
 from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.oks import oks_nms
-from dpose_jax.inference.boxes import BoxFile, checked_boxes, number_images
+from dpose_jax.inference.boxes import BoxFile, checked_boxes
+from dpose_jax.inference.image_ids import number_images
 from dpose_jax.inference.images import load_image
 from dpose_jax.inference.predict_files import PartlyDone, predict
 from dpose_jax.inference.video import VideoReader
@@ -173,13 +174,17 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
     ("prepare", "options", "message"),
     [
         (lambda path: None, {"source": "none"}, "no such file or folder"),
-        (lambda path: (path / "in").mkdir(), {}, r"in: holds no image \(\.jpg"),
+        (lambda path: (path / "in").mkdir(), {}, "in: holds no image"),
         (lambda path: (path / "in.mov").write_text("text"), {"source": "in.mov"}, "nor a video"),
         (lambda path: None, {"boxes": "none.json"}, "none.json"),
         (lambda path: (path / "b.json").write_text("[{]"), {"boxes": "b.json"}, "b.json: not JSON"),
         (lambda path: (path / "b.json").write_text('{"a": 1}'), {"boxes": "b.json"}, "b.json: must be a list"),
         (lambda path: write_boxes(path / "b.json", []), {"boxes": "b.json"}, "has no box for any of the images"),
-        (lambda path: write_boxes(path / "b.json", [(7, [0, 0, 1, 1], 1)]), {"boxes": "b.json"}, "looked for: 1, 2"),
+        (
+            lambda path: write_boxes(path / "b.json", [(7, [0, 0, 1, 1], 1)]),
+            {"boxes": "b.json"},
+            "closest: '7'; list images",
+        ),
         (lambda path: None, {"boxes": "b.json", "min_score": 2.0}, "min_box_score=2.0"),
         (lambda path: (path / "out").write_text("text"), {}, "is a file"),
         (lambda path: write_video(path / "v.avi", 2), {"source": "v.avi", "strips": True}, "trajectory: draws images"),
@@ -242,7 +247,8 @@ def test_model_and_workdir_exclude_each_other(tmp_path):
 
 def test_numbers_of_images():
     assert number_images(["000000000139.jpg", "7.png"]) == [139, 7]
-    assert number_images(["a.jpg", "7.png"]) == [1, 2]
+    assert number_images(["COCO_val2014_000000000139.jpg", "cover.jpg", "sub/7.png"]) == [139, 140, 7]
+    assert number_images(["a.jpg", "1" * 30 + ".jpg", "frame_0001.jpg"]) == [1, 2, 3]
     assert number_images(["07.jpg", "7.png"]) == [1, 2]
 
 

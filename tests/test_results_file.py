@@ -113,6 +113,17 @@ def test_ai_challengers_own_files_give_what_their_conversion_gives(tmp_path):
         assert {name: got[name] for name in metrics} == pytest.approx(metrics, abs=1e-9)
 
 
+def test_a_submission_with_images_that_the_reference_lacks_is_scored_without_them(tmp_path, capsys):
+    """As the organisers' script does: their own example pair has three such entries, and scores .99674031."""
+    truth = native(ground_truth(AIC))
+    submission = [{key: entry[key] for key in ("image_id", "keypoint_annotations")} for entry in truth]
+    paths = write(tmp_path, own=truth, results=submission, more=[{**submission[0], "image_id": "gone"}, *submission])
+    report = score_files(paths[0], paths[2], AIC, use_area=False)
+    assert f"{paths[2]}: unknown_image: 1 left out, such as 'gone'\n" in capsys.readouterr().out
+    assert report["protocol"]["left_out"] == {"unknown_image": 1}
+    assert report["AIC"] == score_files(paths[0], paths[1], AIC, use_area=False)["AIC"] > 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

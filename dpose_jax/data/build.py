@@ -48,6 +48,8 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
     metadata["orientation"] = recipe.data.orientation
     metadata |= dataclasses.asdict(cut) if cut else {}
+    if recipe.data.category is not None:
+        metadata["category"] = recipe.data.category
     for split in SPLITS:
         file = recipe.data.annotations(split)
         checksum = sha256(os.path.join(data_root(recipe.data), file))
@@ -70,7 +72,7 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
     sources, splits = {}, {}
     for name in SPLITS:
         files, training = (data.annotations(name), data.images(name)), name == "train"
-        options: dict = {"upright": data.orientation == "upright", "training": training}
+        options: dict = {"upright": data.orientation == "upright", "training": training, "category": data.category}
         sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
         splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpose_jax.data.categories import detected_id
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
 from dpose_jax.data.doubts import like_corners, normalised
 from dpose_jax.data.image_files import ImageFolder, ImageStore
 from dpose_jax.data.image_headers import IMAGE_NOTES
-from dpose_jax.data.sample import PERSON_CATEGORY, BadRecordError, Person
+from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
 
@@ -41,6 +42,7 @@ class AnnotatedSource:
         box_file: str | None = None,
         min_box_score: float = 0.0,
         use_area: bool = True,
+        category: str | None = None,
         max_bad_share: float = 0.01,
         training: bool,
     ):
@@ -53,7 +55,7 @@ class AnnotatedSource:
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
-        self._store, self._path, self._joint_set = images, annotation_file, joint_set
+        self._store, self._path, self._joint_set, self._category = images, annotation_file, joint_set, category
         self._use_area, self.box_file = use_area, box_file
         audit = Audit(annotation_file)
         coco = self._annotations(audit)
@@ -84,7 +86,8 @@ class AnnotatedSource:
         self._scores = np.array([person.score for person in persons], np.float32)
 
     def _annotations(self, audit: Audit) -> Annotations:
-        return Annotations(self._path, self._joint_set, audit, self._store.size, annotated=self.box_file is None)
+        annotated = self.box_file is None
+        return Annotations(self._path, self._joint_set, audit, self._store.size, self._category, annotated=annotated)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -128,7 +131,7 @@ class AnnotatedSource:
         """The split as a COCO dict, read anew: every well-formed annotation, crowds and persons without joints too.
 
         `area` is positive: the annotation's if `use_area` and it has one, else BOX_AREA w h of its box (1 if that
-        is not positive). The category has id 1, as the results. `num_keypoints` is kept where given.
+        is not positive). The category is the file's, as in the results. `num_keypoints` is kept where given.
         """
         coco, kept = self._annotations(Audit(self._path, lines=0)), []
         for entry, joints, box, _ in coco.well_formed():
@@ -136,10 +139,10 @@ class AnnotatedSource:
             area = float(entry["area"] if self._use_area and _has_area(entry) else area)
             given = entry.get("num_keypoints")
             count = given if is_int(given) else int((joints[:, 2] > 0).sum())
-            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": PERSON_CATEGORY}
+            person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": coco.person.id}
             person |= {"bbox": box, "area": area, "iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
             kept.append(person | {"keypoints": joints.ravel().tolist()})
-        category = {"id": PERSON_CATEGORY, "name": "person", "keypoints": list(self._joint_set.joints)}
+        category = {"id": coco.person.id, "name": coco.person.name, "keypoints": list(self._joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 
     def report(self) -> dict[str, int]:
@@ -203,11 +206,15 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
     entries, found = read_json(file), []
     if not isinstance(entries, list):
         raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
+    ids = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
+    listed = [category.id for category in coco.categories]
+    person = detected_id(collections.Counter(filter(is_int, ids)), coco.person, listed, file)
     for position, entry in enumerate(entries):
         box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
-        if box is None or not np.isfinite(box).all() or not is_number(entry.get("score")):
+        usable = box is not None and np.isfinite(box).all() and is_number(entry.get("score"))
+        if box is None or not usable or not is_number(entry.get("category_id", person)):
             audit.bad("detection_entry", f"detection {position}: {entry!s:.80}")
-        elif entry.get("category_id") != coco.category_id:
+        elif entry.get("category_id", person) != person:
             audit.counts["other_category"] += 1
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:
             audit.counts["detection_without_image"] += 1

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from dpose_jax.data import ai_challenger
+from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
@@ -35,6 +36,16 @@ _MAX_SIDE = 2**31 - 1  # of an image: sizes are kept as int32
 def is_int(value: Any) -> TypeGuard[int]:
     """Whether a value is an integer, of Python or numpy; a bool is not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_image_id(value: Any) -> TypeGuard[int]:
+    """Whether a value can be an image's id, from 0 to 2**63 - 1: what the reader, the scorer and its engines take."""
+    return is_int(value) and 0 <= value < 2**63
+
+
+def is_crowd_flag(value) -> bool:
+    """Whether a value can be `iscrowd`: 0, 1, or null for 0; a text such as "0" would count as a crowd."""
+    return value is None or isinstance(value, bool | int | float) and value in (0, 1)
 
 
 def is_number(value) -> bool:
@@ -103,10 +114,12 @@ class Audit:
     def __init__(self, file: str, lines: int = 20):
         self.file, self._lines = file, lines
         self.counts: collections.Counter[str] = collections.Counter()
+        self._first = ""
 
     def bad(self, rule: str, what: str) -> None:
         """Counts a malformed record."""
         self.counts[rule] += 1
+        self._first = self._first or f"{rule}: {what}"
         if self._lines > 0:
             logging.warning("%s: %s: %s", self.file, rule, what)
             self._lines -= 1
@@ -117,7 +130,7 @@ class Audit:
         if sum(bad.values()) > max_bad_share * total:
             raise ValueError(
                 f"{self.file}: {sum(bad.values())} malformed records for {total} annotations, more than "
-                f"data.max_bad_share={max_bad_share}: {bad}"
+                f"data.max_bad_share={max_bad_share}: {bad}; the first: {self._first}"
             )
         if not kept:
             raise ValueError(f"{self.file}: no person is left of {total} records, left out: {dict(self.counts)}")
@@ -141,42 +154,54 @@ class Annotation(NamedTuple):
 class Annotations:
     """The annotations of a file: its well-formed `images` by id, and the unchecked `entries` of its category."""
 
-    def __init__(self, file: str, joint_set: JointSet, audit: Audit, size: ImageSize, *, annotated: bool = True):
+    def __init__(
+        self,
+        file: str,
+        joint_set: JointSet,
+        audit: Audit,
+        size: ImageSize,
+        category: str | None = None,
+        *,
+        annotated: bool = True,
+    ):
         """Reads the file; unless `annotated` a file of images alone will do, such as COCO's image_info files.
 
-        Raises FileNotFoundError, or ValueError if the format is neither COCO's nor AI Challenger's, or the joint set
-        does not fit.
+        `category` names the persons', see `person_category`. Raises FileNotFoundError, or ValueError if the format is
+        neither COCO's nor AI Challenger's, it does not tell the category, or the joint set does not fit.
         """
         self._audit, self._joints = audit, joint_set.num_joints
         content = read_coco(file, size)
-        if not annotated and isinstance(content, dict) and "annotations" not in content:
-            person = {"id": PERSON_CATEGORY, "keypoints": list(joint_set.joints)}
-            content = content | {"annotations": [], "categories": [person]}
+        if only_images := not annotated and isinstance(content, dict) and "annotations" not in content:
+            content = {"categories": []} | content | {"annotations": []}
         lists = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
             raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files")
         images, annotations, categories = (content[name] for name in lists)
-        listing = [c for c in categories if isinstance(c, dict) and isinstance(c.get("keypoints"), list)]
-        listing = [category for category in listing if category["keypoints"]]
-        if len(listing) != 1 or not is_int(listing[0].get("id")):
-            found = f"found {len(listing)}"
-            raise ValueError(f"{file}: needs exactly one category with an id and a list of keypoints, {found}")
-        check_joint_names([str(name) for name in listing[0]["keypoints"]], joint_set, file)
+        self.categories = listed_categories(categories)
+        if only_images and not self.categories:
+            self.categories = [Category(PERSON_CATEGORY, PERSON)]
+        self.person = person_category(self.categories, category, file, "data.category")
+        if self.person.keypoints:
+            check_joint_names(list(self.person.keypoints), joint_set, file)
+        elif not only_images:
+            raise ValueError(
+                f"{file}: needs exactly one category with an id and a list of keypoints, not {self.person}"
+            )
         self.images: dict[int, dict] = {}
         for entry in images:
             entry = entry if isinstance(entry, dict) else {"entry": entry}
             name, *sides = (entry.get(field) for field in ("file_name", "width", "height"))
             good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
-            if not good_sides or not is_int(entry.get("id")) or not isinstance(name, str) or not name:
+            if not good_sides or not is_image_id(entry.get("id")) or not isinstance(name, str) or not name:
                 audit.bad("image_entry", f"{entry!s:.80}")
             elif entry["id"] in self.images:
                 audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
             else:
                 self.images[entry["id"]] = entry
-        self.category_id = listing[0]["id"]
         self.entries = [
             entry for entry in annotations
-            if not isinstance(entry, dict) or entry.get("category_id", self.category_id) == self.category_id
+            if not isinstance(entry, dict) or not is_number(number := entry.get("category_id", self.person.id))
+            or number == self.person.id
         ]  # fmt: skip
         audit.counts["other_category"] += len(annotations) - len(self.entries)
 
@@ -195,6 +220,9 @@ class Annotations:
         if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
             raise BadEntryError("annotation_entry", f"{entry!s:.80}")
         where = f"id {entry['id']}, image {entry['image_id']}"
+        if not is_number(entry.get("category_id", 1)) or not is_crowd_flag(entry.get("iscrowd")):
+            kinds = f"category_id {entry.get('category_id')!r}, iscrowd {entry.get('iscrowd')!r}"
+            raise BadEntryError("annotation_entry", f"{where}: {kinds}")
         if entry["id"] in seen:
             raise BadEntryError("annotation_duplicate_id", where)
         seen.add(entry["id"])

@@ -41,6 +41,7 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
     root = data_root(data)
     options: dict[str, Any] = {"use_area": data.use_area, "max_bad_share": data.max_bad_share, "training": training}
     options |= {"min_box_score": recipe.eval.min_box_score, "upright": data.orientation == "upright"}
+    options["category"] = data.category
     if data.source == "folder":
         files = data.annotations(split), data.images(split)
         return FolderSource(root, *files, joint_set, detections=detections, **options)

@@ -45,7 +45,7 @@ class Source(Protocol):
     def ground_truth(self) -> dict:
         """The split as a COCO `person_keypoints` dict: `images`, `annotations` and one of `categories`.
 
-        Annotations have `id`, `image_id`, `category_id` (PERSON_CATEGORY), `bbox`, `keypoints`, a positive `area` and
+        Annotations have `id`, `image_id`, `category_id`, `bbox`, `keypoints`, a positive `area` and
         `num_keypoints`. Crowds and persons without a labelled joint are among them.
         """
 

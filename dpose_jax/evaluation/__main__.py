@@ -18,6 +18,7 @@ USE_AREA = flags.DEFINE_boolean("use_area", None, "OKS by the annotated area, or
 ENGINE = flags.DEFINE_enum("engine", ENGINES[0], ENGINES, "Of COCO's metrics: the same numbers, hotcoco sooner.")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "The ground truth, in COCO's or AI Challenger's format.")
 RESULTS = flags.DEFINE_string("results", None, "The predictions, a COCO results file or an AI Challenger submission.")
+CATEGORY = flags.DEFINE_string("category", None, "The persons' in the annotations, by name or id, where that is open.")
 OUT = flags.DEFINE_string("out", None, "The report, a JSON file.")
 
 
@@ -27,7 +28,8 @@ def main():
         raise ValueError(f"--dataset or --joint_set is needed; --dataset is one of {', '.join(DATASETS)}")
     use_area = DATASETS.get(DATASET.value, True) if USE_AREA.value is None else USE_AREA.value
     joint_set = get_joint_set(JOINT_SET.value or DATASET.value)
-    report = score_files(ANNOTATIONS.value, RESULTS.value, joint_set, use_area=use_area, engine=ENGINE.value)
+    options = {"use_area": use_area, "engine": ENGINE.value, "category": CATEGORY.value}
+    report = score_files(ANNOTATIONS.value, RESULTS.value, joint_set, **options)
     write_json(OUT.value, report)
     metrics = {name: value for name, value in report.items() if name not in ("joints", "protocol", "mean_pose")}
     shown = {name: report[name] for name in ("protocol", "mean_pose")}

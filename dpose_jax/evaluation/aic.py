@@ -41,22 +41,33 @@ def official_score(inputs: Inputs) -> float | None:
     return float(np.mean(hits / persons)) if persons else None
 
 
-def results_from_native(content: list, images: Sequence[dict], name: str) -> list[dict]:
-    """AI Challenger's submission JSON as COCO results, all of score 1: the format has none.
+def results_from_native(content: list, images: Sequence[dict], name: str) -> tuple[list[dict], dict[str, list[str]]]:
+    """AI Challenger's submission JSON as COCO results, all of score 1, and the `image_id` of entries left out, by rule.
 
     The content is a list of `{"image_id": str, "keypoint_annotations": {person: [x, y, flag, ...]}}`. `image_id` is the
-    `file_name` of one of `images`, the ground truth's image entries, without its ending. Raises ValueError, with the
-    file's `name` and the entry's place from 0, if an entry is not of this form or its image is unknown.
+    `file_name` of one of `images`, the ground truth's image entries, without its ending. As in the organisers' script,
+    an entry of another image (`unknown_image`) is left out, and of an image's several entries the last one counts
+    (`repeated_image`). Raises ValueError, with the file's `name` and the entry's place from 0, if an entry is not of
+    this form, or if no image is known.
     """
-    named = (image for image in images if isinstance(image, dict) and "file_name" in image)
-    ids = {PurePath(image["file_name"]).stem: image["id"] for image in named}
-    results = []
+    named = (image for image in images if isinstance(image, dict) and isinstance(image.get("file_name"), str))
+    ids = {PurePath(image["file_name"]).stem: image.get("id") for image in named}
+    found: dict[str, list[dict]] = {}
+    left_out: dict[str, list[str]] = {}
     for place, entry in enumerate(content):
-        try:
-            image_id, persons = ids[PurePath(entry["image_id"]).stem], entry["keypoint_annotations"].values()
-        except (AttributeError, KeyError, TypeError) as error:
-            problem = f"not of AI Challenger's format, or of an unknown image: {error!r}"
-            raise ValueError(f"{name}: entry {place}: {problem}") from error
-        shared = {"image_id": image_id, "category_id": PERSON_CATEGORY, "score": 1.0}
-        results += [shared | {"keypoints": keypoints} for keypoints in persons]
-    return results
+        fields = entry if isinstance(entry, dict) else {}
+        image, persons = fields.get("image_id"), fields.get("keypoint_annotations")
+        if not isinstance(image, str) or not isinstance(persons, dict):
+            raise ValueError(f"{name}: entry {place}: not of AI Challenger's format: {str(entry)[:80]}")
+        stem = PurePath(image).stem
+        if stem not in ids:
+            left_out.setdefault("unknown_image", []).append(image)
+            continue
+        if stem in found:
+            left_out.setdefault("repeated_image", []).append(image)
+        shared = {"image_id": ids[stem], "category_id": PERSON_CATEGORY, "score": 1.0}
+        found[stem] = [shared | {"keypoints": keypoints} for keypoints in persons.values()]
+    if content and not found:
+        known = ", ".join(map(repr, list(ids)[:3]))
+        raise ValueError(f"{name}: the ground truth has none of its images, such as {image!r}; it has {known}")
+    return [result for results in found.values() for result in results], left_out

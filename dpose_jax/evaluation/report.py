@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dpose_jax.data.coco_format import BOX_AREA
-from dpose_jax.data.sample import Person, Source
+from dpose_jax.data.sample import PERSON_CATEGORY, Person, Source
 from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import Matched, score
 from dpose_jax.evaluation.oks import oks_nms
@@ -19,7 +19,11 @@ from dpose_jax.workdir.files import sha256
 
 
 def to_results(
-    persons: Source | Sequence[Person], predictions: Predictions, joint_set: JointSet, recipe: Recipe
+    persons: Source | Sequence[Person],
+    predictions: Predictions,
+    joint_set: JointSet,
+    recipe: Recipe,
+    category_id: int = PERSON_CATEGORY,
 ) -> list[dict]:
     """COCO results (see `make_results`) in the order of `predictions`, scored anew, without duplicates in an image.
 
@@ -29,7 +33,7 @@ def to_results(
     box_scores = np.array([person.score for person in chosen])
     scores = score_persons(predictions.scores, box_scores, recipe.eval.min_joint_score)
     image_ids, boxes = [person.image_id for person in chosen], np.array([person.bbox for person in chosen])
-    results = make_results(image_ids, boxes, predictions.keypoints, predictions.scores, scores, recipe)
+    results = make_results(image_ids, boxes, predictions.keypoints, predictions.scores, scores, recipe, category_id)
     return oks_nms(results, joint_set.sigmas, recipe.eval.nms, soft=recipe.eval.soft_nms)
 
 
@@ -73,12 +77,13 @@ def summarise(
     if not predictions:
         raise ValueError("predictions: at least one name is needed, got none")
     ground_truth, by_index = source.ground_truth(), recipe.eval.boxes == "gt"
+    category_id = ground_truth["categories"][0]["id"]
     metrics, joints, results = {}, {}, {}
     for name, predicted in predictions.items():
         if predicted.scores.shape[1] != joint_set.num_joints:
             found, known = predicted.scores.shape[1], f"joint set {joint_set.name!r} has {joint_set.num_joints}"
             raise ValueError(f"predictions {name!r}: have {found} joints, {known}")
-        results[name] = to_results(source, predicted, joint_set, recipe)
+        results[name] = to_results(source, predicted, joint_set, recipe, category_id)
         # scored as the results file would be: boxes left out (see `without_boxes`)
         inputs = check_inputs(ground_truth, without_boxes(results[name]), joint_set)
         matched = match_by_index(source, predicted) if by_index else None

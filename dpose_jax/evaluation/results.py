@@ -37,18 +37,19 @@ def make_results(
     joint_scores: np.ndarray,
     scores: np.ndarray,
     recipe: Recipe,
+    category_id: int = PERSON_CATEGORY,
 ) -> list[dict]:
     """COCO results of N persons, as `oks_nms` and `write_results` take them.
 
     Boxes (N, 4: x, y, width, height) and keypoints (N, J, 2) are in image pixels; joint scores (N, J), person scores
-    (N,). Returns dicts of Python numbers: `image_id`, `category_id` (1), `keypoints` (3J: x, y, joint score), `score`,
+    (N,). Returns dicts of Python numbers: `image_id`, `category_id`, `keypoints` (3J: x, y, joint score), `score`,
     `bbox` and `area` (of the recipe's crop).
     """
     rows = np.concatenate([keypoints, joint_scores[..., None]], axis=-1).astype(np.float64)
     return [
         {
             "image_id": int(image_id),
-            "category_id": PERSON_CATEGORY,
+            "category_id": category_id,
             "keypoints": row.ravel().tolist(),
             "score": float(score),
             "bbox": [float(side) for side in box],

@@ -9,7 +9,7 @@ from math import isfinite
 
 import numpy as np
 
-from dpose_jax.data.coco_format import BOX_AREA, is_int, is_number
+from dpose_jax.data.coco_format import BOX_AREA, is_crowd_flag, is_image_id, is_int, is_number
 from dpose_jax.pose.joint_sets import JointSet
 
 _LISTS = ("images", "categories", "annotations")
@@ -125,8 +125,9 @@ def _ids(entries: list, what: str) -> set[int]:
     seen: set[int] = set()
     for i, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(number, int):
-            raise ValueError(f"{what} entry {i}: must be an object with an integer id, got {_cut(entry)}")
+        if not is_int(number) or what.endswith("image") and not is_image_id(number):
+            rule = "an integer id, 0 to 2**63 - 1" if is_int(number) else "an integer id"
+            raise ValueError(f"{what} entry {i}: must be an object with {rule}, got {_cut(entry)}")
         if number in seen:
             raise ValueError(f"{what} {number}: the id comes twice")
         seen.add(number)
@@ -155,6 +156,7 @@ class _Known:
                 and ("score" not in fields or all(isfinite(e["score"]) for e in entries))
                 and ("area" not in fields or all(isfinite(e["area"]) and e["area"] >= 0 for e in entries))
                 and ("bbox" not in fields or len(boxes) == len(rows) and _flags(rows) <= {0, 1, 2})
+                and {e.get("iscrowd") for e in entries} <= {0, 1, None}
             )
         except (KeyError, OverflowError, TypeError):
             return False
@@ -168,7 +170,8 @@ class _Known:
                 return f"has no {field!r}"
         for field, known in (("image_id", self.images), ("category_id", self.categories)):
             if not is_int(entry[field]) or entry[field] not in known:
-                return f"{field} {_cut(entry[field])}: the ground truth has no such {field[:-3]}"
+                only = f", its persons are {next(iter(known))}" if len(known) == 1 and field == "category_id" else ""
+                return f"{field} {_cut(entry[field])}: the ground truth has no such {field[:-3]}{only}"
         where, count, values = f"image {entry['image_id']}", 3 * self.joint_set.num_joints, entry["keypoints"]
         if not isinstance(values, list) or len(values) != count:
             found = len(values) if isinstance(values, list) else type(values).__name__
@@ -181,6 +184,8 @@ class _Known:
         box = entry.get("bbox", [0] * 4)
         if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             return f"{where}: bbox must be 4 finite numbers, got {_cut(box)}"
+        if not is_crowd_flag(entry.get("iscrowd")):
+            return f"{where}: iscrowd must be 0 or 1, got {entry['iscrowd']!r}"
         if "score" in fields and not is_number(entry["score"]):
             return f"{where}: score must be a finite number, got {_cut(entry['score'])}"
         if "area" in fields and not (is_number(entry["area"]) and entry["area"] >= 0):

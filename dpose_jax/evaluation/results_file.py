@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_own_format, read_coco
+from dpose_jax.data.categories import Category, listed_categories, person_category
+from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, read_coco
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import score
@@ -15,24 +16,41 @@ DATASETS = {"coco": True, "crowdpose": False, "aic": False}
 
 
 def score_files(
-    annotations: str, results: str, joint_set: JointSet, *, use_area: bool, engine: str = "hotcoco"
+    annotations: str,
+    results: str,
+    joint_set: JointSet,
+    *,
+    use_area: bool,
+    engine: str = "hotcoco",
+    category: str | None = None,
 ) -> dict[str, Any]:
     """All metrics of a results file, in COCO's or AI Challenger's format, as the annotations.
 
+    `category` names the persons', see `person_category`. As in training, annotations of other categories and persons
+    without a list of joints are left out, and counted in the protocol; so are results of other categories with joints.
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
     "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
-    `mean_pose.score_mean_pose`.
+    `mean_pose.score_mean_pose`. Prints, and counts in `protocol["left_out"]`, which entries of AI Challenger's submission
+    do not count, see `aic.results_from_native`.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
     """
     truth, found = read_coco(annotations, lambda _: None), read_json(results)
-    if isinstance(truth, dict) and isinstance(truth.get("categories"), list):
-        for category in truth["categories"]:
-            if isinstance(category, dict) and isinstance(category.get("keypoints"), list):
-                check_joint_names([str(name) for name in category["keypoints"]], joint_set, annotations)
-    if is_own_format(found) and isinstance(truth, dict):
-        found = results_from_native(found, truth.get("images", ()), results)
+    left_out: dict[str, int] = {}
+    if isinstance(truth, dict) and all(isinstance(truth.get(key), list) for key in ("annotations", "categories")):
+        listed = listed_categories(truth.get("categories"))
+        person = person_category(listed, category, annotations, "--category")
+        if person.keypoints:
+            check_joint_names(list(person.keypoints), joint_set, annotations)
+        strangers: dict[str, list[str]] = {}
+        if is_own_format(found) and isinstance(truth.get("images"), list):
+            found, strangers = results_from_native(found, truth["images"], results)
+            found = [row | {"category_id": person.id} for row in found]
+            for rule, images in strangers.items():
+                print(f"{results}: {rule}: {len(images)} left out, such as {', '.join(map(repr, images[:3]))}")
+        truth, found, left_out = _of_persons(truth, found, person, [c.id for c in listed if c.keypoints])
+        left_out |= {rule: len(images) for rule, images in strangers.items()}
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
     metrics, joints = score(inputs, engine=engine, name=annotations)
     protocol = {
@@ -43,6 +61,7 @@ def score_files(
         "joint_set": joint_set.name,
         "engine": engine,
         "area": "annotated" if use_area else f"{BOX_AREA} w h of the box",
+        "left_out": left_out,
         "images": len(inputs.images),
         "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),
         "predicted": len(inputs.results),
@@ -51,3 +70,27 @@ def score_files(
     }
     baseline = score_mean_pose(inputs, engine=engine)
     return {**metrics, "joints": joints, "mean_pose": baseline, "protocol": protocol}
+
+
+def _of_persons(truth: dict, results: Any, person: Category, posed: list[int]) -> tuple[dict, Any, dict[str, int]]:
+    """Both sides without what is no person, and the counts of what was left out; `posed` categories have joints.
+
+    What is malformed stays, for `check_inputs` to name; so do results of a category without joints.
+    """
+    of_person, boxes_only = [], 0
+    for entry in truth["annotations"]:
+        number = entry.get("category_id", person.id) if isinstance(entry, dict) else person.id
+        if is_int(number) and number != person.id:
+            continue
+        if isinstance(entry, dict) and not entry.get("keypoints") and not entry.get("iscrowd"):
+            boxes_only += 1
+        else:
+            of_person.append({"category_id": person.id} | entry if isinstance(entry, dict) else entry)
+    others = len(truth["annotations"]) - len(of_person) - boxes_only
+    kept = results
+    if isinstance(results, list) and len(posed) > 1:
+        away = set(posed) - {person.id}
+        kept = [r for r in results if not isinstance(r, dict) or not is_int(i := r.get("category_id")) or i not in away]
+    counts = {"other_category": others, "joint_list": boxes_only, "results_of_others": len(results) - len(kept)}
+    mine = {"id": person.id, "name": person.name}
+    return truth | {"annotations": of_person, "categories": [mine]}, kept, {k: n for k, n in counts.items() if n}

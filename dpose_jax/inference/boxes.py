@@ -1,14 +1,16 @@
 """Boxes of persons: where they come from, checked, clipped to their image."""
 
-import itertools
+import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.coco_format import is_int, is_number, numbers
+from dpose_jax.data.categories import closest, listed_categories, person_category, person_id
+from dpose_jax.data.coco_format import is_crowd_flag, is_image_id, is_int, is_number, numbers
 from dpose_jax.data.sample import PERSON_CATEGORY
+from dpose_jax.inference.image_ids import NameIndex, number_images, number_of
 from dpose_jax.workdir.files import read_json
 
 
@@ -48,20 +50,21 @@ class BoxSource:
     """Where the boxes of an image's persons come from; this one takes every image for one person.
 
     Boxes with a score below `min_score`, in [0, 1], are left out. `problems` are texts: what is wrong with a source of
-    which the rest can be used.
+    which the rest can be used; `notes` say what it leaves out by rule. `category_id` is the person's, for results.
     """
 
     def __init__(self, min_score: float = 0.0):
         if not 0 <= min_score <= 1:
             raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
-        self.min_score, self.problems = min_score, list[str]()
+        self.min_score, self.category_id = min_score, PERSON_CATEGORY
+        self.problems, self.notes = list[str](), list[str]()
 
-    def image_ids(self, names: Sequence[str]) -> list[int]:
-        """The ids of image files; ValueError if the source cannot have a box for any of them."""
+    def image_ids(self, names: Sequence[str], folder: str = "") -> list[int]:
+        """The ids of image files, named from `folder` on; ValueError if the source cannot have a box for any."""
         return number_images(names)
 
-    def check(self, ids: Sequence[int]) -> None:
-        """Raises ValueError if the source cannot have a box for any of these images."""
+    def check_frames(self, count: int) -> None:
+        """Raises ValueError if the source cannot have a box for any frame 0 to `count` - 1; 0 is an unknown count."""
 
     def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray:
         """Boxes of an image, (height, width, 3) uint8 RGB, as `checked_boxes` takes them."""
@@ -69,70 +72,142 @@ class BoxSource:
 
 
 class BoxFile(BoxSource):
-    """Boxes of persons by image, from any COCO-format file; its entries that cannot be read are `problems`."""
+    """Boxes of persons by image, from any COCO-format file; its entries that cannot be read are `problems`.
 
-    def __init__(self, path: str, min_score: float = 0.0):
+    Its images are found by name. Where it lists `images`, the names are theirs. Otherwise the name is `image_id`: a
+    text is the file's name, with or without its ending, a number that of COCO's releases (000000000139.jpg).
+    """
+
+    def __init__(self, path: str, min_score: float = 0.0, *, category: str | None = None, by_number: bool = False):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
 
-        Left out are detections below `min_score`, crowds, and entries of another category than the persons', which is
-        1 or the one that the file calls "person". Raises FileNotFoundError if there is no such file, and ValueError if
-        it is of neither form.
+        Left out are detections below `min_score`, crowds, and entries of another category than the persons', which
+        `category` names (see `person_category` and `person_id`). With `by_number` the number that ends a file's name is
+        its `image_id`. Raises FileNotFoundError if there is no such file, and ValueError if it is of neither form, or
+        does not tell which category is the person.
         """
         super().__init__(min_score)
-        self.path, content = path, read_json(path)
-        person, entries, images = PERSON_CATEGORY, content, list[Any]()
+        self.path, self._by_number, content = path, by_number, read_json(path)
+        entries, images, categories = content, list[Any](), None
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])
-            categories = [c for c in content.get("categories", []) if isinstance(c, dict) and "id" in c]
-            person = next((c["id"] for c in categories if c.get("name") == "person"), person)
+            categories = content.get("categories")
         if not isinstance(entries, list) or not isinstance(images, list):
             raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
-        self._ids: dict[str, set[int]] = {}
+        self._names = list(self._listed(images))  # (file name, id)
+        read = list(self._read(entries))
+        counts = collections.Counter(number for _, number, _ in read if number is not None)
+        if listed := listed_categories(categories):
+            self.category_id = person_category(listed, category, path, "--category").id
+        else:
+            self.category_id = person_id(counts, category, path, "--category")
+        if others := sum(counts.values()) - counts[self.category_id]:
+            self.notes.append(f"{path}: the person is category {self.category_id}; left out: {others} of others")
+        self._boxes: dict[int | str, list[list[float]]] = {}
+        for key, number, box in read:
+            if number in (None, self.category_id) and box[4] >= min_score:
+                self._boxes.setdefault(key, []).append(box)
+        self._index = NameIndex(self._names or [(key, key) for key in self._boxes if isinstance(key, str)])
+        self._keys: dict[int, int | str | None] | None = None  # of images that were asked for, by their id
+
+    def _listed(self, images: list) -> Iterator[tuple[str, int]]:
         for position, image in enumerate(images):
             fields = image if isinstance(image, dict) else {}
             name, number = fields.get("file_name"), fields.get("id")
-            if isinstance(name, str) and is_int(number):
-                self._ids.setdefault(os.path.basename(name), set()).add(number)
+            if isinstance(name, str) and is_image_id(number):
+                yield name, number
             else:
-                self.problems.append(f"{path}: image {position} has no id or file_name: {str(image)[:80]}")
-        self._boxes: dict[int, list[list[float]]] = {}
+                self.problems.append(f"{self.path}: image {position} has no id or file_name: {str(image)[:80]}")
+
+    def _read(self, entries: list) -> Iterator[tuple[int | str, int | None, list[float]]]:
+        """(image, category, [x, y, width, height, score]) of every entry that can be read and is no crowd."""
         for position, entry in enumerate(entries):
             fields = entry if isinstance(entry, dict) else {}
-            box, number, score = numbers(fields.get("bbox"), 4), fields.get("image_id"), fields.get("score", 1.0)
-            if box is None or not is_int(number) or not is_number(score):
-                self.problems.append(f"{path}: entry {position} has no image_id, bbox or score: {str(entry)[:80]}")
-            elif fields.get("category_id", person) == person and score >= min_score and not fields.get("iscrowd"):
-                self._boxes.setdefault(number, []).append([*box.tolist(), score])
+            key: Any = fields.get("image_id")
+            box, score = numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
+            crowd, number, problem = fields.get("iscrowd"), fields.get("category_id"), ""
+            if isinstance(key, str) and key and not self._names:
+                key = int(key) if key.isascii() and key.isdigit() and len(key) < 20 else key
+            elif not is_image_id(key):
+                problem = f"the image_id {key!r}, which is no id from 0 to 2**63 - 1"
+            if not is_number(score):
+                problem = f"the score {score!r}, which is no number"
+            elif number is not None and not is_int(number):
+                problem = f"the category_id {number!r}, which is no integer"
+            elif not is_crowd_flag(crowd):
+                problem = f"the iscrowd {crowd!r}, which is not 0 or 1"
+            if box is None or problem:
+                reason = problem or "no bbox of 4 numbers"
+                self.problems.append(f"{self.path}: entry {position} has {reason}: {str(entry)[:80]}")
+            elif not crowd:
+                yield key, number, [*box.tolist(), score]
 
-    def image_ids(self, names: Sequence[str]) -> list[int]:
-        """The ids of image files: by the file's own list of images, else by `number_images`.
+    def image_ids(self, names: Sequence[str], folder: str = "") -> list[int]:
+        """The ids of image files: those of the file, and numbers that it does not use for images without a box.
 
-        ValueError if it has no box for any of them, or lists a name, its folder apart, under several ids.
+        ValueError if it has no box for any of them, one name means several of its images, or several mean one.
         """
-        ids = number_images(names)
-        if self._ids:
-            free = itertools.count(1 + max(*ids, *itertools.chain(*self._ids.values())))
-            ids = []
-            for name in names:
-                known = self._ids.get(name, set())
-                if len(known) > 1:
-                    raise ValueError(f"{self.path}: lists {name!r} under the ids {sorted(known)}, of several folders")
-                ids += known or {next(free)}
-        self.check(ids)
+        keys = [self._key(name, folder) for name in names]
+        for key, times in collections.Counter(keys).items():
+            if key is not None and times > 1:
+                several = ", ".join(repr(name) for name, its in zip(names, keys, strict=True) if its == key)
+                raise ValueError(f"{self.path}: image {key!r} could be each of {several}; keep one of them")
+        self._check_found(keys, names)
+        taken = {key for key in (*self._boxes, *(number for _, number in self._names)) if isinstance(key, int)}
+        others = iter(number_images([n for n, key in zip(names, keys, strict=True) if not is_int(key)], taken))
+        ids = [key if isinstance(key, int) else next(others) for key in keys]
+        self._keys = dict(zip(ids, keys, strict=True))
+        if without := [name for name, key in zip(names, keys, strict=True) if key not in self._boxes]:
+            self.notes.append(f"{self.path}: no box for {len(without)} of {len(names)} images, as {without[0]!r}")
         return ids
 
-    def check(self, ids: Sequence[int]) -> None:
-        if not set(ids) & set(self._boxes):
-            some = ", ".join(map(str, ids[:3]))
-            raise ValueError(f"{self.path}: has no box for any of the images; ids looked for: {some}, ...")
+    def _key(self, name: str, folder: str) -> int | str | None:
+        found: set[Any] = set()
+        if not self._by_number:
+            found = self._index.find(name, folder)
+        if not self._by_number and not self._names:
+            found |= self._index.find(os.path.splitext(name)[0], folder)
+        if self._by_number or not self._names:
+            found |= {number_of(name, at_end=self._by_number)} & set(self._boxes)
+        if len(found) > 1:
+            ids = sorted(found, key=str)
+            raise ValueError(
+                f"{self.path}: lists {name!r} under the ids {ids}, of several folders; start --input higher"
+            )
+        return found.pop() if found else None
+
+    def _check_found(self, keys: Iterable, names: Sequence[str]) -> None:
+        if set(keys) & set(self._boxes):
+            return
+        if any(key is not None for key in keys):
+            why = f"it lists them without one of category {self.category_id}"
+        else:
+            known = [name for name, _ in self._names] or list(map(str, self._boxes))
+            what = "file_name" if self._names else "image_id"
+            why = (
+                f"{names[0]!r} is no {what} of it, closest: {', '.join(map(repr, closest(names[0], known))) or 'none'}"
+            )
+            why += (
+                "; list images with id and file_name there, or --match=number: image_id is the number that ends a name"
+            )
+        raise ValueError(f"{self.path}: has no box for any of the images; {why}")
+
+    def check_frames(self, count: int) -> None:
+        """As BoxSource. An `image_id` is a frame; where the file lists images, their names end in it."""
+        if self._names:
+            frames = {number_of(name, at_end=True): number for name, number in self._names}
+            if len(frames) < len(self._names) or None in frames or 0 not in frames:
+                shown = ", ".join(repr(name) for name, _ in self._names[:3])
+                raise ValueError(f"{self.path}: names of a video's images must end in the frame, from 0; got {shown}")
+            self._keys = {frame: number for frame, number in frames.items() if frame is not None}
+        found = set(self._keys.values() if self._keys else range(count) if count else self._boxes) & set(self._boxes)
+        if not found:
+            raise ValueError(f"{self.path}: has no box for any of the frames, 0 to {count - 1}")
+        if count and not self._keys:
+            left = [key for key in self._boxes if key not in found]
+            self.problems += [f"{self.path}: image_id {key!r} is no frame, 0 to {count - 1}" for key in left[:3]]
 
     def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
         """The boxes that the file has for this id; the pixels are not used."""
-        return self._boxes.get(image_id, [])
-
-
-def number_images(names: Sequence[str]) -> list[int]:
-    """Ids of image files: the numbers that they are called by, as COCO's are, else 1, 2, 3, ... in their order."""
-    stems = [os.path.splitext(name)[0] for name in names]
-    numbered = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
-    return numbered if len(set(numbered)) == len(names) else list(range(1, len(names) + 1))
+        key = image_id if self._keys is None else self._keys.get(image_id)
+        return [] if key is None else self._boxes.get(key, [])

@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 
 from dpose_jax.data.image_files import decode_image, read_file
+from dpose_jax.inference.image_ids import natural
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# Files that lie beside images and are none; every other file that cannot be read is reported.
+BESIDE_IMAGES = (".json", ".txt", ".csv", ".xml", ".yaml", ".yml", ".md", ".html", ".ini", ".db")
 # cv2.warpAffine addresses the pixels of its source by 16-bit numbers.
 MAX_SIDE = 32_766
 
@@ -53,12 +55,54 @@ def _of_pil(image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def list_images(folder: str) -> list[str]:
-    """The images of a folder by their suffix, sorted by name, not those of folders in it; ValueError without one."""
-    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES))
+def is_image(path: str) -> bool:
+    """Whether a file's content, not its name, is of a format that OpenCV reads; an animated GIF is a video."""
+    if not os.path.isfile(path) or not os.path.getsize(path) or not cv2.haveImageReader(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) != b"GIF8" or cv2.imcount(path) < 2
+
+
+def list_images(folder: str, out: str = "") -> tuple[list[str], list[str]]:
+    """Names of the images in a folder and its sub-folders, from `folder` on with "/", and what the other files are.
+
+    Images are known by their content and stand in natural order (img2 before img10). Passed over are hidden files,
+    those of BESIDE_IMAGES, and what an earlier prediction into the folder `out` has drawn. The texts name every other
+    file. Raises ValueError if there is no image.
+    """
+    names, others = [], []
+    drawn = {os.path.realpath(os.path.join(out, kind)) for kind in ("pictures", "denoising")} if out else set()
+    seen = {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        inside = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name, real in inside.items() if name[0] != "." and real not in seen | drawn]
+        seen |= {inside[name] for name in folders}
+        for name in files:
+            path = os.path.join(place, name)
+            if name[0] == "." or name.lower().endswith(BESIDE_IMAGES):
+                continue
+            if is_image(path):
+                names.append(os.path.relpath(path, folder).replace(os.sep, "/"))
+            else:
+                others.append(f"{path}: {why_no_image(path)}")
     if not names:
-        raise ValueError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
-    return [os.path.join(folder, name) for name in names]
+        raise ValueError(f"{folder}: holds no image that OpenCV can read" + "".join(f"; {text}" for text in others[:3]))
+    return sorted(names, key=natural), sorted(others, key=natural)
+
+
+def why_no_image(path: str) -> str:
+    """What a file is, of which `is_image` is false."""
+    if not os.path.isfile(path):
+        return "is no file"
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if not head:
+        return "the file is empty"
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"):
+        return "HEIC, which OpenCV cannot read; convert it to JPEG"
+    if head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"GIF8", b"\x1aE\xdf\xa3"):
+        return "a video; give it alone as --input"
+    return "cannot be decoded: no image format that OpenCV knows"
 
 
 def shrink(image: np.ndarray, side: float) -> np.ndarray:

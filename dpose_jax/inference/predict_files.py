@@ -1,6 +1,7 @@
 """Predicts an image, a folder or a video: COCO results, drawn pictures, and a line for every problem."""
 
 import dataclasses
+import errno
 import math
 import os
 import sys
@@ -10,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.results import make_results, write_results
 from dpose_jax.inference.boxes import BoxSource, checked_boxes
-from dpose_jax.inference.images import SUFFIXES, list_images, load_image, shrink
+from dpose_jax.inference.images import is_image, list_images, load_image, shrink
 from dpose_jax.inference.poses import Poses
 from dpose_jax.inference.predictor import Predictor
 from dpose_jax.inference.video import VideoReader, write_video
@@ -43,7 +45,7 @@ class Item(NamedTuple):
 def predict(
     predictor: Predictor, source: str, out: str, *, boxes: BoxSource | None = None, strips: bool = False
 ) -> None:
-    """Predicts every person of an image, a folder of images, or a video, whose frames are images 0, 1, 2, ...
+    """Predicts every person of an image, of a folder and its sub-folders, or a video of frames 0, 1, 2, ...
 
     Writes results.json, COCO results after the evaluation's suppression of duplicates; images.json, the ids, names and
     sizes of the images; pictures/NAME.png, or NAME.mp4 for a video; with `strips` denoising/NAME.png, the denoising of
@@ -57,10 +59,14 @@ def predict(
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
     job = _Job(predictor, out, boxes or BoxSource())
-    for problem in job.boxes.problems:
-        job.report(problem)
-    if os.path.isdir(source) or source.lower().endswith(SUFFIXES):
-        job.predict_images(list_images(source) if os.path.isdir(source) else [source], strips)
+    if os.path.isdir(source):
+        names, others = list_images(source, out)
+        for problem in others:
+            job.report(problem)
+        job.predict_images(source, names, strips)
+    elif is_image(source):
+        folder, name = os.path.split(source)
+        job.predict_images(folder, [name], strips)
     elif strips:
         raise ValueError(f"trajectory: draws images, {source!r} is none")
     else:
@@ -80,9 +86,16 @@ class _Job:
         self.problems += 1
         tqdm.write(f"problem: {problem}", file=sys.stderr)
 
-    def predict_images(self, paths: Sequence[str], strips: bool) -> None:
-        names = [os.path.basename(path) for path in paths]
-        ids = self.boxes.image_ids(names)
+    def report_boxes(self) -> None:
+        for problem in self.boxes.problems:
+            self.report(problem)
+        for note in self.boxes.notes:
+            tqdm.write(note, file=sys.stderr)
+
+    def predict_images(self, folder: str, names: Sequence[str], strips: bool) -> None:
+        paths = [os.path.join(folder, name) for name in names]
+        ids = self.boxes.image_ids(names, folder)
+        self.report_boxes()
         stems = [os.path.splitext(name)[0] for name in names]
         titles = stems if len(set(stems)) == len(stems) else names
         pictures, denoising = (os.path.join(self.out, kind) for kind in ("pictures", "denoising"))
@@ -96,20 +109,28 @@ class _Job:
                     self.report(str(error))
 
         for item, poses in self._predicted(items(), len(paths)):
-            draw.write_png(os.path.join(pictures, f"{item.title}.png"), draw_poses(item.pixels, poses))
+            self.write_picture(os.path.join(pictures, f"{item.title}.png"), draw_poses(item.pixels, poses))
             if strips and len(poses):
                 crops, trajectory, joints = self.predictor.trace(item.pixels, poses.boxes[:STRIP_PERSONS])
                 about, codec = step_titles(self.predictor), self.predictor.model.codec
                 strip = draw.denoising_strip(crops, trajectory, joints, poses.joint_set, about, warp=codec.name)
-                draw.write_png(os.path.join(denoising, f"{item.title}.png"), strip)
+                self.write_picture(os.path.join(denoising, f"{item.title}.png"), strip)
+
+    def write_picture(self, path: str, pixels: np.ndarray) -> None:
+        try:
+            draw.write_png(path, pixels)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self.report(f"{path}: not drawn: the file name is too long")
 
     def predict_video(self, path: str) -> None:
         film = os.path.join(self.out, f"{os.path.splitext(os.path.basename(path))[0]}.mp4")
         _check_apart([path], [film])
         reader, read = VideoReader(path), 0
         frames = (Item(n, name := f"frame {n}", name, pixels, reader.time) for n, pixels in enumerate(reader))
-        if reader.count:
-            self.boxes.check(range(reader.count))
+        self.boxes.check_frames(reader.count)
+        self.report_boxes()
         with write_video(film, reader.fps) as add:
             waiting = None
             for item, poses in self._predicted(frames, reader.count):
@@ -129,7 +150,7 @@ class _Job:
         for group in _groups(tqdm(items, total=total or None, unit="image", dynamic_ncols=True)):
             boxes = [self._usable_boxes(item) for item in group]
             for item, poses in zip(group, self.predictor([item.pixels for item in group], boxes), strict=True):
-                kept, rows = without_duplicates(item.id, poses, self.predictor.recipe)
+                kept, rows = without_duplicates(item.id, poses, self.predictor.recipe, self.boxes.category_id)
                 yield item, kept
                 results += rows
                 height, width = item.pixels.shape[:2]
@@ -162,10 +183,12 @@ def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield group
 
 
-def without_duplicates(image_id: int, poses: Poses, recipe: Recipe) -> tuple[Poses, list[dict]]:
+def without_duplicates(
+    image_id: int, poses: Poses, recipe: Recipe, category_id: int = PERSON_CATEGORY
+) -> tuple[Poses, list[dict]]:
     """The poses that the evaluation's suppression, `eval.nms`, keeps, with the scores that it gives, and as results."""
     ids = [image_id] * len(poses)
-    rows = make_results(ids, poses.boxes, poses.keypoints, poses.keypoint_scores, poses.scores, recipe)
+    rows = make_results(ids, poses.boxes, poses.keypoints, poses.keypoint_scores, poses.scores, recipe, category_id)
     numbered = [row | {"row": number} for number, row in enumerate(rows)]
     results = oks_nms(numbered, poses.joint_set.sigmas, recipe.eval.nms, soft=recipe.eval.soft_nms)
     kept = poses.select([result["row"] for result in results])

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from dpose_jax.data.image_files import open_regular
+from dpose_jax.inference.images import why_no_image
 
 MAX_STILL = 60.0  # seconds for which a drawn video shows a frame at most: a damaged time stamp may ask for years
 
@@ -24,7 +25,7 @@ class VideoReader:
         os.close(open_regular(path))
         self._video = cv2.VideoCapture(path)
         if not self._video.isOpened():
-            raise ValueError(f"{path}: is neither an image (by its suffix) nor a video that OpenCV can read")
+            raise ValueError(f"{path}: is neither an image nor a video that OpenCV can read: {why_no_image(path)}")
         self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default differs between versions
         fps, count = self._video.get(cv2.CAP_PROP_FPS), self._video.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps = float(fps) if 0 < fps < 1000 else 25.0

@@ -58,7 +58,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         return
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    # A part of the name, because a name of up to 255 bytes leaves no room for more.
+    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)[:20]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
