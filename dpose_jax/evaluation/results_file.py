@@ -30,8 +30,8 @@ def score_files(
     without a list of joints are left out, and counted in the protocol; so are results of other categories with joints.
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
     "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
-    `mean_pose.score_mean_pose`. Prints, and counts in `protocol["left_out"]`, which entries of AI Challenger's submission
-    do not count, see `aic.results_from_native`.
+    `mean_pose.score_mean_pose`. Prints, and counts in `protocol["left_out"]`, which entries of AI Challenger's
+    submission do not count, see `aic.results_from_native`.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
