@@ -24,6 +24,7 @@ CAR, HUMAN, WORKER, DOG = (
     [
         ([CAR, WORKER], None, WORKER),
         ([CAR, HUMAN], None, HUMAN),
+        ([Category(1, "person"), Category(2, "")], None, Category(1, "person")),
         ([Category(0, "human")], None, Category(0, "human")),
         ([CAR, WORKER, DOG], "dog", DOG),
         ([CAR, WORKER, DOG], "Worker", WORKER),

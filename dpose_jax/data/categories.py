@@ -28,7 +28,7 @@ def listed_categories(categories: Any) -> list[Category]:
         if isinstance(entry, dict) and isinstance(entry.get("id"), int) and not isinstance(entry["id"], bool):
             joints, name = entry.get("keypoints"), entry.get("name")
             joints = tuple(map(str, joints)) if isinstance(joints, list) else ()
-            found.append(Category(entry["id"], name if isinstance(name, str) else PERSON, joints))
+            found.append(Category(entry["id"], name if isinstance(name, str) else "", joints))
     return found
 
 

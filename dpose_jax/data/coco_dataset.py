@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpose_jax.data.categories import detected_id
+from dpose_jax.data.categories import PERSON, detected_id
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
 from dpose_jax.data.doubts import like_corners, normalised
 from dpose_jax.data.image_files import ImageFolder, ImageStore
@@ -142,7 +142,7 @@ class AnnotatedSource:
             person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": coco.person.id}
             person |= {"bbox": box, "area": area, "iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
             kept.append(person | {"keypoints": joints.ravel().tolist()})
-        category = {"id": coco.person.id, "name": coco.person.name, "keypoints": list(self._joint_set.joints)}
+        category = {"id": coco.person.id, "name": coco.person.name or PERSON, "keypoints": list(self._joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 
     def report(self) -> dict[str, int]:

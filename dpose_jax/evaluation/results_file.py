@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpose_jax.data.categories import Category, listed_categories, person_category
+from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
 from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, read_coco
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.mean_pose import score_mean_pose
@@ -92,5 +92,5 @@ def _of_persons(truth: dict, results: Any, person: Category, posed: list[int]) -
         away = set(posed) - {person.id}
         kept = [r for r in results if not isinstance(r, dict) or not is_int(i := r.get("category_id")) or i not in away]
     counts = {"other_category": others, "joint_list": boxes_only, "results_of_others": len(results) - len(kept)}
-    mine = {"id": person.id, "name": person.name}
+    mine = {"id": person.id, "name": person.name or PERSON}
     return truth | {"annotations": of_person, "categories": [mine]}, kept, {k: n for k, n in counts.items() if n}
