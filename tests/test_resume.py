@@ -120,11 +120,12 @@ def half(trained, tmp_path):
 
 def test_an_evaluation_that_sigterm_broke_off_is_made_up(half, miniature, monkeypatch):
     """The last one of a run too: it ends as preempted, and the same command evaluates without training."""
-    workdir, config = half, miniature(train__evaluate_every=4, eval__pictures=0)
+    workdir, config, asked = half, miniature(train__evaluate_every=4, eval__pictures=0), []
 
     def due(preemption):
-        preemption._preempted = True
-        return True
+        asked.append(preemption)
+        preemption._preempted = len(asked) > 1  # not yet after step 3
+        return preemption._preempted
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Preemption, "due", due)
