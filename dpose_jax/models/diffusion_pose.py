@@ -63,7 +63,7 @@ class DiffusionPose(nn.Module):
         x = (images.astype(jnp.float32) - IMAGE_MEAN) / IMAGE_STD
         moving = train and self.settings.batch_norm == "train" and not self.freeze_backbone
         features = getattr(self, BACKBONE)(x.astype(self.dtype), moving)
-        expected = (len(x), x.shape[1] // FEATURE_STRIDE, x.shape[2] // FEATURE_STRIDE, self.backbone.width)
+        expected = (x.shape[0], x.shape[1] // FEATURE_STRIDE, x.shape[2] // FEATURE_STRIDE, self.backbone.width)
         if features.shape != expected:
             raise ValueError(f"model.backbone={self.settings.backbone!r}: gave {features.shape}, must give {expected}")
         features = jax.lax.stop_gradient(features) if self.freeze_backbone else features
