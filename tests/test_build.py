@@ -11,7 +11,8 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from image_files import CMYK_JPEG, exif_turned
+from image_files import CMYK_JPEG
+from record_cases import broken_folder, built_records, edit, recipe  # noqa: F401, two of them fixtures
 
 from dpose_jax.data import build as build_module
 from dpose_jax.data import loader
@@ -21,60 +22,8 @@ from dpose_jax.data.build import build, format_report
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.image_files import decode_image
 from dpose_jax.data.sample import BadRecordError
-from dpose_jax.data.synthetic.dataset import write_coco_folder
-from dpose_jax.recipe import Recipe
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra [records] is not installed")
-
-
-def recipe(root, source="folder"):
-    values = {"input_size": (128, 96), "data.root": str(root), "data.source": source, "data.workers": 0}
-    values |= {"data.max_bad_share": 0.6, "data.val_detections": str(pathlib.Path(root).parent / "boxes.json")}
-    return Recipe().override(values | {"train.batch_size": 4})
-
-
-def edit(path, change):
-    facts = json.loads(path.read_text())
-    change(facts)
-    path.write_text(json.dumps(facts))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Eight training images, of which one is cut short, one missing and one of another size, and two others noted."""
-    root = tmp_path_factory.mktemp("data") / "coco"
-    write_coco_folder(root, train_images=8, val_images=2, difficulty=0.6)
-    files = sorted((root / "train2017").iterdir())
-    files[1].write_bytes(files[1].read_bytes()[:-2])
-    files[2].unlink()
-    cv2.imwrite(str(files[3]), cv2.imread(str(files[3]))[:-1])
-    cv2.imwrite(str(files[4]), cv2.imread(str(files[4]), cv2.IMREAD_GRAYSCALE))
-    files[5].write_bytes(exif_turned(files[5].read_bytes()))
-    (root / "train2017" / "cmyk.jpg").write_bytes(CMYK_JPEG)
-    deep = np.random.default_rng(0).integers(0, 1 << 16, (40, 30, 3), np.uint16)
-    cv2.imwrite(str(root / "val2017" / "empty.png"), deep)
-
-    def widen(facts):
-        facts["images"].append({"id": 900, "file_name": "cmyk.jpg", "width": 24, "height": 16})
-        joints = [[x, y, 2] for x in (4, 12, 20) for y in range(2, 14, 2)][:17]
-        entry = {"id": 900, "image_id": 900, "category_id": 1, "bbox": [1, 1, 20, 14], "iscrowd": 0}
-        facts["annotations"].append(entry | {"keypoints": np.ravel(joints).tolist()})
-        facts["annotations"].append(facts["annotations"][0] | {"id": 901, "bbox": [1, 2, 3]})
-
-    edit(root / "annotations" / "person_keypoints_train2017.json", widen)
-    empty = {"id": 5, "file_name": "empty.png", "width": 30, "height": 40}
-    edit(root / "annotations" / "person_keypoints_val2017.json", lambda facts: facts["images"].append(empty))
-    box = {"image_id": 5, "category_id": 1, "bbox": [2, 3, 20, 30], "score": 0.5}
-    (root.parent / "boxes.json").write_text(json.dumps([box]))
-    return root
-
-
-@pytest.fixture(scope="module")
-def records(folder):
-    """Both kinds, built by this process."""
-    out = folder.parent / "records"
-    reports = {kind: build(recipe(folder), str(out), kind) for kind in writer.KINDS}
-    return out, reports
 
 
 def batches(root, kind, count=8, workers=0):
@@ -320,72 +269,6 @@ assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "tensorflow" not in sys.modules
-
-
-def damaged(records, kind, tmp_path):
-    """A copy of the records of a kind, for damage."""
-    copied = shutil.copytree(records_folder(str(records[0]), kind), records_folder(str(tmp_path), kind))
-    return pathlib.Path(copied)
-
-
-@pytest.mark.parametrize("kind", writer.KINDS)
-def test_a_damaged_record_is_a_bad_record_by_name(records, kind, tmp_path):
-    """Whatever byte of the records is damaged, each person is read as before, or its file and id are named."""
-    folder = damaged(records, kind, tmp_path)
-    whole = make_source(recipe(records[0], kind), "train", training=True)
-    (path,) = folder.glob("coco_keypoints-train.array_record*")
-    data, rng, bad = path.read_bytes(), np.random.default_rng(0), 0
-
-    def outcome(source, index):
-        try:
-            return source.read_image(index).tobytes()
-        except BadRecordError as error:
-            return str(error)
-
-    expected = [outcome(whole, index) for index in range(len(whole))]
-    cases = [data[: len(data) // 2], b""]
-    for place in rng.integers(0, len(data), 12):
-        cases.append(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
-    for content in cases:
-        path.write_bytes(content)
-        source = make_source(recipe(tmp_path, kind), "train", training=True)
-        for index in range(len(source)):
-            if (found := outcome(source, index)) != expected[index] and isinstance(expected[index], bytes):
-                bad += 1
-                assert isinstance(found, str), "other pixels, without a word"
-                assert f"(id {source[index].annotation_id}): record" in found and "is damaged" in found
-    assert bad
-
-
-@pytest.mark.parametrize("kind", writer.KINDS)
-def test_json_beside_records_is_checked_before_the_first_batch(records, kind, tmp_path):
-    folder = damaged(records, kind, tmp_path)
-    for name in ("train_annotations.json", "train_index.json"):
-        path = folder / name
-        content = path.read_text()
-        path.write_text(content.replace("1", "2", 1))
-        with pytest.raises(ValueError, match=f"{name}: is damaged or was changed, its SHA-256"):
-            make_source(recipe(tmp_path, kind), "train", training=True)
-        path.write_text(content)
-    # What the first builds did not store is not checked, and was built from the pixels as stored.
-    edit(folder / "build.json", lambda facts: (facts.pop("files"), facts.pop("orientation")))
-    assert len(make_source(recipe(tmp_path, kind), "train", training=True))
-    with pytest.raises(ValueError, match="was built with data.orientation='stored', the recipe has 'upright'"):
-        make_source(recipe(tmp_path, kind).override({"data.orientation": "upright"}), "train", training=True)
-
-
-def test_a_record_of_another_person_or_image_is_noticed(records, tmp_path):
-    for kind, field in (("full", "file_name"), ("crops", "id")):
-        folder = damaged(records, kind, tmp_path)
-
-        def swap(facts, rows="images" if kind == "full" else "persons"):
-            facts[rows][0], facts[rows][1] = facts[rows][1], facts[rows][0]
-
-        edit(folder / "train_index.json", swap)
-        edit(folder / "build.json", lambda facts: facts.pop("files"))
-        source = make_source(recipe(tmp_path, kind), "train", training=True)
-        with pytest.raises(BadRecordError, match=f"record . of .* has {field} .*, its index says"):
-            source.read_image(0)
 
 
 @pytest.mark.parametrize("kind", writer.KINDS)

@@ -20,6 +20,7 @@ from dpose_jax import Predictor
 from dpose_jax.data.crop import invert, padded_view, view_matrix, warp_image
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import crop_spec
+from dpose_jax.inference.predict_files import predict
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNetSpec
 from dpose_jax.models.initialise import abstract_variables
@@ -214,6 +215,8 @@ def test_converts_to_a_model_folder_and_back_to_the_official_layout(official, tm
     assert Predictor.from_file(str(folder)).sampler.settings == ()
     with pytest.raises(ValueError, match="steps=2: a plain HRNet .* has no denoiser"):
         Predictor.from_file(str(folder), steps=2)
+    with pytest.raises(ValueError, match="trajectory: the coarse branch, which is all of a plain HRNet"):
+        predict(Predictor.from_file(str(folder)), str(tmp_path), str(tmp_path / "out"), strips=True)
     done = command("dpose_jax.workdir.convert", f"--weights={path}", f"--out={folder}.safetensors")
     assert done.returncode == 1 and "must be a folder for --weights" in done.stderr
 

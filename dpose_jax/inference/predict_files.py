@@ -58,6 +58,8 @@ def predict(
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
+    if strips and not predictor.sampler.settings:
+        raise ValueError("trajectory: the coarse branch, which is all of a plain HRNet, has no denoising to draw")
     job = _Job(predictor, out, boxes or BoxSource())
     if os.path.isdir(source):
         names, others = list_images(source, out)

@@ -36,8 +36,7 @@ def learning_rate(optim: Optim, train: Train) -> optax.Schedule:
 
 
 def kept_parts(recipe: Recipe) -> tuple[str, ...]:
-    """The modules that the run leaves as they are: HRNet at `optim.backbone_rate` 0, then also a coarse branch that no
-    loss trains."""
+    """What a run leaves as it is: HRNet at `optim.backbone_rate` 0, then also a coarse branch without a loss."""
     if recipe.optim.backbone_rate:
         return ()
     return (BACKBONE,) if recipe.loss.coarse else (BACKBONE, "coarse_head")

@@ -26,8 +26,6 @@ PROTOCOL = {
     "crop.warp": "rounded", "codec.name": "rounded", "codec.refine": "quarter", "loss.diffusion": 0.0,
     "model.pretrained": "none", "model.spatial_attention": False, "model.channel_attention": False,
 }  # fmt: skip
-
-
 LICENCE = "weights of the official HRNet (MIT licence), trained on COCO 2017, whose photos are their authors'"
 
 
@@ -56,7 +54,10 @@ PUBLISHED = {
 
 
 def fetch(name: str) -> str:
-    """The file of a name of PUBLISHED, cached or downloaded once; prints what it is. ValueError for another hash."""
+    """The file of a name of PUBLISHED, cached or downloaded once; prints what it is, before it downloads.
+
+    Raises ConnectionError if the hub does not give it, ValueError without the hub extra, or if its hash differs.
+    """
     wanted, field = PUBLISHED[name], f"weights {name!r}"
     what = (
         f"{wanted.file} of {wanted.repository}, about {wanted.megabytes} MB, {LICENCE}; AP {wanted.ap} by its authors"
