@@ -4,8 +4,8 @@ python tests/kill_saves.py [--kills=20] [--seed=0]
 
 A run of tests/miniature.py saves after every step. Each time it is resumed, it is killed (SIGKILL) at a random moment
 of a random one of its first saves. After each kill the newest checkpoint has to be there, to restore, and to be bit
-for bit the state and data position that a run without kills had at that step; in the end the run is finished, and
-its last state has to be that run's.
+for bit the state and data position that a run without kills had at that step. That step never goes back. In the end the
+run is finished, and its last state has to be that run's.
 """
 
 import argparse
@@ -101,6 +101,18 @@ def left(recipe, workdir: str) -> tuple[int | None, str | None]:
         return checkpoints.latest, digest(state, run.data.get_state())
 
 
+def check(kill: int, before: int | None, found: tuple[int | None, str | None], expected: dict[int, str]) -> int | None:
+    """The step that is left after a kill; ends the program if it went back, or is not the state that it was."""
+    step, bits = found
+    if before is not None and (step is None or step < before):
+        raise SystemExit(
+            f"kill {kill}: step {before} was saved, {'nothing' if step is None else f'step {step}'} is left"
+        )
+    if step is not None and bits != expected[step]:
+        raise SystemExit(f"kill {kill}: the checkpoint of step {step} is not what it was")
+    return step
+
+
 def save_seconds(recipe) -> float:
     """How long a save takes here: the span that the moments are drawn from."""
     run = loop.prepare(recipe)
@@ -121,12 +133,11 @@ def main() -> None:
     seconds = save_seconds(recipe)
     print(f"a save takes {seconds * 1e3:.0f} ms", flush=True)
     with tempfile.TemporaryDirectory() as workdir:
+        step = None
         for kill in range(1, given.kills + 1):
             moment, unfinished = kill_in_save(workdir, rng, seconds)
             cut += unfinished
-            step, found = left(recipe, workdir)
-            if step is not None and found != expected[step]:
-                raise SystemExit(f"kill {kill}: the checkpoint of step {step} is not what it was")
+            step = check(kill, step, left(recipe, workdir), expected)
             place, kept = "cut short" if unfinished else "done", "nothing yet" if step is None else f"step {step} whole"
             print(f"kill {kill}: {moment * 1e3:.0f} ms into a save, which was {place}; {kept}", flush=True)
         if start(workdir).wait() or left(recipe, workdir) != (STEPS, expected[STEPS]):

@@ -3,6 +3,11 @@
 import contextlib
 import dataclasses
 import functools
+import os
+import re
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,7 +103,7 @@ class TrainIterator(grain.DatasetIterator):
             parts = self._stream[self._examples :].batch(self._batch_size // count)
             self._batches = iter(read_ahead(parts[index::count], self._workers))
             self._watchdog = Watchdog(SLOW)
-        with self._watchdog.waits():
+        with self._watchdog.waits(), _named_deaths():
             batch = _copied(next(self._batches))
         self._examples += self._batch_size
         return batch
@@ -150,7 +155,7 @@ class EvalBatches:
         watched = contextlib.closing(Watchdog(SLOW))
         with contextlib.closing(iter(read_ahead(self._batches, self._workers))) as batches, watched as watchdog:
             while True:
-                with watchdog.waits():
+                with watchdog.waits(), _named_deaths():
                     batch = next(batches, None)
                 if batch is None:
                     return
@@ -190,9 +195,40 @@ def _copied(batch: Batch) -> Batch:
     return {key: np.array(value) for key, value in batch.items()}
 
 
-def _one_thread(*_) -> None:
+@contextlib.contextmanager
+def _named_deaths() -> Iterator[None]:
+    """Turns Grain's error about a worker process that was killed into a ChildProcessError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.match(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not found:
+            raise
+        code = int(found[1])
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        hint = "often by the system for want of memory: lower data.workers" if code == -signal.SIGKILL else "see above"
+        raise ChildProcessError(f"a process of data.workers was {how} ({hint})") from None
+
+
+def _one_thread() -> None:
     """Turns off OpenCV's own threads, which would compete with the workers and with XLA."""
     cv2.setNumThreads(0)
+
+
+def _start_worker(parent: int, *_) -> None:
+    """Prepares a worker process, which ends with its `parent`, however that dies.
+
+    Then the last of them to go closes the pipe to Python's resource tracker, which removes their shared memory.
+    """
+    _one_thread()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent still has to save
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> grain.IterDataset:
@@ -210,7 +246,7 @@ def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> gr
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
     ahead = grain.experimental.WithOptionsIterDataset(ahead, options)
     multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, elements // 2))
-    return ahead.mp_prefetch(multiprocessing, worker_init_fn=_one_thread)
+    return ahead.mp_prefetch(multiprocessing, worker_init_fn=functools.partial(_start_worker, os.getpid()))
 
 
 class BadRecords:

@@ -1,8 +1,11 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
 import contextlib
+import logging as builtin_logging
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 
 from absl import app, flags, logging
@@ -26,17 +29,30 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         cpu.keep_freed_memory()
         cpu.fuse_elementwise()
+        if not flags.FLAGS["verbosity"].present:
+            _only_our_lines()
         if keep_programs:
             cpu.keep_compiled_programs()
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
         try:
             main()
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except USER_ERRORS + errors as error:
             logging.debug("", exc_info=True)
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 
     app.run(call, flags_parser=flag_errors()(lambda argv: flags.FLAGS(argv)))
+
+
+def _only_our_lines() -> None:
+    """Drops what other libraries log or warn about, but for errors; python -W keeps warnings."""
+    logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
+    package = os.path.dirname(os.path.dirname(__file__))
+    for handler in (logging.get_absl_handler(), *builtin_logging.getLogger().handlers):
+        handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(package))
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 @contextlib.contextmanager

@@ -3,8 +3,11 @@
 import ctypes
 import os
 import pathlib
+import re
+import warnings
 
 import jax
+from etils import epath
 
 FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 FUSIONS = "LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
@@ -47,3 +50,24 @@ def keep_compiled_programs() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009 (unknown to type checkers)
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "dpose_jax" / "programs"))
+    mend_programs(getattr(jax.config, "jax_compilation_cache_dir"))  # noqa: B009
+
+
+def mend_programs(folder: str) -> None:
+    """Deletes stored programs of `folder` that JAX warns it cannot read, so that they are compiled and stored anew.
+
+    JAX itself never overwrites one, so after a kill in a write every start would compile.
+    """
+    text, show = "Error reading persistent compilation cache entry for '", warnings.showwarning
+
+    def mend(message, *arguments, **options) -> None:
+        found = re.match(rf"{text}([^']*)'", str(message))
+        if not found:
+            show(message, *arguments, **options)
+            return
+        print(f"{folder}: the stored program {found[1]!r} is damaged; it is compiled anew")
+        for path in epath.Path(folder).glob(f"{found[1]}-*"):
+            path.unlink(missing_ok=True)
+
+    warnings.filterwarnings("always", text)
+    warnings.showwarning = mend

@@ -1,8 +1,11 @@
 """Several processes as one run, usually one a host: how they join, what they share, what only the first one does."""
 
+import hashlib
+import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,3 +92,44 @@ def gather(rows: Any) -> Any:
     if jax.process_count() == 1:
         return rows
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(rows, tiled=True))
+
+
+def from_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on the first process, a JSON value, for every process; the others do not call it.
+
+    A ValueError or OSError of the first process is raised on all, so that none waits for it.
+    """
+    if jax.process_count() == 1:
+        return function()
+    content = b""
+    if is_first():
+        try:
+            answer: list = ["value", function()]
+        except (ValueError, OSError) as error:
+            answer = ["OSError" if isinstance(error, OSError) else "ValueError", str(error)]
+        content = json.dumps(answer).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.frombuffer(content.ljust(size), np.uint8)
+    kind, found = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    if kind == "value":
+        return found
+    raise (OSError if kind == "OSError" else ValueError)(found)
+
+
+def check_same(values: dict[str, Any]) -> None:
+    """Raises ValueError on all processes if one has other `values`, which it names; they are compared by hash."""
+    if jax.process_count() == 1:
+        return
+    for compared in ({"the version of dpose_jax": sorted(values)}, values):
+        sums = [int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:4]) for value in compared.values()]
+        found = gather(np.array([sums], np.uint32))
+        first = from_first(lambda compared=compared: [f"{value!r:.60}" for value in compared.values()])
+        own = [f"{value!r:.60}" for value in compared.values()]
+        lines = []
+        for name, column, theirs, ours in zip(compared, found.T, first, own, strict=False):
+            others = np.flatnonzero(column != column[0]).tolist()
+            here = f", {ours} on process {jax.process_index()}" if jax.process_index() in others else ""
+            if others:
+                lines.append(f"{name}: {theirs} on process 0{here}; not the same on process {others}")
+        if lines:
+            raise ValueError("\n  ".join(["the processes of a run have to be given the same:", *lines]))

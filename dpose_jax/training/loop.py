@@ -20,6 +20,7 @@ from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
+from dpose_jax.training.changes import changes, check_hosts, fingerprint
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.optimizer import kept_parts, make_optimizer
@@ -28,6 +29,7 @@ from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.training.step import make_train_step
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint, record_start
+from dpose_jax.workdir.lock import locked
 
 
 def train(recipe: Recipe, workdir: str) -> None:
@@ -42,26 +44,36 @@ def train(recipe: Recipe, workdir: str) -> None:
     SIGTERM, once the step that was being computed is saved.
     """
     check_workdir(recipe, workdir, training=True)
-    run = prepare(recipe, resumes=holds_checkpoint(workdir))
-    evaluator = Evaluator(recipe, run.mesh) if recipe.train.evaluate_every else None
-    for line in describe(run.source, recipe.data.orientation, doubts.SAMPLE):
-        multihost.say(f"data: {line}")
+    check_hosts(recipe, workdir)
+    total = recipe.train.steps
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
+        multihost.from_first(lambda: stack.enter_context(locked(workdir)))
+        run = prepare(recipe, resumes=holds_checkpoint(workdir))
         stack.callback(run.data.close)
-        start = checkpoints.latest or 0
-        if multihost.is_first() and start < recipe.train.steps:
-            claim_workdir(recipe, workdir)
-            record_start(workdir, start)
+        evaluator = Evaluator(recipe, run.mesh) if recipe.train.evaluate_every else None
+        for line in describe(run.source, recipe.data.orientation, doubts.SAMPLE):
+            multihost.say(f"data: {line}")
+        checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
+        start, data = checkpoints.latest or 0, {"persons": len(run.source), "sha256": fingerprint(run.source)}
+        multihost.check_same({"the training data": data, "the newest checkpoint": start})
         if start:
+            end = "" if start < total else f": nothing to train, raise train.steps={total} to go on"
+            multihost.say(f"resuming at step {start} of {total}{end}")
+            for line in changes(recipe, workdir, start, data):
+                multihost.say(f"since the checkpoint: {line}")
             run = dataclasses.replace(run, state=checkpoints.restore(run.state, run.data))
-            multihost.say(f"resuming at step {start} of {recipe.train.steps}")
+        if multihost.is_first() and start < total:
+            claim_workdir(recipe, workdir)
+            record_start(workdir, start, data)
         writer = MetricsWriter(workdir, start) if multihost.is_first() else None
         if writer is not None:
             stack.callback(writer.close)
         log = StepLog(recipe.data, recipe.train, run.source, start, writer)
         trace = stack.enter_context(Trace(recipe.profile_steps, start, os.path.join(workdir, "profile")))
         _take_steps(run, start, checkpoints, log, trace, evaluator)
+    if start < total:
+        multihost.say(f"done: {os.path.join(checkpoints.folder, str(total))}")
+        multihost.say(f"next: python eval.py --workdir={workdir}; python predict.py --workdir={workdir} --input=FILE")
 
 
 def _take_steps(
@@ -78,7 +90,7 @@ def _take_steps(
         assert evaluator is not None
         ap = evaluator.best_ap(evaluated_variables(state, ema=run.recipe.eval.ema), preemption.due)
         if ap is None:
-            raise Preempted(step)
+            raise Preempted(step, preemption.name)
         log.write(step, {"AP": ap})
         log.keep()
         checkpoints.add_ap(step, ap)
@@ -103,7 +115,7 @@ def _take_steps(
                     if evaluates(step) and not stop:
                         evaluate(step)
             if stop and (step < total or evaluates(step)):
-                raise Preempted(step)
+                raise Preempted(step, preemption.name)
 
 
 class Phase(NamedTuple):

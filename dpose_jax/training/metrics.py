@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-import tensorboardX
 
 from dpose_jax.data.loader import BadRecords
 from dpose_jax.data.sample import Source
 from dpose_jax.recipe import Data, Train
+from dpose_jax.training.board import Board
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
 
@@ -25,36 +25,76 @@ class DivergedError(Exception):
 class MetricsWriter:
     """Appends one JSON object a log line to WORKDIR/metrics.jsonl, and the same scalars to TensorBoard.
 
-    In a bucket, where nothing can be appended, each `flush` writes metrics.jsonl anew.
+    Each line is on disk when `write` returns; what cannot be written is an OSError that names the file. In a bucket,
+    where nothing can be appended, each `flush` writes metrics.jsonl anew.
     """
 
     def __init__(self, workdir: str, start: int):
-        """Opens the files; drops lines after step `start`, whose steps no checkpoint holds."""
-        self._path = os.path.join(workdir, "metrics.jsonl")
-        text = files.read_bytes(self._path).decode() if files.exists(self._path) else ""
-        # A line that a crash cut short has no closing brace.
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-        self._kept = "".join(line for line in lines if json.loads(line)["step"] <= start)
+        """Opens the files; drops lines after step `start`, whose steps no checkpoint holds.
+
+        Lines that are no object with a step are named and moved to metrics_set_aside.txt.
+        """
+        self._path, self._remote = os.path.join(workdir, "metrics.jsonl"), files.is_remote(workdir)
+        content = files.read_bytes(self._path) if files.exists(self._path) else b""
+        kept, odd = _mended(content, self._path)
+        if odd:
+            aside = os.path.join(workdir, "metrics_set_aside.txt")
+            before = files.read_bytes(aside) if files.exists(aside) else b""
+            files.write_bytes(aside, before + b"".join(line + b"\n" for line in odd))
+        self._kept = "".join(json.dumps(line) + "\n" for line in kept if line["step"] <= start)
         files.write_bytes(self._path, self._kept.encode())
-        self._file = io.StringIO() if files.is_remote(workdir) else open(self._path, "a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1)
+        self._file = io.BytesIO() if self._remote else open(self._path, "ab", buffering=0)
+        self._board = Board(os.path.join(workdir, "tensorboard"), start)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the metrics of one step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Writes the metrics of one step. Raises OSError also if metrics.jsonl was deleted or moved meanwhile."""
+        with files.placed(self._path, (OSError,), OSError):
+            if not self._remote and not self._in_place():
+                raise OSError("deleted or moved while the run was going on, so the run ends")
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+            self._board.write(step, values)
+
+    def _in_place(self) -> bool:
+        assert isinstance(self._file, io.FileIO)
+        return os.path.exists(self._path) and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
 
     def flush(self) -> None:
         """Puts the written lines where a resumed run finds them."""
-        if isinstance(self._file, io.StringIO):
-            files.write_bytes(self._path, (self._kept + self._file.getvalue()).encode())
+        if isinstance(self._file, io.BytesIO):
+            files.write_bytes(self._path, self._kept.encode() + self._file.getvalue())
+            self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes both."""
-        self.flush()
-        self._file.close()
-        self._board.close()
+        with files.placed(self._path, (OSError,), OSError):
+            self.flush()
+            self._file.close()
+            self._board.close()
+
+
+def _mended(content: bytes, path: str) -> tuple[list[dict], list[bytes]]:
+    """The objects of metrics.jsonl, and its lines that hold something else, which are named.
+
+    A crash leaves NUL bytes, a last line without its end, or two objects on a line.
+    """
+    kept, odd, decoder = list[dict](), list[bytes](), json.JSONDecoder()
+    *lines, last = content.split(b"\n")
+    for number, line in enumerate([*lines, last], 1):
+        text, found = line.strip(b"\0 \t\r").decode(errors="replace"), list[dict]()
+        try:
+            while text:
+                value, end = decoder.raw_decode(text)
+                if not isinstance(value, dict) or type(value.get("step")) is not int:
+                    raise ValueError("no object with a step")
+                found.append(value)
+                text = text[end:].lstrip("\0 \t\r")
+            kept += found
+        except (ValueError, RecursionError):
+            kept += found
+            if number <= len(lines):
+                print(f"{path}, line {number}: set aside, it is no object with a step: {text[:60]!r}")
+                odd.append(line)
+    return kept, odd
 
 
 class StepLog:

@@ -1,7 +1,9 @@
-"""SIGTERM during training: clouds and SLURM send it some seconds before they take a machine away."""
+"""SIGTERM and Ctrl-C during training: clouds and SLURM send the first some seconds before they take a machine away."""
 
 import contextlib
+import os
 import signal
+import socket
 import sys
 import threading
 
@@ -17,29 +19,68 @@ PREEMPTED_STATUS = 75
 class Preempted(SystemExit):
     """Ends the program with PREEMPTED_STATUS, once the state of `step` is saved."""
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, name: str = "SIGTERM"):
         super().__init__(PREEMPTED_STATUS)
         if multihost.is_first():
-            print(f"SIGTERM: step {step} is saved, the same command goes on from there", file=sys.stderr)
+            print(f"{name}: step {step} is saved, the same command goes on from there", file=sys.stderr)
 
 
 class Preemption(contextlib.ExitStack):
-    """A context in which SIGTERM does not end the process but makes `due`, called after every step, return True."""
+    """A context in which SIGTERM and SIGINT do not end the process: `due`, called after every step, returns True.
+
+    A second signal ends the process at once with status 128 + its number, even while a step is compiled.
+    """
 
     def __init__(self):
         super().__init__()
-        self._preempted, self._calls = False, 0
-        # Among several processes JAX's own client receives the signal. Python handles signals in the main thread alone.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            before = signal.signal(signal.SIGTERM, self._receive)
-            self.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
+        self.name = "SIGTERM"  # of the signal that came
+        self._preempted, self._calls, self._alone = False, 0, jax.process_count() == 1
+        # Python handles signals in the main thread alone.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        # Among several processes JAX's own client receives SIGTERM.
+        for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
+            before = signal.signal(number, self._receive)
+            self.callback(signal.signal, number, before or signal.SIG_DFL)
+        self._watch()
 
-    def _receive(self, *_) -> None:
+    def _receive(self, number: int, _) -> None:
+        if not self._alone:
+            signal.raise_signal(signal.SIGTERM)
+            return
+        if not self._preempted:
+            self.name = signal.Signals(number).name
+            print(f"\n{self.name}: saving after this step; once more ends the run at once", file=sys.stderr, flush=True)
         self._preempted = True
+
+    def _watch(self) -> None:
+        """Starts a thread that counts signals, since the main one may be busy in a long call, such as a compilation."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+        def stop() -> None:
+            signal.set_wakeup_fd(before)
+            writer.close()
+            thread.join()
+            reader.close()
+
+        def count() -> None:
+            received = 0
+            while numbers := reader.recv(1):
+                received += numbers[0] in (signal.SIGTERM, signal.SIGINT)
+                if received == 2:
+                    # A checkpoint being written has a temporary name still, and workers see that we are gone.
+                    os.write(2, b"\nsecond signal: ended without saving\n")
+                    os._exit(128 + numbers[0])
+
+        thread = threading.Thread(target=count, daemon=True)
+        thread.start()
+        self.callback(stop)
 
     def due(self) -> bool:
         """Whether to save and stop now. Several processes call it equally often, and get the same answer each time."""
-        if jax.process_count() > 1 and not self._preempted:
+        if not self._alone and not self._preempted:
             self._calls += 1
             self._preempted = multihost_utils.reached_preemption_sync_point(self._calls)
         return self._preempted

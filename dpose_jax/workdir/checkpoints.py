@@ -13,15 +13,37 @@ from etils import epath
 
 from dpose_jax import __version__
 from dpose_jax.recipe import Recipe
-from dpose_jax.workdir import files
+from dpose_jax.runtime import multihost
+from dpose_jax.workdir import checksums, files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
 
 RUN_FILE = "run.json"  # which devices and versions trained a workdir
 FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
 
+def _with_checksums(handler: Any) -> Any:
+    """The handler, which adds checksums once all hosts have written, before the checkpoint gets its name."""
+    finalize = handler.finalize
+
+    def finalize_with_checksums(directory: epath.Path) -> None:
+        finalize(directory)
+        checksums.add_checksums(directory)
+
+    # A subclass would need argument classes of its own, which orbax looks up by the handler's class.
+    handler.finalize = finalize_with_checksums
+    return handler
+
+
+class _Manager(ocp.CheckpointManager):
+    """Takes an AP that cannot be read for none; orbax's own ends with a traceback."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        ap = _stored_ap(os.fspath(self.directory), step)
+        return None if ap is None else {"AP": ap}
+
+
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints of one workdir, one folder a step, each written atomically.
+    """The checkpoints of one workdir, one folder a step, each written atomically and with checksums.
 
     All processes of a run open, save and restore together. Each writes and reads its own part of the arrays, so the
     workdir of several hosts has to be a folder that they share, or a bucket. What cannot be written is an OSError that
@@ -31,12 +53,16 @@ class Checkpoints(contextlib.AbstractContextManager):
     def __init__(self, workdir: str, keep: int = 1, *, read_only: bool = False):
         """Opens `workdir`/checkpoints; the `keep` newest stay, and the one of the highest AP.
 
-        Raises OSError if it is in a bucket that cannot be reached, or must not be.
+        Prints each checkpoint that is newer than the newest whole one, and why it is passed over; unless `read_only`,
+        it is moved to `workdir`/damaged. Raises ValueError if no checkpoint is whole, or a damaged one lies in a
+        bucket, and OSError if the bucket cannot be reached, or must not be.
         """
         self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
         # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
         place = f"{self.folder}: cannot write a checkpoint"
         self._writing = functools.partial(files.placed, place, (Exception,), OSError)
+        with files.named_errors(self.folder):
+            self._damaged = multihost.from_first(functools.partial(self._pass_over, read_only))
         newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
         best = ocp.checkpoint_managers.BestN(get_metric_fn=_ap, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
@@ -47,19 +73,72 @@ class Checkpoints(contextlib.AbstractContextManager):
             read_only=read_only,
         )
         with files.named_errors(self.folder):
-            handlers = {"state": ocp.PyTreeCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            handlers = {
+                "state": _with_checksums(ocp.PyTreeCheckpointHandler()),
+                "data": _with_checksums(ocp.JsonCheckpointHandler()),
+            }
+            self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
+
+    def _pass_over(self, read_only: bool) -> list[int]:
+        """The damaged checkpoints that are newer than the newest whole one, after printing each."""
+        steps, damaged = _steps(self.folder), dict[int, str]()
+        for step in steps:
+            reason = self._damage(step)
+            if reason is None:
+                break
+            damaged[step] = f"{os.path.join(self.folder, str(step))}: {reason}"
+        if damaged and len(damaged) == len(steps):
+            raise ValueError("\n  ".join([f"{self.folder}: no checkpoint is whole:", *damaged.values()]))
+        for step, text in damaged.items():
+            moved = "" if read_only else f"; moved to {self._set_aside(step, text)}"
+            print(f"passed over: {text}{moved}; step {steps[len(damaged)]} is taken")
+        return [] if not read_only else list(damaged)
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with checkpoint `step`, None if it is whole; of one without checksums all is read once."""
+        folder = epath.Path(self.folder) / str(step)
+        reason = checksums.damage(folder / "state") or checksums.damage(folder / "data")
+        if reason:
+            return reason
+        try:
+            checksums.read_json_object(folder / "data" / "metadata")
+        except ValueError as error:
+            return str(error)
+        checked = [(folder / name / checksums.CHECKSUMS_FILE).exists() for name in ("state", "data")]
+        if all(checked):
+            return None
+        if any(checked):
+            return f"{checksums.CHECKSUMS_FILE} is missing"
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                stored = reader.metadata(folder / "state").item_metadata.tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+                reader.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        except (MemoryError, PermissionError):
+            raise
+        except Exception as error:  # orbax and tensorstore have types of their own
+            return f"state/ cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        return None
+
+    def _set_aside(self, step: int, text: str) -> str:
+        if files.is_remote(self.folder):
+            raise ValueError(f"{text}; delete this folder to go on from the checkpoint before")
+        place = os.path.join(os.path.dirname(self.folder), "damaged", str(step))
+        while os.path.exists(place):
+            place += "_"
+        os.renames(os.path.join(self.folder, str(step)), place)
+        return place
 
     @property
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, None without one."""
-        return self._manager.latest_step()
+        return max(set(self._manager.all_steps()) - set(self._damaged), default=None)
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint of the highest AP, the newest of equals; None where none was evaluated."""
-        step = self._manager.best_step()
-        return step if step is not None and self.evaluated(step) else None
+        steps = [step for step in self._manager.all_steps() if step not in self._damaged and self.evaluated(step)]
+        return max(steps, key=lambda step: (_stored_ap(self.folder, step) or 0.0, step), default=None)
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator) -> None:
         """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one."""
@@ -72,7 +151,8 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def evaluated(self, step: int) -> bool:
         """Whether checkpoint `step` has an AP."""
-        return _ap(self._manager.metrics(step) or {}) >= 0
+        ap = _stored_ap(self.folder, step)
+        return ap is not None and ap >= 0
 
     def add_ap(self, step: int, ap: float) -> None:
         """Adds the AP of its evaluation to checkpoint `step`; the former best one stays until the next `save`."""
@@ -91,6 +171,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         if step is None:
             where = f"eval.checkpoint='best': no checkpoint of {self.folder!r}"
             raise FileNotFoundError(f"{where} was evaluated; train with train.evaluate_every")
+        reason = multihost.from_first(functools.partial(self._damage, step)) if which == "best" else None
+        if reason:
+            path = os.path.join(self.folder, str(step))
+            raise ValueError(f"{path}: {reason}; it is the best one, eval.checkpoint='last' takes the newest whole one")
         return step
 
     def restore(self, like: Any, data: grain.DatasetIterator | None = None, step: int | None = None) -> Any:
@@ -101,9 +185,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         step = self.find() if step is None else step
         position = self._restore(step, data=ocp.args.JsonRestore())
-        found = position.pop("format", 1)
+        found, path = position.pop("format", 1), os.path.join(self.folder, str(step))
         if found != FORMAT:
-            path = os.path.join(self.folder, str(step))
             raise ValueError(f"{path}: is of checkpoint format {found}, this version of dpose_jax reads {FORMAT}")
         if data is not None:
             data.set_state(position)
@@ -138,6 +221,22 @@ class Checkpoints(contextlib.AbstractContextManager):
 
 def _ap(metrics: dict[str, float]) -> float:
     return metrics.get("AP", -1.0)
+
+
+def _stored_ap(folder: str, step: int) -> float | None:
+    """AP of checkpoint `step`, -1 where it was not evaluated, None where that cannot be read."""
+    item = ocp.checkpoint_manager.METRIC_ITEM_NAME
+    try:
+        ap = _ap(checksums.read_json_object(epath.Path(folder) / str(step) / item / item))
+    except ValueError:
+        return None
+    return ap if isinstance(ap, int | float) and -1 <= ap <= 1 else None
+
+
+def _steps(folder: str) -> list[int]:
+    """The steps whose checkpoints orbax takes to be finished, from the newest."""
+    paths = ocp.utils.checkpoint_steps_paths(folder)
+    return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
 
 
 def _is_average(part: Any) -> bool:
@@ -209,11 +308,17 @@ def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> No
         raise ValueError("\n  ".join([f"workdir {workdir!r} holds the checkpoint of {what}:", *different]))
 
 
-def record_start(workdir: str, step: int) -> None:
-    """Adds this start of the run, from `step`, to WORKDIR/run.json: its devices, processes and versions."""
-    start = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
+def record_start(workdir: str, step: int, data: dict[str, Any] | None = None) -> None:
+    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, and `data` (JSON)."""
+    start: dict[str, Any] = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
     start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
+    start |= {} if data is None else {"data": data}
     files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
+
+
+def last_start(workdir: str) -> dict[str, Any]:
+    """What `record_start` wrote last; empty without a run.json."""
+    return ([{}] + _starts(workdir))[-1]
 
 
 def training_device(workdir: str) -> str | None:

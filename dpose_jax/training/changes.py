@@ -1,0 +1,63 @@
+"""What a run says about itself: what changed since its checkpoint, and what to do after its end."""
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from dpose_jax import __version__
+from dpose_jax.data.sample import Source
+from dpose_jax.recipe import Recipe
+from dpose_jax.runtime import multihost
+from dpose_jax.training.optimizer import learning_rate
+from dpose_jax.workdir import files
+from dpose_jax.workdir.checkpoints import last_start
+from dpose_jax.workdir.compatibility import CONFIG_FILE, stored_recipe
+
+# Fields that each host may set for itself: where its files lie, and how it reads them. What they hold is compared.
+OF_HOST = ("data.root", "data.workers", "joint_set")
+# Fields that a changed run may have without another result.
+NO_RESULT = ("data.root", "data.workers", "joint_set", "profile_steps", "train.log_every", "train.fsdp")
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of a source's persons, in their order: file names without folder, ids, boxes and joints; no pixel."""
+    found = hashlib.sha256()
+    for index in range(len(source)):
+        person = source[index]
+        found.update(f"{person.annotation_id} {person.image_id} {os.path.basename(person.file)}".encode())
+        found.update(np.asarray(person.bbox, np.float32).tobytes())
+        found.update(np.asarray(person.keypoints, np.float32).tobytes())
+    return found.hexdigest()
+
+
+def check_hosts(recipe: Recipe, workdir: str) -> None:
+    """Raises ValueError on all processes of a run if they were given another recipe or workdir; it names each field."""
+    fields = {name: value for name, value in recipe.flatten().items() if name not in OF_HOST}
+    multihost.check_same(fields | {"joint_set": recipe.joints, "--workdir": workdir, "dpose_jax": __version__})
+
+
+def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> list[str]:
+    """What changed since the checkpoint of step `start`, one line each: fields, learning rate, data, version.
+
+    `data` is what `record_start` gets: the number of persons and their `fingerprint`.
+    """
+    before, now = stored_recipe(workdir), recipe
+    old, new = before.flatten(), now.flatten()
+    lines = [
+        f"{name} goes from {old[name]!r} to {new[name]!r}"
+        for name in new
+        if old[name] != new[name] and name not in NO_RESULT and not name.startswith(("sampler.", "eval."))
+    ]
+    rates = [float(learning_rate(one.optim, one.train)(start)) for one in (before, now)]
+    if rates[0] != rates[1]:
+        lines.append(f"the learning rate at step {start} goes from {rates[0]:.3g} to {rates[1]:.3g}")
+    known = last_start(workdir).get("data")
+    if known is not None and known != data:
+        counts = f"{known['persons']} persons before, {data['persons']} now"
+        lines.append(f"the training data differ: {counts if known['persons'] != data['persons'] else 'other content'}")
+    version = files.read_json(os.path.join(workdir, CONFIG_FILE)).get("version", "0.1.0")
+    if version != __version__:
+        lines.append(f"dpose_jax goes from version {version} to {__version__}")
+    return lines

@@ -1,0 +1,146 @@
+"""Ctrl-C, second signals, killed parents and workers."""
+
+import contextlib
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import grain
+import kill_saves
+import numpy as np
+import pytest
+
+from dpose_jax.data.loader import EvalBatches
+from dpose_jax.training.preemption import Preempted, Preemption
+
+ROOT = pathlib.Path(__file__).parents[1]
+BUSY = """
+import hashlib, sys, time
+from dpose_jax.training.preemption import Preemption
+with Preemption() as preemption:
+    print("ready", flush=True)
+    while not preemption.due():
+        time.sleep(0.01)
+    print("told", flush=True)
+    if sys.argv[1] == "deaf":  # a long call, in which Python handles no signal
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
+"""
+READER = """
+import sys, time
+import numpy as np
+import grain
+from dpose_jax.data.loader import read_ahead
+
+if __name__ == "__main__":
+    dataset = grain.MapDataset.range(100_000).map(lambda i: {"image": np.full((64, 64, 64), i)}).batch(2)
+    batches = iter(read_ahead(dataset, 2))
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def begin(code, *arguments):
+    command = [sys.executable, "-c", code, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_is_named(number):
+    with Preemption() as preemption:
+        assert not preemption.due()
+        signal.raise_signal(number)
+        assert preemption.due() and preemption.name == number.name
+    assert "SIGINT: step 3 is saved" in str(preempted("SIGINT"))
+
+
+def preempted(name):
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        assert Preempted(3, name).code == 75
+    return told.getvalue()
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_busy_run_at_once(second):
+    process = begin(BUSY, "deaf")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "told\n"
+    process.send_signal(second)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 128 + second
+    assert "SIGINT: saving after this step" in error and "ended without saving" in error and "Traceback" not in error
+
+
+def test_the_handlers_go_with_the_context():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Preemption():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def children(parent):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
+
+
+def alive(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_and_shared_memory_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    before = set(os.listdir("/dev/shm"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout.readline() == "ready\n"
+    workers = children(process.pid)
+    assert len(workers) >= 3  # and Python's resource tracker
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(alive, workers)):
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+
+
+class Killed:
+    """A row that a worker cannot make."""
+
+    def __call__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_named():
+    dataset = grain.MapDataset.source(np.arange(4)).map(Killed()).batch(2)
+    with pytest.raises(ChildProcessError, match=r"data\.workers was killed by SIGKILL .*lower data\.workers"):
+        next(iter(EvalBatches(dataset, 1)))
+
+
+@pytest.mark.parametrize("steps", [(5, None), (5, 2), (5, None, 2)])
+def test_the_check_of_kills_fails_where_a_step_goes_back(steps):
+    expected, before = {step: f"bits of {step}" for step in range(9)}, None
+    with pytest.raises(SystemExit, match="step 5 was saved, (nothing|step 2) is left"):
+        for kill, step in enumerate(steps):
+            before = kill_saves.check(kill, before, (step, expected.get(step)), expected)
+
+
+def test_the_check_of_kills_passes_and_compares():
+    expected, before = {step: f"bits of {step}" for step in range(9)}, None
+    for kill, step in enumerate((None, 2, 2, 5)):
+        before = kill_saves.check(kill, before, (step, expected.get(step)), expected)
+    assert before == 5
+    with pytest.raises(SystemExit, match="step 6 is not what it was"):
+        kill_saves.check(4, before, (6, "other bits"), expected)
