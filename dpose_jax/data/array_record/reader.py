@@ -12,8 +12,9 @@ from dpose_jax.data.coco_dataset import AnnotatedSource
 from dpose_jax.data.image_files import ImageStore, decode_image
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.workdir.files import read_json, sha256
+from dpose_jax.workdir.files import placed, read_json, sha256
 
+_MALFORMED = (KeyError, TypeError, ValueError, OverflowError)  # what JSON of another form raises where it is used
 NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
 
 
@@ -35,8 +36,11 @@ class _Records(ImageStore):
         check_installed()
         super().__init__(os.path.join(folder, split), upright=upright)
         self._folder, self._split = folder, split
-        self.index: dict[str, Any] = read_json(os.path.join(folder, f"{split}_index.json"))
-        self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
+        self.index_file = os.path.join(folder, f"{split}_index.json")
+        with placed(f"{self.index_file}: no index of records", _MALFORMED):
+            self.index: dict[str, Any] = dict(read_json(self.index_file))
+            self._rows = {name: row for row, name in enumerate(self.index.pop("images"))}
+            self.index["unreadable"] = dict(self.index["unreadable"])
         self._opened: Any = None
 
     def __getstate__(self):
@@ -46,8 +50,8 @@ class _Records(ImageStore):
         return name in self._rows or name in self.index["unreadable"]
 
     def read(self, name: str) -> bytes:
-        if why := self.index["unreadable"].get(name):
-            raise ValueError(f"unreadable when the records were built: {why}")
+        if name in self.index["unreadable"]:
+            raise ValueError(f"unreadable when the records were built: {self.index['unreadable'][name]}")
         return self.at(self._rows[name], "file_name", name.encode())
 
     def at(self, row: int, field: str, value: Any) -> bytes:
@@ -86,9 +90,8 @@ class RecordSource(AnnotatedSource):
     def __init__(self, folder: str, split: str, joint_set: JointSet, *, upright: bool = False, **options):
         build, wanted = read_build(folder), "upright" if upright else "stored"
         if build["orientation"] != wanted:
-            raise ValueError(
-                f"{folder}: was built with data.orientation={build['orientation']!r}, the recipe has {wanted!r}"
-            )
+            built = f"was built with data.orientation={build['orientation']!r}"
+            raise ValueError(f"{folder}/build.json: {built}, the recipe has {wanted!r}")
         for name in (f"{split}_annotations.json", f"{split}_index.json"):
             path = os.path.join(folder, name)
             if build["files"].get(name, found := sha256(path)) != found:
@@ -101,14 +104,17 @@ class CropSource(RecordSource):
     """A split of `crops` records: the image around each person. ValueError if built for less than `margin`."""
 
     def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, **options):
-        built = read_build(folder)["margin"]
-        Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, folder)
+        path, built = os.path.join(folder, "build.json"), read_build(folder)
+        with placed(f"{path}: no margin of crops", (KeyError, TypeError)):
+            built = built["margin"]
+            Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, path)
         super().__init__(folder, split, joint_set, **options)
-        index = self._records.index
-        rows = {person: row for row, person in enumerate(index.pop("persons"))}
-        # -1 for the persons of unreadable images.
-        self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
-        self._origins = np.array(index.pop("origins"), np.int32).reshape(-1, 2)
+        with placed(f"{self._records.index_file}: no index of crops", _MALFORMED):
+            index = self._records.index
+            rows = {person: row for row, person in enumerate(index.pop("persons"))}
+            # -1 for the persons of unreadable images.
+            self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
+            self._origins = np.array(index.pop("origins"), np.int32).reshape(len(rows), 2)
 
     def __getitem__(self, index: int) -> Person:
         person, row = super().__getitem__(index), self._rows[index]
@@ -125,4 +131,7 @@ def read_build(folder: str) -> dict:
     path = os.path.join(folder, "build.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")
-    return {"orientation": "stored", "files": {}} | read_json(path)  # what the first builds do not say
+    built = read_json(path)
+    if not isinstance(built, dict) or not isinstance(built.get("files", {}), dict):
+        raise ValueError(f"{path}: must be an object, with an object `files`, as the build wrote it")
+    return {"orientation": "stored", "files": {}} | built  # what the first builds do not say
