@@ -213,7 +213,7 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
         box = numbers(entry.get("bbox"), 4) if isinstance(entry, dict) else None
         usable = box is not None and np.isfinite(box).all() and is_number(entry.get("score"))
         if box is None or not usable or not is_number(entry.get("category_id", person)):
-            audit.bad("detection_entry", f"detection {position}: {entry!s:.80}")
+            audit.bad("detection_entry", f"detection {position}: {entry!r:.80}")
         elif entry.get("category_id", person) != person:
             audit.counts["other_category"] += 1
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:

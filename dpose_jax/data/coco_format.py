@@ -3,7 +3,6 @@
 import collections
 import math
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeGuard
 
@@ -14,6 +13,7 @@ from dpose_jax.data import ai_challenger
 from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.pose.joint_sets import JointSet
+from dpose_jax.typed_fields import LARGEST
 from dpose_jax.workdir.files import read_json
 
 ImageSize = Callable[[str], tuple[int, int] | None]
@@ -49,19 +49,22 @@ def is_crowd_flag(value) -> bool:
 
 
 def is_number(value) -> bool:
-    """Whether a value is a finite number, of Python or numpy, that fits a float64; a bool is not."""
+    """Whether a value is a number, of Python or numpy, of at most 2**53 in size; a bool is not."""
     numeric = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return numeric and bool(abs(value) <= sys.float_info.max)
+    return numeric and bool(abs(value) <= LARGEST)
 
 
 def numbers(value, count: int) -> np.ndarray | None:
-    """float64 numbers (null becomes NaN) if the value is a flat list of that many, else None."""
+    """float64 numbers if the value is a flat list of that many, else None; null is NaN, beyond 2**53 infinity."""
     if not isinstance(value, list) or len(value) != count:
         return None
     try:
         array = np.asarray(value)
         # A list that holds text becomes an array of text, which astype would parse.
-        return array.astype(np.float64) if array.ndim == 1 and array.dtype.kind in "iufO" else None
+        if array.ndim != 1 or array.dtype.kind not in "iufO":
+            return None
+        array = array.astype(np.float64)
+        return np.where(np.abs(array) > LARGEST, np.inf, array)
     except (OverflowError, TypeError, ValueError):  # JSON has integers that no float64 holds
         return None
 
@@ -193,7 +196,7 @@ class Annotations:
             name, *sides = (entry.get(field) for field in ("file_name", "width", "height"))
             good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
             if not good_sides or not is_image_id(entry.get("id")) or not isinstance(name, str) or not name:
-                audit.bad("image_entry", f"{entry!s:.80}")
+                audit.bad("image_entry", f"{entry!r:.80}")
             elif entry["id"] in self.images:
                 audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
             else:
@@ -218,7 +221,7 @@ class Annotations:
 
     def _checked(self, entry, seen: set[int]) -> Annotation:
         if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
-            raise BadEntryError("annotation_entry", f"{entry!s:.80}")
+            raise BadEntryError("annotation_entry", f"{entry!r:.80}")
         where = f"id {entry['id']}, image {entry['image_id']}"
         if not is_number(entry.get("category_id", 1)) or not is_crowd_flag(entry.get("iscrowd")):
             kinds = f"category_id {entry.get('category_id')!r}, iscrowd {entry.get('iscrowd')!r}"

@@ -91,6 +91,10 @@ def _of_persons(truth: dict, results: Any, person: Category, posed: list[int]) -
     if isinstance(results, list) and len(posed) > 1:
         away = set(posed) - {person.id}
         kept = [r for r in results if not isinstance(r, dict) or not is_int(i := r.get("category_id")) or i not in away]
-    counts = {"other_category": others, "joint_list": boxes_only, "results_of_others": len(results) - len(kept)}
+    counts = {
+        "other_category": others,
+        "joint_list": boxes_only,
+        "results_of_others": 0 if kept is results else len(results) - len(kept),
+    }
     mine = {"id": person.id, "name": person.name or PERSON}
     return truth | {"annotations": of_person, "categories": [mine]}, kept, {k: n for k, n in counts.items() if n}
