@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +44,8 @@ def fail(name: str, value: Any, rule: str) -> typing.NoReturn:
 class Section:
     """The base of sections, which become frozen dataclasses of (optional) scalars, tuples of scalars, and sections.
 
-    Lists are read as tuples, integers as floats, mappings as sections. Raises ValueError for a wrong type or range.
+    Lists are read as tuples, integers as floats, mappings as sections, ~ as the home folder. Raises ValueError for a
+    wrong type or range.
     """
 
     PREFIX: ClassVar[str] = ""  # of the names of its fields, such as `model.`
@@ -149,4 +151,6 @@ def _scalar(kind: type, value: Any, place: str) -> Any:
         raise ValueError(f"{place[:120]}: must be {WORDS[kind]}")
     if kind in (int, float) and not abs(value) <= LARGEST:  # which NaN is not either
         raise ValueError(f"{place[:120]}: must be finite and at most 2**53 in size")
+    if kind is str:
+        return os.path.expanduser(value)  # no string but a path begins with ~
     return float(value) if kind is float else value

@@ -149,7 +149,7 @@ def test_a_file_without_get_config_is_no_recipe(tmp_path):
         ("c.train.step = 10", [], "flag --config=FILE: train.step: unknown field; did you mean 'train.steps'?"),
         ("pass", ["--config.sampler.steps=('1',)"], "sampler.steps=('1',): element 0: must be an integer"),
         ("pass", ["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
-        ("pass", ["--workdir="], "--workdir='': must name a folder or bucket"),
+        ("pass", ["--workdir="], "--workdir='': must name a file, folder or bucket"),
     ],
 )
 def test_the_command_line_gives_the_same_line(line, arguments, message, tmp_path):

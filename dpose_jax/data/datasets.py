@@ -54,6 +54,8 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
 
 def data_root(data: Data) -> str:
     """`data.root`, or `$DPOSE_DATA/<data.set>`; raises ValueError or FileNotFoundError if there is none."""
+    if data.root == "":
+        raise ValueError("data.root='': must name a folder; is a variable of the shell unset?")
     if not data.root and not os.environ.get("DPOSE_DATA"):
         raise ValueError("data.root is not set; give the data set's folder, or its parent in $DPOSE_DATA")
     root = data.root or os.path.join(os.environ["DPOSE_DATA"], data.set)

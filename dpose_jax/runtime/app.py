@@ -14,6 +14,8 @@ from dpose_jax.runtime import cpu
 
 # What a user can mend: a field, a file, a record.
 USER_ERRORS = (ValueError, OSError)
+# Flags that name a file or folder, whichever program has them.
+PATHS = ("annotations", "boxes", "detector", "input", "joint_set", "model", "out", "results", "weights", "workdir")
 
 
 def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:
@@ -34,11 +36,18 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         if keep_programs:
             cpu.keep_compiled_programs()
         try:
+            _expand_paths()
             main()
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
-        except USER_ERRORS + errors as error:
+        except (RuntimeError, *USER_ERRORS, *errors) as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, errors):
+                if "backend" not in str(error):  # JAX's word for a platform that it cannot start
+                    raise
+                asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+                extras = 'pip install -e ".[cuda]" or ".[tpu]" adds one, JAX_PLATFORMS=cpu does without'
+                error = ValueError(f"{asked}: {str(error).splitlines()[0]} ({extras})")
             logging.debug("", exc_info=True)
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 
@@ -53,6 +62,16 @@ def _only_our_lines() -> None:
         handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(package))
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def _expand_paths() -> None:
+    """Makes `~` the home folder in PATHS, as no shell does after `--flag=`; ValueError for an empty path."""
+    for name in set(PATHS) & set(flags.FLAGS):
+        flag = flags.FLAGS[name]
+        if flag.value == "":
+            raise ValueError(f"--{name}='': must name a file, folder or bucket; is a variable of the shell unset?")
+        if isinstance(flag.value, str):
+            flag.value = os.path.expanduser(flag.value)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import ctypes
 import os
 import pathlib
 import re
+import sys
 import warnings
 
 import jax
@@ -45,12 +46,22 @@ def keep_compiled_programs() -> None:
 
     The folder is ~/.cache/dpose_jax/programs, below $XDG_CACHE_HOME where that is set; it may be deleted at any time.
     JAX's own variables have priority: JAX_COMPILATION_CACHE_DIR names another folder (a bucket too, for a pod), and
-    JAX_ENABLE_COMPILATION_CACHE=false stores nothing.
+    JAX_ENABLE_COMPILATION_CACHE=false stores nothing. Where there is no such folder and none can be made, as in
+    containers, nothing is stored, and a line on stderr says so.
     """
     if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009 (unknown to type checkers)
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "dpose_jax" / "programs"))
-    mend_programs(getattr(jax.config, "jax_compilation_cache_dir"))  # noqa: B009
+        try:
+            cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dpose_jax" / "programs"
+            cache.mkdir(parents=True, exist_ok=True)
+            if not os.access(cache, os.W_OK):
+                raise PermissionError(f"{cache} is not writable")
+        except (RuntimeError, OSError) as error:  # the former without HOME, for a user without an entry
+            print(f"compiled programs are not kept: {error}; JAX_COMPILATION_CACHE_DIR names a folder", file=sys.stderr)
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+    folder = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
+    if folder is not None:
+        mend_programs(folder)
 
 
 def mend_programs(folder: str) -> None:

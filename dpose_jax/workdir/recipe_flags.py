@@ -1,6 +1,7 @@
 """The recipe that a command line means: a file of configs/, or the one that a workdir was trained with."""
 
 import dataclasses
+import os
 import runpy
 import traceback
 
@@ -22,6 +23,7 @@ class _RecipeFile(flags.ArgumentParser):
     def parse(self, path: str) -> ConfigDict:
         if path == STORED:
             return Recipe().to_config()  # names and types for --config.x=y
+        path = os.path.expanduser(path)
         try:
             config = runpy.run_path(path)["get_config"]()
         except Exception as error:
