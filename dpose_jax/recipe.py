@@ -10,6 +10,8 @@ from ml_collections import ConfigDict, config_dict
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
 from dpose_jax.typed_fields import Section, at_least, below_one, choice, fail, kinds, positive, random_seed, share
 
+SOURCES = "folder", "full", "crops", "synthetic", "rendered"
+
 
 class Synthetic(Section, prefix="data.synthetic."):
     """Drawn people: `data.source` "synthetic"."""
@@ -43,7 +45,10 @@ class Data(Section, prefix="data."):
     """Where persons come from."""
 
     # full, crops: records of dpose_jax.data.build
-    source: str = choice("folder", "full", "crops", "synthetic", "rendered")
+    source: str = choice(*SOURCES)
+    # Sources to train on instead, and the share of each: ("folder", "rendered") and (.6, .4). `source` is evaluated.
+    mix: tuple[str, ...] = ()
+    mix_shares: tuple[float, ...] = ()
     set: str = "coco"  # the folder under $DPOSE_DATA when root is not given
     root: str | None = None  # the folder of one data set
     train_annotations: str = "annotations/person_keypoints_train2017.json"
@@ -58,6 +63,12 @@ class Data(Section, prefix="data."):
     workers: int = at_least(0, 2)  # Grain worker processes; 0 reads in the main process
     synthetic: Synthetic = Synthetic()
     rendered: Rendered = Rendered()
+
+    def check(self) -> None:
+        if not set(self.mix) <= set(SOURCES) or len(set(self.mix)) < len(self.mix):
+            fail("data.mix", self.mix, f"be different ones of {SOURCES}")
+        if len(self.mix) != len(self.mix_shares) or not all(0 < each <= 1 for each in self.mix_shares):
+            fail("data.mix_shares", self.mix_shares, f"be one share in (0, 1] for each of data.mix={self.mix}")
 
     def annotations(self, split: str) -> str:
         """The annotation file of split `train` or `val`, under root."""
@@ -87,6 +98,8 @@ class Augment(Section, prefix="augment."):
     half_body_upper: float = share(0.7)  # half bodies meant to be the upper half; HRNet's code makes it .69
     shift: float = at_least(0, 0.0)  # of the centre, uniform, in units of the box side (ours)
     color: float = below_one(0.0)  # brightness, contrast and saturation: each times a factor in 1 +- color (ours)
+    # The probability, each, of low resolution, blur, noise, JPEG, and a hidden rectangle (ours).
+    camera: float = share(0.0)
 
 
 class Codec(Section, prefix="codec."):

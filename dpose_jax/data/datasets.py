@@ -6,6 +6,7 @@ from typing import Any
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import CropSource, RecordSource, records_folder
 from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.mixed import MixedSource
 from dpose_jax.data.sample import Source
 from dpose_jax.data.synthetic.dataset import VAL_FIRST_INDEX, SyntheticSource
 from dpose_jax.recipe import Data, Recipe
@@ -18,10 +19,14 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
 
     Unless it is for training, `eval.boxes` chooses between annotated boxes (`gt`) and those of `data.val_detections`
     (`detections`). Raises FileNotFoundError, or ValueError if the data breaks the rules, there are no such detections,
-    or stored crops do not reach as far as the recipe.
+    or stored crops do not reach as far as the recipe. Training reads the sources of `data.mix` where there are any.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {SPLITS}")
+    if training and split == "train" and recipe.data.mix:
+        of_one = ({"data.source": name, "data.mix": (), "data.mix_shares": ()} for name in recipe.data.mix)
+        parts = [make_source(recipe.override(fields), split, training=True) for fields in of_one]
+        return MixedSource(parts, recipe.data.mix_shares)
     data, joint_set, detections = recipe.data, recipe.joints, None
     if not training and recipe.eval.boxes == "detections":
         detections = data.val_detections

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags, logging
 
 from dpose_jax.data import crop
+from dpose_jax.data.camera import degrade
 from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.sample import BadRecordError, Person, Source
 from dpose_jax.data.watchdog import Watchdog
@@ -65,8 +66,10 @@ def _train_row(
         person = source[used]
         view = crop.draw_view(rng, person, spec, augment, joint_set)
         bad = np.int32(-1 if used == index else index)
-        added = {"index": np.int32(used), "mask": np.float32(1), "bad_index": bad}
-        return make_example(image, person, view, spec, joint_set) | added
+        row = make_example(image, person, view, spec, joint_set)
+        if augment.camera:
+            row["image"] = degrade(rng, row["image"], augment.camera)
+        return row | {"index": np.int32(used), "mask": np.float32(1), "bad_index": bad}
     raise BadRecordError(f"{step + 1} unreadable records in a row from index {index} on; the last: {last}")
 
 

@@ -54,3 +54,8 @@ class Source(Protocol):
 
         Rules of `coco_format.MALFORMED` count towards `data.max_bad_share`.
         """
+
+
+def generated(source: Source) -> bool:
+    """Whether a source makes its people by index, in milliseconds each, instead of holding annotations."""
+    return getattr(source, "generated", False)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from dpose_jax import __version__
-from dpose_jax.data.sample import Source
+from dpose_jax.data.mixed import MixedSource
+from dpose_jax.data.sample import Source, generated
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
 from dpose_jax.training.optimizer import learning_rate
@@ -22,9 +23,15 @@ NO_RESULT = ("data.root", "data.workers", "joint_set", "profile_steps", "train.l
 
 
 def fingerprint(source: Source) -> str:
-    """SHA-256 of a source's persons, in their order: file names without folder, ids, boxes and joints; no pixel."""
+    """SHA-256 of a source's persons, in their order: file names without folder, ids, boxes and joints; no pixel.
+
+    Generated people are a function of the recipe: of them 16 are looked at, in case that the generator changed.
+    """
     found = hashlib.sha256()
-    for index in range(len(source)):
+    if isinstance(source, MixedSource):
+        found.update(" ".join(map(fingerprint, source.sources)).encode())
+        return found.hexdigest()
+    for index in range(0, len(source), -(-len(source) // 16) if generated(source) else 1):
         person = source[index]
         found.update(f"{person.annotation_id} {person.image_id} {os.path.basename(person.file)}".encode())
         found.update(np.asarray(person.bbox, np.float32).tobytes())

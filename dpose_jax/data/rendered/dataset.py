@@ -29,6 +29,8 @@ class RenderedSource:
     An item is laid out when it is asked for, in about ten milliseconds, and kept until the next one.
     """
 
+    generated = True
+
     def __init__(self, recipe: Rendered, joint_set: JointSet, split: str, *, max_bad_share: float = 0.01):
         """Reads the poses and lists the backgrounds; renders nothing.
 
