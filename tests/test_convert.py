@@ -142,7 +142,9 @@ def test_classes_and_coco_order(tmp_path):
     ("change", "message"),
     [
         (("kpt_shape: [3, 3]", ""), "kpt_shape=None: must be .* detection"),
-        (("[3, 3]", "[3, 4]"), r"kpt_shape=\[3, 4\]"),
+        (("[3, 3]", "[3, 4]"), r"kpt_shape=\[3, 4\]: must be \[1 to 1000, 2 or 3\]"),
+        (("[0, 2, 1]", "['0', 2, 1]"), "flip_idx=.*must hold each of 0..2 once"),
+        (("wrist, left_tip", "wrist, wrist"), "kpt_names: .*joints must be non-empty and distinct"),
         (("[0, 2, 1]", "[0, 1]"), r"flip_idx=\[0, 1\]: must hold each of 0..2 once"),
         (("[0, 2, 1]", "[1, 2, 0]"), r"flip_idx=\[1, 2, 0\]: must swap pairs"),
         (("wrist, left_tip", "wrist"), r"kpt_names=.*must be 3 names"),

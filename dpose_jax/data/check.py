@@ -50,6 +50,9 @@ MEANINGS = {
     "image_missing": "no such file",
     "joint_outside_box": "labelled joint out of its box by a tenth of the longer side",
     "joint_outside_image": "labelled joint off the image",
+    "crowd": "iscrowd, an ignore region",
+    "no_joints": "person without a labelled joint, an ignore region",
+    "box_only": "person without keypoints, left out",
     "looks_normalised": "box or joints in 0..1 instead of pixels",
     "looks_like_corners": "box that fits as x1, y1, x2, y2 only",
 }

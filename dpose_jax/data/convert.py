@@ -19,7 +19,7 @@ from dpose_jax.data.coco_format import Audit, read_coco
 from dpose_jax.pose.joint_names import suggested
 from dpose_jax.pose.joint_sets import JointSet, Pair
 from dpose_jax.runtime import app
-from dpose_jax.workdir.files import write_json
+from dpose_jax.workdir.files import placed, write_json
 
 
 def convert_yolo(file: str, out: str) -> tuple[yolo.YoloSet, dict[str, Audit]]:
@@ -53,10 +53,8 @@ def joint_set_of(file: str, category: str | None = None) -> tuple[JointSet, list
     entry = next(each for each in listed if isinstance(each, dict) and each.get("id") == person.id)
     limbs, notes = _limbs(entry.get("skeleton"), len(person.keypoints))
     name = os.path.splitext(os.path.basename(file))[0]
-    try:
+    with placed(f"{file}: category {person}"):
         joint_set, more = suggested(name, person.keypoints, limbs)
-    except ValueError as error:
-        raise ValueError(f"{file}: category {person}: {error}") from error
     return joint_set, notes + more
 
 

@@ -196,7 +196,7 @@ class ImageFolder(ImageStore):
         stem = os.path.splitext(parts(name)[-1])[0].lower() if parts(name) else ""
         names = sorted(file for file in self._by_parts().values() if file is not None)
         same = [file for file in names if os.path.splitext(os.path.basename(file))[0].lower() == stem]
-        return same[:3] or difflib.get_close_matches(name, names[:_HINTED], n=3, cutoff=0.5)
+        return same[:3] or difflib.get_close_matches(name[-200:], names[:_HINTED], n=3, cutoff=0.5)
 
     def read(self, name: str) -> bytes:
         return read_file(self.place(name))

@@ -17,6 +17,7 @@ from dpose_jax.data.coco_format import Audit, is_int
 from dpose_jax.data.image_files import ImageFolder, read_file
 from dpose_jax.pose.joint_names import suggested
 from dpose_jax.pose.joint_sets import COCO, JointSet
+from dpose_jax.workdir.files import placed
 
 SPLITS = ("train", "val", "test")
 MALFORMED = (
@@ -26,6 +27,7 @@ MALFORMED = (
 NOTED = ("image_without_labels", "line_repeated", "image_exif_rotated")
 _NO_IMAGES = (".txt", ".json", ".yaml", ".yml", ".cache", ".csv", ".md", ".npy", ".xml", ".zip")
 _NAMED = 100  # places of a rule
+_MOST_JOINTS = 1000
 _SLACK = 0.01  # of a box beyond the image, as rounding leaves it
 _FURTHEST = 2.0  # of a joint: what lies beyond is no share of the image's sides but pixels
 
@@ -53,15 +55,15 @@ def read_yolo(file: str) -> YoloSet:
         raise FileNotFoundError(f"--yolo={file!r}: no such file; it must be the data.yaml of the set")
     try:
         facts = yaml.safe_load(read_file(file))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as month 13
+        raise ValueError(f"{file}: not YAML: {' '.join(str(error).split()):.300}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{file}: must hold fields such as train, val and kpt_shape, got {type(facts).__name__}")
     shape = facts.get("kpt_shape")
-    if not isinstance(shape, list) or len(shape) != 2 or not all(map(is_int, shape)) or shape[0] < 1:
-        raise ValueError(f"{file}: kpt_shape={shape!r}: must be [joints, 2 or 3]; is this a set for detection?")
-    if shape[1] not in (2, 3):
-        raise ValueError(f"{file}: kpt_shape={shape!r}: the second number must be 2 or 3")
+    if not isinstance(shape, list) or len(shape) != 2 or not all(map(is_int, shape)):
+        raise ValueError(f"{file}: kpt_shape={shape!r:.80}: must be [joints, 2 or 3]; is this a set for detection?")
+    if not 1 <= shape[0] <= _MOST_JOINTS or shape[1] not in (2, 3):
+        raise ValueError(f"{file}: kpt_shape={shape!r:.80}: must be [1 to {_MOST_JOINTS}, 2 or 3]")
     names = _class_names(facts.get("names"), file)
     joint_set, notes = _joint_set(facts, shape[0], file)
     splits = {split: images for split in SPLITS if (images := _images(facts, split, file))}
@@ -85,7 +87,7 @@ def _class_names(names: Any, file: str) -> dict[int, str]:
 def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]:
     order, names, pairs = facts.get("flip_idx"), facts.get("kpt_names"), None
     if order is not None:
-        if not isinstance(order, list) or sorted(map(str, order)) != sorted(map(str, range(count))):
+        if not isinstance(order, list) or not all(map(is_int, order)) or sorted(order) != list(range(count)):
             raise ValueError(f"{file}: flip_idx={order!r:.80}: must hold each of 0..{count - 1} once (kpt_shape)")
         if any(order[order[j]] != j for j in range(count)):
             raise ValueError(f"{file}: flip_idx={order!r:.80}: must swap pairs; position i of it is i's partner")
@@ -102,8 +104,8 @@ def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]
         assumed = [] if facts.get("kpt_names") else ["joints: no kpt_names; kpt_shape and flip_idx are those of COCO"]
         return COCO, assumed
     stem = os.path.splitext(os.path.basename(file))[0]
-    joint_set, notes = suggested(stem, names, (), pairs)
-    return joint_set, notes
+    with placed(f"{file}: kpt_names"):
+        return suggested(stem, names, (), pairs)
 
 
 def _images(facts: dict, split: str, file: str) -> list[str]:
