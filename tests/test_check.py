@@ -99,7 +99,7 @@ def test_boxes_by_other_conventions(people):
             entry["bbox"] = [x, y, x + w, y + h]
 
     change(people, corners)
-    assert found(people)[0]["looks_like_corners"][0] == 4
+    assert found(people)[0]["looks_like_corners"][0] >= 3
 
     def shares(facts):
         for entry in facts["annotations"]:

@@ -50,7 +50,7 @@ def joint_set_of(file: str, category: str | None = None) -> tuple[JointSet, list
     person = person_category(listed_categories(listed), category, file, "--category")
     if not person.keypoints:
         raise ValueError(f"{file}: category {person} has no list of keypoints, of which to make a joint set")
-    entry = next(each for each in listed if isinstance(each, dict) and each.get("id") == person.id)
+    entry = next(each for each in listed or () if isinstance(each, dict) and each.get("id") == person.id)
     limbs, notes = _limbs(entry.get("skeleton"), len(person.keypoints))
     name = os.path.splitext(os.path.basename(file))[0]
     with placed(f"{file}: category {person}"):

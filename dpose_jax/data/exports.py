@@ -39,6 +39,8 @@ def as_coco(content: Any, store: ImageStore | None = None) -> collections.Counte
     if store is not None:
         _find_files(images, store, counts)
         _read_sizes(images, store, counts)
+    for entry in images:
+        entry.pop("path", None)  # of another machine, and read by nothing else
     for entry in annotations:
         for field in ("id", "image_id"):
             _convert(entry, field, counts)

@@ -26,12 +26,12 @@ def mixed_sides(joints: np.ndarray, widths: np.ndarray, joint_set: JointSet) -> 
     parts = [side_and_part(joint_set.joints[left])[1] for left, _ in _pairs(joint_set)]
     trunk = [part in _TRUNK for part in parts]
     core = steps[:, trunk if any(trunk) else slice(None)]
-    found = {"sides_mixed": (core > _WIDE).any(axis=1) & (core < -_WIDE).any(axis=1)}
+    found = {"sides_mixed": np.logical_and((core > _WIDE).any(axis=1), (core < -_WIDE).any(axis=1))}
     names = [side_and_part(joint) for joint in joint_set.joints]
     if {("", "nose"), ("l", "eye"), ("r", "eye")} <= set(names) and "eye" in parts:
         face = [names.index(each) for each in (("", "nose"), ("l", "eye"), ("r", "eye"))]
         visible = (joints[:, face, 2] == 2).all(axis=1)
-        found["face_mirrored"] = visible & (steps[:, parts.index("eye")] < -_EYES)
+        found["face_mirrored"] = np.logical_and(visible, steps[:, parts.index("eye")] < -_EYES)
     return found
 
 

@@ -60,8 +60,9 @@ def describe(source: Source, orientation: str, most: int | None = None) -> list[
     counted = report if most else report | notes
     counts = ", ".join(f"{name} {count}" for name, count in counted.items() if count)
     found = doubts(report, notes.get("image_exif_rotated", 0), looked, orientation)
-    odd = odd_pairs(source.joint_set) if isinstance(source, FolderSource) else []
-    return [counts, *found, *(f"joint set {source.joint_set.name!r}: {each}" for each in odd)]
+    if isinstance(source, FolderSource):
+        found += [f"joint set {source.joint_set.name!r}: {odd}" for odd in odd_pairs(source.joint_set)]
+    return [counts, *found]
 
 
 def format_statistics(title: str, found: dict) -> str:

@@ -92,8 +92,9 @@ def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]
         if any(order[order[j]] != j for j in range(count)):
             raise ValueError(f"{file}: flip_idx={order!r:.80}: must swap pairs; position i of it is i's partner")
         pairs = tuple((j, order[j]) for j in range(count) if j < order[j])
-    if isinstance(names, dict) and names:
-        names = next(iter(names.values()))  # by class; kpt_shape is that of all
+    by_class = list(names.values()) if isinstance(names, dict) else names
+    if isinstance(by_class, list) and by_class and isinstance(by_class[0], list):
+        names = by_class[0]  # kpt_shape is that of all classes
     like_coco = order is not None and tuple(order) == COCO.flip_order
     if names is None:
         names = COCO.joints if like_coco else [f"joint_{j}" for j in range(count)]
@@ -157,7 +158,7 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
     kept. Malformed images and lines are left out. Raises ValueError if no image has a label file.
     """
     audit, store = Audit(yolo.file, lines=0, names=_NAMED), ImageFolder(yolo.root, upright=True)
-    images, annotations, label_files = [], list[dict](), set()
+    images, annotations, label_files = list[dict](), list[dict](), set[str]()
     for file in yolo.splits[split]:
         name, header = os.path.relpath(file, yolo.root), None
         if (header := store.header(name)) is None:
