@@ -49,14 +49,14 @@ def read(found, out, split="train"):
 
 
 def test_a_set_is_trained_on_as_it_was_labelled(tmp_path):
-    found, audits = convert_yolo(write_set(tmp_path / "set"), str(tmp_path / "out"))
+    found, written = convert_yolo(write_set(tmp_path / "set"), str(tmp_path / "out"))
     source = read(found, tmp_path / "out")
     assert source.joint_set.joints == ("wrist", "left_tip", "right_tip") and source.joint_set.flip_pairs == ((1, 2),)
     assert len(source) == 1 and source[0].file == str(tmp_path / "set/images/train/a.jpg")
     np.testing.assert_allclose(source[0].bbox, [10, 9, 20, 12])
     np.testing.assert_allclose(source[0].keypoints, [[10, 9, 2], [20, 15, 1], [0, 0, 0]])
     assert sum(source.report()[rule] for rule in source.report() if rule not in ("records", "kept")) == 0
-    assert not any(sum(audit.counts.values()) for audit in audits.values())
+    assert [(w.images, w.persons, sum(w.audit.counts.values())) for w in written.values()] == [(1, 1, 0)] * 2
     assert f"--config.data.val_annotations={tmp_path}/out/val.json" in training_flags(found, str(tmp_path / "out"), 0)
 
 
@@ -77,9 +77,9 @@ BROKEN = [
 
 @pytest.mark.parametrize(("rule", "line"), BROKEN)
 def test_malformed_lines_are_left_out_counted_and_named(tmp_path, rule, line):
-    found, audits = convert_yolo(write_set(tmp_path / "set", (LINE, "", line)), str(tmp_path / "out"))
-    assert dict(audits["train"].counts) == {rule: 1} and len(read(found, tmp_path / "out")) == 1
-    assert audits["train"].first[rule][0].startswith(f"{tmp_path}/set/labels/train/a.txt:3: ")
+    found, written = convert_yolo(write_set(tmp_path / "set", (LINE, "", line)), str(tmp_path / "out"))
+    assert dict(written["train"].audit.counts) == {rule: 1} and len(read(found, tmp_path / "out")) == 1
+    assert written["train"].audit.first[rule][0].startswith(f"{tmp_path}/set/labels/train/a.txt:3: ")
 
 
 def test_images_and_labels_without_a_partner(tmp_path):
@@ -91,10 +91,10 @@ def test_images_and_labels_without_a_partner(tmp_path):
     (labels / "d.txt").write_text(LINE)
     (labels / "gone.txt").write_text(LINE)
     (labels / "classes.txt").write_text("hand")
-    found, audits = convert_yolo(file, str(tmp_path / "out"))
+    found, written = convert_yolo(file, str(tmp_path / "out"))
     counts = {"image_without_labels": 1, "image_unreadable": 1, "label_without_image": 1}
     counts |= {"line_repeated": 1, "image_exif_rotated": 1}
-    assert dict(audits["train"].counts) == counts
+    assert dict(written["train"].audit.counts) == counts
     source = read(found, tmp_path / "out")
     # Ultralytics' shares are those of the picture as viewers show it.
     np.testing.assert_allclose(source[1].bbox, [HEIGHT * 0.25, WIDTH * 0.3, HEIGHT * 0.5, WIDTH * 0.4])
@@ -130,7 +130,7 @@ def test_classes_and_coco_order(tmp_path):
     text = f"train: images/train\nkpt_shape: [17, 3]\nflip_idx: {list(COCO.flip_order)}\nnames: [dog, person]\n"
     line = "1 .5 .5 .5 .4 " + " ".join(["0.5 0.5 2"] * 17)
     found, _ = convert_yolo(write_set(tmp_path / "set", (line,), text, ("images/train",)), str(tmp_path / "out"))
-    assert found.joint_set == COCO and "those of COCO" in found.notes[0] and list(found.splits) == ["train"]
+    assert found.joint_set == COCO and "taken for COCO's" in found.notes[0] and list(found.splits) == ["train"]
     content = json.loads((tmp_path / "out" / "train.json").read_text())
     assert [(each["id"], each["name"]) for each in content["categories"]] == [(1, "dog"), (2, "person")]
     assert content["annotations"][0]["category_id"] == 2
@@ -175,6 +175,7 @@ def test_the_commands(tmp_path):
     done = command("dpose_jax.data.convert", f"--yolo={file}", f"--out={tmp_path}/out")
     assert done.returncode == 1 and not done.stderr
     assert f"problem: train: line_columns: {tmp_path}/set/labels/train/a.txt:2: has 2 numbers, not 14" in done.stdout
+    assert f"train: {tmp_path}/out/train.json: 1 persons in 1 images, line_columns 1" in done.stdout
     assert "sigmas: 0.05 is a guess for left_tip, right_tip" in done.stdout
     made = command("dpose_jax.data.convert", f"--joint_set_from={tmp_path}/out/train.json", f"--out={tmp_path}/j.json")
     assert made.returncode == 0 and "flip pairs: left_tip/right_tip" in made.stdout, made.stderr

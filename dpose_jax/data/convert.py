@@ -10,6 +10,7 @@ train with. Malformed lines are left out and named as `problem: file:line`; the 
 import dataclasses
 import os
 import sys
+from typing import NamedTuple
 
 from absl import flags
 
@@ -22,8 +23,16 @@ from dpose_jax.runtime import app
 from dpose_jax.workdir.files import placed, write_json
 
 
-def convert_yolo(file: str, out: str) -> tuple[yolo.YoloSet, dict[str, Audit]]:
-    """Writes the splits of a YOLO-pose set and its joint set into the folder `out`; the counts by split.
+class Converted(NamedTuple):
+    """How much a written split holds, and what was left out."""
+
+    images: int
+    persons: int
+    audit: Audit
+
+
+def convert_yolo(file: str, out: str) -> tuple[yolo.YoloSet, dict[str, Converted]]:
+    """Writes the splits of a YOLO-pose set and its joint set into the folder `out`.
 
     Raises FileNotFoundError or ValueError, with file and field, before it writes, if `data.yaml` is malformed, or a
     split has no labels or no usable line.
@@ -36,7 +45,10 @@ def convert_yolo(file: str, out: str) -> tuple[yolo.YoloSet, dict[str, Audit]]:
     for split, (content, _) in contents.items():
         write_json(os.path.join(out, f"{split}.json"), content, indent=None)
     write_json(os.path.join(out, "joints.json"), dataclasses.asdict(found.joint_set))
-    return found, {split: audit for split, (_, audit) in contents.items()}
+    return found, {
+        split: Converted(len(content["images"]), len(content["annotations"]), audit)
+        for split, (content, audit) in contents.items()
+    }
 
 
 def joint_set_of(file: str, category: str | None = None) -> tuple[JointSet, list[str]]:
@@ -89,16 +101,17 @@ def training_flags(found: yolo.YoloSet, out: str, rotated: int) -> list[str]:
 
 def _convert_and_print(file: str, out: str) -> bool:
     """Prints counts and flags; whether all lines were usable."""
-    found, audits = convert_yolo(file, out)
+    found, written = convert_yolo(file, out)
     rotated, problems = 0, 0
-    for split, audit in audits.items():
+    for split, (images, persons, audit) in written.items():
         rotated += audit.counts["image_exif_rotated"]
         for rule in yolo.MALFORMED:
             problems += audit.counts[rule]
             for what in audit.first.get(rule, []):
                 print(f"problem: {split}: {rule}: {what}")
         counts = ", ".join(f"{rule} {audit.counts[rule]}" for rule in yolo.MALFORMED + yolo.NOTED if audit.counts[rule])
-        print(f"{split}: {os.path.join(out, split)}.json" + (f"; {counts}" if counts else ""))
+        size = f"{persons} persons in {images} images"
+        print(f"{split}: {os.path.join(out, split)}.json: {size}" + (f", {counts}" if counts else ""))
     for note in found.notes:
         print(f"joints.json: {note}")
     if len(found.names) > 1:

@@ -102,7 +102,11 @@ def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]
         raise ValueError(f"{file}: kpt_names={names!r:.80}: must be {count} names of joints (kpt_shape)")
     names = tuple(map(str, names))
     if names == COCO.joints and pairs in (None, COCO.flip_pairs):
-        assumed = [] if facts.get("kpt_names") else ["joints: no kpt_names; kpt_shape and flip_idx are those of COCO"]
+        assumed = (
+            []
+            if facts.get("kpt_names")
+            else ["joints: taken for COCO's, by kpt_shape and flip_idx; there are no kpt_names"]
+        )
         return COCO, assumed
     stem = os.path.splitext(os.path.basename(file))[0]
     with placed(f"{file}: kpt_names"):
