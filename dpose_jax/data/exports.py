@@ -74,8 +74,9 @@ def _find_files(images: list[dict], store: ImageStore, counts: collections.Count
     asked: dict[str, set[tuple]] = collections.defaultdict(set)
     for entry in images:
         name, path = entry.get("file_name"), entry.get("path")
+        path = path if isinstance(path, str) else None
         if isinstance(name, str) and name:
-            file = store.find(name, path if isinstance(path, str) else None)
+            file = store.find(name, path)
             if file is not None and file != name:
                 found.append((entry, name, file))
             if file is not None:

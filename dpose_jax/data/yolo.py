@@ -124,6 +124,8 @@ def _images(facts: dict, split: str, file: str) -> list[str]:
         if os.path.isdir(place):
             for folder, _, names in os.walk(place):
                 found += [os.path.join(folder, name) for name in names if _may_be_image(name)]
+        elif not place.endswith(".txt"):
+            found.append(place)
         else:
             for line in read_file(place).decode("utf-8-sig", "replace").splitlines():
                 if line.strip():
