@@ -33,10 +33,12 @@ import safetensors.numpy  # noqa: E402
 from damage import Read, Reader, try_reader  # noqa: E402
 from image_files import CMYK_JPEG  # noqa: E402
 
+from dpose_jax.data import yolo  # noqa: E402
 from dpose_jax.data.array_record.crop_margin import Margin  # noqa: E402
 from dpose_jax.data.array_record.reader import CropSource, RecordSource, records_folder  # noqa: E402
 from dpose_jax.data.build import build  # noqa: E402
 from dpose_jax.data.coco_dataset import FolderSource  # noqa: E402
+from dpose_jax.data.convert import joint_set_of  # noqa: E402
 from dpose_jax.data.image_files import read_header  # noqa: E402
 from dpose_jax.data.sample import BadRecordError, Source  # noqa: E402
 from dpose_jax.evaluation.results_file import score_files  # noqa: E402
@@ -122,6 +124,42 @@ def _read_boxes(folder: pathlib.Path) -> None:
         assert -(2**63) <= number < 2**63
         clipped, problems = checked_boxes(found.of(number), (30, 40))
         assert all(problem or np.isfinite(box).all() for box, problem in zip(clipped, problems, strict=True))
+
+
+def _export() -> dict:
+    """A file as a tool may write it: ids as text and floats, paths, other slashes, no boxes."""
+    made = coco_folder.content()
+    for image, name in zip(made["images"], ("C:\\set\\1.png", "images/2.png"), strict=True):
+        image |= {"id": str(image["id"]), "file_name": name, "path": f"/set/{image['id']}.png", "width": None}
+    for entry in made["annotations"]:
+        entry |= {"id": float(entry["id"]), "image_id": str(entry["image_id"]), "bbox": [0, 0, 0, 0]}
+    return made
+
+
+YOLO = {
+    "path": "set", "train": "images", "val": ["images/1.png", "list.txt"], "kpt_shape": [3, 3], "flip_idx": [0, 2, 1],
+    "names": ["person"], "kpt_names": [["nose", "left_hand", "right_hand"]],
+}  # fmt: skip
+LABELS = b"0 0.5 0.5 0.5 0.4 0.25 0.3 2 0.5 0.5 1 0 0 0\n0 0.4 0.5 0.5 0.4 0.2 0.3 2.0 0.5 0.5 1 0 0 0\n"
+
+
+def _prepare_yolo(folder: pathlib.Path) -> None:
+    coco_folder.write(folder, coco_folder.content())
+    (folder / "labels").mkdir()
+    for name, data in (
+        ("data.yaml", json.dumps(YOLO).encode()),
+        ("list.txt", b"images/1.png\n"),
+        ("labels/1.txt", LABELS),
+    ):
+        (folder / name).write_bytes(data)
+
+
+def _read_yolo(folder: pathlib.Path) -> None:
+    found = yolo.read_yolo(str(folder / "data.yaml"))
+    for split in found.splits:
+        content, audit = yolo.to_coco(found, split)
+        json.dumps(content, allow_nan=False)
+        assert all(min(entry["bbox"][2:]) >= 0 for entry in content["annotations"]), audit.first
 
 
 def _read_joint_set(folder: pathlib.Path) -> None:
@@ -233,6 +271,19 @@ READERS = {
     "training annotations": Reader(
         "truth.json", coco_folder.content(), _folder("truth.json", max_bad_share=0.4), _prepare_folder
     ),
+    "export": Reader("truth.json", _export(), _folder("truth.json"), _prepare_folder),
+    "ground truth of an export": Reader(
+        "truth.json", _export(), _score(coco_folder.TINY, "truth.json", "results.json"), _prepare_scores
+    ),
+    "boxes of an export": Reader("boxes.json", _export(), _read_boxes),
+    "names of joints": Reader(
+        "truth.json",
+        coco_folder.content()["categories"],
+        lambda folder: joint_set_of(str(folder / "truth.json")),
+        encode=lambda data: b'{"images": [], "annotations": [], "categories": ' + data + b"}",
+    ),
+    "data.yaml": Reader("data.yaml", YOLO, _read_yolo, _prepare_yolo),
+    "labels of YOLO": Reader("labels/1.txt", LABELS, _read_yolo, _prepare_yolo),
     "detections": Reader("boxes.json", DETECTIONS, _folder("truth.json", detections="boxes.json"), _prepare_folder),
     "AI Challenger": Reader("aic.json", [AIC_ENTRY] * 2, _folder("aic.json"), _prepare_folder),
     "results": Reader("results.json", RESULTS, _score(coco_folder.TINY, "truth.json", "results.json"), _prepare_scores),

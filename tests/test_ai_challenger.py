@@ -55,7 +55,7 @@ def test_own_format_reads_as_its_conversion(tmp_path):
         np.testing.assert_array_equal(person.keypoints[:, :2], joints[:, :2] * (visibility > 0)[:, None])
         np.testing.assert_array_equal(person.bbox, np.float32([max(left, 0), top, right - max(left, 0), bottom - top]))
     assert source.read_image(2).shape == (50, 30, 3)
-    assert counted(source) == {"box_clipped": 1}
+    assert counted(source) == {"box_clipped": 1, "joint_outside_box": 1}
     truth = source.ground_truth()
     assert [(image["file_name"], image["width"], image["height"]) for image in truth["images"]] == [
         (f"{name}.jpg", *size) for name, size in SIZES.items()
@@ -79,9 +79,11 @@ def test_broken_entries_are_left_out_by_rule(tmp_path):
         "image_missing": entry("gone", human(2)),
         "image_outside_folder": entry("../own", human(2)),
     }
-    for rule, bad in [*broken.items(), ("box_entry", no_box), ("joint_list", no_joints)]:
+    for rule, bad in [*broken.items(), ("box_only", no_joints)]:
         source = write(tmp_path, [entry("054d9c", human(1)), bad])
         assert counted(source) == {rule: 1} and len(source) == 1, rule
+    source = write(tmp_path, [entry("054d9c", human(1)), no_box])
+    assert counted(source)["box_from_joints"] == 1 and len(source) == 2
     assert counted(write(tmp_path, [entry("054d9c", human(1)), {"image_id": 7}])) == {"image_entry": 1}
 
 

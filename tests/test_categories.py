@@ -101,7 +101,7 @@ def test_training_boxes_and_scoring_take_the_same_person(tmp_path, category_id):
     write(tmp_path, facts)
     source = read(tmp_path)
     assert ids(source) == [11, 12, 13]
-    assert source.report()["other_category"] == 1 and source.report()["joint_list"] == 1
+    assert source.report()["other_category"] == 1 and source.report()["box_only"] == 1
     truth = source.ground_truth()
     assert {entry["category_id"] for entry in truth["annotations"]} == {category_id}
     boxes = BoxFile(str(tmp_path / "truth.json"))
@@ -114,7 +114,7 @@ def test_training_boxes_and_scoring_take_the_same_person(tmp_path, category_id):
         files = str(tmp_path / "truth.json"), str(tmp_path / "results.json")
         report = score_files(*files, TINY, use_area=True, engine=engine)
         assert report["AP"] == pytest.approx(67 / 101) and report["AR"] == pytest.approx(2 / 3)
-        assert report["protocol"]["left_out"] == {"other_category": 1, "joint_list": 1}
+        assert report["protocol"]["left_out"] == {"other_category": 1, "box_only": 1}
         assert report["protocol"]["persons"] == 3
     (tmp_path / "results.json").write_text(json.dumps([row | {"category_id": 1} for row in results]))
     with pytest.raises(ValueError, match=f"results.json: result 0: category_id 1: .* its persons are {category_id}"):

@@ -29,7 +29,8 @@ ANNOTATION_RULES = [
     ("annotation_duplicate_id", {"id": 11}, None),
     ("annotation_without_image", {"image_id": 77}, False),
     ("joint_list", {"keypoints": [1, 2, 2] * 2}, False),
-    ("joint_list", {"keypoints": None}, False),
+    ("box_only", {"keypoints": None}, False),
+    ("box_only", {"keypoints": []}, False),
     ("joint_list", {"keypoints": ["1"] * 9}, False),
     ("joint_list", {"keypoints": [[1, 2, 2]] * 3}, False),
     ("joint_list", {"keypoints": [10**400, 1, 2] * 3}, False),
@@ -81,7 +82,7 @@ def test_each_rule_leaves_out_counts_and_names(tmp_path, caplog, rule, change, s
         ("image_entry", {"file_name": ""}),
         ("image_entry", {"width": 0}),
         ("image_entry", {"width": 10**400}),
-        ("image_entry", {"height": None}),
+        ("image_entry", {"height": "30"}),
         ("image_entry", {"id": "two"}),
     ],
 )
@@ -117,7 +118,7 @@ def test_boxes_are_clipped_and_outside_joints_kept(tmp_path):
 
 def test_too_many_bad_records_stop(tmp_path):
     facts = content()
-    facts["annotations"] = [person(i) for i in range(1, 99)] + [person(99, bbox=[0, 0, 0, 0]), person(1)]
+    facts["annotations"] = [person(i) for i in range(1, 99)] + [person(99, bbox=[5, 5, 0, 8]), person(1)]
     write(tmp_path, facts)
     assert len(read(tmp_path, max_bad_share=0.02)) == 98
     with pytest.raises(ValueError, match=r"2 malformed.*max_bad_share=0.01.*duplicate_id.: 1.*box_empty.: 1"):
@@ -130,7 +131,7 @@ def test_too_many_bad_records_stop(tmp_path):
 
 def test_log_lines_are_capped(tmp_path, caplog):
     facts = content()
-    facts["annotations"] = [person(1)] + [person(i, bbox=None) for i in range(2, 200)]
+    facts["annotations"] = [person(1)] + [person(i, bbox=[1, 2]) for i in range(2, 200)]
     write(tmp_path, facts)
     with caplog.at_level(logging.WARNING):
         assert read(tmp_path).report()["box_entry"] == 198

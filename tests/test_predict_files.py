@@ -259,7 +259,7 @@ def test_box_file_of_annotations(tmp_path):
         "images": [
             {"id": 5, "file_name": "set/a.jpg"},
             {"id": 1, "file_name": "b.jpg"},
-            {"id": "7", "file_name": "d.jpg"},
+            {"id": "seven", "file_name": "d.jpg"},
             {"id": 8, "file_name": "set/e.jpg"},
             {"id": 9, "file_name": "other/e.jpg"},
         ],

@@ -79,7 +79,7 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
     writer.write_records(folder, kind, recipe.joints.num_joints, splits)
     for name, split in splits.items():
         # In COCO's format, which holds the sizes that a folder in AI Challenger's format reads from its images.
-        content = read_coco(os.path.join(root, data.annotations(name)), sources[name].folder.size)
+        content, _ = read_coco(os.path.join(root, data.annotations(name)), sources[name].folder)
         write_bytes(os.path.join(folder, f"{name}_annotations.json"), json.dumps(content).encode())
         write_json(os.path.join(folder, f"{name}_index.json"), split.index, indent=None)
     write_json(os.path.join(folder, "report.json"), {name: split.counts for name, split in splits.items()})

@@ -19,6 +19,7 @@ from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json
 
 _READERS = 16  # threads that read headers
+_BOX_SLACK = 0.1  # of a box's longer side: how far out of it joints of people lie
 
 
 class ListedImage(NamedTuple):
@@ -45,19 +46,21 @@ class AnnotatedSource:
         category: str | None = None,
         max_bad_share: float = 0.01,
         training: bool,
+        audit: Audit | None = None,
     ):
         """Reads and checks the annotations, in COCO's keypoint format or AI Challenger's own; reads no pixel.
 
         With a `box_file` the persons are its detected boxes of at least `min_box_score`, without joints; images without
-        annotations will then do, such as COCO's image_info_test-dev2017.json. `use_area` is that of `ground_truth`.
+        annotations will then do, such as COCO's image_info_test-dev2017.json. `use_area` is that of `ground_truth`. The
+        `audit` counts, of which the caller may have one, also if this raises.
         Raises FileNotFoundError, or ValueError if a file is not in the format, the joint set does not fit (see
         `coco_format.check_joint_names`), more than `max_bad_share` of the records are malformed, or no person is left.
         """
         if training and box_file is not None:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
-        self._store, self._path, self._joint_set, self._category = images, annotation_file, joint_set, category
+        self._store, self._path, self.joint_set, self._category = images, annotation_file, joint_set, category
         self._use_area, self.box_file = use_area, box_file
-        audit = Audit(annotation_file)
+        audit = audit or Audit(annotation_file)
         coco = self._annotations(audit)
         if box_file is None:
             total, found = len(coco.entries), _annotated(coco, audit)
@@ -67,7 +70,9 @@ class AnnotatedSource:
         problem, persons = functools.cache(images.problem), list[Person]()
         for person in found:
             if rule := problem(person.file):
-                audit.bad(rule, f"id {person.annotation_id}, image {person.image_id}, file {person.file!r}")
+                what = f"id {person.annotation_id}, image {person.image_id}, file {images.place(person.file)!r}"
+                hint = images.closest(person.file) if rule == "image_missing" and not audit.counts[rule] else []
+                audit.bad(rule, what + (f", closest there: {', '.join(map(repr, hint))}" if hint else ""))
             else:
                 persons.append(person)
         self._report = audit.report(total, len(persons), max_bad_share)
@@ -87,7 +92,7 @@ class AnnotatedSource:
 
     def _annotations(self, audit: Audit) -> Annotations:
         annotated = self.box_file is None
-        return Annotations(self._path, self._joint_set, audit, self._store.size, self._category, annotated=annotated)
+        return Annotations(self._path, self.joint_set, audit, self._store, self._category, annotated=annotated)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -142,7 +147,7 @@ class AnnotatedSource:
             person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": coco.person.id}
             person |= {"bbox": box, "area": area, "iscrowd": int(bool(entry.get("iscrowd"))), "num_keypoints": count}
             kept.append(person | {"keypoints": joints.ravel().tolist()})
-        category = {"id": coco.person.id, "name": coco.person.name or PERSON, "keypoints": list(self._joint_set.joints)}
+        category = {"id": coco.person.id, "name": coco.person.name or PERSON, "keypoints": list(self.joint_set.joints)}
         return {"images": list(coco.images.values()), "annotations": kept, "categories": [category]}
 
     def report(self) -> dict[str, int]:
@@ -164,7 +169,7 @@ class FolderSource(AnnotatedSource):
         upright: bool = False,
         **options,
     ):
-        self.folder = ImageFolder(os.path.join(root, images), upright=upright)
+        self.folder = ImageFolder(root if images == "." else os.path.join(root, images), upright=upright)
         box_file = None if detections is None else os.path.join(root, detections)
         super().__init__(os.path.join(root, annotations), self.folder, joint_set, box_file=box_file, **options)
 
@@ -186,19 +191,32 @@ def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
     """Every person with joints; the box is clipped to the image, joints that are not labelled are zeros."""
     found = []
     for entry, joints, raw, box in coco.well_formed():
-        audit.counts["area_entry"] += entry.get("area") is not None and not _has_area(entry)
+        where = f"id {entry['id']}, image {entry['image_id']}"
+        if entry.get("area") is not None and not _has_area(entry):
+            audit.note("area_entry", f"{where}: area {entry['area']!r:.40}")
         if box is None:
-            audit.counts["crowd" if entry.get("iscrowd") else "no_joints"] += 1
+            audit.note("crowd" if entry.get("iscrowd") else "no_joints", where)
             continue
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
         size = image["width"], image["height"]
-        audit.counts["looks_normalised"] += normalised(raw, size) or normalised(joints[labelled, :2], size)
-        audit.counts["looks_like_corners"] += like_corners(raw, size, joints[labelled, :2])
-        inside = (joints[:, :2] >= -0.5) & (joints[:, :2] <= np.array(size) - 0.5)
-        audit.counts["joint_outside_image"] += int((labelled & ~inside.all(axis=1)).sum())
+        points = joints[labelled, :2]
+        _doubt(audit, raw, size, points, where)
+        if off := int((~((points >= -0.5) & (points <= np.array(size) - 0.5)).all(axis=1)).sum()):
+            audit.note("joint_outside_image", where, off)
+        low, high = np.array(raw[:2]), np.array(raw[:2]) + raw[2:]
+        slack = _BOX_SLACK * max(raw[2:])
+        if off := int((~((points >= low - slack) & (points <= high + slack)).all(axis=1)).sum()):
+            audit.note("joint_outside_box", where, off)
         joints = joints * labelled[:, None]
         found.append(Person(entry["id"], entry["image_id"], image["file_name"], np.array(box), joints))
     return found
+
+
+def _doubt(audit: Audit, box: list[float], size: tuple[int, int], joints, where: str) -> None:
+    if normalised(box, size) or normalised(joints, size):
+        audit.note("looks_normalised", f"{where}: bbox {box}")
+    if like_corners(box, size, joints):
+        audit.note("looks_like_corners", f"{where}: bbox {box}, image {size[0]} x {size[1]}")
 
 
 def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[Person]]:
@@ -215,18 +233,17 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
         if box is None or not usable or not is_number(entry.get("category_id", person)):
             audit.bad("detection_entry", f"detection {position}: {entry!r:.80}")
         elif entry.get("category_id", person) != person:
-            audit.counts["other_category"] += 1
+            audit.note("other_category", f"detection {position}")
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:
-            audit.counts["detection_without_image"] += 1
+            audit.note("detection_without_image", f"detection {position}")
         elif entry["score"] < min_score:
-            audit.counts["low_score"] += 1
+            audit.note("low_score", f"detection {position}")
         else:
             try:
                 clipped = np.array(coco.clip(box.tolist(), entry["image_id"], f"detection {position}"))
                 image = coco.images[entry["image_id"]]
                 size = image["width"], image["height"]
-                audit.counts["looks_normalised"] += normalised(box, size)
-                audit.counts["looks_like_corners"] += like_corners(box, size)
+                _doubt(audit, box.tolist(), size, np.zeros((0, 2)), f"detection {position}")
                 no_joints = np.zeros((joints, 3))
                 found.append(Person(position, image["id"], image["file_name"], clipped, no_joints, entry["score"]))
             except BadEntryError as error:

@@ -3,7 +3,7 @@
 import collections
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -11,12 +11,13 @@ from absl import logging
 
 from dpose_jax.data import ai_challenger
 from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
+from dpose_jax.data.exports import as_coco
+from dpose_jax.data.image_files import ImageStore
 from dpose_jax.data.sample import PERSON_CATEGORY
+from dpose_jax.pose.joint_names import side_and_part
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.typed_fields import LARGEST
 from dpose_jax.workdir.files import read_json
-
-ImageSize = Callable[[str], tuple[int, int] | None]
 
 # Left out as malformed: together they may be at most `max_bad_share` of the annotations.
 MALFORMED = (
@@ -25,8 +26,12 @@ MALFORMED = (
     "joint_list", "joint_nan", "joint_visibility", "box_entry", "box_empty", "box_outside", "detection_entry",
 )  # fmt: skip
 # Left out because the task does not use them.
-LEFT_OUT = ("other_category", "crowd", "no_joints", "detection_without_image", "low_score")
-NOTED = ("area_entry", "box_clipped", "joint_outside_image", "looks_normalised", "looks_like_corners")  # kept
+LEFT_OUT = ("other_category", "box_only", "crowd", "no_joints", "detection_without_image", "low_score")
+# Kept; the first four are read otherwise than written, see `exports.as_coco`.
+NOTED = (
+    "id_converted", "image_renamed", "image_size_read", "box_from_joints",
+    "area_entry", "box_clipped", "joint_outside_image", "joint_outside_box", "looks_normalised", "looks_like_corners",
+)  # fmt: skip
 
 # The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
 BOX_AREA = 0.53
@@ -69,10 +74,15 @@ def numbers(value, count: int) -> np.ndarray | None:
         return None
 
 
-def read_coco(file: str, size: ImageSize):
-    """The parsed file, in AI Challenger's format converted; `size` gives (width, height) by file name, or None."""
+def read_coco(file: str, store: ImageStore | None = None) -> tuple[Any, collections.Counter[str]]:
+    """The parsed file as COCO's format, and what was read otherwise than written, see `exports.as_coco`.
+
+    AI Challenger's format is converted; the `store` gives sizes that are not annotated, and the names of its files.
+    """
     content = read_json(file)
-    return ai_challenger.to_coco(content, size) if is_own_format(content) else content
+    if is_own_format(content):
+        content = ai_challenger.to_coco(content, store.size if store else lambda _: None)
+    return content, as_coco(content, store)
 
 
 def is_own_format(content: Any) -> bool:
@@ -92,19 +102,15 @@ def check_joint_names(names: list[str], joint_set: JointSet, file: str) -> None:
         raise ValueError(f"{given}: it has {joint_set.num_joints} joints, the annotations have {len(names)}")
     ours, theirs = ([re.sub(r"[^a-z0-9]", "", name.lower()) for name in each] for each in (joint_set.joints, names))
     for position, (our, their) in enumerate(zip(ours, theirs, strict=True)):
-        if our != their and (their in ours or _side(joint_set.joints[position]) != _side(names[position])):
+        our_name, their_name = joint_set.joints[position], names[position]
+        if our != their and (their in ours or side_and_part(our_name)[0] != side_and_part(their_name)[0]):
             raise ValueError(
-                f"{given}: joint {position} is {joint_set.joints[position]!r}, the annotations call it "
-                f"{names[position]!r}; names by position must agree"
+                f"{given}: joint {position} is {our_name!r}, the annotations call it {their_name!r}; names by position "
+                "must agree"
             )
     equal = sum(our == their for our, their in zip(ours, theirs, strict=True))
     if 2 * equal < len(ours):
         raise ValueError(f"{given}: only {equal} of {len(ours)} joint names agree, annotations have {names}")
-
-
-def _side(name: str) -> str:
-    found = re.search(r"(?<![a-z0-9])(left|right|[lr](?![a-z0-9]))", name.lower())
-    return found[1][0] if found else ""
 
 
 class BadEntryError(ValueError):
@@ -112,20 +118,28 @@ class BadEntryError(ValueError):
 
 
 class Audit:
-    """Counts records by rule, and logs the first malformed ones: at most `lines`."""
+    """Counts records by rule, keeps the first `names` of each, and logs the first malformed ones: at most `lines`."""
 
-    def __init__(self, file: str, lines: int = 20):
-        self.file, self._lines = file, lines
+    def __init__(self, file: str, lines: int = 20, names: int = 3):
+        self.file, self._lines, self._names = file, lines, names
         self.counts: collections.Counter[str] = collections.Counter()
-        self._first = ""
+        self.first: dict[str, list[str]] = {}  # what was said of the first of a rule
+        self._worst = ""
 
     def bad(self, rule: str, what: str) -> None:
         """Counts a malformed record."""
-        self.counts[rule] += 1
-        self._first = self._first or f"{rule}: {what}"
+        self.note(rule, what)
+        self._worst = self._worst or f"{rule}: {what}"
         if self._lines > 0:
             logging.warning("%s: %s: %s", self.file, rule, what)
             self._lines -= 1
+
+    def note(self, rule: str, what: str, times: int = 1) -> None:
+        """Counts a record that is not malformed."""
+        self.counts[rule] += times
+        first = self.first.setdefault(rule, [])
+        if len(first) < self._names:
+            first.append(what)
 
     def report(self, total: int, kept: int, max_bad_share: float) -> dict[str, int]:
         """`records`, `kept` and counts by rule; ValueError if more than `max_bad_share` is malformed, or none kept."""
@@ -133,7 +147,7 @@ class Audit:
         if sum(bad.values()) > max_bad_share * total:
             raise ValueError(
                 f"{self.file}: {sum(bad.values())} malformed records for {total} annotations, more than "
-                f"data.max_bad_share={max_bad_share}: {bad}; the first: {self._first}"
+                f"data.max_bad_share={max_bad_share}: {bad}; the first: {self._worst}"
             )
         if not kept:
             raise ValueError(f"{self.file}: no person is left of {total} records, left out: {dict(self.counts)}")
@@ -162,18 +176,20 @@ class Annotations:
         file: str,
         joint_set: JointSet,
         audit: Audit,
-        size: ImageSize,
+        store: ImageStore | None,
         category: str | None = None,
         *,
         annotated: bool = True,
     ):
         """Reads the file; unless `annotated` a file of images alone will do, such as COCO's image_info files.
 
-        `category` names the persons', see `person_category`. Raises FileNotFoundError, or ValueError if the format is
-        neither COCO's nor AI Challenger's, it does not tell the category, or the joint set does not fit.
+        `category` names the persons', see `person_category`; the `store` is that of `read_coco`. Raises
+        FileNotFoundError, or ValueError if the format is neither COCO's nor AI Challenger's, it does not tell the
+        category, or the joint set does not fit.
         """
         self._audit, self._joints = audit, joint_set.num_joints
-        content = read_coco(file, size)
+        content, read = read_coco(file, store)
+        audit.counts.update(read)
         if only_images := not annotated and isinstance(content, dict) and "annotations" not in content:
             content = {"categories": []} | content | {"annotations": []}
         lists = ("images", "annotations", "categories")
@@ -190,23 +206,17 @@ class Annotations:
             raise ValueError(
                 f"{file}: needs exactly one category with an id and a list of keypoints, not {self.person}"
             )
-        self.images: dict[int, dict] = {}
-        for entry in images:
-            entry = entry if isinstance(entry, dict) else {"entry": entry}
-            name, *sides = (entry.get(field) for field in ("file_name", "width", "height"))
-            good_sides = all(is_int(side) and 0 < side <= _MAX_SIDE for side in sides)
-            if not good_sides or not is_image_id(entry.get("id")) or not isinstance(name, str) or not name:
-                audit.bad("image_entry", f"{entry!r:.80}")
-            elif entry["id"] in self.images:
-                audit.bad("image_duplicate_id", f"image {entry['id']}, file {name!r}")
+        self.images = _checked_images(images, audit)
+        self.entries = []
+        for entry in annotations:
+            fields = entry if isinstance(entry, dict) else {"keypoints": "none"}
+            number = fields.get("category_id", self.person.id)
+            if is_number(number) and number != self.person.id:
+                audit.note("other_category", _where(fields))
+            elif fields.get("keypoints") in (None, []) and not fields.get("iscrowd"):
+                audit.note("box_only", _where(fields))
             else:
-                self.images[entry["id"]] = entry
-        self.entries = [
-            entry for entry in annotations
-            if not isinstance(entry, dict) or not is_number(number := entry.get("category_id", self.person.id))
-            or number == self.person.id
-        ]  # fmt: skip
-        audit.counts["other_category"] += len(annotations) - len(self.entries)
+                self.entries.append(entry)
 
     def well_formed(self) -> Iterator[Annotation]:
         """Yields the entries that break no rule of MALFORMED, and counts the others."""
@@ -222,7 +232,7 @@ class Annotations:
     def _checked(self, entry, seen: set[int]) -> Annotation:
         if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
             raise BadEntryError("annotation_entry", f"{entry!r:.80}")
-        where = f"id {entry['id']}, image {entry['image_id']}"
+        where = _where(entry)
         if not is_number(entry.get("category_id", 1)) or not is_crowd_flag(entry.get("iscrowd")):
             kinds = f"category_id {entry.get('category_id')!r}, iscrowd {entry.get('iscrowd')!r}"
             raise BadEntryError("annotation_entry", f"{where}: {kinds}")
@@ -262,5 +272,31 @@ class Annotations:
         # Adding and subtracting x alone changes the last bit, so smaller differences are no cut.
         if all(math.isclose(new, old, abs_tol=1e-3) for new, old in zip(clipped, box, strict=True)):
             return box
-        self._audit.counts["box_clipped"] += 1
+        self._audit.note("box_clipped", where)
         return clipped
+
+
+def _where(entry: dict) -> str:
+    return f"id {entry.get('id')!r:.40}, image {entry.get('image_id')!r:.40}"
+
+
+def _checked_images(entries: list, audit: Audit) -> dict[int, dict]:
+    """The well-formed entries by id; the others are counted."""
+    found: dict[int, dict] = {}
+    for entry in entries:
+        fields = entry if isinstance(entry, dict) else {}
+        name, number, wrong = fields.get("file_name"), fields.get("id"), ""
+        for side in ("width", "height"):
+            if not is_int(fields.get(side)) or not 0 < fields[side] <= _MAX_SIDE:
+                wrong = f"{side} {fields.get(side)!r:.40}, which must be a positive integer"
+        if not isinstance(name, str) or not name:
+            wrong = f"file_name {name!r:.40}, which must be text"
+        if not is_image_id(number):
+            wrong = f"id {number!r:.40}, which must be an integer from 0 to 2**63 - 1"
+        if wrong or not is_image_id(number):
+            audit.bad("image_entry", f"has the {wrong}: {entry!r:.80}")
+        elif number in found:
+            audit.bad("image_duplicate_id", f"image {number}, file {name!r}")
+        else:
+            found[number] = fields
+    return found

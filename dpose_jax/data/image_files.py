@@ -1,8 +1,12 @@
 """Image files: what their headers say, their pixels, and the folder that they lie in."""
 
+import difflib
 import mmap
 import os
+import re
 import stat
+import unicodedata
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -17,6 +21,8 @@ _TURNS = {
     2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
     5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1), 8: (True, -1, 1),
 }  # fmt: skip
+_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|[\\/]|[A-Za-z][A-Za-z0-9+.-]*://")  # a path of a system, or a URL
+_HINTED = 2_000  # file names among which the closest are looked for
 
 
 def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
@@ -62,6 +68,12 @@ def check_size(image: np.ndarray, size, data: bytes) -> None:
     raise ValueError(why)
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """Folders and name of a path, equal for backslashes and for both ways in which Unicode writes accents."""
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
 def open_regular(path: str) -> int:
     """A file descriptor for reading; OSError if the file is no regular file, such as a FIFO."""
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without the flag, a FIFO would wait for its writer
@@ -100,6 +112,14 @@ class ImageStore:
     def _has(self, name: str) -> bool:
         raise NotImplementedError
 
+    def find(self, name: str, path: str | None = None) -> str | None:
+        """The store's name of the image that annotations call `name`, and maybe `path`; None if there is none."""
+        return None if self.problem(name) else name
+
+    def closest(self, name: str) -> list[str]:
+        """Up to three names of the store that are like a missing one."""
+        return []
+
     def read(self, name: str) -> bytes:
         """The file's bytes; raises OSError or ValueError where it cannot be read."""
         raise NotImplementedError
@@ -124,11 +144,12 @@ class ImageFolder(ImageStore):
             raise FileNotFoundError(f"{path}: no such image folder (data.root joined with the images field)")
         super().__init__(path, upright=upright)
         self._listings = {"": set(os.listdir(path))}
+        self._index: dict[tuple[str, ...], str | None] | None = None  # names by `parts`; None for two of the same
         if not self._listings[""]:
             raise ValueError(f"{path}: the image folder is empty")
 
     def __getstate__(self):
-        return self.__dict__ | {"_listings": {}}  # a worker lists nothing
+        return self.__dict__ | {"_listings": {}, "_index": None}  # a worker lists nothing
 
     def _has(self, name: str) -> bool:
         folder, base = os.path.split(os.path.normpath(name))
@@ -136,6 +157,46 @@ class ImageFolder(ImageStore):
             full = self.place(folder)
             self._listings[folder] = set(os.listdir(full)) if os.path.isdir(full) else set()
         return base in self._listings[folder]
+
+    def find(self, name: str, path: str | None = None) -> str | None:
+        """As ImageStore. The first of these that is a file of the folder:
+
+        the longest tail of a `path` that ends in `name`; `name`, also with other slashes or in the other Unicode form;
+        `name` without leading folders with which the folder's own path ends; the longest tail of an absolute `name`.
+        """
+        asked, whole = parts(name), parts(path or "")
+        if len(whole) > len(asked) > 0 and whole[-len(asked) :] == asked and ".." not in whole:
+            longer = self._first(whole[start:] for start in range(len(whole) - len(asked)))
+            if longer is not None:
+                return longer
+        if self.problem(name) is None:
+            return name
+        if ".." in asked:
+            return None
+        own = parts(os.path.abspath(self._path))
+        tails = [asked] + [asked[k:] for k in range(len(asked) - 1, 0, -1) if own[-k:] == asked[:k]]
+        if _ABSOLUTE.match(name):
+            tails += [asked[start:] for start in range(1, len(asked))]
+        return self._first(tails)
+
+    def _first(self, names: Iterable[tuple[str, ...]]) -> str | None:
+        return next((file for name in names if (file := self._by_parts().get(name)) is not None), None)
+
+    def _by_parts(self) -> dict[tuple[str, ...], str | None]:
+        if self._index is None:
+            self._index = {}
+            for folder, _, files in os.walk(self._path):
+                for file in files:
+                    name = os.path.normpath(os.path.join(os.path.relpath(folder, self._path), file))
+                    self._index[parts(name)] = None if parts(name) in self._index else name
+        return self._index
+
+    def closest(self, name: str) -> list[str]:
+        """As ImageStore: names that differ in case, ending or folder alone, else the most similar of some."""
+        stem = os.path.splitext(parts(name)[-1])[0].lower() if parts(name) else ""
+        names = sorted(file for file in self._by_parts().values() if file is not None)
+        same = [file for file in names if os.path.splitext(os.path.basename(file))[0].lower() == stem]
+        return same[:3] or difflib.get_close_matches(name[-200:], names[:_HINTED], n=3, cutoff=0.5)
 
     def read(self, name: str) -> bytes:
         return read_file(self.place(name))

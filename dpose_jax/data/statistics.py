@@ -8,6 +8,7 @@ from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import format_counts
 from dpose_jax.data.doubts import doubts
 from dpose_jax.data.sample import Source
+from dpose_jax.pose.joint_names import odd_pairs
 from dpose_jax.pose.joint_sets import JointSet
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -58,7 +59,10 @@ def describe(source: Source, orientation: str, most: int | None = None) -> list[
     report, (looked, notes) = source.report(), _notes(source, most)
     counted = report if most else report | notes
     counts = ", ".join(f"{name} {count}" for name, count in counted.items() if count)
-    return [counts, *doubts(report, notes.get("image_exif_rotated", 0), looked, orientation)]
+    found = doubts(report, notes.get("image_exif_rotated", 0), looked, orientation)
+    if isinstance(source, FolderSource):
+        found += [f"joint set {source.joint_set.name!r}: {odd}" for odd in odd_pairs(source.joint_set)]
+    return [counts, *found]
 
 
 def format_statistics(title: str, found: dict) -> str:

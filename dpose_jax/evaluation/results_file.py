@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
-from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, read_coco
+from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, numbers, read_coco
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import score
@@ -31,12 +33,13 @@ def score_files(
     The scale of OKS is the annotated area with `use_area`, otherwise 0.53 w h of the box. Returns `{**metrics,
     "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
     `mean_pose.score_mean_pose`. Prints, and counts in `protocol["left_out"]`, which entries of AI Challenger's
-    submission do not count, see `aic.results_from_native`.
+    submission do not count, see `aic.results_from_native`. `protocol["read"]` counts what was read otherwise than
+    written, see `exports.as_coco`, and missing areas, which are 0.53 w h.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
     """
-    truth, found = read_coco(annotations, lambda _: None), read_json(results)
+    (truth, read), found = read_coco(annotations), read_json(results)
     left_out: dict[str, int] = {}
     if isinstance(truth, dict) and all(isinstance(truth.get(key), list) for key in ("annotations", "categories")):
         listed = listed_categories(truth.get("categories"))
@@ -50,6 +53,7 @@ def score_files(
             for rule, images in strangers.items():
                 print(f"{results}: {rule}: {len(images)} left out, such as {', '.join(map(repr, images[:3]))}")
         truth, found, left_out = _of_persons(truth, found, person, [c.id for c in listed if c.keypoints])
+        read["area_from_box"] = _fill_areas(truth["annotations"]) if use_area else 0
         left_out |= {rule: len(images) for rule, images in strangers.items()}
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
     metrics, joints = score(inputs, engine=engine, name=annotations)
@@ -62,6 +66,7 @@ def score_files(
         "engine": engine,
         "area": "annotated" if use_area else f"{BOX_AREA} w h of the box",
         "left_out": left_out,
+        "read": {rule: count for rule, count in read.items() if count},
         "images": len(inputs.images),
         "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),
         "predicted": len(inputs.results),
@@ -70,6 +75,17 @@ def score_files(
     }
     baseline = score_mean_pose(inputs, engine=engine)
     return {**metrics, "joints": joints, "mean_pose": baseline, "protocol": protocol}
+
+
+def _fill_areas(annotations: list) -> int:
+    """Gives annotations without `area` that of the rule for sets without areas; returns how many."""
+    count = 0
+    for entry in annotations:
+        if isinstance(entry, dict) and entry.get("area") is None:
+            box = numbers(entry.get("bbox"), 4)
+            if box is not None and np.isfinite(box).all() and min(box[2:]) >= 0:
+                entry["area"], count = BOX_AREA * float(box[2] * box[3]), count + 1
+    return count
 
 
 def _of_persons(truth: dict, results: Any, person: Category, posed: list[int]) -> tuple[dict, Any, dict[str, int]]:
@@ -93,7 +109,7 @@ def _of_persons(truth: dict, results: Any, person: Category, posed: list[int]) -
         kept = [r for r in results if not isinstance(r, dict) or not is_int(i := r.get("category_id")) or i not in away]
     counts = {
         "other_category": others,
-        "joint_list": boxes_only,
+        "box_only": boxes_only,
         "results_of_others": 0 if kept is results else len(results) - len(kept),
     }
     mine = {"id": person.id, "name": person.name or PERSON}

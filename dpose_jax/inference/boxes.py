@@ -9,6 +9,7 @@ import numpy as np
 
 from dpose_jax.data.categories import closest, listed_categories, person_category, person_id
 from dpose_jax.data.coco_format import is_crowd_flag, is_image_id, is_int, is_number, numbers
+from dpose_jax.data.exports import as_coco
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.inference.image_ids import NameIndex, number_images, number_of
 from dpose_jax.workdir.files import read_json
@@ -88,6 +89,7 @@ class BoxFile(BoxSource):
         """
         super().__init__(min_score)
         self.path, self._by_number, content = path, by_number, read_json(path)
+        as_coco(content)
         entries, images, categories = content, list[Any](), None
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])

@@ -4,11 +4,11 @@ import collections
 import itertools
 import os
 import re
-import unicodedata
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from dpose_jax.data.coco_format import is_image_id
+from dpose_jax.data.image_files import parts
 
 # The names of COCO's releases: 000000000139 and COCO_val2014_000000000139.
 _CALLED_BY_NUMBER = re.compile(r"(?:COCO_[a-z]+20\d\d_)?([0-9]+)")
@@ -38,12 +38,6 @@ def number_images(names: Sequence[str], taken: Iterable[int] = ()) -> list[int]:
     own = [n if n is not None and counts[n] == 1 and n not in taken else None for n in numbers]
     free = itertools.count(1 + max([0, *taken, *(n for n in own if n is not None)]))
     return [next(free) if n is None else n for n in own]
-
-
-def parts(name: str) -> tuple[str, ...]:
-    """Folders and name of a path, equal for backslashes and for both ways in which Unicode writes accents."""
-    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
-    return tuple(part for part in name.split("/") if part not in ("", "."))
 
 
 class NameIndex:

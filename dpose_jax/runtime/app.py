@@ -15,7 +15,10 @@ from dpose_jax.runtime import cpu
 # What a user can mend: a field, a file, a record.
 USER_ERRORS = (ValueError, OSError)
 # Flags that name a file or folder, whichever program has them.
-PATHS = ("annotations", "boxes", "detector", "input", "joint_set", "model", "out", "results", "weights", "workdir")
+PATHS = (
+    *("annotations", "boxes", "detector", "input", "joint_set", "joint_set_from", "model", "out", "results"),
+    *("weights", "workdir", "yolo"),
+)
 
 
 def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:

@@ -29,7 +29,7 @@ def read_poses(file: str, max_bad_share: float) -> tuple[np.ndarray, dict[str, i
       ValueError: if it is no such file, has too many malformed entries, or no complete person.
     """
     audit = Audit(file)
-    annotations = Annotations(file, COCO, audit, lambda name: None)
+    annotations = Annotations(file, COCO, audit, None)
     found, incomplete = [], 0
     for annotation in annotations.well_formed():
         if (annotation.joints[5:, 2] > 0).all() and annotation.box[3] >= _MIN_HEIGHT:
