@@ -46,18 +46,27 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
 
 
+WHOLE = (
+    "each image was taken for one person as a whole; --detector=fasterrcnn finds people (downloads 167 MB once), "
+    "--boxes=FILE gives their boxes"
+)
+
+
 class BoxSource:
     """Where the boxes of an image's persons come from; this one takes every image for one person.
 
     Boxes with a score below `min_score`, in [0, 1], are left out. `problems` are texts: what is wrong with a source of
-    which the rest can be used; `notes` say what it leaves out by rule. `category_id` is the person's, for results.
+    which the rest can be used; `notes` say what it leaves out or takes by rule. `category_id` is the person's, for
+    results.
     """
+
+    takes_whole = True  # every image for one person
 
     def __init__(self, min_score: float = 0.0):
         if not 0 <= min_score <= 1:
             raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
         self.min_score, self.category_id = min_score, PERSON_CATEGORY
-        self.problems, self.notes = list[str](), list[str]()
+        self.problems, self.notes = list[str](), [WHOLE] if self.takes_whole else []
 
     def image_ids(self, names: Sequence[str], folder: str = "") -> list[int]:
         """The ids of image files, named from `folder` on; ValueError if the source cannot have a box for any."""
@@ -77,6 +86,8 @@ class BoxFile(BoxSource):
     Its images are found by name. Where it lists `images`, the names are theirs. Otherwise the name is `image_id`: a
     text is the file's name, with or without its ending, a number that of COCO's releases (000000000139.jpg).
     """
+
+    takes_whole = False
 
     def __init__(self, path: str, min_score: float = 0.0, *, category: str | None = None, by_number: bool = False):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
