@@ -28,6 +28,7 @@ MATCH = flags.DEFINE_enum("match", "name", ["name", "number"], "Boxes find image
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
+MIN_JOINT_SCORE = flags.DEFINE_float("min_joint_score", 0.2, "Joints below it are not drawn; results.json has all.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each image's persons too.")
 
 
@@ -59,8 +60,8 @@ def load() -> Predictor:
 
 
 def main():
-    boxes = box_source()
-    predict(load(), INPUT.value, OUT.value, boxes=boxes, strips=TRAJECTORY.value)
+    options = {"boxes": box_source(), "strips": TRAJECTORY.value, "min_joint_score": MIN_JOINT_SCORE.value}
+    predict(load(), INPUT.value, OUT.value, **options)
 
 
 if __name__ == "__main__":

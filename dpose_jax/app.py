@@ -24,7 +24,7 @@ except ImportError:
 
 from dpose_jax import Predictor
 from dpose_jax.inference.boxes import checked_boxes
-from dpose_jax.inference.predict_files import draw_poses, step_titles
+from dpose_jax.inference.predict_files import step_titles
 from dpose_jax.runtime import app
 from dpose_jax.visualization import draw
 
@@ -94,7 +94,7 @@ def denoise(predictor: Predictor, image: np.ndarray | None, text: str) -> Iterat
     poses = predictor(image, boxes)
     scores = ", ".join(f"{score:.2f}" for score in poses.scores)
     summary = f"1 person, score {scores}" if len(poses) == 1 else f"{len(poses)} persons, scores {scores}"
-    yield gr.skip(), draw_poses(image, poses), summary
+    yield gr.skip(), poses.draw(image), summary
 
 
 def build(load: Callable[[int], Predictor]) -> gr.Blocks:

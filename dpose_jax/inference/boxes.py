@@ -1,6 +1,7 @@
 """Boxes of persons: where they come from, checked, clipped to their image."""
 
 import collections
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from dpose_jax.data.categories import closest, listed_categories, person_categor
 from dpose_jax.data.coco_format import is_crowd_flag, is_image_id, is_int, is_number, numbers
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.inference.image_ids import NameIndex, number_images, number_of
-from dpose_jax.workdir.files import read_json
+from dpose_jax.workdir.files import read_bytes, read_json
 
 
 def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
@@ -57,7 +58,7 @@ class BoxSource:
 
     Boxes with a score below `min_score`, in [0, 1], are left out. `problems` are texts: what is wrong with a source of
     which the rest can be used; `notes` say what it leaves out or takes by rule. `category_id` is the person's, for
-    results.
+    results. `digest` is the SHA-256 of the file behind it, if any.
     """
 
     takes_whole = True  # every image for one person
@@ -67,6 +68,11 @@ class BoxSource:
             raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
         self.min_score, self.category_id = min_score, PERSON_CATEGORY
         self.problems, self.notes = list[str](), [WHOLE] if self.takes_whole else []
+        self.digest = ""
+
+    def identity(self) -> list[Any]:
+        """JSON values that are equal where the boxes of an image are."""
+        return [type(self).__name__, self.digest, self.min_score, self.category_id]
 
     def image_ids(self, names: Sequence[str], folder: str = "") -> list[int]:
         """The ids of image files, named from `folder` on; ValueError if the source cannot have a box for any."""
@@ -99,6 +105,7 @@ class BoxFile(BoxSource):
         """
         super().__init__(min_score)
         self.path, self._by_number, content = path, by_number, read_json(path)
+        self.digest = f"{hashlib.sha256(read_bytes(path)).hexdigest()} {by_number}"
         entries, images, categories = content, list[Any](), None
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])

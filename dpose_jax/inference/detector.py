@@ -1,6 +1,5 @@
 """Boxes of persons by a detector of torchvision, the extra `detector`; downloaded where one is asked for by name."""
 
-import hashlib
 import http.client
 import os
 import re
@@ -12,6 +11,7 @@ from dpose_jax.inference.boxes import BoxSource
 from dpose_jax.inference.images import shrink
 from dpose_jax.models.weights import hub
 from dpose_jax.typed_fields import nearest
+from dpose_jax.workdir.files import sha256
 
 
 class Published(NamedTuple):
@@ -65,9 +65,7 @@ def fetch(name: str, published: Published) -> str:
         except (OSError, http.client.HTTPException) as error:
             ways = "--detector=FILE reads weights that you have, --boxes=FILE takes boxes"
             raise ConnectionError(f"{field}: {url} gives no file: {error}; {ways}") from error
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    told = re.search(r"-([0-9a-f]{8,})\.", os.path.basename(url))
+    told, found = re.search(r"-([0-9a-f]{8,})\.", os.path.basename(url)), sha256(path)
     if told is None or not found.startswith(told[1]):
         expected = f"expected {told[1]}… of {url}" if told else f"{url} names none"
         raise ValueError(f"{field}: {path} has SHA-256 {found}, {expected}; delete it to download it again")
@@ -103,6 +101,7 @@ class Detector(BoxSource):
             raise ValueError(f'detector={source!r}: needs the detector extra: pip install -e ".[detector]"') from None
         self._torch, self._device = torch, "cuda" if torch.cuda.is_available() else "cpu"
         path, name = (fetch(source, named), named.model) if named else (source, told.model)
+        self.digest = f"{sha256(path)} {name}"
         state = {key: torch.tensor(value) for key, value in hub.read(path).tensors.items()}
         self._model: Any = get_model(name, weights=None, weights_backbone=None).eval().to(self._device)
         try:
