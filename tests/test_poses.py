@@ -27,6 +27,7 @@ def make(count, hypotheses=None):
 def test_repr_is_a_line():
     assert repr(make(2)) == "Poses(2 persons, 17 joints of 'coco', scores [0.90, 0.10])"
     assert repr(make(9)).endswith("scores [0.90, 0.80, 0.70, 0.60, …])")
+    assert repr(make(1)).startswith("Poses(1 person, ")
     assert repr(make(0)) == "Poses(0 persons, 17 joints of 'coco', scores [])"
 
 

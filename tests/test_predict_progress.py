@@ -174,7 +174,7 @@ def test_what_is_said(folder, capsys):
     predict(Fixed(about="the bundled model"), str(folder / "in"), str(folder / "out"))
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == "model: the bundled model"
-    assert f"{folder}/out: results.json, images.json, pictures/: 5 persons in 5 images" in said.out
+    assert f"{folder}/out: results.json (persons: 5), images.json (images: 5), pictures/" in said.out
     assert "not drawn: 10 of 85 joints, scores below --min_joint_score=0.2; results.json has them" in said.out
     assert "each image was taken for one person as a whole; --detector=fasterrcnn finds" in said.err
     assert "--boxes=FILE gives their boxes" in said.err

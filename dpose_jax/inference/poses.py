@@ -59,7 +59,8 @@ class Poses:
 
     def __repr__(self) -> str:
         scores = ", ".join([*(f"{score:.2f}" for score in self.scores[:4]), *["…"] * (len(self) > 4)])
-        return f"Poses({len(self)} persons, {len(self.names)} joints of {self.joint_set.name!r}, scores [{scores}])"
+        count = f"{len(self)} person{'s' * (len(self) != 1)}"
+        return f"Poses({count}, {len(self.names)} joints of {self.joint_set.name!r}, scores [{scores}])"
 
     def draw(self, image: ImageLike, *, min_score: float = MIN_JOINT_SCORE) -> np.ndarray:
         """The image that was predicted with its poses, (height, width, 3) uint8 RGB, upright.

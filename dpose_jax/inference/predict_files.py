@@ -250,7 +250,7 @@ class _Job:
             [[], *(_rows(entry, self.predictor.joint_set.num_joints)[..., 2].ravel() for entry in entries)]
         )
         hidden = int((scores < self.min_joint_score).sum())
-        print(f"{self.out}: results.json, images.json, {drawn}: {len(results)} persons in {len(entries)} images")
+        print(f"{self.out}: results.json (persons: {len(results)}), images.json (images: {len(entries)}), {drawn}")
         if hidden:
             why = f"scores below --min_joint_score={self.min_joint_score:g}"
             print(f"not drawn: {hidden} of {scores.size} joints, {why}; results.json has them")
