@@ -19,7 +19,7 @@ define VENV_READY
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 endef
 
-.PHONY: app demo test lint format clean
+.PHONY: app demo test test-all lint format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python train.py $(DEMO)
@@ -27,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 app: $(VENV)/.app
 	$(VENV)/bin/python -m dpose_jax.app --port=$(PORT) $(addprefix --workdir=,$(WORKDIR))
