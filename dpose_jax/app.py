@@ -304,7 +304,9 @@ def server(page: gr.Blocks, port: int) -> tuple[uvicorn.Server, socket.socket]:
         fastapi.FastAPI(openapi_url=None), page, path="/", server_name=HOSTS[0], server_port=port, footer_links=[],
         max_file_size=MAX_UPLOAD, ssr_mode=False, enable_monitoring=False,
     )  # fmt: skip
-    return uvicorn.Server(uvicorn.Config(OwnHost(whole), log_level="warning")), listening
+    # An open page never ends its stream of events.
+    config = uvicorn.Config(OwnHost(whole), log_level="warning", timeout_graceful_shutdown=1)
+    return uvicorn.Server(config), listening
 
 
 if __name__ == "__main__":
