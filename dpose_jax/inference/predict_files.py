@@ -77,8 +77,9 @@ def predict(
         "input": os.path.abspath(source),
         "model": predictor.fingerprint(),
         "boxes": boxes.identity(),
+        "strips": strips,
+        "min_joint_score": min_joint_score,
     }
-    made_by |= {"strips": strips, "min_joint_score": min_joint_score}
     job = _Job(predictor, out, boxes, Progress(out, made_by), min_joint_score)
     try:
         job.run(source, strips)
@@ -246,9 +247,7 @@ class _Job:
         write_results(os.path.join(self.out, "results.json"), results)
         write_json(os.path.join(self.out, "images.json"), [entry["image"] for entry in entries])
         self.progress.finish()
-        scores = np.concatenate(
-            [[], *(_rows(entry, self.predictor.joint_set.num_joints)[..., 2].ravel() for entry in entries)]
-        )
+        scores = _rows({"results": results}, self.predictor.joint_set.num_joints)[..., 2]
         hidden = int((scores < self.min_joint_score).sum())
         print(f"{self.out}: results.json (persons: {len(results)}), images.json (images: {len(entries)}), {drawn}")
         if hidden:
