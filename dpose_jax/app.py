@@ -190,7 +190,7 @@ class Events:
     def run(self, path, text, steps):
         image, steps = read_photo(path), int(steps)
         if steps not in self._ready:
-            yield gr.skip(), gr.skip(), f"compiling for {steps} steps, once, up to a minute", gr.skip()
+            yield gr.skip(), gr.skip(), f"compiling for {steps} steps, once: up to a minute", gr.skip()
             self._ready.add(steps)
         for strip, drawn, line, poses in denoise(self.load(steps), image, text):
             yield strip, drawn, line, gr.skip() if poses is None else self._write(poses)
@@ -239,17 +239,17 @@ def build(
                 with gr.Row():
                     back = gr.Button("Undo", size="sm", elem_id="undo")
                     clear = gr.Button("Clear", size="sm", elem_id="clear")
-                    find = gr.Button("Find people", size="sm", elem_id="find")
-                chosen = detector or next(iter(DETECTORS))
-                finder = gr.Dropdown(names, value=chosen, label="detector", elem_id="detector")
+                    find = gr.Button("Find people by", size="sm", elem_id="find")
+                    chosen = detector or next(iter(DETECTORS))
+                    finder = gr.Dropdown(names, value=chosen, show_label=False, elem_id="detector")
                 label = "steps (0: the coarse branch)"
                 steps = gr.Slider(0, MAX_STEPS, value=FIRST_STEPS, step=1, label=label, visible=not plain)
                 start = gr.Button("Denoise" if not plain else "Predict", variant="primary", elem_id="start")
-                state = gr.Textbox(label="state", interactive=False, elem_id="state")
             with gr.Column():
                 shown = {"interactive": False, "height": HEIGHT, "buttons": BUTTONS}
                 result = gr.Image(label="boxes, then poses", elem_id="result", **shown)
                 strip = gr.Image(label="denoising", elem_id="strip", visible=not plain, **shown)
+                state = gr.Textbox(label="state", interactive=False, elem_id="state")
                 saved = gr.DownloadButton("poses.json", size="sm", interactive=False, elem_id="json")
 
         show = {"fn": events.shown(events.show), "inputs": [photo, boxes, corner], "outputs": result}
@@ -336,7 +336,7 @@ if __name__ == "__main__":
 
         page = build(of_steps, about=about, plain=plain, detector=DETECTOR.value)
         serving, listening = server(page, PORT.value)
-        print(f"model: {about}\ncompiling, up to a minute at the first start", flush=True)
+        print(f"model: {about}\ncompiling, a minute or two at the first start", flush=True)
         warm_up(of_steps(FIRST_STEPS))
         print(f"open http://{HOSTS[0]}:{listening.getsockname()[1]} (Ctrl-C ends the page)", flush=True)
         serving.run(sockets=[listening])
