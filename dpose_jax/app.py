@@ -78,8 +78,8 @@ def parse_boxes(text: str) -> list[list[float]] | None:
     boxes = []
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
-            x, y, width, height, *score = map(float, line.replace(",", " ").split())
-            (score,) = score or (1.0,)
+            x, y, width, height, *scores = map(float, line.replace(",", " ").split())
+            (score,) = scores or (1.0,)
         except ValueError as error:
             raise ValueError(f"box {line!r}: must be four numbers, x, y, width, height, and perhaps a score") from error
         boxes.append([x, y, width, height, score])
@@ -225,7 +225,8 @@ def build(
     """
     events = Events(load, load_detector)
     names = [(f"{name} ({each.megabytes} MB, downloaded once)", name) for name, each in DETECTORS.items()]
-    names += [] if detector in (None, *DETECTORS) else [(os.path.basename(detector), detector)]
+    if detector and detector not in DETECTORS:
+        names.append((os.path.basename(detector), detector))
     hint = "Drop a photo. Click two opposite corners of each person, find people, or take the whole photo as one."
     with gr.Blocks(title="dpose_jax", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(f"# dpose_jax\n{hint}\n\nModel: {html.escape(about)}", elem_id="about")
