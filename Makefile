@@ -10,6 +10,14 @@ DEMO := --config=configs/synthetic.py --workdir=runs/demo
 
 # The page shows what was trained into this folder; without one, the model that comes with the package.
 WORKDIR ?=
+PORT ?= 7860
+
+define VENV_READY
+	@"$(PYTHON)" -c '$(USABLE)' >/dev/null 2>&1 || { \
+		echo "error: Python 3.11 or later with the venv module is needed, got PYTHON='$(PYTHON)';" \
+			"name one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+endef
 
 .PHONY: app demo test test-all lint format clean
 
@@ -23,9 +31,8 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
-app: $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
-	$(VENV)/bin/python -m dpose_jax.app $(addprefix --workdir=,$(WORKDIR))
+app: $(VENV)/.app
+	$(VENV)/bin/python -m dpose_jax.app --port=$(PORT) $(addprefix --workdir=,$(WORKDIR))
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -37,11 +44,14 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 $(STAMP): requirements.txt pyproject.toml
-	@"$(PYTHON)" -c '$(USABLE)' >/dev/null 2>&1 || { \
-		echo "error: Python 3.11 or later with the venv module is needed, got PYTHON='$(PYTHON)';" \
-			"name one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	$(VENV_READY)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+# Without what tests need.
+$(VENV)/.app: requirements.txt pyproject.toml
+	$(VENV_READY)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"
 	@touch $@
 
 clean:

@@ -1,14 +1,14 @@
 """Predicts the poses of people in an image, a folder of images or a video, by default with the bundled model.
 
 python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--model=FOLDER|--weights=hrnet_w32]
-  [--boxes=FILE [--category=NAME]|--detector=FILE] [--steps=4] [--trajectory]
+  [--boxes=FILE [--category=NAME]|--detector=fasterrcnn] [--steps=4] [--trajectory]
 """
 
 from absl import flags
 
 from dpose_jax import Predictor
 from dpose_jax.inference.boxes import BoxFile, BoxSource
-from dpose_jax.inference.detector import MODELS, Detector
+from dpose_jax.inference.detector import DETECTORS, MODELS, Detector
 from dpose_jax.inference.predict_files import PartlyDone, predict
 from dpose_jax.runtime import app
 from dpose_jax.workdir import weights_flags
@@ -19,13 +19,16 @@ WEIGHTS = weights_flags.define("Instead, a published HRNet")
 INPUT = flags.DEFINE_string("input", None, "An image, a folder of images, or a video.", required=True)
 OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json and what is drawn.", required=True)
 BOXES = flags.DEFINE_string("boxes", None, "Boxes in COCO's format; without, every image is one person.")
-DETECTOR = flags.DEFINE_string("detector", None, "Instead of --boxes, the weights of a detector that finds them.")
-DETECTOR_MODEL = flags.DEFINE_string("detector_model", MODELS[0], f"Its model: {', '.join(MODELS)}.")
+DETECTOR = flags.DEFINE_string(
+    "detector", None, f"Instead of --boxes, what finds them: {', '.join(DETECTORS)}, downloaded once, or its file."
+)
+DETECTOR_MODEL = flags.DEFINE_string("detector_model", None, f"The model of a file: {', '.join(MODELS)}; the first.")
 CATEGORY = flags.DEFINE_string("category", None, "The persons' category in --boxes, by name or id; its id in results.")
 MATCH = flags.DEFINE_enum("match", "name", ["name", "number"], "Boxes find images by name, or the number that ends it.")
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
+MIN_JOINT_SCORE = flags.DEFINE_float("min_joint_score", 0.2, "Joints below it are not drawn; results.json has all.")
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each image's persons too.")
 
 
@@ -57,8 +60,8 @@ def load() -> Predictor:
 
 
 def main():
-    boxes = box_source()
-    predict(load(), INPUT.value, OUT.value, boxes=boxes, strips=TRAJECTORY.value)
+    options = {"boxes": box_source(), "strips": TRAJECTORY.value, "min_joint_score": MIN_JOINT_SCORE.value}
+    predict(load(), INPUT.value, OUT.value, **options)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import threading
 import urllib.parse
 
 import cv2
@@ -23,6 +24,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from dpose_jax import Predictor, app  # noqa: E402
 from dpose_jax.data.synthetic.dataset import SyntheticSource  # noqa: E402
+from dpose_jax.inference.boxes import BoxSource  # noqa: E402
 from dpose_jax.pose.joint_sets import COCO  # noqa: E402
 
 PICTURE = """
@@ -40,12 +42,21 @@ def predictor(trained):
     return Predictor.from_workdir(trained[1], steps=2, batch_sizes=(2,))
 
 
+class Half(BoxSource):
+    """Finds one person, in the left half."""
+
+    def of(self, image_id, pixels):
+        return [[0, 0, pixels.shape[1] / 2, pixels.shape[0], 0.75]]
+
+
 @pytest.fixture(scope="module")
 def url(predictor):
-    page = app.build(lambda steps: predictor)
-    _, address, _ = page.queue().launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    yield address
-    page.close()
+    serving, listening = app.server(app.build(lambda steps: predictor, lambda name: Half(), about="a test"), 0)
+    thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    serving.should_exit = True
+    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +137,7 @@ def page(browser, url, photo, tmp_path):
 
 def last_shown(predictor, photo, text):
     """The strip of the last step, the photo with poses and the line, as the page's own generator gives them."""
-    *_, (strip, _, _), (_, drawn, summary) = app.denoise(predictor, photo, text)
+    *_, (strip, *_), (_, drawn, summary, _) = app.denoise(predictor, photo, text)
     return strip, drawn, summary
 
 
@@ -156,7 +167,7 @@ def test_clicks_mark_persons(page, predictor, photo, monkeypatch):
             offset = [round((place - side / 2) * scale) for place, side in zip(corner, photo.shape[1::-1], strict=True)]
             ActionChains(page.browser).move_to_element_with_offset(image, *offset).click().perform()
         page.until(lambda number=number: len(page.text("#boxes").splitlines()) == number)
-    found = app.parse_boxes(page.text("#boxes"))
+    found = np.array(app.parse_boxes(page.text("#boxes")))[:, :4].tolist()
     np.testing.assert_allclose(found, boxes, atol=2)
     page.until_shown("#result", app.draw_boxes(photo, found), photo)
     page.press()
@@ -164,6 +175,21 @@ def test_clicks_mark_persons(page, predictor, photo, monkeypatch):
     page.until(lambda: page.text("#state") == summary)
     assert summary.startswith("2 persons, scores 0.")
     page.until_shown("#result", drawn, photo)
+
+
+def test_people_are_found_undone_and_cleared(page, photo):
+    """And the model is named; undo takes the last box, clear all of them."""
+    assert "Model: a test" in page.find("#about").text
+    page.find("#boxes textarea").send_keys("300, 40, 180, 300")
+    page.until_shown("#result", app.draw_boxes(photo, [[300, 40, 180, 300]]), photo)
+    page.find("#find").click()
+    page.until(lambda: page.text("#boxes") == "0, 0, 256, 384, 0.75")
+    page.until_shown("#result", app.draw_boxes(photo, [[0, 0, 256, 384]]), photo)
+    page.find("#boxes textarea").send_keys("\n300, 40, 180, 300")
+    page.find("#undo").click()
+    page.until(lambda: page.text("#boxes") == "0, 0, 256, 384, 0.75")
+    page.find("#clear").click()
+    page.until(lambda: page.text("#boxes") == "")
 
 
 def test_an_error_is_shown_and_a_new_photo_starts_anew(page, photo, tmp_path):

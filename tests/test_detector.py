@@ -1,7 +1,10 @@
 """A detector of torchvision as the source of boxes, with random weights that find what a test asks for."""
 
 import builtins
+import hashlib
 import json
+import shutil
+import types
 
 import cv2
 import numpy as np
@@ -12,7 +15,7 @@ torch = pytest.importorskip("torch", reason="the optional extra `detector`")
 models = pytest.importorskip("torchvision", reason="the optional extra `detector`").models
 
 from dpose_jax import Predictor  # noqa: E402
-from dpose_jax.inference.detector import MAX_SIDE, MODELS, Detector  # noqa: E402
+from dpose_jax.inference.detector import DETECTORS, MAX_SIDE, MODELS, Detector  # noqa: E402
 from dpose_jax.inference.predict_files import predict  # noqa: E402
 from dpose_jax.inference.video import VideoReader  # noqa: E402
 from dpose_jax.models.weights.hub import read as read_weights  # noqa: E402
@@ -241,3 +244,22 @@ def test_models_are_those_that_torchvision_measured(name, monkeypatch):
         for model in (theirs, ours)
     ]
     assert shapes[0] == shapes[1]
+
+
+def test_the_table_of_names_is_torchvisions():
+    for published in DETECTORS.values():
+        meta = models.get_model_weights(published.model).DEFAULT.meta
+        assert published.ap == meta["_metrics"]["COCO-val2017"]["box_map"]
+        assert published.megabytes == round(meta["_file_size"])
+
+
+def test_a_name_reads_the_cached_file(network, weights, tmp_path, monkeypatch):
+    """The name's file in PyTorch's cache, where torchvision itself would have put it, is what finds people."""
+    digest = hashlib.sha256(open(weights, "rb").read()).hexdigest()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(weights, tmp_path / "checkpoints" / f"{SMALL}_coco-{digest[:8]}.pth")
+    named = types.SimpleNamespace(DEFAULT=types.SimpleNamespace(url=f"none:///{SMALL}_coco-{digest[:8]}.pth"))
+    monkeypatch.setattr(models, "get_model_weights", lambda name: named)
+    pixels = noise(90, 120)
+    np.testing.assert_allclose(Detector("ssdlite").of(0, pixels), expected(network, pixels), rtol=1e-4, atol=1e-3)

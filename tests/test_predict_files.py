@@ -159,7 +159,7 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
     write_video(tmp_path / "walk.avi", 20)
     calls = iter(range(2))
 
-    def stop(image, keypoints, joint_set):
+    def stop(image, keypoints, joint_set, shown):
         if next(calls, None) is None:
             raise KeyboardInterrupt
         return image
@@ -167,7 +167,7 @@ def test_a_stopped_run_leaves_no_half_video(predictor, tmp_path, monkeypatch):
     monkeypatch.setattr("dpose_jax.visualization.draw.draw_pose", stop)
     with pytest.raises(KeyboardInterrupt):
         predict(predictor, str(tmp_path / "walk.avi"), str(tmp_path / "out"))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["unfinished.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Boxes of persons: where they come from, checked, clipped to their image."""
 
 import collections
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from dpose_jax.data.coco_format import is_crowd_flag, is_image_id, is_int, is_nu
 from dpose_jax.data.exports import as_coco
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.inference.image_ids import NameIndex, number_images, number_of
-from dpose_jax.workdir.files import read_json
+from dpose_jax.workdir.files import read_bytes, read_json
 
 
 def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
@@ -47,18 +48,32 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
 
 
+WHOLE = (
+    "each image was taken for one person as a whole; --detector=fasterrcnn finds people (downloads 167 MB once), "
+    "--boxes=FILE gives their boxes"
+)
+
+
 class BoxSource:
     """Where the boxes of an image's persons come from; this one takes every image for one person.
 
     Boxes with a score below `min_score`, in [0, 1], are left out. `problems` are texts: what is wrong with a source of
-    which the rest can be used; `notes` say what it leaves out by rule. `category_id` is the person's, for results.
+    which the rest can be used; `notes` say what it leaves out or takes by rule. `category_id` is the person's, for
+    results. `digest` is the SHA-256 of the file behind it, if any.
     """
+
+    takes_whole = True  # every image for one person
 
     def __init__(self, min_score: float = 0.0):
         if not 0 <= min_score <= 1:
             raise ValueError(f"min_box_score={min_score}: must lie in [0, 1]")
         self.min_score, self.category_id = min_score, PERSON_CATEGORY
-        self.problems, self.notes = list[str](), list[str]()
+        self.problems, self.notes = list[str](), [WHOLE] if self.takes_whole else []
+        self.digest = ""
+
+    def identity(self) -> list[Any]:
+        """JSON values that are equal where the boxes of an image are."""
+        return [type(self).__name__, self.digest, self.min_score, self.category_id]
 
     def image_ids(self, names: Sequence[str], folder: str = "") -> list[int]:
         """The ids of image files, named from `folder` on; ValueError if the source cannot have a box for any."""
@@ -79,6 +94,8 @@ class BoxFile(BoxSource):
     text is the file's name, with or without its ending, a number that of COCO's releases (000000000139.jpg).
     """
 
+    takes_whole = False
+
     def __init__(self, path: str, min_score: float = 0.0, *, category: str | None = None, by_number: bool = False):
         """Reads a list of detections, as COCO's result files, or an object with `images` and `annotations`.
 
@@ -90,6 +107,7 @@ class BoxFile(BoxSource):
         super().__init__(min_score)
         self.path, self._by_number, content = path, by_number, read_json(path)
         as_coco(content)
+        self.digest = f"{hashlib.sha256(read_bytes(path)).hexdigest()} {by_number}"
         entries, images, categories = content, list[Any](), None
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])

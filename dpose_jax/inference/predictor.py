@@ -1,6 +1,7 @@
 """`Predictor`: a trained model that takes images and gives poses."""
 
 import collections
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from dpose_jax.data import crop
 from dpose_jax.data.loader import crop_spec
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.results import score_persons
+from dpose_jax.inference.about import about_published, about_trained
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
@@ -37,6 +39,7 @@ class Predictor:
       recipe, variables: of the model; its `params` and `batch_stats`, on the device.
       sampler, model, joint_set: from crops to joints, its network and its joints.
       batch_sizes: the sizes that are compiled.
+      about: which model it is, trained on what, in a line.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Predictor:
         hypotheses: int = 1,
         noise_time: int = 300,
         batch_sizes: Sequence[int] = BATCH_SIZES,
+        about: str = "given as recipe and variables",
     ):
         """Checks everything and compiles nothing; ValueError if an argument is out of range.
 
@@ -64,7 +68,7 @@ class Predictor:
         if not batch_sizes or min(batch_sizes) < 1:
             raise ValueError(f"batch_sizes={batch_sizes}: must be one or more positive numbers")
         self.recipe, self.variables, self.batch_sizes = recipe, jax.device_put(variables), tuple(sorted(batch_sizes))
-        self.model = build_model(recipe)
+        self.about, self.model = about, build_model(recipe)
         self.joint_set = self.model.joint_set
         settings: tuple[SamplerSettings, ...] = ()
         if recipe.plain and steps:
@@ -90,13 +94,15 @@ class Predictor:
         # Here, because a model file needs no orbax.
         from dpose_jax.workdir.checkpoints import read_variables
 
-        return cls(stored_recipe(path), read_variables(path).variables, **options)
+        recipe, restored = stored_recipe(path), read_variables(path)
+        return cls(recipe, restored.variables, about=about_trained(path, recipe, {"step": restored.step}), **options)
 
     @classmethod
     def from_file(cls, path: str | None = None, **options) -> "Predictor":
         """A model folder that `dpose_jax.export --weights` wrote, else the bundled one; see `model_folder.load`."""
-        recipe, variables, _ = model_folder.load(path or model_folder.SHIPPED)
-        return cls(recipe, variables, **options)
+        recipe, variables, metadata = model_folder.load(path or model_folder.SHIPPED)
+        about = about_trained(path or "the bundled model", recipe, metadata["trained"])
+        return cls(recipe, variables, about=about, **options)
 
     @classmethod
     def from_weights(
@@ -107,7 +113,7 @@ class Predictor:
         `source` is a name such as `hrnet_w32`, downloaded once, or a file of official HRNet or mmpose.
         """
         recipe, variables = read_pose_model(source, joint_set=joint_set, input_size=input_size)
-        return cls(recipe, variables, **options)
+        return cls(recipe, variables, about=about_published(source, recipe), **options)
 
     @classmethod
     def load(cls, workdir: str | None = None, model: str | None = None, **options) -> "Predictor":
@@ -115,6 +121,14 @@ class Predictor:
         if workdir is not None and model is not None:
             raise ValueError(f"give one of --workdir={workdir} and --model={model}, or neither for the bundled model")
         return cls.from_file(model, **options) if workdir is None else cls.from_workdir(workdir, **options)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides what it predicts, in hexadecimal: recipe, sampling and parameters."""
+        sampling = self.sampler.settings, self.sampler.flip, self.sampler.hypotheses
+        digest = hashlib.sha256(repr((self.recipe, sampling)).encode())
+        for leaf in jax.tree.leaves(self.variables):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()
 
     def warm_up(self) -> None:
         """Compiles every batch size now, so that no later call waits for the compiler."""

@@ -1,6 +1,7 @@
 """Videos through OpenCV: frames in, drawn frames out."""
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,7 +49,8 @@ def write_video(path: str, fps: float) -> Iterator[Callable[[np.ndarray, float |
 
     Its second argument is the time in seconds at which the next frame follows, or None. The rate being constant, the
     frame is repeated until then, up to MAX_STILL seconds, and written at least once.
-    The file appears when the block ends without an error and had a frame. OSError if OpenCV has no encoder for it.
+    The file appears when the block ends without an error and had a frame. OSError if OpenCV has no encoder for it, or
+    the file did not become whole.
     """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
@@ -73,4 +75,7 @@ def write_video(path: str, fps: float) -> Iterator[Callable[[np.ndarray, float |
         finally:
             writer.release()
         if os.path.exists(film):
+            # OpenCV says nothing of a full disk.
+            if (whole := int(cv2.VideoCapture(film).get(cv2.CAP_PROP_FRAME_COUNT))) < written:
+                raise OSError(errno.ENOSPC, f"{whole} of {written} frames could be written", path)
             os.replace(film, path)

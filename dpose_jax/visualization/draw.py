@@ -44,14 +44,15 @@ def draw_pose(
     """Draws one person on a copy of an image: limbs and joints coloured by side, with a dark outline.
 
     Joints, (J, 2), are left out where they are not finite, or where `shown`, (J,), is not above 0. Limbs are
-    `thickness` pixels wide, by default the lesser of 1/110 of the image's longer side and 1/40 of the joints' extent.
+    `thickness` pixels wide, by default 1/40 of the joints' extent, but 1/600 to 1/110 of the image's longer side.
     """
     image = np.ascontiguousarray(image).copy()
     points = np.asarray(joints, np.float64)
     drawn = np.asarray(np.isfinite(points).all(axis=1)) & (True if shown is None else np.asarray(shown) > 0)
     if thickness is None:
         extent = np.ptp(points[drawn], axis=0).max() if drawn.sum() > 1 else 0
-        thickness = max(1, round(min(max(image.shape[:2]) / 110, extent / 40)))
+        side = max(image.shape[:2])
+        thickness = max(1, round(min(side / 110, max(extent / 40, side / 600))))
     border = max(1, thickness // 2) + thickness % 2
     fixed = np.round(np.clip(np.where(drawn[:, None], points, 0), -1e4, 1e4) * 2**_SHIFT).astype(int)
     sides = joint_sides(joint_set)
