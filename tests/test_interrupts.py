@@ -113,7 +113,11 @@ def test_workers_and_shared_memory_end_with_a_killed_parent(tmp_path):
     while time.monotonic() < deadline and any(map(alive, workers)):
         time.sleep(0.1)
     assert not any(map(alive, workers))
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+    # Other programs of this machine have segments too, which come and go.
+    left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+    while time.monotonic() < deadline + 20 and left & set(os.listdir("/dev/shm")):
+        time.sleep(0.1)
+    assert not left & set(os.listdir("/dev/shm"))
 
 
 class Killed:

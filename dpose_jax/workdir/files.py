@@ -98,6 +98,8 @@ def read_json(path: str | os.PathLike):
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; raises OSError if it cannot be read."""
+    """The SHA-256 of a file's bytes, in hexadecimal; raises OSError if it is no file or cannot be read."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
