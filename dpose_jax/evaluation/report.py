@@ -70,7 +70,7 @@ def summarise(
     `mean_pose.score_mean_pose`; best is by AP, the first of equals. PCK compares each person with the prediction in its
     own box; with detected boxes see `metrics.best_assignment`.
 
-    The source needs a `box_sha256` if the boxes are detected; without annotations every metric is None. `protocol` (JSON
+    The source has a `box_sha256` if the boxes are detected; without annotations every metric is None. `protocol` (JSON
     values) joins the report's. Raises ValueError if there are no predictions, or one does not fit joint set or source.
     """
     if not predictions:
