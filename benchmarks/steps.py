@@ -10,12 +10,13 @@ from benchmarks import report
 from benchmarks.sampling import LATENCY_PERSONS, UPDATES, Sampling, measure_accuracy, measure_costs, plan
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
-from dpose_jax.evaluation.evaluator import protocol_facts, restore
+from dpose_jax.evaluation.evaluator import protocol_facts
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.workdir import recipe_flags
 
 recipe_flags.define_beside_workdir()
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
+MODEL = flags.DEFINE_string("model", None, "Instead, a model folder, or hf:OWNER/REPO.")
 STEPS = flags.DEFINE_list("steps", ["0", "1", "2", "4", "8", "16"], "Numbers of steps; 0 is the coarse branch.")
 UPDATE = flags.DEFINE_list("update", ["direct", "ddim"], f"Ways of sampling, of {', '.join(UPDATES)}.")
 RESTARTS = flags.DEFINE_bool("restarts", True, "A line of K averaged one-step samples from independent noise.")
@@ -27,12 +28,13 @@ OUT = flags.DEFINE_string("out", None, "The folder for steps.json, steps.md and 
 
 def main() -> None:
     """Measures costs and accuracy in one run, prints the table, writes the report and the plot."""
-    environment, recipe = report.environment(), recipe_flags.of_workdir(WORKDIR.value)
+    environment = report.environment()
+    recipe, restored = recipe_flags.of_workdir_or_model(WORKDIR.value, MODEL.value)
     updates = dict.fromkeys([*UPDATE.value, "restarts"] if RESTARTS.value else UPDATE.value)
     samplings = plan(recipe, [int(text) for text in STEPS.value], updates, NOISE_TIME.value)
     if BATCH.value < 2:
         raise ValueError(f"batch={BATCH.value}: must be at least 2, batch 1 is measured anyway")
-    source, restored = make_source(recipe, recipe.eval.split, training=False), restore(recipe, WORKDIR.value)
+    source = make_source(recipe, recipe.eval.split, training=False)
     variables = jax.device_put(restored.variables)
     crops = next(iter(eval_batches(recipe, source, BATCH.value)))["image"]
     singles = crops[:LATENCY_PERSONS, None]

@@ -83,12 +83,14 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     return _report(evaluator, restored.variables, metadata, out or os.path.join(workdir, "eval.json"), folder)
 
 
-def evaluate_weights(recipe: Recipe, variables, source: str, out: str) -> dict:
-    """Evaluates a published pose model, `source`, as `evaluate` does a workdir; everything goes where `out` says."""
+def evaluate_weights(recipe: Recipe, restored: Restored, source: dict[str, str], out: str) -> dict:
+    """Evaluates a published pose model or a model folder as `evaluate` does a workdir; all goes where `out` says.
+
+    `source`, {"weights": name} or {"model": folder}, joins the protocol.
+    """
     evaluator = _evaluator(recipe, out)
-    restored = Restored(variables, None, averaged=False, seed=recipe.seed, training_device=None)
-    metadata = protocol_facts(recipe, evaluator.sampler.model, restored) | {"weights": source}
-    return _report(evaluator, variables, metadata, out, out.removesuffix(".json"))
+    metadata = protocol_facts(recipe, evaluator.sampler.model, restored) | source
+    return _report(evaluator, restored.variables, metadata, out, out.removesuffix(".json"))
 
 
 def _evaluator(recipe: Recipe, out: str | None) -> Evaluator:

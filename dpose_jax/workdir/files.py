@@ -57,15 +57,8 @@ def check_google_storage() -> None:
     """
     if importlib.util.find_spec("gcsfs") is None and importlib.util.find_spec("tensorflow") is None:
         raise ImportError('gs:// needs the gcs extra: pip install -e ".[gcs]"')
-    others = (
-        "STORAGE_EMULATOR_HOST",
-        "FSSPEC_GCS_ENDPOINT_URL",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-    )
-    if any(os.environ.get(name) for name in others):
+    others = ("storage_emulator_host", "fsspec_gcs_endpoint_url", "https_proxy", "all_proxy")
+    if any(name.lower() in others and value for name, value in os.environ.items()):
         return
     try:
         socket.create_connection(_GOOGLE, timeout=10).close()
