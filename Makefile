@@ -11,7 +11,7 @@ DEMO := --config=configs/synthetic.py --workdir=runs/demo
 # The page shows what was trained into this folder; without one, the model that comes with the package.
 WORKDIR ?=
 
-.PHONY: app demo test lint format clean
+.PHONY: app demo test test-all lint format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python train.py $(DEMO)
@@ -19,6 +19,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-all: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 app: $(STAMP)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[app]"

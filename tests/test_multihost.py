@@ -20,6 +20,8 @@ from dpose_jax.training.preemption import PREEMPTED_STATUS
 ROOT = pathlib.Path(__file__).parents[1]
 FIRST_SLURM_PORT = 65535 - 2**12 + 1  # where JAX looks for the coordinator of a SLURM job: this + job id mod 2^12
 FIELDS = {"train__evaluate_every": 4, "eval__pictures": 2, "sampler__steps": (1,)}
+# Long to compile, and within an example; test_sharding.py has it over eight devices.
+FIELDS |= {"model__spatial_attention": False, "model__channel_attention": False}
 
 
 def free_port():
@@ -95,7 +97,7 @@ def alone(miniature, tmp_path_factory):
     return workdir, evaluate(config, str(workdir))
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_compute_what_one_does(count, alone, tmp_path):
     """Training as a SLURM job, evaluation by flags: losses, averages, AP and every predicted joint of one process.
 
