@@ -11,7 +11,7 @@ from dpose_jax.data.mixed import MixedSource
 from dpose_jax.data.sample import Source, generated
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
-from dpose_jax.training.optimizer import learning_rate
+from dpose_jax.training.optimizer import kept_parts, learning_rate
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import last_start
 from dpose_jax.workdir.compatibility import CONFIG_FILE, stored_recipe
@@ -37,6 +37,19 @@ def fingerprint(source: Source) -> str:
         found.update(np.asarray(person.bbox, np.float32).tobytes())
         found.update(np.asarray(person.keypoints, np.float32).tobytes())
     return found.hexdigest()
+
+
+def held(recipe: Recipe) -> list[str]:
+    """What a run does not train, or only later, in one line; none if it trains everything at one rate."""
+    rate, later, kept = recipe.optim.backbone_rate, recipe.optim.freeze_backbone_steps, kept_parts(recipe)
+    both = "optim.backbone_rate=0 with loss.coarse=0 keeps both"
+    if len(kept) == 2:
+        return ["HRNet and the coarse branch stay as they are; the denoiser alone is trained"]
+    if kept:
+        return ["HRNet stays as it is; the coarse branch is trained, loss.coarse=0 keeps it too"]
+    if later:
+        return [f"HRNet stays as it is to step {later}; the coarse branch is trained from the first step, {both}"]
+    return [f"HRNet learns at {rate:g} of the rate"] if rate < 1 else []
 
 
 def check_hosts(recipe: Recipe, workdir: str) -> None:
