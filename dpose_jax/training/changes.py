@@ -61,7 +61,8 @@ def check_hosts(recipe: Recipe, workdir: str) -> None:
 def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> list[str]:
     """What changed since the checkpoint of step `start`, one line each: fields, learning rate, data, version.
 
-    `data` is what `record_start` gets: the number of persons and their `fingerprint`.
+    `data` is what `record_start` gets: the number of persons and their `fingerprint`, and where the run evaluates that
+    of the evaluated ones.
     """
     before, now = stored_recipe(workdir), recipe
     old, new = before.flatten(), now.flatten()
@@ -73,10 +74,12 @@ def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> l
     rates = [float(learning_rate(one.optim, one.train)(start)) for one in (before, now)]
     if rates[0] != rates[1]:
         lines.append(f"the learning rate at step {start} goes from {rates[0]:.3g} to {rates[1]:.3g}")
-    known = last_start(workdir).get("data")
-    if known is not None and known != data:
+    known = last_start(workdir).get("data") or data
+    if known["sha256"] != data["sha256"] or known["persons"] != data["persons"]:
         counts = f"{known['persons']} persons before, {data['persons']} now"
         lines.append(f"the training data differ: {counts if known['persons'] != data['persons'] else 'other content'}")
+    if known.get("evaluated") and data.get("evaluated") and known["evaluated"] != data["evaluated"]:
+        lines.append("the evaluated data differ: earlier APs, which chose the best checkpoint, are of another set")
     version = files.read_json(os.path.join(workdir, CONFIG_FILE)).get("version", "0.1.0")
     if version != __version__:
         lines.append(f"dpose_jax goes from version {version} to {__version__}")

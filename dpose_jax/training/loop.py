@@ -61,7 +61,9 @@ def train(recipe: Recipe, workdir: str) -> None:
             multihost.say(f"held: {line}")
         checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
         start, data = checkpoints.latest or 0, {"persons": len(run.source), "sha256": fingerprint(run.source)}
-        multihost.check_same({"the training data": data, "the newest checkpoint": start})
+        if evaluator is not None:
+            data["evaluated"] = fingerprint(evaluator.source)
+        multihost.check_same({"the data": data, "the newest checkpoint": start})
         if start:
             end = "" if start < total else f": nothing to train, raise train.steps={total} to go on"
             multihost.say(f"resuming at step {start} of {total}{end}")
