@@ -32,7 +32,7 @@ _MAX_REPLACEMENTS = 100  # unreadable records in a row after which the data is t
 SLOW = "a disk or server that does not answer, too few data.workers, or a worker that hangs; still waiting"
 
 # Why the system kills a worker.
-_HINTS = {
+_HINTS: dict[int, str] = {
     signal.SIGKILL: "often by the system for want of memory: lower data.workers",
     signal.SIGBUS: f"the shared memory of {FOLDER} is full: {WAYS_OUT}",
 }

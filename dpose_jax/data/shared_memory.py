@@ -25,8 +25,8 @@ def smallest_shared(workers: int, image_bytes: int) -> int:
     free = shutil.disk_usage(FOLDER).free
     locks = _LOCKS * (workers + 1)
     if free < locks:
-        needed = f"data.workers={workers} needs {locks >> 10} KiB"
-        raise OSError(f"{FOLDER}: {free >> 10} KiB of shared memory are free, {needed}; {WAYS_OUT}")
+        asked = f"data.workers={workers} needs {locks >> 10} KiB"
+        raise OSError(f"{FOLDER}: {free >> 10} KiB of shared memory are free, {asked}; {WAYS_OUT}")
     # Of each worker: one that is being made, one in its queue, one on its way.
     needed = locks + (3 * workers + 1) * image_bytes
     if free >= needed:

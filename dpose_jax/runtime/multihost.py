@@ -132,8 +132,8 @@ def check_same(values: dict[str, Any]) -> None:
     for compared in ({"the version of dpose_jax": sorted(values)}, values):
         sums = [int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:4]) for value in compared.values()]
         found = gather(np.array([sums], np.uint32))
-        first = from_first(lambda compared=compared: [f"{value!r:.60}" for value in compared.values()])
         own = [f"{value!r:.60}" for value in compared.values()]
+        first = from_first(own.copy)
         lines = []
         for name, column, theirs, ours in zip(compared, found.T, first, own, strict=False):
             others = np.flatnonzero(column != column[0]).tolist()
