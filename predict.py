@@ -14,7 +14,7 @@ from dpose_jax.runtime import app
 from dpose_jax.workdir import weights_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "A folder that was trained into.")
-MODEL = flags.DEFINE_string("model", None, "Instead of --workdir, a model folder (model.safetensors and model.json).")
+MODEL = flags.DEFINE_string("model", None, "Instead of --workdir, a model folder, or hf:OWNER/REPO.")
 WEIGHTS = weights_flags.define("Instead, a published HRNet")
 INPUT = flags.DEFINE_string("input", None, "An image, a folder of images, or a video.", required=True)
 OUT = flags.DEFINE_string("out", None, "The folder for results.json, images.json and what is drawn.", required=True)

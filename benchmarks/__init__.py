@@ -6,6 +6,8 @@ import pathlib
 import sys
 from types import ModuleType
 
+EXTRAS = {"matplotlib": 'pip install -e ".[benchmark]"'}
+
 
 def subcommands() -> dict[str, str]:
     """Name and summary of every subcommand, sorted. The files are parsed, not imported: none can break the list."""
@@ -23,4 +25,6 @@ def load(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {name} needs the package {error.name!r}, which is not installed")
+        package = (error.name or "").partition(".")[0]
+        way = EXTRAS.get(package, f"pip install {package}")
+        sys.exit(f"error: {name} needs the package {package!r}, which is not installed: {way}")

@@ -27,6 +27,7 @@ class Timing(NamedTuple):
     high: float
     calls: int
     cpu: float = 0.0  # median processor time of all threads
+    p95: float = 0.0  # the 95th percentile
 
 
 def measure(calls: dict[Any, Callable[[], Any]], *, seconds: float = 3.0, least: int = 5) -> dict[Any, Timing]:
@@ -46,8 +47,8 @@ def measure(calls: dict[Any, Callable[[], Any]], *, seconds: float = 3.0, least:
 
 def timing(wall: Sequence[float], cpu: Sequence[float] = (0.0,)) -> Timing:
     """The Timing of measured seconds of wall clock and processor."""
-    low, median, high = np.percentile(wall, (25, 50, 75)).tolist()
-    return Timing(median, low, high, len(wall), float(np.median(cpu)))
+    low, median, high, p95 = np.percentile(wall, (25, 50, 75, 95)).tolist()
+    return Timing(median, low, high, len(wall), float(np.median(cpu)), p95)
 
 
 def compiled(function: Any, *arguments) -> tuple[Any, float]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks import report
 from dpose_jax.data.sample import Source
@@ -76,7 +77,7 @@ def measure_costs(
     """The figures and the compiled program, `poses` of (crops, person_ids), of each; crops (N, B, Hx, Wx, 3) uint8."""
     # Timed in turn, `seconds` each, on the N batches again and again.
     ids, calls, programs, figures = np.arange(crops.shape[1], dtype=np.int32), {}, {}, {}
-    for one in samplings:
+    for one in tqdm(samplings, desc=f"compile, batch {crops.shape[1]}"):
         executable, took = report.compiled(sampler_of(recipe, [one]).poses, variables, crops[0], ids)
         memory = executable.memory_analysis()  # type: ignore[attr-defined]
         used = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20
@@ -84,7 +85,8 @@ def measure_costs(
         programs[one] = functools.partial(executable, variables)
         runs = map(programs[one], itertools.cycle(crops), itertools.repeat(ids))  # each `next` is a call
         calls[one] = functools.partial(next, runs)
+    print(f"timing {len(calls)} programs of batch {crops.shape[1]}, {seconds:g} s each or five calls", flush=True)
     for one, timing in report.measure(calls, seconds=seconds).items():
-        quartiles = zip(("ms", "ms_low", "ms_high"), timing[:3], strict=True)
-        figures[one] |= {name: round(1e3 * value, 3) for name, value in quartiles}
+        times = {"ms": timing.median, "ms_low": timing.low, "ms_high": timing.high, "ms_p95": timing.p95}
+        figures[one] |= {name: round(1e3 * value, 3) for name, value in times.items()} | {"calls": timing.calls}
     return figures, programs

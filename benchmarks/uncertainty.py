@@ -5,12 +5,13 @@ from absl import flags
 from benchmarks import reliability, report
 from dpose_jax import Predictor
 from dpose_jax.data.datasets import make_source
-from dpose_jax.evaluation.evaluator import protocol_facts, restore
+from dpose_jax.evaluation.evaluator import protocol_facts
 from dpose_jax.evaluation.report import needs_annotated_boxes
 from dpose_jax.workdir import recipe_flags
 
 recipe_flags.define_beside_workdir()
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
+MODEL = flags.DEFINE_string("model", None, "Instead, a model folder, or hf:OWNER/REPO.")
 HYPOTHESES = flags.DEFINE_integer("hypotheses", 8, "K samples a person, from independently noised starts.")
 STEPS = flags.DEFINE_integer("steps", 1, "Sampling steps of each.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the noised starts, in 1..T.")
@@ -20,14 +21,15 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file; the table goes 
 
 def main() -> None:
     """Measures, prints the table and writes the report."""
-    environment, recipe = report.environment(), recipe_flags.of_workdir(WORKDIR.value)
+    environment = report.environment()
+    recipe, restored = recipe_flags.of_workdir_or_model(WORKDIR.value, MODEL.value)
     needs_annotated_boxes(recipe, "uncertainty")
     shares = [float(text) for text in SHARES.value]
     if not all(0 <= share < 1 for share in shares):
         raise ValueError(f"shares={shares}: must lie in [0, 1)")
     if HYPOTHESES.value < 2:
         raise ValueError(f"hypotheses={HYPOTHESES.value}: must be at least 2")
-    source, restored = make_source(recipe, recipe.eval.split, training=False), restore(recipe, WORKDIR.value)
+    source = make_source(recipe, recipe.eval.split, training=False)
     options = {"steps": STEPS.value, "hypotheses": HYPOTHESES.value, "noise_time": NOISE_TIME.value}
     predictor = Predictor(recipe, restored.variables, **options)
     predictions, doubts = reliability.collect(predictor, source, recipe.eval.batch_size)

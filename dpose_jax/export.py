@@ -2,6 +2,8 @@
 
 python -m dpose_jax.export --workdir=runs/demo --steps=4 --platforms=cpu,cuda,tpu --out=model.bin
 python -m dpose_jax.export --workdir=runs/demo --weights=FOLDER [--push_to_hub=USER/NAME]
+
+--model=FOLDER, or hf:OWNER/REPO, instead of --workdir takes a model folder.
 """
 
 import importlib.util
@@ -61,6 +63,7 @@ def program_metadata(predictor: Predictor, platforms: Sequence[str]) -> dict:
     settings, recipe, joints = predictor.sampler.settings, predictor.recipe, predictor.joint_set
     return {
         "platforms": list(platforms),
+        "needs": [f"jax>={jax.__version__}", "flatbuffers"],
         "inputs": ["crops (B, height, width, 3) uint8 RGB", "person_ids (B,) int32"],
         "outputs": ["keypoints (B, J, 2) crop pixels", "scores (B, J)", "covariances (B, J, 2, 2) crop pixels squared"],
         "input_size": list(recipe.input_size),
@@ -92,7 +95,8 @@ def push_to_hub(folder: str, name: str, api=None) -> str:
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.", required=True)
+    WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
+    MODEL = flags.DEFINE_string("model", None, "Instead, a model folder, or hf:OWNER/REPO.")
     OUT = flags.DEFINE_string("out", None, "A program for jax.export.deserialize; its metadata goes beside it, .json.")
     PROGRAM_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default the fewest of sampler.steps.")
     PROGRAM_FLIP = flags.DEFINE_bool("flip", None, "Whether the program averages with the mirrored crop.")
@@ -103,17 +107,26 @@ if __name__ == "__main__":
     def main():
         if not (OUT.value or WEIGHTS.value) or (HUB.value and not WEIGHTS.value):
             raise ValueError("give --out, --weights or both; --push_to_hub needs --weights")
+        if (WORKDIR.value is None) == (MODEL.value is None):
+            raise ValueError("give one of --workdir=DIR and --model=FOLDER")
         if OUT.value:
             metadata = metadata_path(OUT.value, WEIGHTS.value)
-            predictor = Predictor.from_workdir(WORKDIR.value, steps=PROGRAM_STEPS.value, flip=PROGRAM_FLIP.value)
+            options = {"steps": PROGRAM_STEPS.value, "flip": PROGRAM_FLIP.value}
+            predictor = Predictor.load(WORKDIR.value, MODEL.value, **options)
             data = export_program(predictor, PLATFORM.value)
             write_bytes(OUT.value, data)
             write_json(metadata, program_metadata(predictor, PLATFORM.value))
             print(f"{OUT.value}: {len(data) / 2**20:.1f} MiB for {', '.join(PLATFORM.value)}")
         if WEIGHTS.value:
-            restored = read_variables(WORKDIR.value)
-            model_folder.save(WEIGHTS.value, restored.variables, stored_recipe(WORKDIR.value), step=restored.step)
-            print(f"{WEIGHTS.value}: parameters of step {restored.step}")
+            if MODEL.value is None:
+                restored, recipe = read_variables(WORKDIR.value), stored_recipe(WORKDIR.value)
+                trained = {"step": restored.step, "ema": restored.averaged, "device": restored.training_device}
+                variables = restored.variables
+            else:
+                recipe, variables, described = model_folder.load(MODEL.value)
+                trained = described["trained"]
+            model_folder.save(WEIGHTS.value, variables, recipe, **trained)
+            print(f"{WEIGHTS.value}: parameters of step {trained.get('step')}")
         if HUB.value:
             print(push_to_hub(WEIGHTS.value, HUB.value))
 

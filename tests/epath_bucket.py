@@ -2,9 +2,12 @@
 
 import contextlib
 import pathlib
+import unittest.mock
 
 import tensorboardX.record_writer
 from etils import epath
+
+from dpose_jax.workdir import files
 
 
 @contextlib.contextmanager
@@ -21,7 +24,8 @@ def over(folder, **replaced):
 
     names = ("open", "exists", "isdir", "listdir", "makedirs")
     writers = tensorboardX.record_writer.REGISTERED_FACTORIES
-    with epath.testing.mock_epath(**(dict.fromkeys(names, moved) | replaced)):
+    reachable = unittest.mock.patch.object(files, "check_google_storage", lambda: None)
+    with reachable, epath.testing.mock_epath(**(dict.fromkeys(names, moved) | replaced)):
         google, writers["gs"] = writers["gs"], _Board(local)
         try:
             yield

@@ -56,7 +56,7 @@ def test_costs_and_predictions(trained, tmp_path):
     figures, programs = measure_costs(recipe, variables, samplings, crops[None], 0.01)
     assert list(figures) == list(programs) == samplings
     for figure in figures.values():
-        assert 0 < figure["ms_low"] <= figure["ms"] <= figure["ms_high"]
+        assert 0 < figure["ms_low"] <= figure["ms"] <= figure["ms_high"] <= figure["ms_p95"] and figure["calls"] >= 5
         assert figure["memory_mib"] > 0 and figure["compile_seconds"] >= 0
 
     found = measure_accuracy(recipe, source, programs, 2)
@@ -65,6 +65,24 @@ def test_costs_and_predictions(trained, tmp_path):
     assert found[coarse] == pytest.approx(expected["coarse"], abs=2e-3)
     assert found[direct] == pytest.approx(expected["steps_2"], abs=2e-3)
     assert found[restarts] != found[direct]
+
+
+def test_labels_do_not_overlap():
+    """Lines of two dtypes and two updates of almost the same accuracy and time."""
+    figure = pytest.importorskip("matplotlib.figure", reason="the optional extra `benchmark`").Figure
+    steps = pytest.importorskip("benchmarks.steps")
+    sheet = figure(figsize=(6, 5))
+    axes = sheet.subplots()
+    points = {(10 * k + 0.01 * i, 60 + 0.1 * i): (str(k), f"C{i}") for i in range(4) for k in (1, 2, 4, 8, 16)}
+    axes.plot(*zip(*points, strict=True), "o")
+    sheet.draw_without_rendering()
+    texts = steps.place_labels(axes, points)
+    boxes = [text.get_window_extent() for text in texts]
+    assert [text.get_text() for text in texts] == [text for text, _ in points.values()]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    for text, box in zip(texts, boxes, strict=True):
+        x, y = axes.transData.transform(text.xy)
+        assert abs((box.x0 + box.x1) / 2 - x) < 60 and abs((box.y0 + box.y1) / 2 - y) < 60
 
 
 def test_the_command_needs_a_workdir_alone(trained, tmp_path):
@@ -76,7 +94,11 @@ def test_the_command_needs_a_workdir_alone(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "steps.json").read_text())
     assert [(row["update"], row["steps"]) for row in report["rows"]] == [("coarse", 0), ("direct", 1)]
-    assert all(row["ms"] > 0 and row["persons_per_s"] > 0 and "AP" in row for row in report["rows"])
+    for row in report["rows"]:
+        assert 0 < row["ms"] <= row["ms_p95"] and row["calls"] >= 5 and row["batch_calls"] >= 5 and "AP" in row
+        assert row["persons_per_s_low"] <= row["persons_per_s"] <= row["persons_per_s_high"]
+        assert row["dtype"] == "float32"
+    assert report["protocol"]["copies"] == "crops to the device count, joints to the host do not"
     assert report["protocol"]["seed"] == trained[0].seed and report["environment"]["cores"] > 0
     picture = cv2.imread(str(tmp_path / "steps.png"))
     assert picture.shape[0] > 300 and picture.std() > 5

@@ -52,6 +52,10 @@ def test_rate_batch_data_and_version(claimed):
     assert any(line.startswith("the learning rate at step 50 goes from ") for line in lines)
     assert "the training data differ: 21 persons before, 20 now" in lines
     assert found({"persons": 21, "sha256": "b"}) == ["the training data differ: other content"]
+    record_start(str(workdir), 50, DATA | {"evaluated": "c"})
+    assert found(DATA) == found(DATA | {"evaluated": "c"}) == []
+    (line,) = found(DATA | {"evaluated": "d"})
+    assert line.startswith("the evaluated data differ: ")
     stored = files.read_json(workdir / "config.json")
     files.write_json(workdir / "config.json", stored | {"version": "0.0.9"})
     assert [line for line in found() if "version 0.0.9" in line]

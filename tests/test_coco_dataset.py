@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import pickle
 
@@ -104,6 +105,24 @@ def test_detection_files_of_another_format(tmp_path):
         read(tmp_path, detections="boxes.json")
     with pytest.raises(ValueError, match="training needs annotated persons"):
         read(tmp_path, detections="boxes.json", training=True)
+
+
+def test_annotations_that_change_during_a_run_are_named(tmp_path):
+    """The ground truth is read again at every evaluation; it must be that of the persons."""
+    write(tmp_path, content(), BOXES)
+    source, detected = read(tmp_path), read(tmp_path, detections="boxes.json")
+    before, text = source.ground_truth(), (tmp_path / "truth.json").read_text()
+    sum_before = detected.box_sha256
+    write(tmp_path, text.replace("14.5", "15.5"), BOXES[:1])
+    for changed in (source, pickle.loads(pickle.dumps(source)), detected):
+        with pytest.raises(ValueError, match=r"truth\.json: changed while the run was going on"):
+            changed.ground_truth()
+    assert detected.box_sha256 == sum_before == hashlib.sha256(json.dumps(BOXES).encode()).hexdigest()
+    write(tmp_path, text)
+    assert source.ground_truth() == before
+    (tmp_path / "truth.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"truth\.json: no such file"):
+        source.ground_truth()
 
 
 def test_area_of_the_ground_truth(tmp_path):

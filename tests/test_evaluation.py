@@ -16,7 +16,7 @@ from dpose_jax.evaluation.report import format_table, summarise, to_results
 from dpose_jax.evaluation.results import write_results
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 from dpose_jax.recipe import Recipe
-from dpose_jax.workdir.files import write_json
+from dpose_jax.workdir.files import sha256, write_json
 
 RECIPE = Recipe().override({"data.val_detections": "boxes.json", "eval.min_box_score": 0.1})
 
@@ -26,7 +26,7 @@ class Persons(list):
 
     def __init__(self, truth):
         self.truth = truth
-        self.box_file = __file__
+        self.box_sha256 = sha256(__file__)
         super().__init__(
             Person(
                 annotation_id=a["id"],

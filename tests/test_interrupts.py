@@ -1,6 +1,7 @@
 """Ctrl-C, second signals, killed parents and workers."""
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -14,7 +15,7 @@ import kill_saves
 import numpy as np
 import pytest
 
-from dpose_jax.data.loader import EvalBatches
+from dpose_jax.data.loader import EvalBatches, read_ahead
 from dpose_jax.training.preemption import Preempted, Preemption
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,20 +114,28 @@ def test_workers_and_shared_memory_end_with_a_killed_parent(tmp_path):
     while time.monotonic() < deadline and any(map(alive, workers)):
         time.sleep(0.1)
     assert not any(map(alive, workers))
-    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+    # Other programs of this machine have segments too, which come and go.
+    left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+    while time.monotonic() < deadline + 20 and left & set(os.listdir("/dev/shm")):
+        time.sleep(0.1)
+    assert not left & set(os.listdir("/dev/shm"))
 
 
 class Killed:
     """A row that a worker cannot make."""
 
+    def __init__(self, number):
+        self._number = number
+
     def __call__(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self._number)
 
 
-def test_a_killed_worker_is_named():
-    dataset = grain.MapDataset.source(np.arange(4)).map(Killed()).batch(2)
-    with pytest.raises(ChildProcessError, match=r"data\.workers was killed by SIGKILL .*lower data\.workers"):
-        next(iter(EvalBatches(dataset, 1)))
+@pytest.mark.parametrize(("number", "hint"), [("SIGKILL", "lower data.workers"), ("SIGBUS", "/dev/shm is full")])
+def test_a_killed_worker_is_named(number, hint):
+    dataset = grain.MapDataset.source(np.arange(4)).map(Killed(signal.Signals[number])).batch(2)
+    with pytest.raises(ChildProcessError, match=rf"data\.workers was killed by {number} .*{hint}"):
+        next(iter(EvalBatches(dataset, functools.partial(read_ahead, workers=1))))
 
 
 @pytest.mark.parametrize("steps", [(5, None), (5, 2), (5, None, 2)])

@@ -246,4 +246,5 @@ def test_others_that_do_not_come_end_the_process_in_time(process, tmp_path):
     assert done.returncode == 1
     message = f"error: coordinator_address localhost:.*: process {process} of 2 did not meet all the others within 2 s"
     assert any(line.startswith(message.split(".*")[0]) for line in done.stderr.splitlines()), done.stderr
+    assert ": waiting for the other processes, at most 2 s" in done.stderr
     assert message.split(".*")[1] in done.stderr and "Check failure" not in done.stderr

@@ -14,7 +14,7 @@ import pytest
 
 from dpose_jax.evaluation.evaluator import evaluate
 from dpose_jax.pose.joint_sets import COCO
-from dpose_jax.training import loop
+from dpose_jax.training import board, loop
 from dpose_jax.training.metrics import MetricsWriter
 from dpose_jax.training.preemption import PREEMPTED_STATUS
 from dpose_jax.workdir import checkpoints as checkpoints_module
@@ -37,7 +37,7 @@ STRUCK = """
 import os, sys
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
-from dpose_jax.training import loop
+from dpose_jax.training import board, loop
 from dpose_jax.training.metrics import StepLog
 from tests import miniature
 
@@ -120,7 +120,7 @@ def half(trained, tmp_path):
 
 def test_an_evaluation_that_sigterm_broke_off_is_made_up(half, miniature, monkeypatch):
     """The last one of a run too: it ends as preempted, and the same command evaluates without training."""
-    workdir, config, asked = half, miniature(train__evaluate_every=4, eval__pictures=0), []
+    workdir, config, asked = half, miniature(train__evaluate_every=4, eval__pictures=2), []
 
     def due(preemption):
         asked.append(preemption)
@@ -139,6 +139,10 @@ def test_an_evaluation_that_sigterm_broke_off_is_made_up(half, miniature, monkey
         loop.train(config, workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         assert checkpoints.best == checkpoints.latest == 4
+    files_of_board = pathlib.Path(workdir, "tensorboard").iterdir()
+    events = [event for path in files_of_board for _, event in board._records(path.read_bytes())]
+    shown = [(event.step, value.tag) for event in events for value in event.summary.value if value.HasField("image")]
+    assert shown == [(4, board.PICTURE_TAG)]
     scores = [line["AP"] for line in lines(workdir) if "AP" in line]
     assert scores == [pytest.approx(evaluate(config, workdir)["best"]["AP"], abs=1e-6)]
 

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 from etils import epath
 
@@ -63,7 +65,7 @@ def test_tensorboard_keeps_every_point_whatever_the_clock_and_the_crash(tmp_path
         path.rename(moved)
         moved.write_bytes(moved.read_bytes() + b"\x20\0\0\0\0\0\0\0cut")
     MetricsWriter(str(tmp_path), 9).close()
-    losses = [(step, value) for tag, step, value in points(tmp_path) if tag == "loss"]
+    losses = [(step, value) for tag, step, value in points(tmp_path) if tag == "loss/all"]
     assert losses == [(1, 0), (2, 0), (3, 0), (4, 3), (5, 3), (6, 5), (7, 5), (8, 5), (9, 5)]
     assert len(points(tmp_path)) == 18
     first = sorted((tmp_path / "tensorboard").iterdir())[0]
@@ -80,7 +82,26 @@ def test_mending_twice_changes_nothing(tmp_path):
     board._mend(epath.Path(folder), 1)
     shutil.copytree(kept, folder, dirs_exist_ok=True)
     board._mend(epath.Path(folder), 1)
-    assert points(tmp_path) == [("loss", 1, 1.0)]
+    assert points(tmp_path) == [("loss/all", 1, 1.0)]
+
+
+def test_the_board_shows_the_loss_first_and_pictures(tmp_path):
+    writer = MetricsWriter(str(tmp_path), 0)
+    writer.write(1, {"loss": 1.0, "loss_coarse": 0.5, "grad_norm": 2.0, "AP": 0.5, "bad_records": 0})
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    writer.show(1, picture)
+    writer.close()
+    MetricsWriter(str(tmp_path), 1).close()  # a resumed run keeps them
+    assert sorted({tag for tag, *_ in points(tmp_path)}) == sorted(
+        ["loss/all", "loss/coarse", "predictions and ground truth", "quality/AP"]
+        + ["training/bad_records", "training/grad_norm"]
+    )
+    assert min(tag for tag, *_ in points(tmp_path)) == "loss/all"
+    first = sorted((tmp_path / "tensorboard").iterdir())[0].read_bytes()
+    (image,) = (v.image for _, e in board._records(first) for v in e.summary.value if v.HasField("image"))
+    assert (image.height, image.width, image.colorspace) == (5, 7, 3)
+    read_back = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(read_back, picture)
 
 
 # A limit on the size of files stands in for the disk. SIGXFSZ is ignored by Python, so a write raises.

@@ -16,7 +16,7 @@ from dpose_jax.data.image_files import ImageFolder, ImageStore
 from dpose_jax.data.image_headers import IMAGE_NOTES
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.workdir.files import read_json
+from dpose_jax.workdir.files import read_json, sha256
 
 _READERS = 16  # threads that read headers
 _BOX_SLACK = 0.1  # of a box's longer side: how far out of it joints of people lie
@@ -60,6 +60,8 @@ class AnnotatedSource:
             raise ValueError(f"detections={box_file!r}: training needs annotated persons, not detected boxes")
         self._store, self._path, self.joint_set, self._category = images, annotation_file, joint_set, category
         self._use_area, self.box_file = use_area, box_file
+        self._sha256: str | None = None  # of the annotations, once they are read
+        self.box_sha256 = None if box_file is None else sha256(box_file)
         audit = audit or Audit(annotation_file)
         coco = self._annotations(audit)
         if box_file is None:
@@ -91,7 +93,12 @@ class AnnotatedSource:
         self._scores = np.array([person.score for person in persons], np.float32)
 
     def _annotations(self, audit: Audit) -> Annotations:
-        annotated = self.box_file is None
+        """The file's annotations; ValueError if it changed since it was first read, or what `Annotations` raises."""
+        annotated, found = self.box_file is None, sha256(self._path)
+        if found != (self._sha256 or found):
+            what = "persons and ground truth would be of two files; the same command starts anew with this one"
+            raise ValueError(f"{self._path}: changed while the run was going on: {what}")
+        self._sha256 = found
         return Annotations(self._path, self.joint_set, audit, self._store, self._category, annotated=annotated)
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import re
 import signal
@@ -20,15 +21,21 @@ from dpose_jax.data import crop
 from dpose_jax.data.camera import degrade
 from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.sample import BadRecordError, Person, Source
+from dpose_jax.data.shared_memory import FOLDER, WAYS_OUT, smallest_shared
 from dpose_jax.data.watchdog import Watchdog
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
 
 _MAX_REPLACEMENTS = 100  # unreadable records in a row after which the data is taken to be broken
-_MIN_SHARED = 1 << 16  # bytes from which an array leaves a worker by shared memory: images do, small arrays do not
 
 # What the watchdog says of a batch that does not come.
 SLOW = "a disk or server that does not answer, too few data.workers, or a worker that hangs; still waiting"
+
+# Why the system kills a worker.
+_HINTS: dict[int, str] = {
+    signal.SIGKILL: "often by the system for want of memory: lower data.workers",
+    signal.SIGBUS: f"the shared memory of {FOLDER} is full: {WAYS_OUT}",
+}
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, Any]  # of a batch: arrays and numpy scalars
@@ -92,9 +99,9 @@ def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: i
 class TrainIterator(grain.DatasetIterator):
     """See `train_iterator`; the state, examples consumed by all hosts, fits any workers, hosts and batch size."""
 
-    def __init__(self, stream: grain.MapDataset, batch_size: int, shard: tuple[int, int], workers: int):
+    def __init__(self, stream: grain.MapDataset, recipe: Recipe, shard: tuple[int, int]):
         super().__init__()
-        self._stream, self._batch_size, self._shard, self._workers = stream, batch_size, shard, workers
+        self._stream, self._recipe, self._shard = stream, recipe, shard
         self._examples, self._closed = 0, False
         self._batches: grain.DatasetIterator | None = None
 
@@ -102,13 +109,13 @@ class TrainIterator(grain.DatasetIterator):
         if self._closed:
             raise ValueError("the iterator is closed")
         if self._batches is None:
-            index, count = self._shard
-            parts = self._stream[self._examples :].batch(self._batch_size // count)
-            self._batches = iter(read_ahead(parts[index::count], self._workers))
+            (index, count), size = self._shard, self._recipe.train.batch_size
+            parts = self._stream[self._examples :].batch(size // count)
+            self._batches = iter(read_batches(parts[index::count], self._recipe, size // count))
             self._watchdog = Watchdog(SLOW)
         with self._watchdog.waits(), _named_deaths():
             batch = _copied(next(self._batches))
-        self._examples += self._batch_size
+        self._examples += self._recipe.train.batch_size
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -137,26 +144,25 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     Raises ValueError if the batch size is not a multiple of the host count, and BadRecordError, on reading, if a
     hundred records in a row are unreadable.
     """
-    size = recipe.train.batch_size
-    _check_shard("train.batch_size", size, shard)
+    _check_shard("train.batch_size", recipe.train.batch_size, shard)
     example = functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
-    return TrainIterator(stream, size, shard, recipe.data.workers)
+    return TrainIterator(stream, recipe, shard)
 
 
 class EvalBatches:
     """See `eval_batches`."""
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
-        self._batches, self._workers = batches, workers
+    def __init__(self, batches: grain.MapDataset, read: Callable[[grain.MapDataset], grain.IterDataset]):
+        self._batches, self._read = batches, read
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         watched = contextlib.closing(Watchdog(SLOW))
-        with contextlib.closing(iter(read_ahead(self._batches, self._workers))) as batches, watched as watchdog:
+        with contextlib.closing(iter(self._read(self._batches))) as batches, watched as watchdog:
             while True:
                 with watchdog.waits(), _named_deaths():
                     batch = next(batches, None)
@@ -182,7 +188,7 @@ def eval_batches(recipe: Recipe, source: Source, batch_size: int, *, shard: tupl
     rows = np.pad(np.arange(len(source)), (0, -len(source) % batch_size), constant_values=-1)
     local = rows.reshape(-1, count, batch_size // count)[:, host].ravel()
     dataset = grain.MapDataset.source(local).map(eval_example(recipe, source)).batch(batch_size // count)
-    return EvalBatches(dataset, recipe.data.workers)
+    return EvalBatches(dataset, functools.partial(read_batches, recipe=recipe, size=batch_size // count))
 
 
 def _check_shard(field: str, batch_size: int, shard: tuple[int, int]) -> None:
@@ -209,7 +215,7 @@ def _named_deaths() -> Iterator[None]:
             raise
         code = int(found[1])
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        hint = "often by the system for want of memory: lower data.workers" if code == -signal.SIGKILL else "see above"
+        hint = _HINTS.get(-code, "see above")
         raise ChildProcessError(f"a process of data.workers was {how} ({hint})") from None
 
 
@@ -234,10 +240,18 @@ def _start_worker(parent: int, *_) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> grain.IterDataset:
+def read_batches(dataset: grain.MapDataset, recipe: Recipe, size: int) -> grain.IterDataset:
+    """`read_ahead` of batches of `size` crops of the recipe."""
+    return read_ahead(dataset, recipe.data.workers, image_bytes=size * 3 * math.prod(recipe.input_size))
+
+
+def read_ahead(
+    dataset: grain.MapDataset, workers: int, elements: int = 2, *, image_bytes: int = 0
+) -> grain.IterDataset:
     """Reads a dataset ahead, in order: in a thread of this process (0 workers) or in worker processes.
 
     Each thread or worker holds `elements` ready. Of batches 2 are enough; Grain's defaults would hold hundreds.
+    `image_bytes` is for `smallest_shared`, which may raise OSError.
     """
     _one_thread()
     ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements))
@@ -246,7 +260,7 @@ def read_ahead(dataset: grain.MapDataset, workers: int, elements: int = 2) -> gr
     # Grain hands its flags to the workers, which outside of absl's app.run nobody has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED)
+    options = grain.experimental.DatasetOptions(min_shm_size=smallest_shared(workers, image_bytes))
     ahead = grain.experimental.WithOptionsIterDataset(ahead, options)
     multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(1, elements // 2))
     return ahead.mp_prefetch(multiprocessing, worker_init_fn=functools.partial(_start_worker, os.getpid()))

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from dpose_jax.data.datasets import make_source
-from dpose_jax.evaluation.pictures import draw_pictures
+from dpose_jax.evaluation.pictures import draw_pictures, prediction_picture
 from dpose_jax.evaluation.predict_split import Rows, Stopped, predict_split
 from dpose_jax.evaluation.report import format_table, summarise
 from dpose_jax.evaluation.results import write_results
@@ -57,13 +58,24 @@ class Evaluator:
         predictions = {name: rows.predictions(*rows.outputs[name]) for name in self.sampler.names}
         return summarise(self.source, predictions, self.sampler.model.joint_set, self.recipe, metadata)
 
-    def best_ap(self, variables, stop: Callable[[], bool]) -> float | None:
-        """AP of the best result of `variables`, 0 without ground truth; None if `stop` ended it."""
+    def best_ap(
+        self, variables, stop: Callable[[], bool], show: Callable[[np.ndarray], None] | None = None
+    ) -> float | None:
+        """AP of the best result of `variables`, 0 without ground truth; None if `stop` ended it.
+
+        `show` gets a picture of some predictions beside ground truth, (h, w, 3) uint8 RGB.
+        """
         try:
             rows = self.predict(variables, stop)
         except Stopped:
             return None
-        return self.score(rows)[0]["best"]["AP"] or 0.0
+        best = self.score(rows)[0]["best"]
+        if show is not None:
+            joint_set = self.sampler.model.joint_set
+            picture = prediction_picture(self.recipe, self.source, joint_set, rows, best["name"])
+            if picture is not None:
+                show(picture)
+        return best["AP"] or 0.0
 
 
 def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
@@ -83,12 +95,14 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     return _report(evaluator, restored.variables, metadata, out or os.path.join(workdir, "eval.json"), folder)
 
 
-def evaluate_weights(recipe: Recipe, variables, source: str, out: str) -> dict:
-    """Evaluates a published pose model, `source`, as `evaluate` does a workdir; everything goes where `out` says."""
+def evaluate_weights(recipe: Recipe, restored: Restored, source: dict[str, str], out: str) -> dict:
+    """Evaluates a published pose model or a model folder as `evaluate` does a workdir; all goes where `out` says.
+
+    `source`, {"weights": name} or {"model": folder}, joins the protocol.
+    """
     evaluator = _evaluator(recipe, out)
-    restored = Restored(variables, None, averaged=False, seed=recipe.seed, training_device=None)
-    metadata = protocol_facts(recipe, evaluator.sampler.model, restored) | {"weights": source}
-    return _report(evaluator, variables, metadata, out, out.removesuffix(".json"))
+    metadata = protocol_facts(recipe, evaluator.sampler.model, restored) | source
+    return _report(evaluator, restored.variables, metadata, out, out.removesuffix(".json"))
 
 
 def _evaluator(recipe: Recipe, out: str | None) -> Evaluator:

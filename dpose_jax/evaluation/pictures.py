@@ -15,6 +15,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.visualization import draw
 
 STRIP_PERSONS = 4
+BOARD_PERSONS = 8  # of an evaluation during training
 
 
 def draw_pictures(
@@ -26,39 +27,57 @@ def draw_pictures(
     flip test, of the first four persons; a plain HRNet has none. `variables` are on the host. Returns whether there was
     a person to draw.
     """
-    count = min(recipe.eval.pictures, len(source))
-    chosen = np.flatnonzero(np.isin(rows.index, np.linspace(0, len(source) - 1, count).round()))
+    model, chosen = sampler.model, _spread(rows, source, recipe.eval.pictures)
     if not len(chosen):
         return False
-    model, read = sampler.model, eval_example(recipe, source)
-    batch = [read(int(index)) for index in rows.index[chosen]]
-    crops, truth, visible, ids = (
-        np.stack([row[key] for row in batch]) for key in ("image", "keypoints", "visible", "annotation_id")
+    draw.write_png(os.path.join(folder, "predictions.png"), _sheet(recipe, source, model.joint_set, rows, best, chosen))
+    if not sampler.settings:
+        return True
+    crops, truth, visible, ids = _examples(recipe, source, rows.index[chosen[:STRIP_PERSONS]])
+    warp = model.codec.name
+    longest = max(sampler.settings, key=lambda one: one.steps)
+    traced = jax.jit(sampler.trace)(variables, crops, ids)
+    trajectory, joints, (of_joints, of_limbs) = jax.device_get(traced)
+    titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
+    strip = draw.denoising_strip(
+        crops, trajectory, joints, model.joint_set, titles, truth=truth, visible=visible, warp=warp
     )
+    draw.write_png(os.path.join(folder, "denoising.png"), strip)
+    sheet = draw.heatmap_sheet(crops, trajectory[-1], of_joints, of_limbs, model.joint_set, warp=warp)
+    draw.write_png(os.path.join(folder, "heatmaps.png"), sheet)
+    return True
+
+
+def prediction_picture(recipe: Recipe, source: Source, joint_set: JointSet, rows: Rows, best: str) -> np.ndarray | None:
+    """predictions.png of at most BOARD_PERSONS persons, (h, w, 3) uint8 RGB; None if none is to be drawn."""
+    chosen = _spread(rows, source, min(recipe.eval.pictures, BOARD_PERSONS))
+    return _sheet(recipe, source, joint_set, rows, best, chosen) if len(chosen) else None
+
+
+def _spread(rows: Rows, source: Source, count: int) -> np.ndarray:
+    """Places in `rows` of `count` persons that are spread evenly over the source; fewer where some are unreadable."""
+    wanted = np.linspace(0, len(source) - 1, min(count, len(source))).round()
+    return np.flatnonzero(np.isin(rows.index, wanted))
+
+
+def _examples(recipe: Recipe, source: Source, indices: np.ndarray) -> list[np.ndarray]:
+    """Crops, joints in crop pixels, visibilities and ids of the persons at `indices`."""
+    batch = [eval_example(recipe, source)(int(index)) for index in indices]
+    return [np.stack([row[key] for row in batch]) for key in ("image", "keypoints", "visible", "annotation_id")]
+
+
+def _sheet(
+    recipe: Recipe, source: Source, joint_set: JointSet, rows: Rows, best: str, chosen: np.ndarray
+) -> np.ndarray:
+    crops, truth, visible, _ = _examples(recipe, source, rows.index[chosen])
     predicted = rows.outputs[best][0][chosen]
     moved = to_image_pixels(predicted, rows.to_image[chosen])
     areas = {entry["id"]: entry["area"] for entry in source.ground_truth()["annotations"]}
     captions = [
-        _caption(source[int(index)], joints, areas, model.joint_set)
+        _caption(source[int(index)], joints, areas, joint_set)
         for index, joints in zip(rows.index[chosen], moved, strict=True)
     ]
-    sheet = draw.prediction_sheet(crops, predicted, truth, visible, model.joint_set, captions)
-    draw.write_png(os.path.join(folder, "predictions.png"), sheet)
-
-    if not sampler.settings:
-        return True
-    few, warp = slice(0, STRIP_PERSONS), model.codec.name
-    longest = max(sampler.settings, key=lambda one: one.steps)
-    traced = jax.jit(sampler.trace)(variables, crops[few], ids[few])
-    trajectory, joints, (of_joints, of_limbs) = jax.device_get(traced)
-    titles = [longest.start.replace("_", " "), *(f"step {k}" for k in range(1, longest.steps + 1))]
-    strip = draw.denoising_strip(
-        crops[few], trajectory, joints, model.joint_set, titles, truth=truth[few], visible=visible[few], warp=warp
-    )
-    draw.write_png(os.path.join(folder, "denoising.png"), strip)
-    sheet = draw.heatmap_sheet(crops[few], trajectory[-1], of_joints, of_limbs, model.joint_set, warp=warp)
-    draw.write_png(os.path.join(folder, "heatmaps.png"), sheet)
-    return True
+    return draw.prediction_sheet(crops, predicted, truth, visible, joint_set, captions)
 
 
 def _caption(person: Person, joints: np.ndarray, areas: dict[int, float], joint_set: JointSet) -> str:

@@ -76,13 +76,15 @@ def predict_split(
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     batches = eval_batches(recipe, source, batch_size or recipe.eval.batch_size, shard=shard)
     parts = []
-    for batch in tqdm(batches, unit="batch", desc="predict", disable=not multihost.is_first()):
+    bar = tqdm(batches, unit="batch", desc="compile", disable=not multihost.is_first())
+    for batch in bar:
         inputs = {key: batch[key] for key in ("image", "annotation_id")}
         if mesh is None:
             outputs = jax.device_get(predict(inputs["image"], inputs["annotation_id"]))
         else:
             split = sharding.put_batch(inputs, mesh)
             outputs = jax.tree.map(sharding.local_rows, predict(split["image"], split["annotation_id"]))
+        bar.set_description("predict", refresh=False)
         parts.append({key: batch[key] for key in ("index", "mask", "bad_index", "to_image")} | {"outputs": outputs})
         if stop():
             raise Stopped

@@ -15,7 +15,6 @@ from dpose_jax.evaluation.results import make_results, score_persons, without_bo
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Recipe
-from dpose_jax.workdir.files import sha256
 
 
 def to_results(
@@ -71,7 +70,7 @@ def summarise(
     `mean_pose.score_mean_pose`; best is by AP, the first of equals. PCK compares each person with the prediction in its
     own box; with detected boxes see `metrics.best_assignment`.
 
-    The source needs a `box_file` if the boxes are detected; without annotations every metric is None. `protocol` (JSON
+    The source has a `box_sha256` if the boxes are detected; without annotations every metric is None. `protocol` (JSON
     values) joins the report's. Raises ValueError if there are no predictions, or one does not fit joint set or source.
     """
     if not predictions:
@@ -117,7 +116,7 @@ def summarise(
 def _detector_metadata(source, recipe: Recipe) -> dict:
     return {
         "detections": recipe.data.val_detections,
-        "detections_sha256": sha256(source.box_file),
+        "detections_sha256": source.box_sha256,
         "min_box_score": recipe.eval.min_box_score,
     }
 

@@ -62,7 +62,7 @@ def _only_our_lines() -> None:
     logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
     package = os.path.dirname(os.path.dirname(__file__))
     for handler in (logging.get_absl_handler(), *builtin_logging.getLogger().handlers):
-        handler.addFilter(lambda record: record.levelno >= logging.ERROR or record.pathname.startswith(package))
+        handler.addFilter(lambda record: record.levelno >= builtin_logging.ERROR or record.pathname.startswith(package))
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 

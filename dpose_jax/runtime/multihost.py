@@ -13,6 +13,8 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+SILENT_SECONDS = 5.0  # of waiting for other processes, before a line says so
+
 
 def define_flags() -> None:
     """The flags of an entry point that may run as several processes; `connect_from_flags` reads them."""
@@ -60,17 +62,24 @@ def connect(
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
+    def say_waiting() -> None:
+        where = coordinator_address or "that the environment names"
+        text = f"coordinator_address {where}: waiting for the other processes, at most {seconds} s"
+        print(text, file=sys.stderr, flush=True)
+
     # At `initialization_timeout` JAX's client aborts the process with a stack trace, so the timer ends it before.
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
+    timers = [threading.Timer(seconds, give_up), threading.Timer(min(SILENT_SECONDS, seconds / 2), say_waiting)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id, initialization_timeout=2 * seconds)
     except ValueError as error:
         if len(missing) < len(given) or "coordinator_address" not in str(error):
             raise
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def is_first() -> bool:
@@ -123,8 +132,8 @@ def check_same(values: dict[str, Any]) -> None:
     for compared in ({"the version of dpose_jax": sorted(values)}, values):
         sums = [int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:4]) for value in compared.values()]
         found = gather(np.array([sums], np.uint32))
-        first = from_first(lambda compared=compared: [f"{value!r:.60}" for value in compared.values()])
         own = [f"{value!r:.60}" for value in compared.values()]
+        first = from_first(own.copy)
         lines = []
         for name, column, theirs, ours in zip(compared, found.T, first, own, strict=False):
             others = np.flatnonzero(column != column[0]).tolist()

@@ -4,21 +4,29 @@ import os
 import struct
 from collections.abc import Iterator
 
+import numpy as np
 import tensorboardX.record_writer
 import tensorboardX.summary
 from etils import epath
 from google.protobuf.message import DecodeError
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
+from dpose_jax.visualization.draw import encode_png
 from dpose_jax.workdir import files
 
 # Sorts before every other, whatever the clock says: TensorBoard reads files by name.
 MENDED_FILE = "events.out.tfevents.0000000000.mended"
 
 
+# TensorBoard shows groups by name, and in each its tags: so the loss comes first.
+TAGS = {"loss": "loss/all", "loss_diffusion": "loss/diffusion", "loss_coarse": "loss/coarse", "AP": "quality/AP"}
+PICTURE_TAG = "predictions and ground truth"
+
+
 class Board:
-    """Writes scalars; raises OSError where they cannot be written."""
+    """Writes scalars and pictures; raises OSError where they cannot be written."""
 
     def __init__(self, folder: str, start: int):
         """Opens a file in `folder`; what was written of steps to `start` goes into one file, all else is dropped."""
@@ -30,7 +38,17 @@ class Board:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes scalars of one step, and unless `folder` is in a bucket, puts them on disk."""
         for name, value in values.items():
-            self._writer.write_event(Event(summary=tensorboardX.summary.scalar(name, value), step=step))
+            tag = TAGS.get(name, f"training/{name}")
+            self._add(Event(summary=tensorboardX.summary.scalar(tag, value), step=step))
+
+    def show(self, step: int, picture: np.ndarray) -> None:
+        """Writes a picture of one step, (h, w, 3) uint8 RGB, likewise."""
+        image = Summary.Image(height=picture.shape[0], width=picture.shape[1], colorspace=3)
+        image.encoded_image_string = encode_png(picture)
+        self._add(Event(summary=Summary(value=[Summary.Value(tag=PICTURE_TAG, image=image)]), step=step))
+
+    def _add(self, event: Event) -> None:
+        self._writer.write_event(event)
         if not files.is_remote(self._folder):
             self.flush()
 

@@ -11,7 +11,7 @@ from dpose_jax.data.mixed import MixedSource
 from dpose_jax.data.sample import Source, generated
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
-from dpose_jax.training.optimizer import learning_rate
+from dpose_jax.training.optimizer import kept_parts, learning_rate
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import last_start
 from dpose_jax.workdir.compatibility import CONFIG_FILE, stored_recipe
@@ -39,6 +39,19 @@ def fingerprint(source: Source) -> str:
     return found.hexdigest()
 
 
+def held(recipe: Recipe) -> list[str]:
+    """What a run does not train, or only later, in one line; none if it trains everything at one rate."""
+    rate, later, kept = recipe.optim.backbone_rate, recipe.optim.freeze_backbone_steps, kept_parts(recipe)
+    both = "optim.backbone_rate=0 with loss.coarse=0 keeps both"
+    if len(kept) == 2:
+        return ["HRNet and the coarse branch stay as they are; the denoiser alone is trained"]
+    if kept:
+        return ["HRNet stays as it is; the coarse branch is trained, loss.coarse=0 keeps it too"]
+    if later:
+        return [f"HRNet stays as it is to step {later}; the coarse branch is trained from the first step, {both}"]
+    return [f"HRNet learns at {rate:g} of the rate"] if rate < 1 else []
+
+
 def check_hosts(recipe: Recipe, workdir: str) -> None:
     """Raises ValueError on all processes of a run if they were given another recipe or workdir; it names each field."""
     fields = {name: value for name, value in recipe.flatten().items() if name not in OF_HOST}
@@ -48,7 +61,8 @@ def check_hosts(recipe: Recipe, workdir: str) -> None:
 def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> list[str]:
     """What changed since the checkpoint of step `start`, one line each: fields, learning rate, data, version.
 
-    `data` is what `record_start` gets: the number of persons and their `fingerprint`.
+    `data` is what `record_start` gets: the number of persons and their `fingerprint`, and where the run evaluates that
+    of the evaluated ones.
     """
     before, now = stored_recipe(workdir), recipe
     old, new = before.flatten(), now.flatten()
@@ -60,10 +74,12 @@ def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> l
     rates = [float(learning_rate(one.optim, one.train)(start)) for one in (before, now)]
     if rates[0] != rates[1]:
         lines.append(f"the learning rate at step {start} goes from {rates[0]:.3g} to {rates[1]:.3g}")
-    known = last_start(workdir).get("data")
-    if known is not None and known != data:
+    known = last_start(workdir).get("data") or data
+    if known["sha256"] != data["sha256"] or known["persons"] != data["persons"]:
         counts = f"{known['persons']} persons before, {data['persons']} now"
         lines.append(f"the training data differ: {counts if known['persons'] != data['persons'] else 'other content'}")
+    if known.get("evaluated") and data.get("evaluated") and known["evaluated"] != data["evaluated"]:
+        lines.append("the evaluated data differ: earlier APs, which chose the best checkpoint, are of another set")
     version = files.read_json(os.path.join(workdir, CONFIG_FILE)).get("version", "0.1.0")
     if version != __version__:
         lines.append(f"dpose_jax goes from version {version} to {__version__}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.changes import changes, check_hosts, fingerprint
+from dpose_jax.training.changes import changes, check_hosts, fingerprint, held
 from dpose_jax.training.initial_weights import starting_variables
+from dpose_jax.training.memory import named_shortage
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.optimizer import kept_parts, make_optimizer
 from dpose_jax.training.preemption import Preempted, Preemption
@@ -30,6 +32,8 @@ from dpose_jax.training.state import TrainState, evaluated_variables, initial_st
 from dpose_jax.training.step import make_train_step
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint, record_start
 from dpose_jax.workdir.lock import locked
+
+COMPILING = "minutes for a large model, seconds if it was compiled before"
 
 
 def train(recipe: Recipe, workdir: str) -> None:
@@ -53,9 +57,13 @@ def train(recipe: Recipe, workdir: str) -> None:
         evaluator = Evaluator(recipe, run.mesh) if recipe.train.evaluate_every else None
         for line in describe(run.source, recipe.data.orientation, doubts.SAMPLE):
             multihost.say(f"data: {line}")
+        for line in held(recipe):
+            multihost.say(f"held: {line}")
         checkpoints = stack.enter_context(Checkpoints(workdir, recipe.train.keep_checkpoints))
         start, data = checkpoints.latest or 0, {"persons": len(run.source), "sha256": fingerprint(run.source)}
-        multihost.check_same({"the training data": data, "the newest checkpoint": start})
+        if evaluator is not None:
+            data["evaluated"] = fingerprint(evaluator.source)
+        multihost.check_same({"the data": data, "the newest checkpoint": start})
         if start:
             end = "" if start < total else f": nothing to train, raise train.steps={total} to go on"
             multihost.say(f"resuming at step {start} of {total}{end}")
@@ -70,7 +78,8 @@ def train(recipe: Recipe, workdir: str) -> None:
             stack.callback(writer.close)
         log = StepLog(recipe.data, recipe.train, run.source, start, writer)
         trace = stack.enter_context(Trace(recipe.profile_steps, start, os.path.join(workdir, "profile")))
-        _take_steps(run, start, checkpoints, log, trace, evaluator)
+        with named_shortage(recipe):
+            _take_steps(run, start, checkpoints, log, trace, evaluator)
     if start < total:
         multihost.say(f"done: {os.path.join(checkpoints.folder, str(total))}")
         multihost.say(f"next: python eval.py --workdir={workdir}; python predict.py --workdir={workdir} --input=FILE")
@@ -88,7 +97,8 @@ def _take_steps(
     def evaluate(step: int) -> None:
         """Adds its AP to the checkpoint of `step`, which is saved; raises Preempted if SIGTERM comes meanwhile."""
         assert evaluator is not None
-        ap = evaluator.best_ap(evaluated_variables(state, ema=run.recipe.eval.ema), preemption.due)
+        show = functools.partial(log.show, step) if multihost.is_first() else None
+        ap = evaluator.best_ap(evaluated_variables(state, ema=run.recipe.eval.ema), preemption.due, show)
         if ap is None:
             raise Preempted(step, preemption.name)
         log.write(step, {"AP": ap})
@@ -100,6 +110,9 @@ def _take_steps(
             evaluate(start)
         for step in range(start + 1, total + 1):
             batch = sharding.put_batch(run.next_batch(), run.mesh)
+            starts = step == start + 1 or run.phase(step) is not run.phase(step - 1)
+            if starts and multihost.is_first():
+                bar.write(f"compiling the step, {run.phase(step).name}; {COMPILING}")
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
                 state, metrics = run.train_step(step, state, batch)
@@ -144,8 +157,11 @@ class Run:
 
     def train_step(self, number: int, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
         """The `number`-th step of the run, from 1: the new state, and the step's metrics. The state is donated."""
-        phase = next(phase for phase in self.phases if number <= phase.last)
-        return phase.step(state, batch, self.key)
+        return self.phase(number).step(state, batch, self.key)
+
+    def phase(self, number: int) -> "Phase":
+        """The phase of the `number`-th step."""
+        return next(phase for phase in self.phases if number <= phase.last)
 
 
 def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:

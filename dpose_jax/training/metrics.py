@@ -54,6 +54,11 @@ class MetricsWriter:
             self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
             self._board.write(step, values)
 
+    def show(self, step: int, picture: np.ndarray) -> None:
+        """Writes a picture of one step, (h, w, 3) uint8 RGB, to TensorBoard alone."""
+        with files.placed(self._path, (OSError,), OSError):
+            self._board.show(step, picture)
+
     def _in_place(self) -> bool:
         assert isinstance(self._file, io.FileIO)
         return os.path.exists(self._path) and os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
@@ -150,6 +155,11 @@ class StepLog:
         """Writes the metrics of one step."""
         if self._writer is not None:
             self._writer.write(step, values)
+
+    def show(self, step: int, picture: np.ndarray) -> None:
+        """Writes a picture of one step, (h, w, 3) uint8 RGB, to TensorBoard."""
+        if self._writer is not None:
+            self._writer.show(step, picture)
 
     def keep(self) -> None:
         """Puts the written lines where a resumed run finds them."""

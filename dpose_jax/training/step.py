@@ -71,6 +71,25 @@ def make_train_step(
     return train_step
 
 
+def kept_activations(recipe: Recipe, model: DiffusionPose, schedule: Schedule, state: TrainState, batch: Arrays) -> int:
+    """Bytes of the values that the backward pass of a step needs, from shapes alone, over all devices.
+
+    XLA needs more, for W32 on a CPU half as much again. Nothing is compiled.
+    """
+    loss_of = _make_loss(recipe, model, schedule)
+
+    def backward(state: TrainState, batch: Arrays, key: jax.Array) -> Callable:
+        inputs = draw_inputs(recipe.diffusion, state.step, batch, key)
+        return jax.vjp(lambda params: loss_of(params, state.batch_stats, inputs, 1.0)[0], state.params)[1]
+
+    kept = jax.eval_shape(backward, state, batch, jax.random.key(0))
+
+    def count(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    return max(0, count(kept) - count(state.params)) // recipe.train.accumulate
+
+
 def draw_inputs(diffusion: Diffusion, step: jax.Array, batch: Arrays, key: jax.Array) -> dict[str, jax.Array | None]:
     """The model's INPUTS of one step, of leading axis B: from the batch, and drawn by the key and the step alone.
 

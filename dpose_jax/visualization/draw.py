@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, Color, grid, label, legend, rows_sheet
-from dpose_jax.workdir.files import write_bytes
+from dpose_jax.workdir.files import placed, write_bytes
 
 # From Okabe and Ito's palette, distinct in all common kinds of colour blindness; the centre is white.
 SIDE_COLORS = {"left": (230, 159, 0), "right": (60, 165, 245), "centre": (245, 245, 245)}
@@ -161,10 +161,16 @@ def overlay_heatmaps(
 
 def write_png(path: str, image: ndarray) -> None:
     """Writes (h, w, 3) uint8 RGB as a PNG, atomically, and makes its folder; ValueError for any other array."""
+    with placed(path):
+        content = encode_png(image)
+    write_bytes(path, content)
+
+
+def encode_png(image: ndarray) -> bytes:
+    """(h, w, 3) uint8 RGB as the content of a PNG file; ValueError for any other array."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"{path}: image must be (h, w, 3) uint8, got {image.shape} {image.dtype}")
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    write_bytes(path, encoded.tobytes())
+        raise ValueError(f"image must be (h, w, 3) uint8, got {image.shape} {image.dtype}")
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _enlarge(crop: ndarray, scale: int | None = None) -> tuple[int, ndarray]:

@@ -256,7 +256,7 @@ class Restored(NamedTuple):
 
     variables: dict[str, Any]  # `params` and `batch_stats`, numpy arrays
     step: int | None  # of the checkpoint
-    averaged: bool  # whether they are its moving averages
+    averaged: bool | None  # whether they are its moving averages; None where nothing tells
     seed: int  # of the run
     training_device: str | None  # see `training_device`
 

@@ -1,14 +1,19 @@
 """Atomic file writes (temporary file and rename), local or in a bucket (gs://)."""
 
 import contextlib
+import functools
 import hashlib
+import importlib.util
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
+
+_GOOGLE = "storage.googleapis.com", 443
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -32,11 +37,33 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def named_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turns every error about a bucket into an OSError that names the path: each client raises types of its own."""
     try:
+        if os.fspath(path).startswith("gs://"):
+            check_google_storage()
         yield
     except Exception as error:
         if not is_remote(path):
             raise
-        raise OSError(f"{path}: {type(error).__name__}: {error}") from error
+        # Of a missing package the text says all.
+        kind = "" if isinstance(error, ImportError | ConnectionError) else f"{type(error).__name__}: "
+        raise OSError(f"{path}: {kind}{error}") from error
+
+
+@functools.cache
+def check_google_storage() -> None:
+    """Raises ImportError without gcsfs, and ConnectionError, within 10 s, if Google's server cannot be reached.
+
+    gcsfs would try for a minute, and print a traceback for each try. Where the environment names a proxy or another
+    server, nothing is tried.
+    """
+    if importlib.util.find_spec("gcsfs") is None and importlib.util.find_spec("tensorflow") is None:
+        raise ImportError('gs:// needs the gcs extra: pip install -e ".[gcs]"')
+    others = ("storage_emulator_host", "fsspec_gcs_endpoint_url", "https_proxy", "all_proxy")
+    if any(name.lower() in others and value for name, value in os.environ.items()):
+        return
+    try:
+        socket.create_connection(_GOOGLE, timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"{_GOOGLE[0]} cannot be reached ({error}); is there a network?") from error
 
 
 @contextlib.contextmanager
@@ -98,6 +125,8 @@ def read_json(path: str | os.PathLike):
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal; raises OSError if it cannot be read."""
+    """The SHA-256 of a file's bytes, in hexadecimal; raises OSError if it is no file or cannot be read."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables
+from dpose_jax.models.weights import hub
 from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
@@ -41,10 +42,12 @@ def save(folder: str, variables: Mapping, recipe: Recipe, **trained) -> None:
 def load(path: str) -> tuple[Recipe, dict, dict]:
     """Recipe, variables (numpy) and the content of model.json, of a folder that `save` wrote.
 
-    `path` is the folder or its model.safetensors. Raises FileNotFoundError if a file is missing, and ValueError if one
-    is damaged, they do not belong together, or the weights are not those of the config's model; it names the file and
-    the tensors.
+    `path` is the folder, its model.safetensors, or `hf:OWNER/REPO`, which is downloaded once. Raises FileNotFoundError
+    if a file is missing, ConnectionError if the hub does not give one, and ValueError if one is damaged, they do not
+    belong together, or the weights are not those of the config's model; it names the file and the tensors.
     """
+    if path.startswith(hub.HUB):
+        path = _downloaded(path)
     folder = os.path.dirname(path) or "." if os.path.basename(path) == WEIGHTS_FILE else path
     weights_path, metadata_path = (os.path.join(folder, name) for name in (WEIGHTS_FILE, METADATA_FILE))
     for needed in (metadata_path, weights_path):
@@ -70,6 +73,15 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{weights_path}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
     return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def _downloaded(source: str) -> str:
+    """The folder of Hugging Face's cache that holds the model of `hf:OWNER/REPO`."""
+    field, name = f"model {source!r}", source.removeprefix(hub.HUB)
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise ValueError(f"{field}: must be hf:OWNER/REPO, a repository with {WEIGHTS_FILE} and {METADATA_FILE}")
+    _, path = (hub.download(field, name, file) for file in (WEIGHTS_FILE, METADATA_FILE))
+    return os.path.dirname(path)
 
 
 def _needed(recipe: Recipe, flat: dict) -> dict:

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict, config_flags
 
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
-from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import check_workdir
+from dpose_jax.workdir import files, model_folder
+from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variables
 from dpose_jax.workdir.compatibility import differences, stored_recipe
 
 STORED = "the recipe that the workdir stores"  # instead of a file
@@ -76,10 +76,26 @@ def of_workdir(workdir: str | None) -> Recipe:
     return recipe
 
 
-def of_weights(published: Recipe) -> Recipe:
+def of_workdir_or_model(workdir: str | None, model: str | None) -> tuple[Recipe, Restored]:
+    """The recipe of --workdir, see `of_workdir`, or of --model, see `of_weights`; and the parameters.
+
+    Of a workdir they are those of the checkpoint that `eval` names. Raises ValueError unless one of both is given, and
+    what `model_folder.load` and `read_variables` raise.
+    """
+    if (workdir is None) == (model is None):
+        raise ValueError("give one of --workdir=DIR and --model=FOLDER")
+    if model is None:
+        recipe = of_workdir(workdir)
+        return recipe, read_variables(str(workdir), which=recipe.eval.checkpoint, ema=recipe.eval.ema)
+    stored, variables, metadata = model_folder.load(model)
+    step, averaged, device = (metadata["trained"].get(name) for name in ("step", "ema", "device"))
+    return of_weights(stored, "--model"), Restored(variables, step, averaged, stored.seed, device)
+
+
+def of_weights(published: Recipe, name: str = "--weights") -> Recipe:
     """The recipe of a published model, with `data` and `eval` of --config=FILE and the values of the command line.
 
-    Raises ValueError if one of these is out of range, or decides on parameters.
+    Raises ValueError if one of these is out of range, or decides on parameters; `name` is the flag of the model.
     """
     flag, recipe = flags.FLAGS["config"], published
     if not flag.using_default_value:
@@ -88,5 +104,5 @@ def of_weights(published: Recipe) -> Recipe:
     recipe = recipe.override(config_flags.get_override_values(flag))
     wrong = differences(recipe, published, training=False)
     if wrong:
-        raise ValueError(f"--weights: they are of another model: {'; '.join(wrong)}")
+        raise ValueError(f"{name}: the recipe is of another model: {'; '.join(wrong)}")
     return recipe
