@@ -31,7 +31,7 @@ def degrade(rng: np.random.Generator, crop: np.ndarray, share: float) -> np.ndar
     if happens[3]:
         level = int(_QUALITY[0] + (_QUALITY[1] - _QUALITY[0]) * quality)
         coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, level])[1]
-        image = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
     if happens[4]:
         w, h = (_HIDDEN[0] + (_HIDDEN[1] - _HIDDEN[0]) * u for u in hidden[:2])
         x, y = int((1 - w) * hidden[2] * width), int((1 - h) * hidden[3] * height)
