@@ -5,19 +5,19 @@ import pytest
 pytest.importorskip("hypothesis", reason="the extra [test] is not installed")
 
 import damage  # noqa: E402
-import fuzz  # noqa: E402
+import fuzz_readers  # noqa: E402
 
 EXAMPLES = {"model.json": 10}  # of which each accepted one builds a network
 
 
-@pytest.mark.parametrize("name", fuzz.READERS)
+@pytest.mark.parametrize("name", fuzz_readers.READERS)
 def test_a_damaged_file_is_read_right_or_named(name, tmp_path):
-    damage.try_reader(fuzz.READERS[name], tmp_path, EXAMPLES.get(name, 30))
+    damage.try_reader(fuzz_readers.READERS[name], tmp_path, EXAMPLES.get(name, 30))
 
 
 def test_damaged_records_are_read_right_or_named(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the extra [records] is not installed")
-    for place, reader in enumerate(fuzz.record_readers().values()):
+    for place, reader in enumerate(fuzz_readers.record_readers().values()):
         folder = tmp_path / str(place)
         folder.mkdir()
         damage.try_reader(reader, folder, 8)
