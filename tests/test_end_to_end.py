@@ -143,7 +143,7 @@ def test_a_workdir_alone_is_evaluated(trained, report, miniature, tmp_path):
             [f"--workdir={trained[1]}", "--config.eval.flp=False"],
             "error: unknown config field 'flp'; did you mean \"flip\"",
         ),
-        (["--workdir="], "error: workdir '': no such folder"),
+        (["--workdir="], "error: --workdir='': must name a file, folder or bucket"),
         ([f"--workdir={trained[1]}", "--config.model.width=16"], "error: workdir"),
     ):
         done = commands.command("eval.py", *arguments)
