@@ -1,6 +1,7 @@
 # Python 3.11 or later and make are all that is needed; every target makes or refreshes .venv first.
 
 VENV := .venv
+OLDEST := .venv-oldest
 STAMP := $(VENV)/.installed
 # A name on PATH may be a shim that does not run, so each candidate has to prove itself; venv needs ensurepip.
 USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
@@ -19,7 +20,7 @@ define VENV_READY
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 endef
 
-.PHONY: app demo test test-all lint format clean
+.PHONY: app demo test test-all test-oldest lint format clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python train.py $(DEMO)
@@ -30,6 +31,13 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
+
+# With the oldest versions that the bounds of pyproject.toml and requirements.txt allow.
+test-oldest: $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv venv --quiet --clear --python $(VENV)/bin/python $(OLDEST)
+	VIRTUAL_ENV=$(OLDEST) $(VENV)/bin/uv pip install --quiet --resolution lowest-direct --editable ".[test]"
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 app: $(VENV)/.app
 	$(VENV)/bin/python -m dpose_jax.app --port=$(PORT) $(addprefix --workdir=,$(WORKDIR))
@@ -55,5 +63,5 @@ $(VENV)/.app: requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) runs/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,27 +1,36 @@
-"""Photos, rendered and drawn people in one training, under strong augmentation: for a small model that meets photos.
+"""Photos, rendered and drawn people in one training: the bundled model, which meets photos.
 
-The start is a model of drawn people. HRNet is trained first, then the denoiser on it (docs/pretrained.md). Rendered
-people need the extra [render]; COCO is the folder of COCO 2017, of which few images are enough.
+@@FIG@@
+It was trained in five parts. Each starts from the one before, first from drawn people alone; HRNet comes first, then
+the denoiser on it, then both. COCO is a folder with 125 photos of train2017 (360 persons), val2017, and annotations;
+the poses of the rendered people are those of all of train2017. Rendering needs the extra [render].
 
   python train.py --config=configs/synthetic_full.py --workdir=runs/drawn
-  DATA="--config.data.root=COCO --config.data.rendered.poses=COCO/annotations/person_keypoints_train2017.json
-        --config.data.rendered.backgrounds=COCO/train2017"
-  python train.py --config=configs/photos.py --workdir=runs/photos_hrnet $DATA \\
-      --config.model.pretrained=runs/drawn --config.loss.diffusion=0
-  python train.py --config=configs/photos.py --workdir=runs/photos $DATA --config.model.pretrained=runs/photos_hrnet \\
-      --config.optim.backbone_rate=0 --config.loss.coarse=0 --config.train.steps=600
-  python eval.py --workdir=runs/photos
+  TRAIN="python train.py --config=configs/photos.py --config.data.root=COCO
+      --config.data.rendered.poses=COCO/annotations/person_keypoints_train2017.json
+      --config.data.rendered.backgrounds=COCO/train2017"
+  OLD="--config.augment.rotation_prob=.6"
+  $TRAIN $OLD --workdir=runs/1 --config.model.pretrained=runs/drawn --config.loss.diffusion=0 \\
+      --config.train.steps=1600 "--config.data.mix_shares=(.45,.35,.2)" --config.augment.camera=.25 \\
+      --config.optim.ema=.998 --config.optim.warmup_steps=100 --config.data.synthetic.train_images=20000
+  $TRAIN $OLD --workdir=runs/2 --config.model.pretrained=runs/1 --config.loss.diffusion=0 --config.train.steps=600 \\
+      --config.optim.learning_rate=1.5e-3
+  $TRAIN $OLD --workdir=runs/3 --config.model.pretrained=runs/2 --config.optim.backbone_rate=0 --config.loss.coarse=0 \\
+      --config.train.steps=400 --config.optim.warmup_steps=100    # stopped after step 206
+  $TRAIN --workdir=runs/photos --config.model.pretrained=runs/3
 """
 
 from configs import tiny
 
 
 def get_config():
-    """Returns the recipe; dpose_jax/recipe.py has every field."""
+    """Returns the recipe of the last part; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
-    c.data.update(source="folder", workers=2, mix=("folder", "rendered", "synthetic"), mix_shares=(0.45, 0.35, 0.2))
-    c.data.synthetic.update(train_images=20_000, val_images=200, difficulty=0.4)
-    c.augment.update(rotation=40.0, scale=0.35, shift=0.05, color=0.4, half_body=0.15, camera=0.25)
-    c.optim.ema = 0.998
-    c.train.update(steps=2500, checkpoint_every=100, log_every=20)
+    c.data.update(source="folder", workers=2, mix=("folder", "rendered", "synthetic"), mix_shares=(0.72, 0.08, 0.2))
+    c.data.synthetic.update(train_images=4000, val_images=200, difficulty=0.4)
+    c.data.rendered.train_images = 20_000
+    c.augment.update(scale=0.35, shift=0.05, color=0.4, half_body=0.15, camera=0.1)
+    c.augment.update(rotation=40.0, rotation_prob=0.4)
+    c.optim.update(ema=0.99, warmup_steps=20)
+    c.train.update(steps=800, checkpoint_every=100, log_every=20)
     return c
