@@ -145,7 +145,7 @@ def test_optional_fields_of_annotations_are_filled_in():
         ({"score": math.nan}, "score must be a finite number, got nan"),
         ({"score": 10**400}, "score must be a finite number, got 10+…"),
         ({"keypoints": [10**400] * 51}, "keypoints must be finite numbers, got 10+…"),
-        ({"score": "0.5"}, "score must be a finite number, got 0.5"),
+        ({"score": "0.5"}, "score must be a finite number, got '0.5'"),
         ({"bbox": [1, 2, 3]}, r"bbox must be 4 finite numbers, got \[1, 2, 3\]"),
     ],
 )
