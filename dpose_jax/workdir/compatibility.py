@@ -55,6 +55,8 @@ def from_stored(stored: Any, file: str) -> Recipe:
     with files.placed(file):
         if not isinstance(stored, dict) or not isinstance(stored.get("joint_set_facts"), dict):
             raise ValueError("has no section joint_set_facts, so it is not a stored recipe")
+        if not isinstance(stored.get("version", ""), str):
+            raise ValueError(f"version: must be text, got {stored['version']!r}")
         sections = {name: value for name, value in stored.items() if name not in ("joint_set_facts", "version")}
         flat, known = traverse_util.flatten_dict(sections, sep="."), Recipe.names()
         for name in REMOVED:
