@@ -1,6 +1,5 @@
 """Sampling steps: accuracy, latency, throughput and memory of each number of steps and update, all from one run."""
 
-import itertools
 import os
 
 import jax
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from benchmarks import report
+from benchmarks.labels import place_labels
 from benchmarks.sampling import LATENCY_PERSONS, UPDATES, Sampling, measure_accuracy, measure_costs, plan
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import eval_batches
@@ -100,18 +100,3 @@ def write_plot(path: str, rows: list[dict]) -> None:
     for axes, its in zip(panels, labels, strict=True):
         place_labels(axes, its)
     report.write_figure(path, figure)
-
-
-def place_labels(axes, labels: dict[tuple[float, float], tuple[str, str]]) -> list:
-    """Writes (text, colour) beside each point, in the first of some places that no other label covers."""
-    texts: list = []
-    for point, (text, color) in labels.items():
-        written = axes.annotate(text, point, (0, 0), textcoords="offset points", ha="center", va="center", fontsize=8)
-        written.set_color(color)
-        for offset in itertools.product((9, -9, 18, -18, 27, -27, 36, -36), (0, 8, -8, 16, -16)):
-            written.set_position(offset[::-1])
-            here = written.get_window_extent()
-            if not any(here.overlaps(other.get_window_extent()) for other in texts):
-                break
-        texts.append(written)
-    return texts

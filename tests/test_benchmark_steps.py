@@ -70,13 +70,13 @@ def test_costs_and_predictions(trained, tmp_path):
 def test_labels_do_not_overlap():
     """Lines of two dtypes and two updates of almost the same accuracy and time."""
     figure = pytest.importorskip("matplotlib.figure", reason="the optional extra `benchmark`").Figure
-    steps = pytest.importorskip("benchmarks.steps")
+    labels = pytest.importorskip("benchmarks.labels")
     sheet = figure(figsize=(6, 5))
     axes = sheet.subplots()
     points = {(10 * k + 0.01 * i, 60 + 0.1 * i): (str(k), f"C{i}") for i in range(4) for k in (1, 2, 4, 8, 16)}
     axes.plot(*zip(*points, strict=True), "o")
     sheet.draw_without_rendering()
-    texts = steps.place_labels(axes, points)
+    texts = labels.place_labels(axes, points)
     boxes = [text.get_window_extent() for text in texts]
     assert [text.get_text() for text in texts] == [text for text, _ in points.values()]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

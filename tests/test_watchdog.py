@@ -19,7 +19,10 @@ def test_a_batch_that_does_not_come_is_said(monkeypatch, caplog):
                 go_on.wait(10)
             return super().read_image(index)
 
-    with caplog.at_level("WARNING"), contextlib.closing(loader.train_iterator(settings(), Hanging(9))) as batches:
+    with (
+        caplog.at_level("WARNING", logger="absl"),
+        contextlib.closing(loader.train_iterator(settings(), Hanging(9))) as batches,
+    ):
         next(batches)
         assert not caplog.records
         hangs.set()
