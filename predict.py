@@ -7,6 +7,7 @@ python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--mo
 from absl import flags
 
 from dpose_jax import Predictor
+from dpose_jax.inference import poses
 from dpose_jax.inference.boxes import BoxFile, BoxSource
 from dpose_jax.inference.detector import DETECTORS, MODELS, Detector
 from dpose_jax.inference.predict_files import PartlyDone, predict
@@ -28,7 +29,9 @@ MATCH = flags.DEFINE_enum("match", "name", ["name", "number"], "Boxes find image
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
-MIN_JOINT_SCORE = flags.DEFINE_float("min_joint_score", 0.2, "Joints below it are not drawn; results.json has all.")
+MIN_JOINT_SCORE = flags.DEFINE_float(
+    "min_joint_score", poses.MIN_JOINT_SCORE, "Joints below it are not drawn; results.json has all."
+)
 TRAJECTORY = flags.DEFINE_bool("trajectory", False, "Draw the denoising of each image's persons too.")
 
 

@@ -1,7 +1,8 @@
 """Photos, rendered and drawn people in one training: the bundled model, which meets photos.
 
 Measured with one step on 603 persons of COCO val2017: AP 12.0, PCK@0.1 60.6 (coarse branch 10.0, 58.9). Annotated
-boxes, flip test, seed 0. On 403 drawn persons: AP 53.5. About two hours on two shared CPU cores.
+boxes, flip test, seed 0. On 403 drawn persons: AP 53.5. About 100 minutes on two shared CPU cores, after those of
+synthetic_full.py.
 
 It was trained in five parts. Each starts from the one before, first from drawn people alone; HRNet comes first, then
 the denoiser on it, then both. COCO is a folder with 125 photos of train2017 (360 persons), val2017, and annotations;
