@@ -22,7 +22,9 @@ def main() -> None:
     chip, _ = parse_topology(TOPOLOGY.value)
     recipe, batch = Recipe.from_config(CONFIG.value), BATCH.value
     jax.config.update("jax_platforms", "cpu")  # libtpu would look for chips
-    environment, mesh, parts = report.environment(), slice_mesh(TOPOLOGY.value), recipe.train.accumulate
+    environment, mesh = report.environment(), slice_mesh(TOPOLOGY.value)
+    accumulate, every = recipe.train.accumulate, recipe.diffusion.every
+    parts = accumulate * every
 
     def train(examples):
         return analyse(train_program(recipe, mesh, examples), chip, mesh)
@@ -30,10 +32,11 @@ def main() -> None:
     if batch == "auto":
         step = largest_batch(train, parts)
     elif batch is None:
-        sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, parts)
+        sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, accumulate, every)
         step = train(recipe.train.batch_size // mesh.size)
     elif not batch.isdecimal() or int(batch) < 1 or int(batch) % parts:
-        raise ValueError(f"--batch={batch}: must be auto or a positive multiple of train.accumulate={parts}")
+        fields = f"train.accumulate={accumulate}" + (f" times diffusion.every={every}" if every > 1 else "")
+        raise ValueError(f"--batch={batch}: must be auto or a positive multiple of {fields}")
     else:
         step = train(int(batch))
     if SAMPLER.value:

@@ -125,6 +125,7 @@ class Diffusion(Section, prefix="diffusion."):
     zeta: float = positive(2.0)  # signal scale (ours; the sweep is 1, 2, 5, 10)
     t_range: tuple[int, int] = (1, 300)  # t is uniform over this closed range in training (ours; the paper: 1 to T)
     own_share: float = share(0.5)  # of examples, fed the model's own coarse heatmaps (ours; the paper: 0)
+    every: int = at_least(1, 1)  # D is trained on each `every`-th example of a batch, the coarse branch on all (ours)
 
     def check(self) -> None:
         low, high = self.t_range
@@ -153,8 +154,13 @@ class Model(Section, prefix="model."):
     spatial_attention: bool = True  # A_s
     channel_attention: bool = True  # A_c
     channel_scale: str = choice("width", "positions")  # of its affinity: d^-1/2 (ours, after DaViT) or N^-1/2 (ours)
+    # SGDD: unet, the paper's kind; or light (ours): no residual block at full size, skips added.
+    decoder: str = choice("unet", "light")
     decoder_channels: int = at_least(1, 64)  # C
     decoder_blocks: int = at_least(1, 2)  # residual blocks a level (ours)
+    # From stride 4 to a smaller one: bilinear resizes x^c and the coarse heatmaps (ours). With subpixel all stays at
+    # stride 4, and both heads give the 4/s x 4/s heatmap pixels of a position as channels (ours).
+    upsampling: str = choice("bilinear", "subpixel")
     time_embedding: bool = False  # D(y_t, x^c, t) instead of D(y_t, x^c) (ours)
     detach_coarse: bool = False  # the coarse loss does not reach the backbone (ablation)
     batch_norm: str = choice("train", "frozen")  # frozen: running statistics, scale and bias stay as they are
@@ -275,6 +281,8 @@ class Recipe(Section):
         get_joint_set(self.joint_set)
         if any(side < 1 or side % 32 for side in self.input_size):
             fail("input_size", self.input_size, "be (height, width), positive multiples of 32 each")
+        if self.model.upsampling == "subpixel" and self.stride > 4:
+            fail("model.upsampling", "subpixel", f"be 'bilinear' with stride={self.stride}, which is above 4")
         if self.optim.warmup_steps >= self.train.steps:
             fail("optim.warmup_steps", self.optim.warmup_steps, f"lie in [0, train.steps={self.train.steps})")
         last, start = self.diffusion.timesteps, self.sampler.t_start

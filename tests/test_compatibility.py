@@ -152,6 +152,21 @@ def test_without_a_file_or_a_name_there_is_no_recipe(tmp_path):
         stored_recipe("")
 
 
+def test_a_recipe_from_before_the_light_decoder_means_what_it_meant():
+    """Nothing stored of decoder, upsampling or share of the batch: the U-Net, resized maps, every example."""
+    stored = copy.deepcopy(STORED)
+    for section, name in (("model", "decoder"), ("model", "upsampling"), ("diffusion", "every")):
+        stored[section].pop(name, None)
+    recipe = from_stored(stored, "FILE")
+    assert (recipe.model.decoder, recipe.model.upsampling, recipe.diffusion.every) == ("unet", "bilinear", 1)
+    other = recipe.override({"model.decoder": "light", "model.upsampling": "subpixel", "diffusion.every": 2})
+    assert differences(other, recipe, training=True) == [
+        "model.decoder: unet there, light in the config",
+        "model.upsampling: bilinear there, subpixel in the config",
+    ]
+    assert from_stored(json.loads(json.dumps(as_stored(other))), "FILE").model == other.model
+
+
 def test_optimizer_and_training_matter_for_training_alone():
     recipe = from_stored(STORED, "FILE")
     other = recipe.override({"optim.clip_norm": 0.0, "optim.ema": 0.0, "optim.weight_decay": 0.0, "train.steps": 9999})

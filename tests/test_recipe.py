@@ -45,6 +45,13 @@ WRONG = [
     ({"diffusion.t_range": (5, 4)}, "diffusion.t_range=(5, 4): must be 1 <= low <= high <= T = 1000"),
     ({"diffusion.own_share": -0.1}, "diffusion.own_share=-0.1: must lie in [0, 1]"),
     ({"diffusion.zeta": 0.0}, "diffusion.zeta=0.0: must be positive"),
+    ({"diffusion.every": 0}, "diffusion.every=0: must be at least 1"),
+    ({"model.decoder": "lite"}, "model.decoder='lite': must be one of ('unet', 'light')"),
+    ({"model.upsampling": "nearest"}, "model.upsampling='nearest': must be one of ('bilinear', 'subpixel')"),
+    (
+        {"model.upsampling": "subpixel", "stride": 8},
+        "model.upsampling='subpixel': must be 'bilinear' with stride=8, which is above 4",
+    ),
     ({"input_size": (64.0, 64.0)}, "input_size=(64.0, 64.0): element 0: must be an integer"),
     ({"input_size": (60, 64)}, "input_size=(60, 64): must be (height, width), positive multiples of 32 each"),
     ({"stride": 3}, "stride=3: must be one of (4, 1, 2, 8)"),

@@ -134,3 +134,36 @@ def test_batch_that_the_devices_do_not_divide():
     sharding.check_batch_size("train.batch_size", 48, mesh, 3)
     with pytest.raises(ValueError, match=r"train\.batch_size=16: .*8 x train\.accumulate, 3"):
         sharding.check_batch_size("train.batch_size", 16, mesh, 3)
+    sharding.check_batch_size("train.batch_size", 32, mesh, 2, 2)
+    with pytest.raises(ValueError, match=r"train\.batch_size=8: must .* devices, 8 x diffusion\.every, 2"):
+        sharding.check_batch_size("train.batch_size", 8, mesh, 1, 2)
+
+
+TWO = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dpose_jax.runtime import sharding
+
+mesh, rows = sharding.make_mesh(), np.arange(24, dtype=np.float32).reshape(8, 3)
+assert mesh.size == 2
+split = sharding.put_batch({"rows": rows}, mesh)["rows"]
+place = sharding.batch_sharding(mesh)
+take = jax.jit(lambda x: sharding.each_nth(x, 2), in_shardings=place)
+found = take(split)
+for shard, expected in zip(found.addressable_shards, (rows[[0, 2]], rows[[4, 6]])):
+    np.testing.assert_array_equal(shard.data, expected)
+slope = jax.jit(jax.grad(lambda x: jnp.sum(sharding.each_nth(x, 2) ** 2)), in_shardings=place, out_shardings=place)
+np.testing.assert_array_equal(slope(split), np.where(np.arange(8)[:, None] % 2, 0, 2 * rows))
+for compiled in (take, slope):
+    text = compiled.lower(split).compile().as_text()
+    assert not [name for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce") if name in text]
+print("no row moved")
+"""
+
+
+def test_each_device_keeps_its_own_share_of_the_rows():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "-c", TWO], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and "no row moved" in out.stdout, out.stderr

@@ -20,7 +20,7 @@ from benchmarks.study.tables import (
     summarise,
     write_table,
 )
-from benchmarks.study.variants import VARIANTS
+from benchmarks.study.variants import VARIANTS, controls
 from dpose_jax.data.datasets import make_source
 from dpose_jax.evaluation.evaluator import evaluate, restore
 from dpose_jax.evaluation.predict_split import predict_split
@@ -179,9 +179,9 @@ def test_steps_in_the_same_time(study, monkeypatch):
         return {name: Timing({"plain_same_time": 2.0, "recipe": 5.0}[name], 0.0, 9.0, 5) for name in calls}
 
     monkeypatch.setattr(runs.report, "measure", measure)
-    assert study.pace("plain_same_time") == pytest.approx(2.5)
+    assert study.pace("plain_same_time", "recipe") == pytest.approx(2.5)
     assert measured == [{"plain_same_time": 0.0, "recipe": 1.0}]
-    assert study.pace("plain_same_time") == pytest.approx(2.5) and len(measured) == 1
+    assert study.pace("plain_same_time", "recipe") == pytest.approx(2.5) and len(measured) == 1
     own, recipe = study.table("latency.csv")
     assert (own["timed"], own["ms"], recipe["ms"], recipe["times"]) == ("train_step", 2000, 5000, 2.5)
     assert {"cpu", "cores", "device", "load", "jax"} <= own.keys()
@@ -218,6 +218,28 @@ def test_gains_are_paired_by_seed_and_decoding():
         "50.0",
     )
     assert Estimate(-0.0123, 0.004).points(sign=True) == "−1.2 ± 0.4"
+
+
+def test_light_variants_are_compared_with_those_of_their_head():
+    """An HRNet and a U-Net refiner with the same heads and rows, and an HRNet of the same training time."""
+    fields = {name: variant.fields for name, variant in VARIANTS.items()}
+    for name, rows in (("light_sub", {}), ("light_sub_half", {"diffusion.every": 2})):
+        plain, refiner, same_time = controls(name)
+        assert fields[plain] == fields[same_time] == {"loss.diffusion": 0, "stride": 2, "model.upsampling": "subpixel"}
+        no_masks = {"masks.keypoints": False, "masks.skeleton": False}
+        assert fields[refiner] == fields[name] | no_masks | {"diffusion.own_share": 1}
+        assert {"model.decoder": "light"}.items() | rows.items() <= fields[name].items()
+        assert VARIANTS[same_time].same_time == name and controls(refiner)[:2] == (plain, refiner)
+    assert (
+        controls("recipe") == controls("plain")[:2] + ("plain_same_time",) == ("plain", "one_pass", "plain_same_time")
+    )
+    coarse, step = Reading("coarse", 0), Reading("direct", 1)
+    rows = [row_of("plain_sub", 0, coarse, 0.25), row_of("plain_sub_time_of_light_sub", 0, coarse, 0.5)]
+    rows += [row_of("light_sub", 0, step, 0.625), row_of("one_pass_light_sub", 0, step, 0.375)]
+    timed = [{"variant": "light_sub", "timed": "train_step of plain_sub", "K": None, "ms": 4.0, "times": 0.8}]
+    (light,) = (row for row in summarise(rows, timed) if row["variant"] == "light_sub")
+    gains = [light[name].mean for name in ("gain on HRNet", "gain on U-Net refiner", "gain in the same time")]
+    assert gains == [0.375, 0.25, 0.125] and light["training"] == 1.25 and in_points(light)["training"] == "1.25"
 
 
 def test_a_study_of_another_recipe_is_named(study):

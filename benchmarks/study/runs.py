@@ -78,7 +78,7 @@ class Study:
     def finish(self, name: str, seed: int) -> None:
         """Trains and reads a run, from its newest checkpoint if there is one, and adds it to the tables."""
         variant, workdir = VARIANTS[name], os.path.join(self.folder, name, f"seed_{seed}")
-        count = round(self.recipe.train.steps * (self.pace(name) if variant.same_time else 1))
+        count = round(self.recipe.train.steps * (self.pace(name, variant.same_time) if variant.same_time else 1))
         recipe = self.recipe_of(name, seed, count)
         train(recipe, workdir)
         variables = restore(recipe, workdir).variables
@@ -99,7 +99,12 @@ class Study:
         self._add(RUNS_FILE, run, [reading._asdict() | facts | its for reading, its in metrics.items()])
 
     def time(self, name: str) -> None:
-        """Times every reading of a variant for one person, with random weights, unless that is kept."""
+        """Times a training step beside that of its plain HRNet, and every reading for one person, unless that is kept.
+
+        The weights are random.
+        """
+        if VARIANTS[name].plain != name:
+            self.pace(name, VARIANTS[name].plain)
         if self._timed(name, "coarse"):
             return
         recipe = self.recipe_of(name)
@@ -112,15 +117,16 @@ class Study:
         rows = [{"timed": update, "K": k, "ms": one, "times": one / ms["coarse", 0]} for (update, k), one in ms.items()]
         self._add_times(name, rows)
 
-    def pace(self, name: str) -> float:
-        """How many training steps of a variant fit in the time of one of the recipe: timed in turn once, and kept."""
-        if kept := self._timed(name, "train_step of recipe"):
+    def pace(self, name: str, other: str) -> float:
+        """How many training steps of a variant fit in the time of one of another: timed in turn once, and kept."""
+        if kept := self._timed(name, f"train_step of {other}"):
             return kept[0]["times"]
-        timed = report.measure({each: _stepper(self.recipe_of(each)) for each in (name, "recipe")}, seconds=10)
-        own, recipe = (1e3 * timed[each].median for each in (name, "recipe"))
+        seconds = 10 * self.seconds
+        timed = report.measure({each: _stepper(self.recipe_of(each)) for each in (name, other)}, seconds=seconds)
+        own, theirs = (1e3 * timed[each].median for each in (name, other))
         rows: list[Row] = [{"timed": "train_step", "K": None, "ms": own, "times": 1.0}]
-        self._add_times(name, [*rows, {"timed": "train_step of recipe", "ms": recipe, "times": recipe / own}])
-        return recipe / own
+        self._add_times(name, [*rows, {"timed": f"train_step of {other}", "ms": theirs, "times": theirs / own}])
+        return theirs / own
 
     def _identities(self, names: Sequence[str]) -> tuple[str, Row, Row]:
         """study.json, its content, and ours: what decides the figures, the recipe, variants' fields and flags."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.study.variants import title
+from benchmarks.study.variants import controls, title
 from dpose_jax.workdir.files import write_bytes
 
 RUNS_FILE, JOINTS_FILE, LATENCY_FILE = "study.csv", "joints.csv.gz", "latency.csv"
@@ -64,9 +64,9 @@ def _value(cell: str) -> Any:
 
 
 METRICS = ("AP", "AP50", "AP75", "AR", "PCK@0.2", "PCK@0.1", "PCK@0.1 occluded", "PCK@0.1 visible")
-# The readings that every other is compared with: the backbone alone, and equal compute without diffusion.
-CONTROLS = {"gain on HRNet": ("plain", Reading("coarse", 0))}
-CONTROLS["gain on U-Net refiner"] = "one_pass", Reading("direct", 1)
+# The readings of a variant's `controls`: the backbone alone, equal compute without diffusion, the backbone once more.
+CONTROLS = {"gain on HRNet": Reading("coarse", 0), "gain on U-Net refiner": Reading("direct", 1)}
+CONTROLS["gain in the same time"] = Reading("coarse", 0)
 
 
 class Estimate(NamedTuple):
@@ -84,7 +84,11 @@ class Estimate(NamedTuple):
 
 
 def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
-    """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, `ms`, `times`."""
+    """A row a reading of a variant: `variant`, `reading`, `seeds`, Estimates of METRICS and gains, and its cost.
+
+    That is `ms` for one person; `times`, over `ms` of its coarse branch, which is the plain HRNet of the same head; and
+    `training`, the time of a training step over that of the plain HRNet that it is compared with.
+    """
     groups: dict[tuple[str, Reading], dict[int, Row]] = {}
     for row in rows:
         groups.setdefault((row["variant"], reading_of(row)), {})[row["seed"]] = row
@@ -93,13 +97,16 @@ def summarise(rows: Iterable[Row], latencies: Iterable[Row] = ()) -> list[Row]:
     for (variant, reading), its in groups.items():
         summary: Row = {"variant": variant, "reading": reading, "seeds": len(its)}
         summary |= {metric: estimate(row.get(metric) for row in its.values()) for metric in METRICS}
-        for gain, (control, best) in CONTROLS.items():  # in AP, on the control of the same decoding, seed by seed
-            theirs = groups.get((control, best._replace(refine=reading.refine)), {})
+        plain, *_ = names = controls(variant)
+        for (gain, best), control in zip(CONTROLS.items(), names, strict=True):  # in AP, seed by seed
+            theirs = groups.get((control or "", best._replace(refine=reading.refine)), {})
             pairs = [(row, theirs[seed]) for seed, row in its.items() if seed in theirs]
             mixed = any(one["training_device"] != other["training_device"] for one, other in pairs)
             summary[gain] = estimate((one["AP"] - other["AP"] for one, other in pairs), mixed=mixed)
         cost = timed.get((variant, reading.update, reading.K), {})
-        found.append(summary | {name: cost.get(name) for name in ("ms", "times")})
+        summary |= {name: cost.get(name) for name in ("ms", "times")}
+        pace = timed.get((variant, f"train_step of {plain}", None), {}).get("times")
+        found.append(summary | {"training": pace and 1 / pace})
     return found
 
 
@@ -118,4 +125,5 @@ def in_points(summary: Mapping) -> dict[str, str]:
     for name in ("AP", *CONTROLS, *METRICS[1:]):
         value = summary[name] if name in ("AP", *CONTROLS) else summary[name] and summary[name]._replace(error=None)
         cells[name] = value.points(sign=name in CONTROLS) if value else ""
-    return cells | {name: f"{summary[name]:.3g}" if summary[name] else "" for name in ("ms", "times")}
+    costs = "ms", "times", "training"
+    return cells | {name: f"{summary[name]:.3g}" if summary[name] else "" for name in costs}

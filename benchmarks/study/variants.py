@@ -11,6 +11,10 @@ WIDE = {"model.decoder_channels": 64}
 REFINER = NO_MASKS | {"diffusion.own_share": 1.0}
 PAPER_TIMES = {"diffusion.t_range": (1, 1000), "sampler.t_start": 1000}
 PAPER = PAPER_TIMES | {"diffusion.own_share": 0.0, "model.channel_scale": "width"}
+# One heatmap pixel of two crop pixels, at the cost of stride 4; a denoiser with little at full size.
+SUB = {"stride": 2, "model.upsampling": "subpixel"}
+LIGHT = NO_SPATIAL | NO_CHANNEL | {"model.decoder": "light"}
+HALF = {"diffusion.every": 2}
 DIRECT = ("direct", "unmirrored", "unflipped")
 ALL = (*DIRECT, "ddim", "restarts")
 
@@ -22,12 +26,14 @@ class Variant(NamedTuple):
     fields: Mapping[str, Any] = {}  # of the recipe, by their dotted names, with other values
     updates: tuple[str, ...] = DIRECT  # of `sampling.plan`, read beside the coarse branch
     most_steps: int | None = None  # the largest K that it is read with; None for any
-    same_time: bool = False  # trained for as many steps as fit in the time of the recipe's
+    same_time: str | None = None  # a variant: trained for as many steps as fit in the time of that one's
+    plain: str = "plain"  # the HRNet and the U-Net refiner that it is compared with
+    refiner: str = "one_pass"
 
 
 VARIANTS = {
     "plain": Variant("HRNet", HRNET, ("unflipped",), 0),
-    "plain_same_time": Variant("HRNet, same training time", HRNET, ("unflipped",), 0, same_time=True),
+    "plain_same_time": Variant("HRNet, same training time", HRNET, ("unflipped",), 0, same_time="recipe"),
     "one_pass": Variant("U-Net refiner", REFINER, most_steps=1),
     "one_pass_wide": Variant("U-Net refiner, C = 64", REFINER | WIDE, most_steps=1),
     "own_all": Variant("recipe, on its own coarse heatmaps alone, no noise", {"diffusion.own_share": 1.0}),
@@ -50,7 +56,24 @@ VARIANTS = {
     **{f"recipe_zeta_{zeta}": Variant(f"recipe, ζ = {zeta}", {"diffusion.zeta": float(zeta)}) for zeta in (1, 5, 10)},
     "recipe_time_embedding": Variant("recipe, time embedding", {"model.time_embedding": True}),
     **{f"recipe_stride_{stride}": Variant(f"recipe, stride {stride}", {"stride": stride}) for stride in (8, 2)},
+    "plain_sub": Variant("HRNet, sub-pixels", HRNET | SUB, ("unflipped",), 0),
+    "light": Variant("light", LIGHT),
 }
+for _name, _title, _fields in (("", "", SUB), ("_half", ", half of the batch", SUB | HALF)):
+    _arm, _refiner, _plain = f"light_sub{_name}", f"one_pass_light_sub{_name}", f"plain_sub_time_of_light_sub{_name}"
+    _text = f"light, sub-pixels{_title}"
+    VARIANTS |= {
+        _refiner: Variant(f"U-Net refiner, {_text}", REFINER | LIGHT | _fields, DIRECT, 1, None, "plain_sub", _refiner),
+        _arm: Variant(_text, LIGHT | _fields, plain="plain_sub", refiner=_refiner),
+        _plain: Variant(f"HRNet, sub-pixels, time of {_text}", HRNET | SUB, ("unflipped",), 0, _arm, "plain_sub"),
+    }
+
+
+def controls(name: str) -> tuple[str, str, str | None]:
+    """What a variant is compared with: an HRNet, a U-Net refiner, and an HRNet that trains for its time, if any."""
+    variant = VARIANTS.get(name, Variant(name))
+    same = (other for other, its in VARIANTS.items() if its.same_time == name)
+    return variant.plain, variant.refiner, next(same, None)
 
 
 def title(name: str) -> str:

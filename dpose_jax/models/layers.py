@@ -105,3 +105,20 @@ def upsample_nearest(x: Array, factor: int) -> Array:
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))
     return x.reshape(batch, height * factor, width * factor, channels)
+
+
+def depth_to_space(x: Array, factor: int) -> Array:
+    """(B, H, W, f f C) -> (B, f H, f W, C) for factor f: channel (i f + j) C + c is row i, column j, channel c inside.
+
+    With a convolution before it this is the sub-pixel convolution of Shi et al., CVPR 2016.
+    """
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, factor, factor, channels // factor**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * factor, width * factor, -1)
+
+
+def space_to_depth(x: Array, factor: int) -> Array:
+    """(B, f H, f W, C) -> (B, H, W, f f C); the inverse of `depth_to_space`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // factor, factor, width // factor, factor, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // factor, width // factor, -1)

@@ -42,7 +42,7 @@ class ResidualBlock(nn.Module):
 class SGDD(nn.Module):
     """D: a U-Net down to 2C x H/8 x W/8 and back, residual blocks at every scale, skips concatenated (ours)."""
 
-    joints: int  # J
+    joints: int  # J, or what a position has of channels that are heatmaps
     channels: int = 64  # C
     blocks: int = 2  # residual blocks a level, on the way down and on the way up
     time_embedding: bool = False  # D sees t (the paper writes D without it)
@@ -52,33 +52,67 @@ class SGDD(nn.Module):
     @nn.compact
     def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
         """y_t^hm (B, H, W, J), x^c (B, H, W, C) and (B,) integer t -> y^_0^hm, (B, H, W, J) float32."""
-        time = None
-        if self.time_embedding:
-            time = nn.Dense(self.channels, dtype=self.dtype, name="time1")(time_features(t, self.channels))
-            time = nn.Dense(self.channels, dtype=self.dtype, name="time2")(nn.silu(time))
+        time = _embed(self, t)
 
         def conv(name, features, stride=1):
             return Conv3x3(features, strides=stride, dtype=self.dtype, name=name)
-
-        residual_block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-
-        def level(x, index, name):
-            for block in range(self.blocks):
-                features = self.channels * LEVELS[index]
-                x = residual_block(features, self.dtype, name=f"{name}{index}_block{block}")(x, time)
-            return x
 
         x = jnp.concatenate([heatmaps.astype(self.dtype), condition.astype(self.dtype)], axis=-1)
         x = conv("stem", self.channels)(x)
         skips = []
         for index in range(len(LEVELS) - 1):
-            x = level(x, index, "down")
+            x = _level(self, x, time, index, "down")
             skips.append(x)
             x = conv(f"reduce{index}", self.channels * LEVELS[index + 1], stride=2)(x)
-        x = level(x, len(LEVELS) - 1, "middle")
+        x = _level(self, x, time, len(LEVELS) - 1, "middle")
         for index, skip in reversed(list(enumerate(skips))):
             # Cut, as maps need not be multiples of 8: a level is the ceiling of half the one above it.
             x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
-            x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
+            x = _level(self, jnp.concatenate([x, skip], axis=-1), time, index, "up")
         x = _norm_silu(x, self.dtype, "norm")
         return nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
+
+
+class LightSGDD(SGDD):
+    """D with little at full size, where most of the cost is: a 1x1 stem and one 3x3; skips are added (ours)."""
+
+    @nn.compact
+    def __call__(self, heatmaps: jax.Array, condition: jax.Array, t: jax.Array) -> jax.Array:
+        """As `SGDD`."""
+        time, widths = _embed(self, t), [self.channels * level for level in LEVELS]
+
+        def conv(name, x, features, stride=1):
+            x = _norm_silu(x, self.dtype, f"norm_{name}")
+            return Conv3x3(features, strides=stride, dtype=self.dtype, name=name)(x)
+
+        x = jnp.concatenate([heatmaps.astype(self.dtype), condition.astype(self.dtype)], axis=-1)
+        x = nn.Dense(self.channels, dtype=self.dtype, name="stem")(x)
+        skips = []
+        for index, width in enumerate(widths[1:]):
+            skips.append(x)
+            x = _level(self, conv(f"reduce{index}", x, width, stride=2), time, index + 1, "down")
+        for index, skip in reversed(list(enumerate(skips))):
+            x = nn.Dense(widths[index], use_bias=False, dtype=self.dtype, name=f"project{index}")(x)
+            x = skip + upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]  # cut as above
+            x = _level(self, x, time, index, "up") if index else x + conv("up0", x, self.channels)
+        x = _norm_silu(x, self.dtype, "norm")
+        return nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
+
+
+def _embed(decoder: SGDD, t: jax.Array) -> jax.Array | None:
+    """t as (B, C) features, None without `time_embedding`; a part of `decoder`'s call."""
+    if not decoder.time_embedding:
+        return None
+    time = nn.Dense(decoder.channels, dtype=decoder.dtype, name="time1")(time_features(t, decoder.channels))
+    return nn.Dense(decoder.channels, dtype=decoder.dtype, name="time2")(nn.silu(time))
+
+
+def _level(decoder: SGDD, x: jax.Array, time: jax.Array | None, index: int, name: str) -> jax.Array:
+    """The residual blocks of a level, `name` and `index`; a part of `decoder`'s call."""
+    block = nn.remat(ResidualBlock) if decoder.remat else ResidualBlock
+    for number in range(decoder.blocks):
+        x = block(decoder.channels * LEVELS[index], decoder.dtype, name=f"{name}{index}_block{number}")(x, time)
+    return x
+
+
+DECODERS = {"unet": SGDD, "light": LightSGDD}  # by `model.decoder`

@@ -57,10 +57,19 @@ def unshard(mesh: Mesh) -> Callable[[Any], Any]:
     return lambda tree: jax.lax.with_sharding_constraint(tree, replicated(mesh))
 
 
-def check_batch_size(field: str, size: int, mesh: Mesh, parts: int = 1) -> None:
-    """Raises ValueError, naming `field`, if devices x `parts` do not divide a global batch of `size`."""
-    if size < 1 or size % (mesh.size * parts):
+def each_nth(rows: jax.Array, n: int) -> jax.Array:
+    """Rows 0, n, 2 n, ... of (B, ...), B a multiple of n: (B / n, ...).
+
+    Where n divides the rows of a device, each device keeps some of its own, and no row moves.
+    """
+    return rows.reshape(-1, n, *rows.shape[1:])[:, 0]
+
+
+def check_batch_size(field: str, size: int, mesh: Mesh, parts: int = 1, every: int = 1) -> None:
+    """Raises ValueError, naming `field`, if devices x `parts` x `every` do not divide a global batch of `size`."""
+    if size < 1 or size % (mesh.size * parts * every):
         times = f" x train.accumulate, {parts}" if parts > 1 else ""
+        times += f" x diffusion.every, {every}" if every > 1 else ""
         raise ValueError(f"{field}={size}: must be a positive multiple of the number of devices, {mesh.size}{times}")
 
 

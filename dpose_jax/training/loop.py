@@ -171,7 +171,8 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     field or file.
     """
     mesh = sharding.make_mesh()
-    sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, recipe.train.accumulate)
+    parts, every = recipe.train.accumulate, recipe.diffusion.every
+    sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, parts, every)
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
     optimizer = make_optimizer(recipe.optim, recipe.train, kept_parts(recipe))
     source = make_source(recipe, "train", training=True)

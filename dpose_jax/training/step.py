@@ -11,6 +11,7 @@ import optax
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.recipe import Diffusion, Recipe
+from dpose_jax.runtime.sharding import each_nth
 from dpose_jax.training.optimizer import learning_rate
 from dpose_jax.training.state import TrainState
 
@@ -36,7 +37,8 @@ def make_train_step(
     With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is neither run nor trained,
     and `loss_diffusion` is 0. With `train.accumulate` = A the batch is computed in A parts, one after the other. Loss
     and gradient are those of the whole batch, but BatchNorm normalises each part by its own statistics, and averages
-    them A times a step.
+    them A times a step. With `diffusion.every` = N the diffusion term is the mean over each N-th example of a part, the
+    coarse term over all.
 
     `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
     optimizer works on the split ones.
@@ -45,7 +47,10 @@ def make_train_step(
     gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule), has_aux=True)
 
     def train_step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Arrays]:
-        inputs, labelled = draw_inputs(recipe.diffusion, state.step, batch, key), jnp.sum(batch["visible"])
+        inputs = draw_inputs(recipe.diffusion, state.step, batch, key)
+        # Labelled joints of what each of LOSS_TERMS sees. Part p below has the rows p, p + parts, ...
+        by_part = batch["visible"].reshape(-1, parts, batch["visible"].shape[1])
+        labelled = jnp.sum(each_nth(by_part, recipe.diffusion.every)), jnp.sum(by_part)
         params, batch_stats = unshard((state.params, state.batch_stats))
 
         def add_part(carry, part):
@@ -80,7 +85,7 @@ def kept_activations(recipe: Recipe, model: DiffusionPose, schedule: Schedule, s
 
     def backward(state: TrainState, batch: Arrays, key: jax.Array) -> Callable:
         inputs = draw_inputs(recipe.diffusion, state.step, batch, key)
-        return jax.vjp(lambda params: loss_of(params, state.batch_stats, inputs, 1.0)[0], state.params)[1]
+        return jax.vjp(lambda params: loss_of(params, state.batch_stats, inputs, (1.0, 1.0))[0], state.params)[1]
 
     kept = jax.eval_shape(backward, state, batch, jax.random.key(0))
 
@@ -107,22 +112,21 @@ def draw_inputs(diffusion: Diffusion, step: jax.Array, batch: Arrays, key: jax.A
 
 
 def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Callable:
-    """Builds `(params, batch_stats, inputs, labelled) -> (loss, (terms, batch_stats))`."""
-    weights = recipe.loss
+    """Builds `(params, batch_stats, inputs, labelled) -> (loss, (terms, batch_stats))`; `labelled` for each term."""
+    weights, every = recipe.loss, recipe.diffusion.every
 
     def loss_of(params, batch_stats, inputs, labelled):
         apply = functools.partial(model.apply, {"params": params, "batch_stats": batch_stats}, mutable=["batch_stats"])
         target = model.codec.encode(inputs["keypoints"], inputs["visible"])
 
-        def term(heatmaps):
-            return heatmap_loss(heatmaps, target, inputs["visible"], labelled)
-
         if weights.diffusion:
-            outputs, updated = apply(*(inputs[name] for name in INPUTS), schedule=schedule, train=True)
-            diffusion, coarse = term(outputs.diffusion), term(outputs.coarse)
+            outputs, updated = apply(*(inputs[name] for name in INPUTS), schedule=schedule, train=True, every=every)
+            seen = (each_nth(rows, every) for rows in (target, inputs["visible"]))
+            diffusion, heatmaps = heatmap_loss(outputs.diffusion, *seen, labelled[0]), outputs.coarse
         else:
             (_, heatmaps), updated = apply(inputs["image"], True, method="encode")
-            diffusion, coarse = jnp.float32(0), term(heatmaps)
+            diffusion = jnp.float32(0)
+        coarse = heatmap_loss(heatmaps, target, inputs["visible"], labelled[1])
         loss = weights.diffusion * diffusion
         if weights.coarse:
             loss = loss + weights.coarse * coarse

@@ -18,8 +18,8 @@ CONFIG_FILE = "config.json"
 STRUCTURE = (
     "joint_set input_size stride crop.warp codec.name codec.sigma diffusion.zeta masks.keypoints masks.skeleton "
     "masks.radius masks.half_width masks.softness model.backbone model.width model.head_dim model.window "
-    "model.spatial_attention model.channel_attention model.channel_scale model.decoder_channels model.decoder_blocks "
-    "model.time_embedding"
+    "model.spatial_attention model.channel_attention model.channel_scale model.decoder model.decoder_channels "
+    "model.decoder_blocks model.time_embedding model.upsampling"
 ).split()
 # Fields that decide how such a model predicts. Their defaults have changed, so a guess would be silent.
 PREDICTION = (
@@ -27,7 +27,7 @@ PREDICTION = (
     "sampler.start sampler.t_start sampler.eta sampler.refresh sampler.seed eval.flip eval.ema"
 ).split()
 # Of all these, what the first versions did not store: it meant today's default then.
-ADDED = ("model.channel_scale",)
+ADDED = ("model.channel_scale", "model.decoder", "model.upsampling")
 # What a stored recipe meant before it had a field, where that is not today's default.
 MEANT_BEFORE = {"model.pretrained": "none", "optim.base_batch": 0}
 # Fields that were removed; a recipe is still read where they are off.

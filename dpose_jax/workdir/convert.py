@@ -7,6 +7,7 @@ python -m dpose_jax.workdir.convert --workdir=DIR --out=FILE.safetensors
 from absl import flags
 from safetensors.numpy import save
 
+from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.weights.hrnet_keys import to_official
 from dpose_jax.models.weights.published import read_pose_model
 from dpose_jax.runtime import app
@@ -33,6 +34,8 @@ if __name__ == "__main__":
             print(f"{OUT.value}: {recipe.model.backbone}, {recipe.joints.num_joints} joints, {recipe.input_size}")
             return
         recipe, restored = stored_recipe(WORKDIR.value), read_variables(WORKDIR.value)
+        if build_model(recipe).subpixels > 1:
+            raise ValueError(f"{WORKDIR.value}: model.upsampling='subpixel': official HRNet has no such head")
         tensors = to_official(restored.variables)
         size = "x".join(map(str, recipe.input_size))
         write_bytes(OUT.value, save(tensors, {"input_size": size, "joint_set": recipe.joints.name}))
