@@ -16,7 +16,7 @@ from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.results import make_results, without_boxes, write_results
 from dpose_jax.inference.boxes import BoxSource, checked_boxes
-from dpose_jax.inference.images import is_image, list_images, load_image
+from dpose_jax.inference.images import is_image, is_utf8, list_images, load_image
 from dpose_jax.inference.poses import MIN_JOINT_SCORE, Poses, draw_persons
 from dpose_jax.inference.predictor import Predictor
 from dpose_jax.inference.progress import Entry, Progress, stamp
@@ -68,6 +68,8 @@ def predict(
     """
     if not os.path.exists(source):
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
+    if not is_utf8(source) or not is_utf8(out):
+        raise ValueError(f"input {source!a} and out {out!a} must be UTF-8; rename the file or folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
     if strips and not predictor.sampler.settings:
@@ -250,6 +252,8 @@ class _Job:
         scores = _rows({"results": results}, self.predictor.joint_set.num_joints)[..., 2]
         hidden = int((scores < self.min_joint_score).sum())
         print(f"{self.out}: results.json (persons: {len(results)}), images.json (images: {len(entries)}), {drawn}")
+        for doubt in self.boxes.doubts():
+            print(doubt)
         if hidden:
             why = f"scores below --min_joint_score={self.min_joint_score:g}"
             print(f"not drawn: {hidden} of {scores.size} joints, {why}; results.json has them")
