@@ -176,7 +176,7 @@ def test_results_without_a_field_or_that_are_none_are_named():
         ({"area": -1.0}, "area must be a finite number, not negative, got -1.0"),
         ({"area": 10**400}, "area must be a finite number, not negative, got 10+…"),
         ({"bbox": [1, 2, 3]}, r"bbox must be 4 finite numbers, got \[1, 2, 3\]"),
-        ({"image_id": 99}, "image_id 99: the ground truth has no such image"),
+        ({"image_id": 99}, "image_id 99: the ground truth has no such image, closest: 109, 112, 111"),
         ({"keypoints": [1.0, 1.0, 3] * 17}, r"visibility must be 0, 1 or 2, got \[3\]"),
         ({"keypoints": [math.nan] * 51}, "keypoints must be finite numbers, got nan"),
     ],
