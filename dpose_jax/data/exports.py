@@ -1,7 +1,9 @@
 """What annotation tools write otherwise than COCO, read as COCO's format where it can mean one thing only (ours)."""
 
 import collections
+import contextlib
 import re
+from operator import itemgetter
 from typing import Any
 
 from dpose_jax.data.image_files import ImageStore, parts
@@ -61,6 +63,9 @@ def as_results(rows: Any, images: Any = None) -> collections.Counter[str]:
     without ending and folders.
     """
     counts: collections.Counter[str] = collections.Counter()
+    with contextlib.suppress(KeyError, TypeError):  # of 100,000 rows, looking at each alone takes 0.1 s
+        if {type(number) for field in ("image_id", "category_id") for number in map(itemgetter(field), rows)} <= {int}:
+            return counts
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     for row in rows:
         _convert(row, "image_id", counts)
