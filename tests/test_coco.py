@@ -135,8 +135,8 @@ def test_optional_fields_of_annotations_are_filled_in():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 5}, "image_id 5: the ground truth has no such image"),
-        ({"image_id": [5]}, r"image_id \[5\]: the ground truth has no such image"),
+        ({"image_id": 5}, "image_id 5: the ground truth has no such image, closest: 105, 112, 111"),
+        ({"image_id": [5]}, r"image_id \[5\]: the ground truth has no such image, closest: 105, 112, 111"),
         ({"category_id": 3}, "category_id 3: the ground truth has no such category, its persons are 1"),
         ({"keypoints": [0.0] * 42}, "keypoints must be 51 numbers for 'coco', got 42"),
         ({"keypoints": [0.0] * 50 + [None]}, "keypoints must be finite numbers, got None"),

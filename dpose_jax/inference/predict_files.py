@@ -1,5 +1,6 @@
 """Predicts an image, a folder or a video: COCO results, drawn pictures, and a line for every problem."""
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -186,12 +187,18 @@ class _Job:
         return draw.denoising_strip(crops, trajectory, joints, poses.joint_set, about, warp=codec.name)
 
     def write_picture(self, path: str, pixels: np.ndarray, entry: Entry) -> None:
-        try:
+        with self.named_too_long(path, entry["problems"]):
             draw.write_png(path, pixels)
+
+    @contextlib.contextmanager
+    def named_too_long(self, path: str, kept: list[str] | None = None) -> Iterator[None]:
+        """Reports a drawing whose file name the system refuses; the results are written all the same."""
+        try:
+            yield
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            self.report(f"{path}: not drawn: the file name is too long", entry["problems"])
+            self.report(f"{path}: not drawn: the file name is too long", kept)
 
     def predict_video(self, path: str) -> None:
         film = os.path.join(self.out, f"{os.path.splitext(os.path.basename(path))[0]}.mp4")
@@ -207,7 +214,7 @@ class _Job:
                 yield Item(number, name := f"frame {number}", name, pixels, reader.time)
 
         ids = list[int]()
-        with write_video(film, reader.fps) as add:
+        with self.named_too_long(film), write_video(film, reader.fps) as add:
             waiting = None
             for item, entry, poses in self._predicted(frames(), reader.count):
                 if poses is not None:
