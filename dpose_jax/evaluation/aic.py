@@ -69,6 +69,6 @@ def results_from_native(content: list, images: Sequence[dict], name: str) -> tup
         shared = {"image_id": ids[stem], "category_id": PERSON_CATEGORY, "score": 1.0}
         found[stem] = [shared | {"keypoints": keypoints} for keypoints in persons.values()]
     if content and not found:
-        near = ", ".join(map(repr, closest(image, ids))) or "none"
+        near = ", ".join(map(repr, closest(str(image), ids))) or "none"
         raise ValueError(f"{name}: the ground truth has none of its images, such as {image!r}; closest: {near}")
     return [result for results in found.values() for result in results], left_out

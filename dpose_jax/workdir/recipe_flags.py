@@ -34,7 +34,7 @@ class _RecipeFile(flags.ArgumentParser):
         return config.lock()
 
 
-def _in_one_line(error: Exception, path: str) -> str:
+def _in_one_line(error: BaseException, path: str) -> str:
     if isinstance(error, SyntaxError) and error.lineno is not None:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
