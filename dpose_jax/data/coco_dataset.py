@@ -11,7 +11,8 @@ import numpy as np
 
 from dpose_jax.data.categories import PERSON, detected_id
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
-from dpose_jax.data.doubts import like_corners, normalised
+from dpose_jax.data.doubts import in_percent, like_centre, like_corners, normalised
+from dpose_jax.data.exports import as_results
 from dpose_jax.data.image_files import ImageFolder, ImageStore
 from dpose_jax.data.image_headers import IMAGE_NOTES
 from dpose_jax.data.sample import BadRecordError, Person
@@ -77,6 +78,9 @@ class AnnotatedSource:
                 audit.bad(rule, what + (f", closest there: {', '.join(map(repr, hint))}" if hint else ""))
             else:
                 persons.append(person)
+        sizes = np.array([coco.size(person.image_id) for person in persons])
+        if in_percent(np.array([person.bbox for person in persons]), sizes):
+            audit.note("looks_in_percent", f"boxes up to {max(max(person.bbox) for person in persons):g}", len(persons))
         self._report = audit.report(total, len(persons), max_bad_share)
         largest = max((person.annotation_id for person in persons), key=abs)
         if abs(largest) >= 2**31:
@@ -204,6 +208,8 @@ def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
         if box is None:
             audit.note("crowd" if entry.get("iscrowd") else "no_joints", where)
             continue
+        if entry.get("num_keypoints") == 0:
+            audit.note("num_keypoints_zero", where)
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
         size = image["width"], image["height"]
         points = joints[labelled, :2]
@@ -222,6 +228,8 @@ def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
 def _doubt(audit: Audit, box: list[float], size: tuple[int, int], joints, where: str) -> None:
     if normalised(box, size) or normalised(joints, size):
         audit.note("looks_normalised", f"{where}: bbox {box}")
+    if like_centre(box, joints):
+        audit.note("looks_like_centre", f"{where}: bbox {box}")
     if like_corners(box, size, joints):
         audit.note("looks_like_corners", f"{where}: bbox {box}, image {size[0]} x {size[1]}")
 
@@ -229,6 +237,7 @@ def _doubt(audit: Audit, box: list[float], size: tuple[int, int], joints, where:
 def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[Person]]:
     """Number of boxes in the file, and those to use, which have their position as id."""
     entries, found = read_json(file), []
+    audit.counts.update(as_results(entries, list(coco.images.values())))
     if not isinstance(entries, list):
         raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
     ids = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
@@ -242,7 +251,7 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
         elif entry.get("category_id", person) != person:
             audit.note("other_category", f"detection {position}")
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:
-            audit.note("detection_without_image", f"detection {position}")
+            audit.note("detection_without_image", f"detection {position}: image_id {entry.get('image_id')!r:.40}")
         elif entry["score"] < min_score:
             audit.note("low_score", f"detection {position}")
         else:

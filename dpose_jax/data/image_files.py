@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import unicodedata
+import urllib.parse
 from collections.abc import Iterable
 
 import cv2
@@ -72,6 +73,17 @@ def parts(name: str) -> tuple[str, ...]:
     """Folders and name of a path, equal for backslashes and for both ways in which Unicode writes accents."""
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def plain_name(name: str) -> str:
+    """A name that annotations give, as on a disk: a URL without query and escapes.
+
+    Of Label Studio's `/data/local-files/?d=a/b.jpg` it is `a/b.jpg`. Other names stay as they are.
+    """
+    if not _ABSOLUTE.match(name) or not ("?" in name or "%" in name):
+        return name
+    address, _, local = name.partition("?d=")
+    return urllib.parse.unquote(local or address.partition("?")[0])
 
 
 def open_regular(path: str) -> int:
@@ -162,7 +174,8 @@ class ImageFolder(ImageStore):
         """As ImageStore. The first of these that is a file of the folder:
 
         the longest tail of a `path` that ends in `name`; `name`, also with other slashes or in the other Unicode form;
-        `name` without leading folders with which the folder's own path ends; the longest tail of an absolute `name`.
+        `name` without leading folders with which the folder's own path ends; the longest tail of an absolute `name`, of
+        a URL (see `plain_name`), or of what follows leading `..`.
         """
         asked, whole = parts(name), parts(path or "")
         if len(whole) > len(asked) > 0 and whole[-len(asked) :] == asked and ".." not in whole:
@@ -171,12 +184,17 @@ class ImageFolder(ImageStore):
                 return longer
         if self.problem(name) is None:
             return name
+        outside = bool(_ABSOLUTE.match(name)) or asked[:1] == ("..",)
+        while asked[:1] == ("..",):
+            asked = asked[1:]
         if ".." in asked:
             return None
         own = parts(os.path.abspath(self._path))
         tails = [asked] + [asked[k:] for k in range(len(asked) - 1, 0, -1) if own[-k:] == asked[:k]]
-        if _ABSOLUTE.match(name):
+        if outside:
+            plain = parts(plain_name(name))
             tails += [asked[start:] for start in range(1, len(asked))]
+            tails += [plain[start:] for start in range(len(plain))] if plain != asked else []
         return self._first(tails)
 
     def _first(self, names: Iterable[tuple[str, ...]]) -> str | None:

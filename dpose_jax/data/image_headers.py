@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
 _ORIENTATION, _WIDTH, _LENGTH = 0x112, 0x100, 0x101  # tags of TIFF, which EXIF uses too
+_RAW_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF's types of whole numbers
 # Quarter turns to the left, and the axis of a mirror after them (1: left to right), to EXIF's orientation.
 _HEIF_TURNS = {
@@ -131,9 +133,23 @@ def _png_chunks(data: Buffer) -> Iterator[tuple[bytes, int, int]]:
         place += 12 + length
 
 
+def _png_exif(data: Buffer, kind: bytes, start: int, end: int) -> bytes:
+    """The EXIF block of a chunk eXIf, or of the text that older tools wrote: a name, a length, then hexadecimal."""
+    if kind == b"eXIf":
+        return data[start:end]
+    if kind not in (b"tEXt", b"zTXt") or not data[start : start + 22].startswith(_RAW_PROFILES):
+        return b""
+    text = data[start:end].partition(b"\0")[2]
+    try:
+        text = zlib.decompressobj().decompress(text[1:], 1 << 18) if kind == b"zTXt" else text
+        return bytes.fromhex("".join(text.decode("ascii").split()[2:])).removeprefix(b"Exif\0\0")
+    except (zlib.error, ValueError):
+        return b""
+
+
 def _png(data: Buffer) -> Found:
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
-    exif = next((data[start:end] for kind, start, end in _png_chunks(data) if kind == b"eXIf"), b"")
+    exif = next((found for chunk in _png_chunks(data) if (found := _png_exif(data, *chunk))), b"")
     return (width, height), _exif(exif), color in (0, 4), False, bits > 8
 
 

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+import cv2
 from absl import app, flags, logging
 
 from dpose_jax.runtime import cpu
@@ -63,6 +64,10 @@ def _only_our_lines() -> None:
     package = os.path.dirname(os.path.dirname(__file__))
     for handler in (logging.get_absl_handler(), *builtin_logging.getLogger().handlers):
         handler.addFilter(lambda record: record.levelno >= builtin_logging.ERROR or record.pathname.startswith(package))
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # Of worker processes, and of the FFmpeg in OpenCV.
+    for name, level in (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):
+        os.environ.setdefault(name, level)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 

@@ -1,5 +1,6 @@
 """The metrics of a training run: metrics.jsonl, TensorBoard, and the checks that stop a run."""
 
+import codecs
 import contextlib
 import io
 import json
@@ -83,7 +84,7 @@ def _mended(content: bytes, path: str) -> tuple[list[dict], list[bytes]]:
     A crash leaves NUL bytes, a last line without its end, or two objects on a line.
     """
     kept, odd, decoder = list[dict](), list[bytes](), json.JSONDecoder()
-    *lines, last = content.split(b"\n")
+    *lines, last = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate([*lines, last], 1):
         text, found = line.strip(b"\0 \t\r").decode(errors="replace"), list[dict]()
         try:
@@ -96,7 +97,7 @@ def _mended(content: bytes, path: str) -> tuple[list[dict], list[bytes]]:
             kept += found
         except (ValueError, RecursionError):
             kept += found
-            if number <= len(lines):
+            if number <= len(lines) or not text.startswith('{"step"'):
                 print(f"{path}, line {number}: set aside, it is no object with a step: {text[:60]!r}")
                 odd.append(line)
     return kept, odd
