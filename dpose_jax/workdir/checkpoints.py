@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 from typing import Any, NamedTuple
 
 import grain
@@ -27,7 +28,7 @@ def _with_checksums(handler: Any) -> Any:
 
     def finalize_with_checksums(directory: epath.Path) -> None:
         finalize(directory)
-        checksums.add_checksums(directory)
+        checksums.add_checksums(directory, int(re.split(r"\D", directory.parent.name)[0]))
 
     # A subclass would need argument classes of its own, which orbax looks up by the handler's class.
     handler.finalize = finalize_with_checksums
@@ -101,13 +102,17 @@ class Checkpoints(contextlib.AbstractContextManager):
         if reason:
             return reason
         try:
-            checksums.read_json_object(folder / "data" / "metadata")
+            if (own := folder / "_CHECKPOINT_METADATA").exists():  # orbax's, which prints what it cannot read
+                checksums.read_json_object(own)
+            position = checksums.read_json_object(folder / "data" / "metadata")
+            if not isinstance(position.get("examples"), int):
+                raise ValueError("data/metadata is damaged: examples is no integer")
         except ValueError as error:
             return str(error)
         checked = [(folder / name / checksums.CHECKSUMS_FILE).exists() for name in ("state", "data")]
         if all(checked):
             return None
-        if any(checked):
+        if any(checked) or "step" in position:
             return f"{checksums.CHECKSUMS_FILE} is missing"
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -132,19 +137,22 @@ class Checkpoints(contextlib.AbstractContextManager):
     @property
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, None without one."""
-        return max(set(self._manager.all_steps()) - set(self._damaged), default=None)
+        return max(self._whole(), default=None)
+
+    def _whole(self) -> set[int]:
+        return set(self._manager.all_steps()) & set(_steps(self.folder)) - set(self._damaged)
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint of the highest AP, the newest of equals; None where none was evaluated."""
-        steps = [step for step in self._manager.all_steps() if step not in self._damaged and self.evaluated(step)]
+        steps = [step for step in self._whole() if self.evaluated(step)]
         return max(steps, key=lambda step: (_stored_ap(self.folder, step) or 0.0, step), default=None)
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator) -> None:
         """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one."""
         if step in self._manager.all_steps():
             return
-        position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT})
+        position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT, "step": step})
         with self._writing():
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=position)
             self._manager.save(step, args=items, metrics={})
@@ -234,9 +242,9 @@ def _stored_ap(folder: str, step: int) -> float | None:
 
 
 def _steps(folder: str) -> list[int]:
-    """The steps whose checkpoints orbax takes to be finished, from the newest."""
-    paths = ocp.utils.checkpoint_steps_paths(folder)
-    return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
+    """The steps whose checkpoints orbax takes to be finished, from the newest; 006 is no name that it gives."""
+    names = [path.name for path in ocp.utils.checkpoint_steps_paths(folder)]
+    return sorted((int(name) for name in names if name.isdecimal() and name == str(int(name))), reverse=True)
 
 
 def _is_average(part: Any) -> bool:

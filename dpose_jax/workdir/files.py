@@ -78,7 +78,7 @@ def placed(
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` atomically; makes the folder if absent. If it raises OSError, nothing is left behind."""
+    """Writes `content` atomically; makes the folder if absent. OSError, which names the file, leaves nothing behind."""
     if is_remote(path):
         with named_errors(path):
             epath.Path(path).write_bytes(content)  # an object appears whole, and needs no folder
@@ -92,8 +92,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
             file.write(content)
         os.chmod(beside, 0o644)  # mkstemp's own mode is private to the user
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(beside)
+        if isinstance(error, OSError) and error.errno:  # that of a full disk has no name
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
         raise
 
 
