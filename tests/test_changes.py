@@ -11,7 +11,7 @@ import pytest
 
 from dpose_jax.data.datasets import make_source
 from dpose_jax.runtime import cpu, multihost
-from dpose_jax.training.changes import changes, check_hosts, fingerprint
+from dpose_jax.training.changes import changes, fingerprint
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import claim_workdir, record_start
 
@@ -88,16 +88,16 @@ def test_another_recipe_on_another_host_is_named(miniature, monkeypatch):
         patch.setattr(multihost, "gather", gather)
         patch.setattr(multihost, "from_first", lambda function: function())
         for recipe in recipes:
-            check_hosts(recipe, "run")
+            multihost.check_hosts(recipe, "run")
         one, other = sums[1], sums[3]
         replies = iter([sums[0].repeat(2, 0), jax.numpy.concatenate([one, other])])
         patch.setattr(multihost, "gather", lambda rows: jax.device_get(next(replies)))
         with pytest.raises(ValueError) as error:
-            check_hosts(recipes[0], "run")
+            multihost.check_hosts(recipes[0], "run")
     lines = str(error.value).splitlines()
     assert len(lines) == 3 and "optim.learning_rate: " in lines[1] + lines[2]
     assert any(line.startswith("  seed: 0 on process 0; not the same on process [1]") for line in lines)
-    check_hosts(recipes[0], "run")  # alone there is nothing to compare
+    multihost.check_hosts(recipes[0], "run")  # alone there is nothing to compare
 
 
 NOISY = """

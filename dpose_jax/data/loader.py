@@ -230,7 +230,9 @@ def _start_worker(parent: int, *_) -> None:
     Then the last of them to go closes the pipe to Python's resource tracker, which removes their shared memory.
     """
     _one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent still has to save
+    # Ctrl-C, `timeout`, SLURM and a terminal that ends signal the whole group, and the parent still has to save.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,6 +1,7 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
 import contextlib
+import io
 import logging as builtin_logging
 import os
 import signal
@@ -31,7 +32,12 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
         # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file's name may have what the terminal's encoding lacks
+                stream.reconfigure(errors="backslashreplace")
         cpu.keep_freed_memory()
         cpu.fuse_elementwise()
         if not flags.FLAGS["verbosity"].present:
@@ -68,13 +74,15 @@ def _only_our_lines() -> None:
 
 
 def _expand_paths() -> None:
-    """Makes `~` the home folder in PATHS, as no shell does after `--flag=`; ValueError for an empty path."""
+    """Makes `~` the home folder in PATHS, as no shell does after `--flag=`; ValueError where that is none, or empty."""
     for name in set(PATHS) & set(flags.FLAGS):
         flag = flags.FLAGS[name]
         if flag.value == "":
             raise ValueError(f"--{name}='': must name a file, folder or bucket; is a variable of the shell unset?")
         if isinstance(flag.value, str):
-            flag.value = os.path.expanduser(flag.value)
+            flag.value = os.path.expanduser(path := flag.value)
+            if flag.value.startswith("~"):
+                raise ValueError(f"--{name}={path!r}: no home folder is known for it; ./~ begins the name of a folder")
 
 
 @contextlib.contextmanager

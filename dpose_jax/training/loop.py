@@ -21,7 +21,7 @@ from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.changes import changes, check_hosts, fingerprint, held
+from dpose_jax.training.changes import changes, fingerprint, held
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.memory import named_shortage
 from dpose_jax.training.metrics import MetricsWriter, StepLog
@@ -48,7 +48,7 @@ def train(recipe: Recipe, workdir: str) -> None:
     SIGTERM, once the step that was being computed is saved.
     """
     check_workdir(recipe, workdir, training=True)
-    check_hosts(recipe, workdir)
+    multihost.check_hosts(recipe, workdir)
     total = recipe.train.steps
     with contextlib.ExitStack() as stack:
         multihost.from_first(lambda: stack.enter_context(locked(workdir)))

@@ -71,6 +71,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
             # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
             enable_async_checkpointing=jax.default_backend() != "cpu",
+            cleanup_tmp_directories=not read_only,  # what a kill left of a save
             read_only=read_only,
         )
         with files.named_errors(self.folder):
@@ -214,7 +215,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         return self._restore(step, state=ocp.args.PyTreeRestore(wanted, as_numpy))
 
     def _restore(self, step: int, **item: Any) -> Any:
-        (found,) = self._manager.restore(step, args=ocp.args.Composite(**item)).values()
+        try:
+            (found,) = self._manager.restore(step, args=ocp.args.Composite(**item)).values()
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax and tensorstore have types of their own
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            hint = "if a run trains there, it may have deleted it: try again"
+            raise OSError(f"{os.path.join(self.folder, str(step))}: cannot be read: {why}; {hint}") from error
         return found
 
     def __exit__(self, *_) -> None:
@@ -341,5 +349,19 @@ def training_device(workdir: str) -> str | None:
 
 
 def _starts(workdir: str) -> list[dict]:
+    """The starts in RUN_FILE, none without one; ValueError, which names it, where `record_start` did not write it."""
     path = os.path.join(workdir, RUN_FILE)
-    return files.read_json(path)["starts"] if files.exists(path) else []
+    if not files.exists(path):
+        return []
+    found = files.read_json(path, files.SHORT)
+    starts = found.get("starts") if isinstance(found, dict) else None
+    if not isinstance(starts, list) or not all(map(_is_start, starts)):
+        raise ValueError(f"{path}: is damaged, no list of starts; delete it: it only says which devices trained")
+    return starts
+
+
+def _is_start(start: Any) -> bool:
+    kinds = {"step": int, "device": str, "devices": int}
+    has_all = isinstance(start, dict) and all(isinstance(start.get(name), kind) for name, kind in kinds.items())
+    data = start.get("data") if has_all else None
+    return has_all and (data is None or isinstance(data, dict) and {"persons", "sha256"} <= data.keys())

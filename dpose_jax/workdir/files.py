@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
+SHORT = 1 << 24  # bytes of JSON that is no data set
 _GOOGLE = "storage.googleapis.com", 443
 
 
@@ -114,13 +115,15 @@ def _from_numpy(value):
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
 
-def read_json(path: str | os.PathLike):
-    """The parsed content of a JSON file.
+def read_json(path: str | os.PathLike, most: int = 1 << 31):
+    """The parsed content of a JSON file of at most so many bytes, which take twenty times the memory.
 
-    Raises FileNotFoundError if there is none, ValueError if it is not JSON or cut short; both name the file.
+    Raises FileNotFoundError if there is none, ValueError if it is longer, not JSON or cut short; both name the file.
     """
     if not (exists(path) if is_remote(path) else os.path.isfile(path)):
         raise FileNotFoundError(f"{path}: no such file")
+    if not is_remote(path) and (size := os.path.getsize(path)) > most:
+        raise ValueError(f"{path}: has {size} bytes, more than {most}")
     # A RecursionError comes of brackets nested by the thousand.
     with placed(f"{path}: not JSON, or cut short", (ValueError, RecursionError)):
         return json.loads(read_bytes(path))

@@ -12,7 +12,7 @@ from dpose_jax.data.coco_dataset import AnnotatedSource
 from dpose_jax.data.image_files import ImageStore, decode_image
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.workdir.files import placed, read_json, sha256
+from dpose_jax.workdir.files import SHORT, placed, read_json, sha256
 
 _MALFORMED = (KeyError, TypeError, ValueError, OverflowError)  # what JSON of another form raises where it is used
 NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
@@ -131,7 +131,7 @@ def read_build(folder: str) -> dict:
     path = os.path.join(folder, "build.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")
-    built = read_json(path)
+    built = read_json(path, SHORT)
     if not isinstance(built, dict) or not isinstance(built.get("files", {}), dict):
         raise ValueError(f"{path}: must be an object, with an object `files`, as the build wrote it")
     return {"orientation": "stored", "files": {}} | built  # what the first builds do not say

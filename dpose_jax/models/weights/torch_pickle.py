@@ -15,7 +15,7 @@ import pickletools
 import reprlib
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
@@ -204,6 +204,10 @@ def _read_stream(file: mmap.mmap) -> TorchFile:
     return _arrays(state, numbers.__getitem__)
 
 
+def _shown(names: Iterable) -> str:
+    return str([name[:80] for name in sorted(map(str, names))[:10]])
+
+
 def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
     if not isinstance(state, Mapping):
         raise _Refused(f"no state dict: a {type(state).__name__}")
@@ -213,11 +217,11 @@ def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
         inner = [key for key, part in mappings.items() if all(isinstance(value, _Tensor) for value in part.values())]
         chosen = [WRAPPER] if WRAPPER in mappings else inner
         if len(chosen) != 1:
-            found = f"several, under {sorted(map(str, inner))[:10]}" if inner else f"{sorted(map(str, state))[:10]}"
+            found = f"several, under {_shown(inner)}" if inner else _shown(state)
             raise _Refused(f"no state dict: no tensors by name, on top or under one key; its entries are {found}")
         state, beside = state[chosen[0]], {key: part for key, part in state.items() if key != chosen[0]}
     other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
     if other:
-        raise _Refused(f"entries of the state dict are no tensors: {other[:10]}")
+        raise _Refused(f"entries of the state dict are no tensors: {_shown(other)}")
     arrays = {str(name): tensor.of(numbers(tensor.storage)) for name, tensor in state.items()}
     return TorchFile(arrays, {str(key): part for key, part in beside.items()})
