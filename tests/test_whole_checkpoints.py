@@ -177,6 +177,15 @@ def test_the_newest_whole_one_is_taken(harm, checked, workdir, tree, capsys):
     assert restored(workdir, tree) == (step, step) and not capsys.readouterr().out
 
 
+def test_what_a_kill_left_of_a_save_goes_with_the_next_start(workdir, tree):
+    left = workdir / "checkpoints" / "8.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "6", left)
+    assert restored(workdir, tree) == (6, 6) and left.exists()
+    with Checkpoints(str(workdir), keep=2) as checkpoints:
+        checkpoints.save(8, jax.tree.map(lambda x: x + 8, tree), Position(8))
+    assert not left.exists() and restored(workdir, tree) == (8, 8)
+
+
 def test_checkpoints_of_earlier_versions_are_read(workdir, tree):
     without_checksums(workdir)
     assert restored(workdir, tree) == (6, 6)

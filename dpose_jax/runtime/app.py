@@ -31,6 +31,8 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
     def call(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
@@ -50,6 +52,9 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
+        except MemoryError as error:
+            logging.debug("", exc_info=True)
+            sys.exit(f"error: no memory is left{f': {error}' if str(error) else ''}\n(--verbosity=1 shows where)")
         except (RuntimeError, *USER_ERRORS, *errors) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, errors):
                 if "backend" not in str(error):  # JAX's word for a platform that it cannot start

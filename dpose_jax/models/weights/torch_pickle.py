@@ -29,6 +29,7 @@ DTYPES: dict[str, Any] = {
 ZIP_PREFIX = b"PK\x03\x04"
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
 STREAM_PREFIX = pickle.dumps(STREAM_MAGIC, protocol=2)
+_MOST_PARTS = 10**6  # of a tuple
 WRAPPER = "state_dict"  # where training checkpoints, mmpose among them, keep the weights
 
 
@@ -130,16 +131,45 @@ KNOWN |= {
 }
 
 
+def _check_steps(file: Any) -> None:
+    """Raises _Refused if a pickle numbers its parts otherwise than 0, 1, 2, ..., or has a tuple of 10^6 parts.
+
+    Python reserves room for the memo up to the largest number. The parts of tuples count as often as they occur, inner
+    ones too: a dict hashes each, so that sixty tuples, each of twice the one before, would take for ever.
+    """
+    sizes, memo = list[int](), dict[int, int]()  # of what is on the stack; -1 is a mark
+    for count, (step, argument, _) in enumerate(pickletools.genops(file)):
+        name, fresh = step.name, 1
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(memo) if name == "MEMOIZE" else argument or 0
+            if number > count:
+                raise _Refused(f"refused: its memo has a part {number} after {count} steps")
+            memo[number] = sizes[-1] if sizes else 1
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET", "DUP"):
+            sizes.append((sizes[-1] if sizes else 1) if name == "DUP" else memo.get(argument, 1))
+            continue
+        taken = 0
+        for part in reversed(step.stack_before):
+            if part is pickletools.stackslice:
+                while sizes and sizes[-1] >= 0:
+                    taken += sizes.pop()
+            elif sizes:
+                taken += max(0, sizes.pop())
+        if name.startswith(("TUPLE", "FROZENSET")):
+            fresh += taken
+        if fresh > _MOST_PARTS:
+            raise _Refused(f"refused: it nests tuples to {fresh} parts or more")
+        sizes += [-1 if part is pickletools.markobject else fresh for part in step.stack_after]
+
+
 class _Unpickler(pickle.Unpickler):
     """Gives KNOWN names alone, and keeps the storages that the pickle named, by key."""
 
     def __init__(self, file: Any):
-        """Takes a BytesIO or mmap. Raises _Refused if its next pickle numbers its parts otherwise than 0, 1, 2, ..."""
-        # Python reserves room for the memo up to the largest number.
+        """Takes a BytesIO or mmap. Raises _Refused if its next pickle would take memory or time without bound."""
         start = file.tell()
-        for count, (step, argument, _) in enumerate(pickletools.genops(file)):
-            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
-                raise _Refused(f"refused: its memo has a part {argument} after {count} steps")
+        _check_steps(file)
         file.seek(start)
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
