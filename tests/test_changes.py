@@ -13,7 +13,8 @@ from dpose_jax.data.datasets import make_source
 from dpose_jax.runtime import cpu, multihost
 from dpose_jax.training.changes import changes, fingerprint
 from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import claim_workdir, record_start
+from dpose_jax.workdir.checkpoints import claim_workdir
+from dpose_jax.workdir.starts import record_start
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = {"persons": 21, "sha256": "a"}

@@ -12,8 +12,8 @@ from dpose_jax.data.sample import Source, generated
 from dpose_jax.recipe import Recipe
 from dpose_jax.training.optimizer import kept_parts, learning_rate
 from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import last_start
 from dpose_jax.workdir.compatibility import CONFIG_FILE, stored_recipe
+from dpose_jax.workdir.starts import last_start
 
 # Fields that a changed run may have without another result.
 NO_RESULT = ("data.root", "data.workers", "joint_set", "profile_steps", "train.log_every", "train.fsdp")

@@ -30,8 +30,9 @@ from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.training.step import make_train_step
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint, record_start
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
+from dpose_jax.workdir.starts import record_start
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
 

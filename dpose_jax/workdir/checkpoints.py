@@ -1,4 +1,4 @@
-"""What a run leaves in its workdir: checkpoints, its recipe, its devices. No other file imports orbax."""
+"""What a run leaves in its workdir: checkpoints and its recipe. No other file imports orbax."""
 
 import contextlib
 import functools
@@ -12,13 +12,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dpose_jax import __version__
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import checksums, files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
+from dpose_jax.workdir.starts import training_device
 
-RUN_FILE = "run.json"  # which devices and versions trained a workdir
 FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
 
@@ -322,46 +321,3 @@ def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> No
     if different:
         what = "another model, optimizer or seed" if training else "another model"
         raise ValueError("\n  ".join([f"workdir {workdir!r} holds the checkpoint of {what}:", *different]))
-
-
-def record_start(workdir: str, step: int, data: dict[str, Any] | None = None) -> None:
-    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, and `data` (JSON)."""
-    start: dict[str, Any] = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-    start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
-    start |= {} if data is None else {"data": data}
-    files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
-
-
-def last_start(workdir: str) -> dict[str, Any]:
-    """What `record_start` wrote last; empty without a run.json."""
-    return ([{}] + _starts(workdir))[-1]
-
-
-def training_device(workdir: str) -> str | None:
-    """The devices that trained a workdir in their order, such as `cpu and 8 x TPU v4`; None without a run.json.
-
-    A part of the run before the first record is `unknown`.
-    """
-    starts = _starts(workdir)
-    found = ["unknown"] if starts and starts[0]["step"] else []
-    found += [f"{one['devices']} x {one['device']}" if one["devices"] > 1 else one["device"] for one in starts]
-    return " and ".join(dict.fromkeys(found)) or None
-
-
-def _starts(workdir: str) -> list[dict]:
-    """The starts in RUN_FILE, none without one; ValueError, which names it, where `record_start` did not write it."""
-    path = os.path.join(workdir, RUN_FILE)
-    if not files.exists(path):
-        return []
-    found = files.read_json(path, files.SHORT)
-    starts = found.get("starts") if isinstance(found, dict) else None
-    if not isinstance(starts, list) or not all(map(_is_start, starts)):
-        raise ValueError(f"{path}: is damaged, no list of starts; delete it: it only says which devices trained")
-    return starts
-
-
-def _is_start(start: Any) -> bool:
-    kinds = {"step": int, "device": str, "devices": int}
-    has_all = isinstance(start, dict) and all(isinstance(start.get(name), kind) for name, kind in kinds.items())
-    data = start.get("data") if has_all else None
-    return has_all and (data is None or isinstance(data, dict) and {"persons", "sha256"} <= data.keys())

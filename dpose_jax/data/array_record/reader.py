@@ -111,7 +111,10 @@ class CropSource(RecordSource):
         super().__init__(folder, split, joint_set, **options)
         with placed(f"{self._records.index_file}: no index of crops", _MALFORMED):
             index = self._records.index
-            rows = {person: row for row, person in enumerate(index.pop("persons"))}
+            persons = index.pop("persons")
+            rows = {person: row for row, person in enumerate(persons)}
+            if len(rows) < len(persons):
+                raise ValueError("a person is listed twice")
             # -1 for the persons of unreadable images.
             self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
             self._origins = np.array(index.pop("origins"), np.int32).reshape(len(rows), 2)
