@@ -60,6 +60,14 @@ def test_the_home_folder_of_a_path_is_known_or_the_path_refused(path_flag, monke
         path_flag("")
 
 
+def test_a_folder_that_was_deleted_below_the_program_is_named(path_flag, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OSError, match="^the current folder was deleted; change to one that exists"):
+        path_flag("x")
+
+
 def test_a_fusion_that_the_user_names_stays(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
     cpu.fuse_elementwise()

@@ -80,6 +80,10 @@ def _only_our_lines() -> None:
 
 def _expand_paths() -> None:
     """Makes `~` the home folder in PATHS, as no shell does after `--flag=`; ValueError where that is none, or empty."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OSError("the current folder was deleted; change to one that exists") from error
     for name in set(PATHS) & set(flags.FLAGS):
         flag = flags.FLAGS[name]
         if flag.value == "":

@@ -311,10 +311,13 @@ def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> No
         raise ValueError("--workdir='': must name a folder or bucket")
     parent = os.path.abspath(workdir)
     if not files.is_remote(workdir):
-        if os.path.exists(parent) and not os.path.isdir(parent):
-            raise NotADirectoryError(f"workdir {workdir!r}: is a file")
+        if os.path.islink(parent) and not os.path.exists(parent):
+            raise FileNotFoundError(f"workdir {workdir!r}: is a link to {os.readlink(parent)!r}, which is missing")
         while not os.path.exists(parent):
             parent = os.path.dirname(parent)
+        if not os.path.isdir(parent):
+            what = "is a file" if parent == os.path.abspath(workdir) else f"{parent!r} is a file"
+            raise NotADirectoryError(f"workdir {workdir!r}: {what}")
         if not os.access(parent, os.W_OK):
             raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
     different = differences(recipe, stored_recipe(workdir), training=training) if holds_checkpoint(workdir) else []

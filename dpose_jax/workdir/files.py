@@ -44,6 +44,9 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if not is_remote(path):
             raise
+        if isinstance(error, KeyError):  # of etils, for another scheme
+            scheme = os.fspath(path).partition("://")[0]
+            raise OSError(f"{path}: {scheme}:// is no bucket that is known; a folder here has no scheme") from error
         # Of a missing package the text says all.
         kind = "" if isinstance(error, ImportError | ConnectionError) else f"{type(error).__name__}: "
         raise OSError(f"{path}: {kind}{error}") from error
