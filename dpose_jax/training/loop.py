@@ -83,7 +83,8 @@ def train(recipe: Recipe, workdir: str) -> None:
             _take_steps(run, start, checkpoints, log, trace, evaluator)
     if start < total:
         multihost.say(f"done: {os.path.join(checkpoints.folder, str(total))}")
-        multihost.say(f"next: python eval.py --workdir={workdir}; python predict.py --workdir={workdir} --input=FILE")
+        evaluate, predict = (f"python {program}.py --workdir={workdir}" for program in ("eval", "predict"))
+        multihost.say(f"next: {evaluate}; {predict} --input=FILE --out=DIR")
 
 
 def _take_steps(
