@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import re
+import shutil
 from typing import Any, NamedTuple
 
 import grain
@@ -70,7 +71,6 @@ class Checkpoints(contextlib.AbstractContextManager):
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([newest, best]),
             # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
             enable_async_checkpointing=jax.default_backend() != "cpu",
-            cleanup_tmp_directories=not read_only,  # what a kill left of a save
             read_only=read_only,
         )
         with files.named_errors(self.folder):
@@ -81,7 +81,13 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
     def _pass_over(self, read_only: bool) -> list[int]:
-        """The damaged checkpoints that are newer than the newest whole one, after printing each."""
+        """The damaged checkpoints that are newer than the newest whole one, after printing each.
+
+        Unless `read_only`, it deletes what a kill left of a save; orbax would by a thread that nothing waits for.
+        """
+        if not (read_only or files.is_remote(self.folder)):
+            for path in epath.Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
         steps, damaged = _steps(self.folder), dict[int, str]()
         for step in steps:
             reason = self._damage(step)
