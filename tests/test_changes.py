@@ -113,6 +113,9 @@ def main():
     absl_logging.warning("of orbax")
     warnings.warn("of grain")
     exec(compile("logging.warning('of ours')", ours.__file__, "exec"), {"logging": absl_logging})
+    for name in ("orbax", "asyncio"):
+        exec(compile(f"logging.error('raised by {name}')", f"/lib/{name}/a.py", "exec"), {"logging": absl_logging})
+    absl_logging.error("an error of others")
     print("done")
 
 app.run(main)
@@ -125,8 +128,8 @@ def test_only_our_lines_are_printed(flags, others):
     ended = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert ended.stdout == "done\n" and "of ours" in ended.stderr
-    for text in ("of a library", "of orbax", "of grain"):
+    assert ended.stdout == "done\n" and "of ours" in ended.stderr and "an error of others" in ended.stderr
+    for text in ("of a library", "of orbax", "of grain", "raised by orbax", "raised by asyncio"):
         assert (text in ended.stderr) == others, ended.stderr
 
 

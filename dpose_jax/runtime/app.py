@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging as builtin_logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -69,11 +70,19 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
 
 
 def _only_our_lines() -> None:
-    """Drops what other libraries log or warn about, but for errors; python -W keeps warnings."""
+    """Drops what other libraries log or warn about, but for errors; python -W keeps warnings.
+
+    The errors of orbax and asyncio go too: they log, with a traceback, what is raised, which our own line says.
+    """
     logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
-    package = os.path.dirname(os.path.dirname(__file__))
+    package, raising = os.path.dirname(os.path.dirname(__file__)), re.compile(r"[/\\\\](orbax|asyncio)[/\\\\]")
     for handler in (logging.get_absl_handler(), *builtin_logging.getLogger().handlers):
-        handler.addFilter(lambda record: record.levelno >= builtin_logging.ERROR or record.pathname.startswith(package))
+        handler.addFilter(
+            lambda record: (
+                record.pathname.startswith(package)
+                or (record.levelno >= builtin_logging.ERROR and not raising.search(record.pathname))
+            )
+        )
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 

@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -59,9 +60,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         bucket, and OSError if the bucket cannot be reached, or must not be.
         """
         self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
-        # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
-        place = f"{self.folder}: cannot write a checkpoint"
-        self._writing = functools.partial(files.placed, place, (Exception,), OSError)
         with files.named_errors(self.folder):
             self._damaged = multihost.from_first(functools.partial(self._pass_over, read_only))
         newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
@@ -79,6 +77,16 @@ class Checkpoints(contextlib.AbstractContextManager):
                 "data": _with_checksums(ocp.JsonCheckpointHandler()),
             }
             self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
+        except Exception as error:
+            text = " ".join(str(error).split())
+            text = text if len(text) < 300 else f"{text[:60]} … {text[-160:]}"  # the system's reason comes last
+            raise OSError(f"{self.folder}: cannot write a checkpoint: {text}; older ones stay whole") from error
 
     def _pass_over(self, read_only: bool) -> list[int]:
         """The damaged checkpoints that are newer than the newest whole one, after printing each.
