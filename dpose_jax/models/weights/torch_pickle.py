@@ -147,7 +147,7 @@ def _check_steps(file: Any) -> None:
             memo[number] = sizes[-1] if sizes else 1
             continue
         if name in ("GET", "BINGET", "LONG_BINGET", "DUP"):
-            sizes.append((sizes[-1] if sizes else 1) if name == "DUP" else memo.get(argument, 1))
+            sizes.append((sizes[-1] if sizes else 1) if name == "DUP" else memo.get(int(argument or 0), 1))
             continue
         taken = 0
         for part in reversed(step.stack_before):
