@@ -116,6 +116,8 @@ def main():
     for name in ("orbax", "asyncio"):
         exec(compile(f"logging.error('raised by {name}')", f"/lib/{name}/a.py", "exec"), {"logging": absl_logging})
     absl_logging.error("an error of others")
+    for error in (RuntimeError("Event loop is closed"), ValueError("ignored of others")):
+        type("Dies", (), {"__del__": lambda self: (_ for _ in ()).throw(error)})()
     print("done")
 
 app.run(main)
@@ -129,7 +131,8 @@ def test_only_our_lines_are_printed(flags, others):
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert ended.stdout == "done\n" and "of ours" in ended.stderr and "an error of others" in ended.stderr
-    for text in ("of a library", "of orbax", "of grain", "raised by orbax", "raised by asyncio"):
+    assert "ignored of others" in ended.stderr
+    for text in ("of a library", "of orbax", "of grain", "raised by orbax", "raised by asyncio", "loop is closed"):
         assert (text in ended.stderr) == others, ended.stderr
 
 

@@ -72,7 +72,8 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
 def _only_our_lines() -> None:
     """Drops what other libraries log or warn about, but for errors; python -W keeps warnings.
 
-    The errors of orbax and asyncio go too: they log, with a traceback, what is raised, which our own line says.
+    The errors of orbax and asyncio go too: they log, with a traceback, what is raised, which our own line says. So does
+    tensorstore, once for every array, when a checkpoint cannot be written and orbax's loop has ended.
     """
     logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
     package, raising = os.path.dirname(os.path.dirname(__file__)), re.compile(r"[/\\\\](orbax|asyncio)[/\\\\]")
@@ -83,6 +84,13 @@ def _only_our_lines() -> None:
                 or (record.levelno >= builtin_logging.ERROR and not raising.search(record.pathname))
             )
         )
+    shown = sys.unraisablehook
+
+    def unraisable(ignored) -> None:
+        if not (isinstance(ignored.exc_value, RuntimeError) and str(ignored.exc_value) == "Event loop is closed"):
+            shown(ignored)
+
+    sys.unraisablehook = unraisable
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
