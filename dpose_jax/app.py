@@ -269,6 +269,13 @@ def _click(text, corner, event: gr.SelectData):
     return add_corner(text, corner, event.index)
 
 
+def _hostname(host: str) -> str | None:
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname
+    except ValueError:  # half an IPv6 address
+        return None
+
+
 class OwnHost:
     """ASGI: answers 403 to a request for another host than this machine, or from a page of another origin."""
 
@@ -279,7 +286,7 @@ class OwnHost:
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
             host, origin = headers.get("host", ""), headers.get("origin")
-            if urllib.parse.urlsplit(f"//{host}").hostname not in HOSTS or origin not in (None, f"http://{host}"):
+            if _hostname(host) not in HOSTS or origin not in (None, f"http://{host}"):
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": 1008})
                     return

@@ -31,7 +31,7 @@ with Preemption() as preemption:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 """
 READER = """
-import sys, time
+import signal, sys, time
 import numpy as np
 import grain
 from dpose_jax.data.loader import read_ahead
@@ -40,6 +40,14 @@ if __name__ == "__main__":
     dataset = grain.MapDataset.range(100_000).map(lambda i: {"image": np.full((64, 64, 64), i)}).batch(2)
     batches = iter(read_ahead(dataset, 2))
     next(batches)
+    if len(sys.argv) > 1:
+        signal.signal(int(sys.argv[1]), lambda *_: None)
+        print("ready", flush=True)
+        time.sleep(1)  # until the signal comes
+        for _ in range(30):
+            next(batches)
+        print("went on", flush=True)
+        sys.exit()
     print("ready", flush=True)
     time.sleep(600)
 """
@@ -66,6 +74,27 @@ def preempted(name):
     with contextlib.redirect_stderr(io.StringIO()) as told:
         assert Preempted(3, name).code == 75
     return told.getvalue()
+
+
+def test_a_terminal_that_ends_asks_too_but_not_under_nohup(monkeypatch):
+    """SIGHUP; what is said of it may reach nobody."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Preemption() as preemption:
+        signal.raise_signal(signal.SIGHUP)
+        assert preemption.due() and preemption.name == "SIGHUP"
+    assert Preempted(3, "SIGHUP").code == 75
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not preemption.due()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
@@ -119,6 +148,22 @@ def test_workers_and_shared_memory_end_with_a_killed_parent(tmp_path):
     while time.monotonic() < deadline + 20 and left & set(os.listdir("/dev/shm")):
         time.sleep(0.1)
     assert not left & set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_workers_read_on_after_a_signal_to_the_whole_group(number, tmp_path):
+    """As `timeout`, SLURM and a terminal that ends send it: the run decides, and its workers end with it."""
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    environment, pipe = os.environ | {"PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    command = [sys.executable, str(script), str(int(number))]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    workers = children(process.pid)
+    os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "went on\n"), error
+    assert not any(map(alive, workers))
 
 
 class Killed:

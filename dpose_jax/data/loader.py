@@ -7,9 +7,11 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -224,13 +226,31 @@ def _one_thread() -> None:
     cv2.setNumThreads(0)
 
 
+def _start_tracker() -> None:
+    """Starts Python's resource tracker, which removes the shared memory and semaphores that a kill leaves.
+
+    It is deaf to SIGHUP too, of a terminal that ends, and says nothing of what it removes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before, options = signal.signal(signal.SIGHUP, signal.SIG_IGN), sys.warnoptions[:]
+    sys.warnoptions.append("ignore::UserWarning")  # the tracker inherits both
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions[:] = options
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+
+
 def _start_worker(parent: int, *_) -> None:
     """Prepares a worker process, which ends with its `parent`, however that dies.
 
     Then the last of them to go closes the pipe to Python's resource tracker, which removes their shared memory.
     """
     _one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent still has to save
+    # Ctrl-C, `timeout`, SLURM and a terminal that ends signal the whole group, and the parent still has to save.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -257,6 +277,7 @@ def read_ahead(
     ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements))
     if workers == 0:
         return ahead
+    _start_tracker()
     # Grain hands its flags to the workers, which outside of absl's app.run nobody has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

@@ -28,6 +28,9 @@ from dpose_jax.workdir.files import write_json
 
 PICTURE_SIDE = 2048  # drawn pictures are shrunk to it; videos keep their size
 STRIP_PERSONS = 8  # of an image, in its denoising strip
+# What a write may end with, after which the finished images are kept.
+_UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full")
+_UNWRITABLE |= {number: os.strerror(number) for number in (errno.EFBIG, errno.EIO, errno.EROFS)}
 GROUP_IMAGES, GROUP_BYTES = 16, 150_000_000  # images that are held at a time
 
 
@@ -87,9 +90,9 @@ def predict(
     try:
         job.run(source, strips)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _UNWRITABLE:
             raise
-        raise OSError(f"{out}: the disk is full; {job.progress.told(job.total)}") from error
+        raise OSError(f"{out}: {_UNWRITABLE[error.errno]}; {job.progress.told(job.total)}") from error
     except (KeyboardInterrupt, SystemExit):
         tqdm.write(f"stopped: {job.progress.told(job.total)}", file=sys.stderr)
         raise
