@@ -12,6 +12,7 @@ from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment
 
 _HALF_BODY_PADDING = 1.5  # of the joints' extent (HRNet's code)
+_BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 _HALF_BODY_JOINTS = 3  # a half body needs this many (HRNet's code)
 
 
@@ -124,6 +125,18 @@ def invert(matrix: np.ndarray) -> np.ndarray:
 def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Maps points (..., 2) by a (2, 3) affine map, float64."""
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def view_window(view: View, spec: CropSpec) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of all image pixels that `warp_image` samples for a view, and a few more.
+
+    Whole pixels, right and bottom exclusive; they may lie outside of the image.
+    """
+    height, width = spec.input_size
+    corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
+    x, y = map_points(invert(view_matrix(view, spec)), corners).T.tolist()
+    left, top = math.floor(min(x)) - _BORDER, math.floor(min(y)) - _BORDER
+    return left, top, math.ceil(max(x)) + _BORDER + 1, math.ceil(max(y)) + _BORDER + 1
 
 
 def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:

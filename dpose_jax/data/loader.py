@@ -20,7 +20,7 @@ from absl import flags, logging
 from dpose_jax.data import crop
 from dpose_jax.data.camera import degrade
 from dpose_jax.data.coco_format import MALFORMED
-from dpose_jax.data.sample import BadRecordError, Person, Source
+from dpose_jax.data.sample import BadRecordError, Person, Source, read_part
 from dpose_jax.data.shared_memory import FOLDER, WAYS_OUT, smallest_shared
 from dpose_jax.data.watchdog import Watchdog
 from dpose_jax.pose.joint_sets import JointSet
@@ -65,13 +65,13 @@ def _train_row(
     """The augmented row of an index; the next readable record of the source replaces an unreadable one."""
     for step in range(min(len(source), _MAX_REPLACEMENTS)):
         used = (index + step) % len(source)
-        try:
-            image = source.read_image(used)
-        except BadRecordError as error:
-            last = error
-            continue
-        person = source[used]
+        person, drawn = source[used], rng.bit_generator.state
         view = crop.draw_view(rng, person, spec, augment, joint_set)
+        try:
+            image = read_part(source, used, crop.view_window(view, spec))
+        except BadRecordError as error:
+            last, rng.bit_generator.state = error, drawn
+            continue
         bad = np.int32(-1 if used == index else index)
         row = make_example(image, person, view, spec, joint_set)
         if augment.camera:
@@ -88,7 +88,7 @@ def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: i
     if index >= 0:
         person = source[index]
         try:
-            image = source.read_image(index)
+            image = read_part(source, index, crop.view_window(crop.padded_view(person.bbox, spec), spec))
         except BadRecordError:
             person, bad = dataclasses.replace(person, keypoints=unlabelled), index
     row = make_example(image, person, crop.padded_view(person.bbox, spec), spec, joint_set)
