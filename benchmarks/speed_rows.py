@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -18,6 +19,8 @@ import numpy as np
 
 from benchmarks import peers, report
 from dpose_jax.data import build, crop, datasets, loader
+from dpose_jax.data.jpeg_parts import JPEGTRAN
+from dpose_jax.data.sample import read_part
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
 from dpose_jax.models import diffusion_pose, hrnet, initialise
@@ -34,12 +37,16 @@ Contenders = dict[str, Callable[[], object]]
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
-    """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`."""
+    """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`.
+
+    `by_cpu_time` is the same of the processor time of all threads, which other load on the machine changes less.
+    """
     rows = []
     for who, t in report.measure(contenders).items():
-        seconds = np.array(t[:3])  # of a call, with `amount` persons, images or steps
-        value, *ends = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
-        rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)})
+        seconds = np.array([*t[:3], max(t.cpu, 1e-9)])  # of a call, with `amount` persons, images or steps
+        value, *ends, cpu = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
+        row = {"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)}
+        rows.append(row | {"by_cpu_time": cpu})
     if compile_seconds is not None:
         rows[0]["compile_seconds"] = compile_seconds
     return rows
@@ -146,33 +153,39 @@ def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
 
 
 def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
-    """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
+    """Augmented crops of persons from a folder and from all kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
     recipe = recipe.override({"data.root": datasets.data_root(recipe.data)})
-    spec, joint_set, contenders = loader.crop_spec(recipe), recipe.joints, {}
-
-    def example(source, rng, index):
-        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
-        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
+    spec, contenders = crop.crop_spec(recipe), {}
 
     def next_persons(make, count, rng):  # in this thread, in random order
         for index in rng.integers(count, size=PERSONS).tolist():
             make(index)
 
+    def pixels(source):  # of one view each
+        rng, args = np.random.default_rng(1), (spec, recipe.augment, recipe.joints)
+        views = [crop.draw_view(rng, source[index], *args) for index in range(len(source))]
+        windows = [crop.view_window(view, spec) for view in views]
+        return lambda index: read_part(source, index, windows[index])
+
     with tempfile.TemporaryDirectory() as out:
-        for kind in ("folder", "full", "crops"):
+        for name in ("folder", "full", "full --tiles", "crops"):
+            kind, *tiles = name.split()
+            if tiles and shutil.which(JPEGTRAN) is None:
+                continue
             if kind != "folder":
-                build.build(recipe, out, kind)
-            stored = {} if kind == "folder" else {"data.root": out, "data.source": kind}
+                build.build(recipe, os.path.join(out, name), kind, tiles=bool(tiles))
+            stored = {} if kind == "folder" else {"data.root": os.path.join(out, name), "data.source": kind}
             source = datasets.make_source(recipe.override(stored), "train", training=True)
-            makers = {f"ours, {kind}": functools.partial(example, source, np.random.default_rng(1))}
-            makers[f"ours, {kind}, pixels alone"] = source.read_image
+            example, rng = loader.train_example(recipe, source), np.random.default_rng(1)
+            makers: dict[str, Callable] = {f"ours, {name}": functools.partial(example, rng=rng)}
+            makers[f"ours, {name}, pixels alone"] = pixels(source)
             if kind == "folder" and "hrnet" in wanted:
                 persons = [source[index] for index in range(len(source))]
-                for name, targets in (("hrnet", False), ("hrnet, targets too", True)):
-                    makers[name] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
-            for name, make in makers.items():
-                contenders[name] = functools.partial(next_persons, make, len(source), np.random.default_rng(0))
+                for who, targets in (("hrnet", False), ("hrnet, targets too", True)):
+                    makers[who] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
+            for who, make in makers.items():
+                contenders[who] = functools.partial(next_persons, make, len(source), np.random.default_rng(0))
         return entries("input", "persons/s", contenders, PERSONS)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.recipe import Augment
+from dpose_jax.recipe import Augment, Recipe
 
 _HALF_BODY_PADDING = 1.5  # of the joints' extent (HRNet's code)
 _BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
@@ -34,6 +34,12 @@ class CropSpec:
     def aspect(self) -> float:
         """Width / height."""
         return self.input_size[1] / self.input_size[0]
+
+
+def crop_spec(recipe: Recipe) -> CropSpec:
+    """The crop of a recipe; uses `input_size`, `stride`, `crop` and `codec`."""
+    margin = recipe.codec.label_margin * recipe.codec.sigma * recipe.stride
+    return CropSpec(recipe.input_size, recipe.crop.padding, recipe.crop.warp, margin)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from absl import flags, logging
 from dpose_jax.data import crop
 from dpose_jax.data.camera import degrade
 from dpose_jax.data.coco_format import MALFORMED
+from dpose_jax.data.crop import crop_spec
 from dpose_jax.data.sample import BadRecordError, Person, Source, read_part
 from dpose_jax.data.shared_memory import FOLDER, WAYS_OUT, smallest_shared
 from dpose_jax.data.watchdog import Watchdog
@@ -39,12 +40,6 @@ _HINTS: dict[int, str] = {
 
 Batch = dict[str, np.ndarray]
 Row = dict[str, Any]  # of a batch: arrays and numpy scalars
-
-
-def crop_spec(recipe: Recipe) -> crop.CropSpec:
-    """The crop of a recipe; uses `input_size`, `stride`, `crop` and `codec`."""
-    margin = recipe.codec.label_margin * recipe.codec.sigma * recipe.stride
-    return crop.CropSpec(recipe.input_size, recipe.crop.padding, recipe.crop.warp, margin)
 
 
 def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.CropSpec, joint_set: JointSet) -> Row:
@@ -145,10 +140,15 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     hundred records in a row are unreadable.
     """
     _check_shard("train.batch_size", recipe.train.batch_size, shard)
-    example = functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
+    example = train_example(recipe, source)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
     return TrainIterator(stream, recipe, shard)
+
+
+def train_example(recipe: Recipe, source: Source) -> Callable[[int, np.random.Generator], Row]:
+    """The function from an index into the source, and a generator, to its row of a training batch."""
+    return functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
 
 
 class EvalBatches:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpose_jax.data import crop
-from dpose_jax.data.loader import crop_spec
+from dpose_jax.data.crop import crop_spec
 from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.results import score_persons
 from dpose_jax.inference.about import about_published, about_trained
