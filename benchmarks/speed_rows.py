@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -9,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 
 import cv2
@@ -132,23 +133,29 @@ def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     return rows
 
 
-def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
-    """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
+def network(
+    wanted: peers.Peers, recipe: Recipe, batches: Sequence[int] = (IMAGES,), dtypes: Sequence[str] = ("float32",)
+) -> list[dict]:
+    """HRNet-W32 at 256 x 192: inference, and forward with backward, at each dtype and batch; peers in float32."""
     variables = initialise.initial_variables(diffusion_pose.build_model(recipe.override({"model.backbone": "w32"})), 0)
     ours = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
-    images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
-    net, rows = hrnet.HRNet(hrnet.HRNetSpec(32)), []
+    rows, device = list[dict](), jax.devices()[0].device_kind
 
-    def backward(variables, images):
+    def backward(net, variables, images):
         def loss(params):
             features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
             return jnp.mean(features**2), moved
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    for work, function, train in (("W32 inference", net.apply, False), ("W32 forward + backward", backward, True)):
-        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if "torch" in wanted else {}
-        rows += compare(work, "ms an image", function, (ours, images), theirs, IMAGES)
+    for dtype, batch, train in itertools.product(dtypes, batches, (False, True)):
+        images = np.random.default_rng(0).normal(size=(batch, *SIZE, 3)).astype(np.float32)
+        net, work = hrnet.HRNet(hrnet.HRNetSpec(32), dtype), "W32 forward + backward" if train else "W32 inference"
+        function = functools.partial(backward, net) if train else net.apply
+        peer = "torch" in wanted and dtype == "float32"
+        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if peer else {}
+        found = compare(work, "ms an image", function, (ours, jnp.asarray(images, dtype)), theirs, batch)
+        rows += [row | {"dtype": dtype, "batch": batch, "device": device} for row in found]
     return rows
 
 
@@ -195,34 +202,55 @@ def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     given, rows = given | {"train.batch_size": 4, "model.pretrained": "none"}, []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
-            seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
-            rows.append({"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds})
+            seconds, cpu, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
+            row = {"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds}
+            rows.append(row | {"by_cpu_time": cpu})
+    return rows
+
+
+def predict(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """From the command to the picture of one image by the bundled model; cold, then warm."""
+    rows = []
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as out:
+        for state in ("cold", "warm", "warm", "warm"):
+            command = ["predict.py", "--input=docs/images/person.jpg", f"--out={out}"]
+            seconds, cpu, _ = run_program(command, cache)
+            row = {"work": f"predict.py, {state}", "unit": "s", "who": "ours", "value": seconds}
+            rows.append(row | {"by_cpu_time": cpu})
     return rows
 
 
 def memory(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Peak memory of the main process of the demo's training, which 20 steps reach."""
     with tempfile.TemporaryDirectory() as cache:
-        _, peak = run_training("configs/synthetic.py", {"train.steps": 20, "optim.warmup_steps": 1}, cache)
+        *_, peak = run_training("configs/synthetic.py", {"train.steps": 20, "optim.warmup_steps": 1}, cache)
     return [{"work": "peak memory of the demo", "unit": "GB", "who": "ours", "value": peak / 1e9}]
 
 
-def run_training(config: str, overrides: dict, cache: str, *options: str) -> tuple[float, int]:
-    """Runs train.py of the clone; returns its seconds, and the peak memory of its main process in bytes."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+def run_training(config: str, overrides: dict, cache: str, *options: str) -> tuple[float, float, int]:
+    """`run_program` of train.py with a workdir of its own."""
     with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
-        command += [f"--config.{name}={value}" for name, value in overrides.items()]
-        began, peak, printed = time.perf_counter(), 0, None
-        process = Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
-        while printed is None:
-            peak = max(peak, peak_memory(process.pid))  # that of `wait` starts with the parent's memory
-            with contextlib.suppress(TimeoutExpired):
-                printed, _ = process.communicate(timeout=0.1)
-        seconds = time.perf_counter() - began
+        command = ["train.py", f"--config={config}", f"--workdir={workdir}", *options]
+        return run_program(command + [f"--config.{name}={value}" for name, value in overrides.items()], cache)
+
+
+def run_program(command: list[str], cache: str) -> tuple[float, float, int]:
+    """Runs a program of the clone: its seconds of wall clock and processor, its main process's peak memory in bytes.
+
+    `cache` is the folder of compiled programs. Raises ValueError if the program fails.
+    """
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    began, before, peak, printed = time.perf_counter(), os.times(), 0, None
+    process = Popen([sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
+    while printed is None:
+        peak = max(peak, peak_memory(process.pid))  # that of `wait` starts with the parent's memory
+        with contextlib.suppress(TimeoutExpired):
+            printed, _ = process.communicate(timeout=0.1)
+    seconds, after = time.perf_counter() - began, os.times()
     if process.returncode:
         raise ValueError(f"{' '.join(command)}: {printed[-2000:]}")
-    return seconds, peak
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    return seconds, cpu, peak
 
 
 def peak_memory(pid: int) -> int:
