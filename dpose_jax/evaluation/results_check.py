@@ -4,8 +4,9 @@ import array
 import dataclasses
 import functools
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from math import hypot
+from operator import itemgetter
 
 import numpy as np
 
@@ -148,19 +149,20 @@ class _Known:
         """True only if no entry has a problem; looking at each alone takes longer than the evaluation itself."""
         try:
             rows, boxes = [e["keypoints"] for e in entries], [e["bbox"] for e in entries if "bbox" in e]
+            images, categories = (list(map(itemgetter(field), entries)) for field in ("image_id", "category_id"))
             return (
-                {e["image_id"] for e in entries} <= self.images
-                and {e["category_id"] for e in entries} <= self.categories
+                set(images) <= self.images
+                and set(categories) <= self.categories
+                and {*map(type, images), *map(type, categories)} <= {int}
                 and set(map(len, rows)) <= {3 * self.joint_set.num_joints}
                 and set(map(len, boxes)) <= {4}
-                and {type(e[field]) for e in entries for field in ("image_id", "category_id")} <= {int}
                 # A length is at most so large only if all its numbers are; it takes a third of their conversion's time.
-                and all(hypot(*row) <= LARGEST for row in itertools.chain(rows, boxes))
-                and ("score" not in fields or all(abs(e["score"]) <= LARGEST for e in entries))
+                and _within(itertools.starmap(hypot, itertools.chain(rows, boxes)))
+                and ("score" not in fields or _within(map(itemgetter("score"), entries)))
                 and ("area" not in fields or all(0 <= e["area"] <= LARGEST for e in entries))
                 and ("bbox" not in fields or all(min(box[2:]) >= 0 for box in boxes))
                 and ("bbox" not in fields or len(boxes) == len(rows) and _flags(rows) <= {0, 1, 2})
-                and {e.get("iscrowd") for e in entries} <= {0, 1, None}
+                and {e["iscrowd"] for e in entries if "iscrowd" in e} <= {0, 1, None}
             )
         except (KeyError, OverflowError, TypeError):
             return False
@@ -197,6 +199,11 @@ class _Known:
         if "area" in fields and not (is_number(entry["area"]) and entry["area"] >= 0):
             return f"{where}: area must be a finite number, not negative, got {_cut(entry['area'])}"
         return None
+
+
+def _within(numbers: Iterable) -> bool:
+    """True only if all are at most LARGEST in size. One call: a step in Python for each takes three times as long."""
+    return hypot(*numbers) <= LARGEST
 
 
 def _flags(rows: list[list]) -> set:
