@@ -172,7 +172,7 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     def pixels(source):  # of one view each
         rng, args = np.random.default_rng(1), (spec, recipe.augment, recipe.joints)
         views = [crop.draw_view(rng, source[index], *args) for index in range(len(source))]
-        windows = [crop.view_window(view, spec) for view in views]
+        windows = [crop.view_window(view) for view in views]
         return lambda index: read_part(source, index, windows[index])
 
     with tempfile.TemporaryDirectory() as out:

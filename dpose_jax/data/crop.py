@@ -133,16 +133,15 @@ def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def view_window(view: View, spec: CropSpec) -> tuple[int, int, int, int]:
+def view_window(view: View) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of all image pixels that `warp_image` samples for a view, and a few more.
 
     Whole pixels, right and bottom exclusive; they may lie outside of the image.
     """
-    height, width = spec.input_size
-    corners = np.array([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
-    x, y = map_points(invert(view_matrix(view, spec)), corners).T.tolist()
-    left, top = math.floor(min(x)) - _BORDER, math.floor(min(y)) - _BORDER
-    return left, top, math.ceil(max(x)) + _BORDER + 1, math.ceil(max(y)) + _BORDER + 1
+    (x, y), (w, h) = view.center.tolist(), view.size.tolist()
+    cos, sin = abs(math.cos(math.radians(view.rotation))), abs(math.sin(math.radians(view.rotation)))
+    across, down = (w * cos + h * sin) / 2 + _BORDER, (w * sin + h * cos) / 2 + _BORDER
+    return math.floor(x - across), math.floor(y - down), math.ceil(x + across) + 1, math.ceil(y + down) + 1
 
 
 def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:

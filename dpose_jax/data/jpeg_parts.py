@@ -62,11 +62,13 @@ def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
     y, bottom = _tiles(window[1], window[3], height, side[1])
     if (right - x) * (bottom - y) == rows * columns:
         return None
-    starts = [layout.scan, *(end + 2 for end in ends[:-1])]
-    lines = (data[starts[row * columns + x] : ends[row * columns + right - 1]] for row in range(y, bottom))
-    body = bytearray(b"\xff\xd0".join(lines))
-    marks = _marks(np.frombuffer(body, np.uint8))[0] + 1
-    np.frombuffer(body, np.uint8)[marks] = 0xD0 + np.arange(len(marks)) % 8
+    starts = np.concatenate([[layout.scan], ends[:-1] + 2]).reshape(rows, columns)[y:bottom, x]
+    stops = ends.reshape(rows, columns)[y:bottom, x:right]
+    body = bytearray(b"\xff\xd0".join(map(data.__getitem__, map(slice, starts.tolist(), stops[:, -1].tolist()))))
+    # Counted anew: the markers within the lines, and those that join them.
+    lengths = stops[:, -1] - starts + 2
+    marks = (stops - starts[:, None] + (np.cumsum(lengths) - lengths)[:, None]).ravel()[:-1]
+    np.frombuffer(body, np.uint8)[marks + 1] = 0xD0 + np.arange(len(marks)) % 8
     head, first = bytearray(data[: layout.scan]), (x * side[0], y * side[1])
     last = min(right * side[0], width), min(bottom * side[1], height)
     struct.pack_into(">HH", head, layout.frame + 1, last[1] - first[1], last[0] - first[0])
@@ -114,22 +116,16 @@ def _layout(data: bytes) -> _Layout | None:
     return None
 
 
-def _pieces(data: bytes, scan: int) -> list[int] | None:
+def _pieces(data: bytes, scan: int) -> np.ndarray | None:
     """Where the pieces of the compressed data end; None if another marker, or one out of turn, is among them."""
-    end = data.find(b"\xff\xd9", scan)
-    pixels = np.frombuffer(data, np.uint8)[scan:end]
-    marks, others = _marks(pixels)
-    if end < 0 or others or (pixels[marks + 1] != 0xD0 + np.arange(len(marks)) % 8).any():
+    end = len(data) - 2 if data.endswith(b"\xff\xd9") else data.find(b"\xff\xd9", scan)
+    content = np.frombuffer(data, np.uint8)[scan : max(end, scan)]
+    places = np.flatnonzero(content[:-1] == 0xFF)
+    kinds = content[places + 1]
+    places, kinds = places[kinds != 0], kinds[kinds != 0]  # FF 00 is a byte of the data
+    if end < scan or not np.array_equal(kinds, 0xD0 + np.arange(len(kinds)) % 8):
         return None
-    return [*(marks + scan).tolist(), end]
-
-
-def _marks(pixels: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Places of the restart markers in compressed data, and whether it has markers of other kinds."""
-    places = np.flatnonzero(pixels[:-1] == 0xFF)
-    kinds = pixels[places + 1]
-    restarts = (kinds & 0xF8) == 0xD0
-    return places[restarts], bool((kinds[~restarts] != 0).any())
+    return np.append(places + scan, end)
 
 
 def _tiles(low: int, high: int, size: int, side: int) -> tuple[int, int]:

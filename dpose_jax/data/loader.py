@@ -63,7 +63,7 @@ def _train_row(
         person, drawn = source[used], rng.bit_generator.state
         view = crop.draw_view(rng, person, spec, augment, joint_set)
         try:
-            image = read_part(source, used, crop.view_window(view, spec))
+            image = read_part(source, used, crop.view_window(view))
         except BadRecordError as error:
             last, rng.bit_generator.state = error, drawn
             continue
@@ -83,7 +83,7 @@ def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: i
     if index >= 0:
         person = source[index]
         try:
-            image = read_part(source, index, crop.view_window(crop.padded_view(person.bbox, spec), spec))
+            image = read_part(source, index, crop.view_window(crop.padded_view(person.bbox, spec)))
         except BadRecordError:
             person, bad = dataclasses.replace(person, keypoints=unlabelled), index
     row = make_example(image, person, crop.padded_view(person.bbox, spec), spec, joint_set)
