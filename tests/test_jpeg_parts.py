@@ -8,7 +8,6 @@ import pytest
 from image_files import exif_turned
 
 from dpose_jax.data import crop
-from dpose_jax.data.array_record.writer import encode_jpeg
 from dpose_jax.data.image_files import decode_image
 from dpose_jax.data.jpeg_parts import cut, tile_blocks, with_tiles
 
@@ -95,7 +94,7 @@ def test_orientation_is_that_of_the_whole():
 def test_crops_are_equal_to_the_bit(warp):
     """Of the crops `warp_image` makes, whatever the view: turned, mirrored, partly or wholly outside."""
     rng, spec = np.random.default_rng(1), crop.CropSpec((64, 48), 1.25, warp)
-    data, parts = encode_jpeg(picture(240, 320), 90), 0
+    data, parts = encoded(picture(240, 320), 4), 0
     whole = decode_image(data)
     for _ in range(200):
         size = np.array([0.75, 1]) * 2 ** rng.uniform(3, 8)
@@ -103,7 +102,7 @@ def test_crops_are_equal_to_the_bit(warp):
         part = decode_image(data, window=crop.view_window(view))
         parts += not np.array_equal(part, whole)
         np.testing.assert_array_equal(crop.warp_image(part, view, spec), crop.warp_image(whole, view, spec))
-    assert parts > 150
+    assert parts > 120
 
 
 @pytest.mark.skipif(shutil.which("jpegtran") is None, reason="needs jpegtran")

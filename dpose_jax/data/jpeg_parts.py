@@ -18,6 +18,7 @@ Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the la
 JPEGTRAN = "jpegtran"  # of libjpeg-turbo: rewrites a JPEG without decoding it to pixels
 _SEQUENTIAL = 0xC0, 0xC1  # the frames whose restart markers cut rows of blocks; others come in several scans
 _CONTEXT = 2  # pixels beyond a window that its chroma is interpolated from
+_MOST = 0.7  # of the tiles: finding more of them takes as long as decoding all
 _TILE = 48  # least width of a tile in pixels: narrower ones cost more bytes and time than they save
 
 
@@ -46,7 +47,7 @@ def tile_blocks(width: int, block: int) -> int:
 def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
     """The tiles of a JPEG that hold a window, as a JPEG, and x, y of its first pixel; None where it has no such tiles.
 
-    Decoded, the window's pixels are those of the whole. None too if all tiles are needed, the JPEG is progressive, or
+    Decoded, the window's pixels are those of the whole. None too if most tiles are needed, the JPEG is progressive, or
     its restart markers are not those that its header promises.
     """
     layout = _layout(data)
@@ -54,13 +55,13 @@ def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
         return None
     (width, height), columns = layout.size, layout.across // layout.interval
     rows = -(-height // layout.block[1])
-    ends = _pieces(data, layout.scan)
-    if ends is None or len(ends) != rows * columns:
-        return None
     side = layout.interval * layout.block[0], layout.block[1]  # of a tile
     x, right = _tiles(window[0], window[2], width, side[0])
     y, bottom = _tiles(window[1], window[3], height, side[1])
-    if (right - x) * (bottom - y) == rows * columns:
+    if (right - x) * (bottom - y) > _MOST * rows * columns:
+        return None
+    ends = _pieces(data, layout.scan)
+    if ends is None or len(ends) != rows * columns:
         return None
     starts = np.concatenate([[layout.scan], ends[:-1] + 2]).reshape(rows, columns)[y:bottom, x]
     stops = ends.reshape(rows, columns)[y:bottom, x:right]

@@ -126,10 +126,7 @@ class CropSource(RecordSource):
         row = int(self._rows[index])
         if row < 0:
             return super()._decode(index, window)
-        if window is not None:
-            x, y = self._origins[row].tolist()
-            window = window[0] - x, window[1] - y, window[2] - x, window[3] - y
-        return decode_image(self._records.at(row, "id", int(self._ids[index])), window=window)
+        return decode_image(self._records.at(row, "id", int(self._ids[index])))  # a part would save nothing
 
 
 def read_build(folder: str) -> dict:

@@ -20,7 +20,7 @@ from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage
 from dpose_jax.data.image_headers import IMAGE_NOTES, read_header
-from dpose_jax.data.jpeg_parts import tile_blocks, with_tiles
+from dpose_jax.data.jpeg_parts import with_tiles
 from dpose_jax.data.loader import read_ahead
 from dpose_jax.recipe import Data
 
@@ -63,9 +63,8 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """(h, w, 3) uint8 RGB as a JPEG of `quality` 1 to 100, chroma at half resolution, with tiles."""
+    """(h, w, 3) uint8 RGB as a JPEG of `quality` 1 to 100, chroma at half resolution."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    options += [cv2.IMWRITE_JPEG_RST_INTERVAL, tile_blocks(image.shape[1], 16)]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return data.tobytes()
 
