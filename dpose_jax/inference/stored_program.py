@@ -21,7 +21,8 @@ class StoredProgram:
 
     def __init__(self, function: Callable, *inputs: str):
         """`inputs` are all that the function depends on beside its arguments and the code of dpose_jax."""
-        self._jitted, self._inputs, self._programs = jax.jit(function), inputs, dict[str, Callable]()
+        self._jitted: Any = jax.jit(function)
+        self._inputs, self._programs = inputs, dict[str, Callable]()
 
     def __call__(self, *arguments) -> Any:
         """The function's result."""
