@@ -15,6 +15,7 @@ from dpose_jax.data.doubts import in_percent, like_centre, like_corners, normali
 from dpose_jax.data.exports import as_results
 from dpose_jax.data.image_files import ImageFolder, ImageStore
 from dpose_jax.data.image_headers import IMAGE_NOTES
+from dpose_jax.data.jpeg_parts import Window
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json, sha256
@@ -118,15 +119,19 @@ class AnnotatedSource:
 
     def read_image(self, index: int) -> np.ndarray:
         """As Source; BadRecordError if the file cannot be decoded or has another size than annotated."""
+        return self.read_part(index, None)
+
+    def read_part(self, index: int, window: Window | None) -> np.ndarray:
+        """As `sample.read_part`."""
         try:
-            return self._decode(index)
+            return self._decode(index, window)
         except (OSError, ValueError) as error:
             person = self[index]
             raise BadRecordError(f"{person.file} (id {person.annotation_id}): {error}") from error
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int, window: Window | None) -> np.ndarray:
         row = self._image_rows[index]
-        return self._store.decode(self._store.read(self._files[row]), self._sizes[row])
+        return self._store.decode(self._store.read(self._files[row]), self._sizes[row], window)
 
     def images(self, *, with_empty: bool) -> list[ListedImage]:
         """The images in the order in which persons name them; `with_empty` those without persons follow."""

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from dpose_jax.data.image_headers import FORMATS, Header, check_complete, read_header, stored_upright
+from dpose_jax.data.jpeg_parts import Window, cut
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
 MAX_PIXELS = 1 << 28
@@ -26,12 +27,14 @@ _ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|[\\/]|[A-Za-z][A-Za-z0-9+.-]*://")  # a 
 _HINTED = 2_000  # file names among which the closest are looked for
 
 
-def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
+def decode_image(data: bytes, *, upright: bool = False, window: Window | None = None) -> np.ndarray:
     """Decodes an image file to (height, width, 3) uint8 RGB; grey, CMYK and 16-bit are converted, alpha is dropped.
 
     The pixels are the stored ones, whatever orientation the file asks for; with `upright` they are turned by it, as
     photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
     short, of no format of FORMATS or above MAX_PIXELS, and if it cannot be decoded.
+
+    Of pixels outside of a `window`, of the result, some may be black: a JPEG with tiles is then decoded in part.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -45,15 +48,26 @@ def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
     turned = header.orientation != 1
     if turned and header.format == "TIFF":  # OpenCV would turn it in any case
         data = stored_upright(data)
+    as_stored = not (turned and upright)
+    if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
+        data, (x, y) = part
+        pixels, image = _decode(data), np.zeros((height, width, 3), np.uint8)
+        image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        return image
+    image = _decode(data)
+    if not as_stored:
+        exchanged, down, right = _TURNS[header.orientation]
+        image = np.ascontiguousarray((image.swapaxes(0, 1) if exchanged else image)[::down, ::right])
+    return image
+
+
+def _decode(data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if image is None:
         raise ValueError("cannot be decoded: damaged or cut short")
-    if turned and upright:
-        exchanged, down, right = _TURNS[header.orientation]
-        image = np.ascontiguousarray((image.swapaxes(0, 1) if exchanged else image)[::down, ::right])
     return image
 
 
@@ -136,9 +150,12 @@ class ImageStore:
         """The file's bytes; raises OSError or ValueError where it cannot be read."""
         raise NotImplementedError
 
-    def decode(self, data: bytes, size) -> np.ndarray:
-        """The pixels to which annotations refer, (height, width, 3) uint8 RGB; ValueError if not of that size."""
-        image = decode_image(data, upright=self._upright)
+    def decode(self, data: bytes, size, window: Window | None = None) -> np.ndarray:
+        """The pixels to which annotations refer, (height, width, 3) uint8 RGB; ValueError if not of that size.
+
+        Some outside of the `window` may be black.
+        """
+        image = decode_image(data, upright=self._upright, window=window)
         check_size(image, size, data)
         return image
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 # Found in a file's header; each is converted or handled by a rule of docs/data.md, and counted.
 IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
 # From the first FF to that of a marker with content: over padding, FF 00 in stray bytes, and markers without content.
 # It matches at any FF and is possessive, so that no file makes the search slow.
 _TO_MARKER = re.compile(rb"\xff(?:\xff*+[\x00\x01\xd0-\xd7]\xff)*+\xff*+")
@@ -70,7 +70,7 @@ def check_complete(data: bytes) -> None:
     # padding may follow the end marker, and an embedded thumbnail has one too, so the markers are walked.
     if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9":
         with contextlib.suppress(struct.error):  # cut inside a length
-            if any(marker == 0xD9 for marker, _, _ in _jpeg_segments(data)):
+            if any(marker == 0xD9 for marker, _, _ in jpeg_segments(data)):
                 return
         raise ValueError("the JPEG is cut short: no end marker")
     # OpenCV reserves what the length of a chunk says.
@@ -93,7 +93,7 @@ class _Missing(Exception):
 Found = tuple  # size, orientation, and whether the image is grey, CMYK, of 16 bits, where that is known
 
 
-def _jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
     """Yields (marker, start, end) of every segment's content up to the end marker, walking over compressed data."""
     place = 2
     # Stray bytes before a marker are passed over, as by libjpeg.
@@ -113,8 +113,8 @@ def _jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
 
 def _jpeg(data: Buffer) -> Found:
     exif = b""
-    for marker, start, end in _jpeg_segments(data):
-        if marker in _JPEG_FRAMES:
+    for marker, start, end in jpeg_segments(data):
+        if marker in JPEG_FRAMES:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, start)
             return (width, height), _exif(exif), channels < 3, channels == 4, bits > 8
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":

@@ -22,7 +22,8 @@ from absl import flags, logging
 from dpose_jax.data import crop
 from dpose_jax.data.camera import degrade
 from dpose_jax.data.coco_format import MALFORMED
-from dpose_jax.data.sample import BadRecordError, Person, Source
+from dpose_jax.data.crop import crop_spec
+from dpose_jax.data.sample import BadRecordError, Person, Source, read_part
 from dpose_jax.data.shared_memory import FOLDER, WAYS_OUT, smallest_shared
 from dpose_jax.data.watchdog import Watchdog
 from dpose_jax.pose.joint_sets import JointSet
@@ -43,12 +44,6 @@ Batch = dict[str, np.ndarray]
 Row = dict[str, Any]  # of a batch: arrays and numpy scalars
 
 
-def crop_spec(recipe: Recipe) -> crop.CropSpec:
-    """The crop of a recipe; uses `input_size`, `stride`, `crop` and `codec`."""
-    margin = recipe.codec.label_margin * recipe.codec.sigma * recipe.stride
-    return crop.CropSpec(recipe.input_size, recipe.crop.padding, recipe.crop.warp, margin)
-
-
 def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.CropSpec, joint_set: JointSet) -> Row:
     """One row of a batch, all but `index`, `mask` and `bad_index`."""
     keypoints, visible = crop.warp_joints(person.keypoints, view, spec, joint_set)
@@ -67,13 +62,13 @@ def _train_row(
     """The augmented row of an index; the next readable record of the source replaces an unreadable one."""
     for step in range(min(len(source), _MAX_REPLACEMENTS)):
         used = (index + step) % len(source)
-        try:
-            image = source.read_image(used)
-        except BadRecordError as error:
-            last = error
-            continue
-        person = source[used]
+        person, drawn = source[used], rng.bit_generator.state
         view = crop.draw_view(rng, person, spec, augment, joint_set)
+        try:
+            image = read_part(source, used, crop.view_window(view))
+        except BadRecordError as error:
+            last, rng.bit_generator.state = error, drawn
+            continue
         bad = np.int32(-1 if used == index else index)
         row = make_example(image, person, view, spec, joint_set)
         if augment.camera:
@@ -90,7 +85,7 @@ def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: i
     if index >= 0:
         person = source[index]
         try:
-            image = source.read_image(index)
+            image = read_part(source, index, crop.view_window(crop.padded_view(person.bbox, spec)))
         except BadRecordError:
             person, bad = dataclasses.replace(person, keypoints=unlabelled), index
     row = make_example(image, person, crop.padded_view(person.bbox, spec), spec, joint_set)
@@ -147,10 +142,15 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     hundred records in a row are unreadable.
     """
     _check_shard("train.batch_size", recipe.train.batch_size, shard)
-    example = functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
+    example = train_example(recipe, source)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
     return TrainIterator(stream, recipe, shard)
+
+
+def train_example(recipe: Recipe, source: Source) -> Callable[[int, np.random.Generator], Row]:
+    """The function from an index into the source, and a generator, to its row of a training batch."""
+    return functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
 
 
 class EvalBatches:

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.layers import Conv3x3, GroupNorm, upsample_nearest
+from dpose_jax.models.layers import Conv3x3, Dense, GroupNorm, upsample_nearest
 
 LEVELS = (1, 1, 2, 2)  # widths in units of C at H x W, H/2, H/4 and H/8: (C, C, 2C, 2C) (ours)
 
@@ -32,10 +32,10 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
         y = Conv3x3(self.features, dtype=self.dtype, name="conv1")(_norm_silu(x, self.dtype, "norm1"))
         if time is not None:
-            y += nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
+            y += Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
         y = Conv3x3(self.features, dtype=self.dtype, name="conv2")(_norm_silu(y, self.dtype, "norm2"))
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
+            x = Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
         return x + y
 
 
@@ -54,8 +54,8 @@ class SGDD(nn.Module):
         """y_t^hm (B, H, W, J), x^c (B, H, W, C) and (B,) integer t -> y^_0^hm, (B, H, W, J) float32."""
         time = None
         if self.time_embedding:
-            time = nn.Dense(self.channels, dtype=self.dtype, name="time1")(time_features(t, self.channels))
-            time = nn.Dense(self.channels, dtype=self.dtype, name="time2")(nn.silu(time))
+            time = Dense(self.channels, dtype=self.dtype, name="time1")(time_features(t, self.channels))
+            time = Dense(self.channels, dtype=self.dtype, name="time2")(nn.silu(time))
 
         def conv(name, features, stride=1):
             return Conv3x3(features, strides=stride, dtype=self.dtype, name=name)
@@ -81,4 +81,4 @@ class SGDD(nn.Module):
             x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
             x = level(jnp.concatenate([x, skip], axis=-1), index, "up")
         x = _norm_silu(x, self.dtype, "norm")
-        return nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
+        return Dense(self.joints, name="head")(x.astype(jnp.float32))

@@ -10,6 +10,7 @@ import numpy as np
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import AnnotatedSource
 from dpose_jax.data.image_files import ImageStore, decode_image
+from dpose_jax.data.jpeg_parts import Window
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import SHORT, placed, read_json, sha256
@@ -123,10 +124,12 @@ class CropSource(RecordSource):
         person, row = super().__getitem__(index), self._rows[index]
         return person if row < 0 else dataclasses.replace(person, origin=tuple(self._origins[row].tolist()))
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int, window: Window | None) -> np.ndarray:
         """The stored part of the image; see Person.origin."""
         row = int(self._rows[index])
-        return super()._decode(index) if row < 0 else decode_image(self._records.at(row, "id", int(self._ids[index])))
+        if row < 0:
+            return super()._decode(index, window)
+        return decode_image(self._records.at(row, "id", int(self._ids[index])))  # a part would save nothing
 
 
 def read_build(folder: str) -> dict:
