@@ -291,8 +291,7 @@ class OwnHost:
                     await send({"type": "websocket.close", "code": 1008})
                     return
                 text = f"only {' and '.join(HOSTS)}, and pages from there, may ask"
-                await PlainTextResponse(text, 403)(scope, receive, send)
-                return
+                return await PlainTextResponse(text, 403)(scope, receive, send)
         await self._application(scope, receive, send)
 
 
@@ -304,9 +303,8 @@ def server(page: gr.Blocks, port: int) -> tuple[uvicorn.Server, socket.socket]:
     try:
         listening = socket.create_server((HOSTS[0], port))
     except OSError as error:
-        raise OSError(
-            f"--port={port}: {os.strerror(error.errno or 0)}; is a page open already? Choose another"
-        ) from error
+        why = os.strerror(error.errno or 0)
+        raise OSError(f"--port={port}: {why}; is a page open already? Choose another") from error
     port = listening.getsockname()[1]
     whole = gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None), page, path="/", server_name=HOSTS[0], server_port=port, footer_links=[],

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpose_jax.diffusion.sampler import UPDATES
 from dpose_jax.inference import stored_program
+from dpose_jax.inference.predictor import Predictor
 from dpose_jax.inference.stored_program import StoredProgram
-from dpose_jax.workdir import once
+from dpose_jax.workdir import model_folder, once
 
 
 @pytest.fixture(name="folder")
@@ -81,3 +83,12 @@ def test_a_check_is_made_once(folder):
     for inputs in (["a"], ["a"], ["b"], ["b"]):
         once.check_once(check, *inputs)
     assert len(calls) == 3 and len(list(folder.iterdir())) == 2
+
+
+def test_parts_from_elsewhere_are_not_stored(monkeypatch):
+    """The code of this package finds a stored program. An update rule of the user's is not part of it."""
+    recipe, variables, _ = model_folder.load(model_folder.SHIPPED)
+    assert isinstance(Predictor(recipe, variables)._run, StoredProgram)
+    rule = UPDATES["direct"]
+    monkeypatch.setitem(UPDATES, "direct", rule._replace(update=lambda space, y, estimate, step: y))
+    assert not isinstance(Predictor(recipe, variables)._run, StoredProgram)

@@ -12,13 +12,14 @@ import numpy as np
 
 from dpose_jax.data import crop
 from dpose_jax.data.crop import crop_spec
-from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
+from dpose_jax.diffusion.sampler import UPDATES, SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.results import score_persons
 from dpose_jax.inference.about import about_published, about_trained
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
 from dpose_jax.inference.stored_program import StoredProgram
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.models.weights.published import read_pose_model
@@ -88,7 +89,11 @@ class Predictor:
             return {"trajectory": jnp.swapaxes(trajectory, 0, 1), "joints": jnp.swapaxes(joints, 0, 1)}
 
         self._spec, self._trace = crop_spec(recipe), jax.jit(trace)
-        self._run = StoredProgram(self.sampler.poses, repr(recipe), repr((settings, flip, hypotheses)))
+        # A stored program is found by the code of this package alone, so not for parts that come from elsewhere.
+        parts = BACKBONES[recipe.model.backbone].build, *UPDATES[recipe.sampler.update_rule]
+        ours = all(getattr(part, "__module__", "").partition(".")[0] == "dpose_jax" for part in parts)
+        facts = repr(recipe), repr((settings, flip, hypotheses))
+        self._run = StoredProgram(self.sampler.poses, *facts) if ours else jax.jit(self.sampler.poses)
 
     @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":
