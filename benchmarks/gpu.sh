@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What only a GPU can tell, in one call: benchmarks/gpu.sh COCO OUT. About an hour; every part has a file in OUT.
-# Needs pip install -e ".[cuda,benchmark,export]" and, for the peer, PyTorch.
+# Needs pip install -e ".[cuda,benchmark]" and, for the peer, PyTorch.
 set -uo pipefail
 coco=$1 out=$2
 mkdir -p "$out"

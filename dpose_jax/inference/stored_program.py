@@ -55,6 +55,6 @@ class StoredProgram:
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(bytes(traced.serialize()))
             part.replace(path)
-        except (OSError, ImportError):
-            pass  # a folder that cannot be written to; no flatbuffers, which jax.export stores by
+        except OSError:
+            pass  # a folder that cannot be written to
         return jax.jit(traced.call)
