@@ -49,7 +49,7 @@ class Preemption(contextlib.ExitStack):
             return
         # Among several processes JAX's own client receives SIGTERM.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if self._alone else (signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_IGN:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             before = signal.signal(number, self._receive)
             self.callback(signal.signal, number, before or signal.SIG_DFL)
