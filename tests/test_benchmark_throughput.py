@@ -5,16 +5,16 @@ from types import SimpleNamespace as Made
 import miniature
 import pytest
 
-from benchmarks import accelerator
+from benchmarks import throughput
 from dpose_jax.recipe import Recipe
 
 
 def test_works_by_their_places():
-    assert accelerator.chosen(None) == list(accelerator.WORKS)
-    assert accelerator.chosen(["3", "0"]) == ["training, coarse", "inference, coarse"]
+    assert throughput.chosen(None) == list(throughput.WORKS)
+    assert throughput.chosen(["3", "0"]) == ["training, coarse", "inference, coarse"]
     for place in ("5", "-1", "training"):
         with pytest.raises(ValueError, match=f"--work='{place}': must be among 0 to 4: inference, coarse; "):
-            accelerator.chosen([place])
+            throughput.chosen([place])
 
 
 def line(name, **nanoseconds):
@@ -26,15 +26,15 @@ def test_kernels_of_a_profile():
     streams = [line("Stream #13(Compute)", conv=60, add=20), line("Stream #14(Memcpy)", conv=15, copy=5)]
     device = Made(name="/device:GPU:0", lines=[*streams, line("XLA Modules", jit_step=100)])
     host = Made(name="/host:metadata", lines=[line("python", wait=1000)])
-    assert accelerator.shares([host, device]) == [("conv", 0.75), ("add", 0.2), ("copy", 0.05)]
-    assert accelerator.shares([host]) == []
+    assert throughput.shares([host, device]) == [("conv", 0.75), ("add", 0.2), ("copy", 0.05)]
+    assert throughput.shares([host]) == []
 
 
 def test_inference_and_train_step():
     """Both are timed. A train step has the forward pass and a backward pass of about twice its products."""
     recipe, found = Recipe.from_config(miniature.get_config()), {}
     for work in ("inference, coarse", "training, coarse"):
-        call, program, flops = accelerator.ours(recipe, work, 2)
+        call, program, flops = throughput.ours(recipe, work, 2)
         results = [call() for _ in range(3)]
         assert program.cost_analysis()["bytes accessed"] > 0 and flops > 0
         found[work] = flops, results
