@@ -5,6 +5,12 @@ python eval.py --model=FOLDER|hf:OWNER/REPO --out=FILE.json
 python eval.py --weights=hrnet_w32 --config.data.root=COCO --out=FILE.json
 """
 
+import signal
+
+# Ctrl-C while libraries load ends the program without a traceback; `app.run` handles it from then on.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from absl import flags
 
 from dpose_jax.evaluation.evaluator import evaluate, evaluate_weights

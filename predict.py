@@ -4,6 +4,12 @@ python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--mo
   [--boxes=FILE [--category=NAME]|--detector=fasterrcnn] [--steps=4] [--trajectory]
 """
 
+import signal
+
+# Ctrl-C while libraries load ends the program without a traceback; `app.run` handles it from then on.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from absl import flags
 
 from dpose_jax import Predictor

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable
 
@@ -28,10 +29,12 @@ STRIDES = flags.DEFINE_list("strides", ["8", "4", "2", "1"], "Heatmap strides s.
 JOINTS = flags.DEFINE_list("joints", ["5", "17", "68", "133"], "Joints of a person, encoded and decoded.")
 STEPS = flags.DEFINE_list("steps", ["0", "1", "2", "4", "8"], "Sampling steps; 0 is the coarse branch.")
 WORKERS = flags.DEFINE_list("workers", ["0", "1", "2", "4"], "Processes that make training examples.")
+DTYPES = flags.DEFINE_list("dtypes", ["float32"], "Dtypes of compute: float32, bfloat16.")
 SECONDS = flags.DEFINE_float("seconds", 2.0, "To spend on timing each point.")
 OUT = flags.DEFINE_string("out", None, "The folder for growth.json, growth.md and growth.png.", required=True)
 
 BATCH = 16  # persons, where another quantity varies
+NETWORK = "batch", "stride", "steps"  # the series with a network
 TAKEN = 16  # batches in a call of the loader: more than it holds ready, two for each worker
 
 
@@ -39,20 +42,22 @@ def main() -> None:
     """Measures, prints the table, writes the report and draws the plots."""
     recipe, environment = Recipe.from_config(CONFIG.value), report.environment()
     series = {
-        "batch": (BATCHES.value, lambda size, stack: prediction(recipe, size, recipe.stride, 1)),
-        "stride": (STRIDES.value, lambda stride, stack: prediction(recipe, BATCH, stride, 1)),
-        "joints": (JOINTS.value, lambda number, stack: encode_decode(number)),
-        "steps": (STEPS.value, lambda steps, stack: prediction(recipe, BATCH, recipe.stride, steps)),
-        "workers": (WORKERS.value, lambda workers, stack: loader(recipe, workers, stack)),
+        "batch": (BATCHES.value, lambda size, of, stack: prediction(of, size, of.stride, 1)),
+        "stride": (STRIDES.value, lambda stride, of, stack: prediction(of, BATCH, stride, 1)),
+        "steps": (STEPS.value, lambda steps, of, stack: prediction(of, BATCH, of.stride, steps)),
+        "joints": (JOINTS.value, lambda number, of, stack: encode_decode(number)),
+        "workers": (WORKERS.value, lambda workers, of, stack: loader(of, workers, stack)),
     }
-    rows = []
+    rows, device = [], jax.devices()[0].device_kind
     for name, (values, make) in series.items():
-        for value in map(int, values):
+        dtypes = DTYPES.value if name in NETWORK else DTYPES.value[:1]
+        for dtype, value in itertools.product(dtypes, map(int, values)):
             with contextlib.ExitStack() as stack:  # stops the point's worker processes before the next point
-                call, persons = make(value, stack)
+                call, persons = make(value, recipe.override({"model.dtype": dtype}), stack)
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
             rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
-            rows.append({"over": name, "at": value} | rates)  # persons a second, and quartiles
+            row = {"over": name, "at": value} | rates  # persons a second, and quartiles
+            rows.append(row | ({"dtype": dtype, "device": device} if name in NETWORK else {}))
     protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
     report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
     write_plot(os.path.join(OUT.value, "growth.png"), rows)
@@ -89,10 +94,14 @@ def write_plot(path: str, rows: list[dict]) -> None:
     names = list(dict.fromkeys(row["over"] for row in rows))
     figure = Figure(figsize=(3.2 * len(names), 3.2), layout="constrained")
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
-        line = [row for row in rows if row["over"] == name]
-        at, value, low, high = ([row[key] for row in line] for key in ("at", "value", "low", "high"))
-        axes.plot(at, value, "o-", markersize=4)
-        axes.fill_between(at, low, high, alpha=0.2)
+        panel = [row for row in rows if row["over"] == name]
+        for dtype in dict.fromkeys(row.get("dtype") for row in panel):
+            line = [row for row in panel if row.get("dtype") == dtype]
+            at, value, low, high = ([row[key] for row in line] for key in ("at", "value", "low", "high"))
+            axes.plot(at, value, "o-", markersize=4, label=dtype)
+            axes.fill_between(at, low, high, alpha=0.2)
+        if len(DTYPES.value) > 1 and name in NETWORK:
+            axes.legend()
         axes.set(xlabel=name, ylabel="persons a second", yscale="log")
         axes.set_xscale("symlog", base=2, linthresh=1)  # linear below 1, for 0
         axes.set_xticks(at, list(map(str, at)))

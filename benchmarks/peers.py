@@ -99,10 +99,7 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     """The tests' HRNet-W32 in eager PyTorch: (B, Hx, Wx, 3) float32 -> features, or the gradient of their power."""
     import torch
 
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from torch_hrnet import TorchHRNet  # type: ignore[import-not-found]
-
-    net = TorchHRNet(HRNetSpec(32), 1).to(memory_format=torch.channels_last).train(train)
+    net = _torch_hrnet(32, 1).to(memory_format=torch.channels_last).train(train)
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
 
     def backward():
@@ -110,6 +107,59 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
         net(batch)[0].square().mean().backward()
 
     return backward if train else torch.inference_mode()(lambda: net(batch)[0])
+
+
+def torch_compiled(
+    width: int, joints: int, size: tuple[int, ...], dtype: str, train: bool
+) -> tuple[Callable | None, dict]:
+    """HRNet in PyTorch on the GPU if there is one, channels last, by torch.compile: a call, and what it takes.
+
+    The call is inference, by CUDA graphs, or a train step: L2 loss, gradient, fused Adam, under autocast. float32
+    products are TF32, as ours. `size` is (B, Hx, Wx, 3). A batch that does not fit has no call, and says so.
+    """
+    import torch
+
+    torch.compiler.reset()  # after a few batch sizes it would run uncompiled
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    net = _torch_hrnet(width, joints)
+    place, kind = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    net = net.to(place, memory_format=torch.channels_last).train(train)
+    batch = torch.randn(size[0], 3, *size[1:3], device=place).contiguous(memory_format=torch.channels_last)
+    if train:
+        target = torch.rand(size[0], joints, size[1] // 4, size[2] // 4, device=place)
+        compiled, adam = torch.compile(net, dynamic=False), torch.optim.Adam(net.parameters(), fused=True)
+
+        def run():
+            adam.zero_grad(set_to_none=True)
+            with torch.autocast(place, kind, enabled=dtype != "float32"):
+                loss = (compiled(batch)[1].float() - target).square().mean()
+            loss.backward()
+            adam.step()
+    else:
+        compiled, batch = torch.compile(net.to(kind), dynamic=False, mode="reduce-overhead"), batch.to(kind)
+        run = torch.inference_mode()(lambda: compiled(batch)[1])
+
+    def call():
+        run()
+        if place == "cuda":
+            torch.cuda.synchronize()
+
+    try:
+        for _ in range(3):  # CUDA graphs are recorded in the second
+            call()
+    except torch.cuda.OutOfMemoryError:
+        return None, {"note": "does not fit"}
+    return call, {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if place == "cuda" else {}
+
+
+def _torch_hrnet(width: int, joints: int):
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from torch_hrnet import TorchHRNet  # type: ignore[import-not-found]
+
+    return TorchHRNet(HRNetSpec(width), joints)
 
 
 def _load(folder: str, path: str) -> dict:

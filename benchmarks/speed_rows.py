@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import pathlib
 import re
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 
 import cv2
@@ -18,6 +20,8 @@ import numpy as np
 
 from benchmarks import peers, report
 from dpose_jax.data import build, crop, datasets, loader
+from dpose_jax.data.jpeg_parts import JPEGTRAN
+from dpose_jax.data.sample import read_part
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
 from dpose_jax.models import diffusion_pose, hrnet, initialise
@@ -34,12 +38,16 @@ Contenders = dict[str, Callable[[], object]]
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
-    """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`."""
+    """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`.
+
+    `by_cpu_time` is the same of the processor time of all threads, which other load on the machine changes less.
+    """
     rows = []
     for who, t in report.measure(contenders).items():
-        seconds = np.array(t[:3])  # of a call, with `amount` persons, images or steps
-        value, *ends = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
-        rows.append({"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)})
+        seconds = np.array([*t[:3], max(t.cpu, 1e-9)])  # of a call, with `amount` persons, images or steps
+        value, *ends, cpu = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
+        row = {"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)}
+        rows.append(row | {"by_cpu_time": cpu})
     if compile_seconds is not None:
         rows[0]["compile_seconds"] = compile_seconds
     return rows
@@ -125,54 +133,66 @@ def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     return rows
 
 
-def network(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
-    """HRNet-W32 at 256 x 192: inference, and forward with backward, batch 4, float32."""
+def network(
+    wanted: peers.Peers, recipe: Recipe, batches: Sequence[int] = (IMAGES,), dtypes: Sequence[str] = ("float32",)
+) -> list[dict]:
+    """HRNet-W32 at 256 x 192: inference, and forward with backward, at each dtype and batch; peers in float32."""
     variables = initialise.initial_variables(diffusion_pose.build_model(recipe.override({"model.backbone": "w32"})), 0)
     ours = jax.device_put({kind: tree["hrnet"] for kind, tree in variables.items()})
-    images = np.random.default_rng(0).normal(size=(IMAGES, *SIZE, 3)).astype(np.float32)
-    net, rows = hrnet.HRNet(hrnet.HRNetSpec(32)), []
+    rows, device = list[dict](), jax.devices()[0].device_kind
 
-    def backward(variables, images):
+    def backward(net, variables, images):
         def loss(params):
             features, moved = net.apply({**variables, "params": params}, images, True, mutable=["batch_stats"])
             return jnp.mean(features**2), moved
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
-    for work, function, train in (("W32 inference", net.apply, False), ("W32 forward + backward", backward, True)):
-        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if "torch" in wanted else {}
-        rows += compare(work, "ms an image", function, (ours, images), theirs, IMAGES)
+    for dtype, batch, train in itertools.product(dtypes, batches, (False, True)):
+        images = np.random.default_rng(0).normal(size=(batch, *SIZE, 3)).astype(np.float32)
+        net, work = hrnet.HRNet(hrnet.HRNetSpec(32), dtype), "W32 forward + backward" if train else "W32 inference"
+        function = functools.partial(backward, net) if train else net.apply
+        peer = "torch" in wanted and dtype == "float32"
+        theirs = {"torch, eager": peers.torch_hrnet(images, train)} if peer else {}
+        found = compare(work, "ms an image", function, (ours, jnp.asarray(images, dtype)), theirs, batch)
+        rows += [row | {"dtype": dtype, "batch": batch, "device": device} for row in found]
     return rows
 
 
 def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
-    """Augmented crops of persons from a folder and from both kinds of records, on one core; and their pixels alone."""
+    """Augmented crops of persons from a folder and from all kinds of records, on one core; and their pixels alone."""
     cv2.setNumThreads(0)
     recipe = recipe.override({"data.root": datasets.data_root(recipe.data)})
-    spec, joint_set, contenders = loader.crop_spec(recipe), recipe.joints, {}
-
-    def example(source, rng, index):
-        view = crop.draw_view(rng, source[index], spec, recipe.augment, joint_set)
-        return loader.make_example(source.read_image(index), source[index], view, spec, joint_set)
+    spec, contenders = crop.crop_spec(recipe), {}
 
     def next_persons(make, count, rng):  # in this thread, in random order
         for index in rng.integers(count, size=PERSONS).tolist():
             make(index)
 
+    def pixels(source):  # of one view each
+        rng, args = np.random.default_rng(1), (spec, recipe.augment, recipe.joints)
+        views = [crop.draw_view(rng, source[index], *args) for index in range(len(source))]
+        windows = [crop.view_window(view) for view in views]
+        return lambda index: read_part(source, index, windows[index])
+
     with tempfile.TemporaryDirectory() as out:
-        for kind in ("folder", "full", "crops"):
+        for name in ("folder", "full", "full --tiles", "crops"):
+            kind, *tiles = name.split()
+            if tiles and shutil.which(JPEGTRAN) is None:
+                continue
             if kind != "folder":
-                build.build(recipe, out, kind)
-            stored = {} if kind == "folder" else {"data.root": out, "data.source": kind}
+                build.build(recipe, os.path.join(out, name), kind, tiles=bool(tiles))
+            stored = {} if kind == "folder" else {"data.root": os.path.join(out, name), "data.source": kind}
             source = datasets.make_source(recipe.override(stored), "train", training=True)
-            makers = {f"ours, {kind}": functools.partial(example, source, np.random.default_rng(1))}
-            makers[f"ours, {kind}, pixels alone"] = source.read_image
+            example, rng = loader.train_example(recipe, source), np.random.default_rng(1)
+            makers: dict[str, Callable] = {f"ours, {name}": functools.partial(example, rng=rng)}
+            makers[f"ours, {name}, pixels alone"] = pixels(source)
             if kind == "folder" and "hrnet" in wanted:
                 persons = [source[index] for index in range(len(source))]
-                for name, targets in (("hrnet", False), ("hrnet, targets too", True)):
-                    makers[name] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
-            for name, make in makers.items():
-                contenders[name] = functools.partial(next_persons, make, len(source), np.random.default_rng(0))
+                for who, targets in (("hrnet", False), ("hrnet, targets too", True)):
+                    makers[who] = peers.hrnet_loader(wanted["hrnet"], persons, targets)
+            for who, make in makers.items():
+                contenders[who] = functools.partial(next_persons, make, len(source), np.random.default_rng(0))
         return entries("input", "persons/s", contenders, PERSONS)
 
 
@@ -182,34 +202,55 @@ def start(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     given, rows = given | {"train.batch_size": 4, "model.pretrained": "none"}, []
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
-            seconds, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
-            rows.append({"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds})
+            seconds, cpu, _ = run_training("configs/coco_w32_256x192.py", given, cache, "--dry_run")
+            row = {"work": f"start of W32, {state}", "unit": "s", "who": "ours", "value": seconds}
+            rows.append(row | {"by_cpu_time": cpu})
+    return rows
+
+
+def predict(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """From the command to the picture of one image by the bundled model; cold, then warm."""
+    rows = []
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as out:
+        for state in ("cold", "warm", "warm", "warm"):
+            command = ["predict.py", "--input=docs/images/person.jpg", f"--out={out}"]
+            seconds, cpu, _ = run_program(command, cache)
+            row = {"work": f"predict.py, {state}", "unit": "s", "who": "ours", "value": seconds}
+            rows.append(row | {"by_cpu_time": cpu})
     return rows
 
 
 def memory(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """Peak memory of the main process of the demo's training, which 20 steps reach."""
     with tempfile.TemporaryDirectory() as cache:
-        _, peak = run_training("configs/synthetic.py", {"train.steps": 20, "optim.warmup_steps": 1}, cache)
+        *_, peak = run_training("configs/synthetic.py", {"train.steps": 20, "optim.warmup_steps": 1}, cache)
     return [{"work": "peak memory of the demo", "unit": "GB", "who": "ours", "value": peak / 1e9}]
 
 
-def run_training(config: str, overrides: dict, cache: str, *options: str) -> tuple[float, int]:
-    """Runs train.py of the clone; returns its seconds, and the peak memory of its main process in bytes."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+def run_training(config: str, overrides: dict, cache: str, *options: str) -> tuple[float, float, int]:
+    """`run_program` of train.py with a workdir of its own."""
     with tempfile.TemporaryDirectory() as workdir:
-        command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *options]
-        command += [f"--config.{name}={value}" for name, value in overrides.items()]
-        began, peak, printed = time.perf_counter(), 0, None
-        process = Popen(command, cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
-        while printed is None:
-            peak = max(peak, peak_memory(process.pid))  # that of `wait` starts with the parent's memory
-            with contextlib.suppress(TimeoutExpired):
-                printed, _ = process.communicate(timeout=0.1)
-        seconds = time.perf_counter() - began
+        command = ["train.py", f"--config={config}", f"--workdir={workdir}", *options]
+        return run_program(command + [f"--config.{name}={value}" for name, value in overrides.items()], cache)
+
+
+def run_program(command: list[str], cache: str) -> tuple[float, float, int]:
+    """Runs a program of the clone: its seconds of wall clock and processor, its main process's peak memory in bytes.
+
+    `cache` is the folder of compiled programs. Raises ValueError if the program fails.
+    """
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    began, before, peak, printed = time.perf_counter(), os.times(), 0, None
+    process = Popen([sys.executable, *command], cwd=ROOT, env=environment, text=True, stdout=PIPE, stderr=STDOUT)
+    while printed is None:
+        peak = max(peak, peak_memory(process.pid))  # that of `wait` starts with the parent's memory
+        with contextlib.suppress(TimeoutExpired):
+            printed, _ = process.communicate(timeout=0.1)
+    seconds, after = time.perf_counter() - began, os.times()
     if process.returncode:
         raise ValueError(f"{' '.join(command)}: {printed[-2000:]}")
-    return seconds, peak
+    cpu = after.children_user - before.children_user + after.children_system - before.children_system
+    return seconds, cpu, peak
 
 
 def peak_memory(pid: int) -> int:

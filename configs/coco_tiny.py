@@ -13,8 +13,7 @@ from configs import tiny
 def get_config():
     """Returns the recipe; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
-    c.data.update(train_images="images/train2017", val_images="images/val2017")
-    c.data.val_detections = "annotations/person_detections_val2017_centernet.json"
+    c.data.val_detections = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
     c.augment.update(scale=0.0, rotation_prob=0.0)  # only the flip, for the flip test: the aim is to overfit
     c.optim.weight_decay = 0.0
     c.train.steps = 1600

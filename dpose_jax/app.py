@@ -269,6 +269,13 @@ def _click(text, corner, event: gr.SelectData):
     return add_corner(text, corner, event.index)
 
 
+def _hostname(host: str) -> str | None:
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname
+    except ValueError:  # half an IPv6 address
+        return None
+
+
 class OwnHost:
     """ASGI: answers 403 to a request for another host than this machine, or from a page of another origin."""
 
@@ -279,13 +286,12 @@ class OwnHost:
         if scope["type"] in ("http", "websocket"):
             headers = Headers(scope=scope)
             host, origin = headers.get("host", ""), headers.get("origin")
-            if urllib.parse.urlsplit(f"//{host}").hostname not in HOSTS or origin not in (None, f"http://{host}"):
+            if _hostname(host) not in HOSTS or origin not in (None, f"http://{host}"):
                 if scope["type"] == "websocket":
                     await send({"type": "websocket.close", "code": 1008})
                     return
                 text = f"only {' and '.join(HOSTS)}, and pages from there, may ask"
-                await PlainTextResponse(text, 403)(scope, receive, send)
-                return
+                return await PlainTextResponse(text, 403)(scope, receive, send)
         await self._application(scope, receive, send)
 
 
@@ -297,9 +303,8 @@ def server(page: gr.Blocks, port: int) -> tuple[uvicorn.Server, socket.socket]:
     try:
         listening = socket.create_server((HOSTS[0], port))
     except OSError as error:
-        raise OSError(
-            f"--port={port}: {os.strerror(error.errno or 0)}; is a page open already? Choose another"
-        ) from error
+        why = os.strerror(error.errno or 0)
+        raise OSError(f"--port={port}: {why}; is a page open already? Choose another") from error
     port = listening.getsockname()[1]
     whole = gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None), page, path="/", server_name=HOSTS[0], server_port=port, footer_links=[],

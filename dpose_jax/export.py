@@ -6,7 +6,6 @@ python -m dpose_jax.export --workdir=runs/demo --weights=FOLDER [--push_to_hub=U
 --model=FOLDER, or hf:OWNER/REPO, instead of --workdir takes a model folder.
 """
 
-import importlib.util
 import os
 from collections.abc import Sequence
 
@@ -31,12 +30,10 @@ def export_program(predictor: Predictor, platforms: Sequence[str]) -> bytes:
 
     `jax.export.deserialize(data).call(crops, person_ids)` takes crops (B, Hx, Wx, 3) uint8 and person_ids (B,) int32,
     which seed the sampler's noise. It returns keypoints (B, J, 2) in crop pixels, scores (B, J) and covariances
-    (B, J, 2, 2), float32, as `PoseSampler.poses` does. ValueError if a platform is unknown, or without flatbuffers.
+    (B, J, 2, 2), float32, as `PoseSampler.poses` does. ValueError if a platform is unknown.
     """
     if not platforms or not set(platforms) <= set(PLATFORMS):
         raise ValueError(f"platforms={list(platforms)}: must be one or more of {PLATFORMS}")
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise ValueError('--out: a program needs the export extra: pip install -e ".[export]"')
     variables = jax.device_get(predictor.variables)
 
     def program(crops, person_ids):

@@ -8,8 +8,20 @@ and `--config.x=y` use the same names. Sizes are (height, width) in pixels; prob
 from ml_collections import ConfigDict, config_dict
 
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
-from dpose_jax.typed_fields import Section, at_least, below_one, choice, fail, kinds, positive, random_seed, share
+from dpose_jax.typed_fields import (
+    Section,
+    at_least,
+    below_one,
+    between,
+    choice,
+    fail,
+    kinds,
+    positive,
+    random_seed,
+    share,
+)
 
+LARGEST_SIDE = 4096  # of a crop and of a rendered image, px (ours)
 SOURCES = "folder", "full", "crops", "synthetic", "rendered"
 
 
@@ -34,8 +46,8 @@ class Rendered(Section, prefix="data.rendered."):
     backgrounds: str | None = None  # a folder of pictures; none: invented backgrounds
 
     def check(self) -> None:
-        if min(self.size) < 64:
-            fail("data.rendered.size", self.size, "be (height, width) of at least 64 px each")
+        if not 64 <= min(self.size) <= max(self.size) <= LARGEST_SIDE:
+            fail("data.rendered.size", self.size, f"be (height, width) of 64 to {LARGEST_SIDE} px each")
         for name in ("train_images", "val_images"):  # ids of both splits fit int32
             if getattr(self, name) >= 2**24:
                 fail(f"data.rendered.{name}", getattr(self, name), "lie in [1, 2**24)")
@@ -60,7 +72,7 @@ class Data(Section, prefix="data."):
     orientation: str = choice("stored", "upright")  # what annotations refer to: pixels as stored, or turned by EXIF
     use_area: bool = True  # OKS scale: the annotation's area, or 0.53 w h of its box
     max_bad_share: float = share(0.01)  # of records that may be unreadable before the run stops
-    workers: int = at_least(0, 2)  # Grain worker processes; 0 reads in the main process
+    workers: int = between(0, 1024, 2)  # Grain worker processes; 0 reads in the main process
     synthetic: Synthetic = Synthetic()
     rendered: Rendered = Rendered()
 
@@ -108,7 +120,7 @@ class Codec(Section, prefix="codec."):
     name: str = choice("unbiased", "rounded")  # unbiased (sub-pixel centres) or rounded (HRNet) (ours)
     refine: str = choice("dark", "quarter", "none")  # (ours)
     sigma: float = positive(2.0)  # of the Gaussians, heatmap px (ours)
-    blur: int = at_least(1, 11)  # DARK's smoothing kernel, heatmap px, odd; 1 turns it off (ours)
+    blur: int = between(1, 255, 11)  # DARK's smoothing kernel, heatmap px, odd; 1 turns it off (ours)
     # How far off the crop a joint may lie and keep its label, in sigmas: 3 in HRNet's code (ours).
     label_margin: float = at_least(0, 0.0)
 
@@ -120,7 +132,7 @@ class Codec(Section, prefix="codec."):
 class Diffusion(Section, prefix="diffusion."):
     """The forward process, and what the denoiser is trained on."""
 
-    timesteps: int = at_least(1, 1000)  # T (ours, after DDPM)
+    timesteps: int = between(1, 100_000, 1000)  # T (ours, after DDPM)
     schedule: str = choice("cosine", "linear")  # (ours, after improved DDPM)
     zeta: float = positive(2.0)  # signal scale (ours; the sweep is 1, 2, 5, 10)
     t_range: tuple[int, int] = (1, 300)  # t is uniform over this closed range in training (ours; the paper: 1 to T)
@@ -147,17 +159,17 @@ class Model(Section, prefix="model."):
     """The network."""
 
     backbone: str = "w32"  # tiny, w18_small, w32, w48, or what else the package models names
-    width: int | None = at_least(1, None)  # replaces the backbone's width
+    width: int | None = between(1, 65_536, None)  # replaces the backbone's width
     pretrained: str = "imagenet"  # none, imagenet, hf:OWNER/REPO, a file or folder: docs/pretrained.md
     head_dim: tuple[int, int] = (16, 32)  # SC-CA head width range; heads = channel groups (ours)
-    window: int = at_least(1, 8)  # SC-CA window, px at stride 4 (ours)
+    window: int = between(1, 256, 8)  # SC-CA window, px at stride 4 (ours)
     spatial_attention: bool = True  # A_s
     channel_attention: bool = True  # A_c
     channel_scale: str = choice("width", "positions")  # of its affinity: d^-1/2 (ours, after DaViT) or N^-1/2 (ours)
     # SGDD: unet, the paper's kind; or light (ours): no residual block at full size, skips added.
     decoder: str = choice("unet", "light")
-    decoder_channels: int = at_least(1, 64)  # C
-    decoder_blocks: int = at_least(1, 2)  # residual blocks a level (ours)
+    decoder_channels: int = between(1, 65_536, 64)  # C
+    decoder_blocks: int = between(1, 64, 2)  # residual blocks a level (ours)
     # From stride 4 to a smaller one: bilinear resizes x^c and the coarse heatmaps (ours). With subpixel all stays at
     # stride 4, and both heads give the 4/s x 4/s heatmap pixels of a position as channels (ours).
     upsampling: str = choice("bilinear", "subpixel")
@@ -279,8 +291,9 @@ class Recipe(Section):
 
     def check(self) -> None:
         get_joint_set(self.joint_set)
-        if any(side < 1 or side % 32 for side in self.input_size):
-            fail("input_size", self.input_size, "be (height, width), positive multiples of 32 each")
+        if any(not 1 <= side <= LARGEST_SIDE or side % 32 for side in self.input_size):
+            rule = f"be (height, width), positive multiples of 32 each, at most {LARGEST_SIDE}"
+            fail("input_size", self.input_size, rule)
         if self.model.upsampling == "subpixel" and self.stride > 4:
             fail("model.upsampling", "subpixel", f"be 'bilinear' with stride={self.stride}, which is above 4")
         if self.optim.warmup_steps >= self.train.steps:

@@ -22,6 +22,11 @@ def at_least(low: float, default: Any) -> Any:
     return _ruled(lambda value: value >= low, f"be at least {low}" if low else "not be negative", default)
 
 
+def between(low: float, high: float, default: Any) -> Any:
+    """A field in [low, high]: what an array's size or a loop's length grows with, so that no file takes all memory."""
+    return _ruled(lambda value: low <= value <= high, f"lie in [{low}, {high}]", default)
+
+
 def choice(default: Any, *others: Any) -> Any:
     """A field that is one of these values."""
     return _ruled(lambda value: value in (default, *others), f"be one of {(default, *others)}", default)
@@ -36,7 +41,7 @@ random_seed = functools.partial(_ruled, lambda value: 0 <= value < 2**32, "lie i
 
 def fail(name: str, value: Any, rule: str) -> typing.NoReturn:
     """Raises the ValueError of a field: `name=value: must ...`."""
-    raise ValueError(f"{name}={value!r}: must {rule}")
+    raise ValueError(f"{name}={value!r:.120}: must {rule}")
 
 
 @typing.dataclass_transform(frozen_default=True)

@@ -29,11 +29,13 @@ from dpose_jax.data.sample import BadRecordError, Source
 from dpose_jax.evaluation.results_file import score_files
 from dpose_jax.inference.boxes import BoxFile, checked_boxes
 from dpose_jax.inference.images import load_image
+from dpose_jax.inference.progress import Progress, _line
 from dpose_jax.models.weights import hub
 from dpose_jax.pose.joint_sets import AIC, get_joint_set
 from dpose_jax.recipe import Recipe
 from dpose_jax.training.metrics import MetricsWriter
 from dpose_jax.workdir import compatibility, model_folder
+from dpose_jax.workdir.starts import last_start, record_start, training_device
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -176,6 +178,24 @@ def _read_metrics(folder: pathlib.Path) -> None:
     assert all(json.loads(line)["step"] <= 2 for line in lines), lines
 
 
+def _read_run(folder: pathlib.Path) -> None:
+    before = training_device(str(folder))
+    assert before is None or isinstance(before, str)
+    assert isinstance(last_start(str(folder)), dict)
+    record_start(str(folder), 3, {"persons": 2, "sha256": "00"})
+    assert last_start(str(folder))["step"] == 3
+
+
+def _read_progress(folder: pathlib.Path) -> None:
+    progress = Progress(str(folder), {"input": "a"})
+    for number in (0, 1, 2):
+        progress.resume(number, f"{number}.png", [5, 6])
+    for entry in progress.entries.values():
+        np.array([row["keypoints"] for row in entry["results"]], np.float64).reshape(-1, 3, 3)
+    json.dumps(list(progress.entries.values()), allow_nan=False)
+    progress.close()
+
+
 def _read_weights(name: str) -> Read:
     def read(folder: pathlib.Path) -> None:
         found = hub.read(str(folder / name))
@@ -250,6 +270,14 @@ with open(os.path.join(model_folder.SHIPPED, model_folder.METADATA_FILE)) as _fi
     _MODEL = json.load(_file)
 _TINY = json.loads(json.dumps(dataclasses.asdict(coco_folder.TINY)))
 _METRICS = b"".join(json.dumps({"step": step, "loss": 0.5, "AP": None}).encode() + b"\n" for step in range(1, 5))
+_START = {"step": 0, "device": "cpu", "devices": 1, "processes": 1, "data": {"persons": 2, "sha256": "00"}}
+_ENTRY = {
+    "image": {"id": 1, "file_name": "1.png", "width": 30, "height": 20},
+    "results": [{"image_id": 1, "category_id": 1, "keypoints": [9.0, 8, 0.5] * 3, "score": 0.9}],
+    "problems": ["box 2 lies outside"],
+    "stamp": [5, 6],
+}
+_PROGRESS = "\n".join(['{"input": "a"}', _line(_ENTRY), _line(_ENTRY), ""]).encode()
 
 READERS = {
     "annotations": Reader("truth.json", coco_folder.content(), _folder("truth.json"), _prepare_folder),
@@ -287,6 +315,8 @@ READERS = {
     "config.json": Reader("config.json", _MODEL["config"], _read_recipe),
     "model.json": Reader("model.json", _MODEL, _read_model, _link_weights),
     "metrics.jsonl": Reader("metrics.jsonl", _METRICS, _read_metrics),
+    "run.json": Reader("run.json", {"starts": [_START, _START | {"devices": 8}]}, _read_run),
+    "unfinished.jsonl": Reader("unfinished.jsonl", _PROGRESS, _read_progress),
     "zip of PyTorch": Reader("a.pth", (FIXTURES / "zip.pth").read_bytes(), _read_weights("a.pth")),
     "pickle of PyTorch": Reader("a.pth", _pickle(), _read_weights("a.pth"), encode=_zip),
     "stream of PyTorch": Reader("a.pth", (FIXTURES / "stream.pth").read_bytes(), _read_weights("a.pth")),

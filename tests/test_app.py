@@ -161,6 +161,8 @@ def ask(address, method, path, headers, body=None):
         ("127.0.0.1:{port}", None, 200),
         ("localhost:{port}", "http://localhost:{port}", 200),
         ("evil.example", None, 403),
+        ("[::1", None, 403),
+        ("127.0.0.1.evil.example", None, 403),
         ("evil.example:{port}", "http://evil.example:{port}", 403),
         ("127.0.0.1:{port}", "http://evil.example", 403),
         ("127.0.0.1:{port}", "http://127.0.0.1:1", 403),

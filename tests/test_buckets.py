@@ -47,6 +47,21 @@ def test_without_gcsfs_the_extra_is_named(found, miniature):
         check_workdir(miniature(), "gs://bucket/run")
 
 
+@pytest.mark.parametrize("path", ["foo://x/y", "file:///x/y"])
+def test_another_scheme_is_named(miniature, path):
+    with pytest.raises(OSError, match=rf"^{path}: \w+:// is no bucket that is known; a folder here has no scheme"):
+        check_workdir(miniature(), path)
+
+
+def test_a_workdir_that_cannot_be_is_named(miniature, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    texts = {"file": "is a file", "file/run": f"'{tmp_path}/file' is a file", "link": f"is a link to '{tmp_path}/gone'"}
+    for name, text in texts.items():
+        with pytest.raises(OSError, match=f"^workdir '{tmp_path}/{name}': {text}"):
+            check_workdir(miniature(), str(tmp_path / name))
+
+
 def test_a_benchmark_names_the_extra_of_a_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

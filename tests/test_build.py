@@ -15,7 +15,7 @@ from image_files import CMYK_JPEG
 from record_cases import broken_folder, built_records, edit, recipe  # noqa: F401, two of them fixtures
 
 from dpose_jax.data import build as build_module
-from dpose_jax.data import loader
+from dpose_jax.data import image_files, loader
 from dpose_jax.data.array_record import writer
 from dpose_jax.data.array_record.reader import records_folder
 from dpose_jax.data.build import build, format_report
@@ -45,6 +45,28 @@ def test_full_gives_the_folders_batches_bit_for_bit(folder, records):
             np.testing.assert_array_equal(one[key], other[key], err_msg=key)
     assert {int(i) for batch in expected for i in batch["bad_index"]} > {-1}
     assert stored.report() == source.report() and stored.ground_truth() == source.ground_truth()
+
+
+@pytest.mark.skipif(shutil.which("jpegtran") is None, reason="needs jpegtran")
+def test_full_with_tiles_gives_them_too(folder, tmp_path, monkeypatch):
+    build(recipe(folder), str(tmp_path), "full", tiles=True)
+    expected, _ = batches(folder, "folder")
+    parts, whole = [], image_files.cut
+    monkeypatch.setattr(image_files, "cut", lambda *given: parts.append(whole(*given)) or parts[-1])
+    given, source = batches(tmp_path, "full")
+    for one, other in zip(given, expected, strict=True):
+        for key in other:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert sum(part is not None for part in parts) > len(parts) / 4
+    with pytest.raises(ValueError, match="tiles is True, asked for None"):
+        build(recipe(folder), str(tmp_path), "full")
+
+
+def test_tiles_need_jpegtran(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match="jpegtran is not installed: Debian's libjpeg-turbo-progs"):
+        build(recipe(folder), str(tmp_path), "full", tiles=True)
+    assert not any(tmp_path.rglob("*.json"))
 
 
 def test_crops_give_the_same_but_for_jpeg_noise(folder, records):

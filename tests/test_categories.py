@@ -182,7 +182,7 @@ def test_one_range_of_image_ids(tmp_path, number):
     write(tmp_path, facts)
     with pytest.raises(ValueError, match=rf"data.max_bad_share=0.1: .*; the first: image_entry: .*{str(number)[-4:]}"):
         read(tmp_path, max_bad_share=0.1)
-    assert "image 0 has no id" in BoxFile(str(tmp_path / "truth.json")).problems[0]
+    assert "image 0 has the id" in BoxFile(str(tmp_path / "truth.json")).problems[0]
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ValueError, match=r"truth.json: image entry 0: .* an integer id(, 0 to 2\*\*63 - 1)?, got"):
         score_files(str(tmp_path / "truth.json"), str(tmp_path / "results.json"), TINY, use_area=True)

@@ -11,9 +11,10 @@ import pytest
 
 from dpose_jax.data.datasets import make_source
 from dpose_jax.runtime import cpu, multihost
-from dpose_jax.training.changes import changes, check_hosts, fingerprint
+from dpose_jax.training.changes import changes, fingerprint
 from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import claim_workdir, record_start
+from dpose_jax.workdir.checkpoints import claim_workdir
+from dpose_jax.workdir.starts import record_start
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = {"persons": 21, "sha256": "a"}
@@ -88,16 +89,16 @@ def test_another_recipe_on_another_host_is_named(miniature, monkeypatch):
         patch.setattr(multihost, "gather", gather)
         patch.setattr(multihost, "from_first", lambda function: function())
         for recipe in recipes:
-            check_hosts(recipe, "run")
+            multihost.check_hosts(recipe, "run")
         one, other = sums[1], sums[3]
         replies = iter([sums[0].repeat(2, 0), jax.numpy.concatenate([one, other])])
         patch.setattr(multihost, "gather", lambda rows: jax.device_get(next(replies)))
         with pytest.raises(ValueError) as error:
-            check_hosts(recipes[0], "run")
+            multihost.check_hosts(recipes[0], "run")
     lines = str(error.value).splitlines()
     assert len(lines) == 3 and "optim.learning_rate: " in lines[1] + lines[2]
     assert any(line.startswith("  seed: 0 on process 0; not the same on process [1]") for line in lines)
-    check_hosts(recipes[0], "run")  # alone there is nothing to compare
+    multihost.check_hosts(recipes[0], "run")  # alone there is nothing to compare
 
 
 NOISY = """
@@ -112,6 +113,11 @@ def main():
     absl_logging.warning("of orbax")
     warnings.warn("of grain")
     exec(compile("logging.warning('of ours')", ours.__file__, "exec"), {"logging": absl_logging})
+    for name in ("orbax", "asyncio"):
+        exec(compile(f"logging.error('raised by {name}')", f"/lib/{name}/a.py", "exec"), {"logging": absl_logging})
+    absl_logging.error("an error of others")
+    for error in (RuntimeError("Event loop is closed"), ValueError("ignored of others")):
+        type("Dies", (), {"__del__": lambda self: (_ for _ in ()).throw(error)})()
     print("done")
 
 app.run(main)
@@ -124,8 +130,9 @@ def test_only_our_lines_are_printed(flags, others):
     ended = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
-    assert ended.stdout == "done\n" and "of ours" in ended.stderr
-    for text in ("of a library", "of orbax", "of grain"):
+    assert ended.stdout == "done\n" and "of ours" in ended.stderr and "an error of others" in ended.stderr
+    assert "ignored of others" in ended.stderr
+    for text in ("of a library", "of orbax", "of grain", "raised by orbax", "raised by asyncio", "loop is closed"):
         assert (text in ended.stderr) == others, ended.stderr
 
 

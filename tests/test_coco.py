@@ -135,8 +135,8 @@ def test_optional_fields_of_annotations_are_filled_in():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 5}, "image_id 5: the ground truth has no such image"),
-        ({"image_id": [5]}, r"image_id \[5\]: the ground truth has no such image"),
+        ({"image_id": 5}, "image_id 5: the ground truth has no such image, closest: 105, 112, 111"),
+        ({"image_id": [5]}, r"image_id \[5\]: the ground truth has no such image, closest: 105, 112, 111"),
         ({"category_id": 3}, "category_id 3: the ground truth has no such category, its persons are 1"),
         ({"keypoints": [0.0] * 42}, "keypoints must be 51 numbers for 'coco', got 42"),
         ({"keypoints": [0.0] * 50 + [None]}, "keypoints must be finite numbers, got None"),
@@ -176,7 +176,7 @@ def test_results_without_a_field_or_that_are_none_are_named():
         ({"area": -1.0}, "area must be a finite number, not negative, got -1.0"),
         ({"area": 10**400}, "area must be a finite number, not negative, got 10+…"),
         ({"bbox": [1, 2, 3]}, r"bbox must be 4 finite numbers, got \[1, 2, 3\]"),
-        ({"image_id": 99}, "image_id 99: the ground truth has no such image"),
+        ({"image_id": 99}, "image_id 99: the ground truth has no such image, closest: 109, 112, 111"),
         ({"keypoints": [1.0, 1.0, 3] * 17}, r"visibility must be 0, 1 or 2, got \[3\]"),
         ({"keypoints": [math.nan] * 51}, "keypoints must be finite numbers, got nan"),
     ],

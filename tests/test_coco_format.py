@@ -16,7 +16,7 @@ from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
 def test_every_counter_is_documented():
     text = (pathlib.Path(__file__).parents[1] / "docs" / "data.md").read_text()
     rules = text[text.index("## Validation rules") : text.index("## Crops")]
-    named = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", rules, re.MULTILINE)
+    named = re.findall(r"^\| ?((?:`\w+`(?:, )?)+) ?\|", rules, re.MULTILINE)
     assert {name for cell in named for name in re.findall(r"\w+", cell)} == {
         *MALFORMED, *LEFT_OUT, *NOTED, *IMAGE_NOTES, "image_unreadable"
     }  # fmt: skip

@@ -4,9 +4,10 @@ import sys
 
 import jax
 import pytest
+from absl import flags
 
 import dpose_jax
-from dpose_jax.runtime import cpu
+from dpose_jax.runtime import app, cpu
 
 
 @pytest.fixture
@@ -32,6 +33,39 @@ def test_a_folder_that_jax_was_given_stays(cache_folder, tmp_path):
     cache_folder(str(tmp_path / "mine"))
     cpu.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+
+
+@pytest.fixture
+def path_flag(monkeypatch):
+    """Sets --out and expands it as the entry points do."""
+
+    def set_flag(value):
+        values = flags.FlagValues()
+        flags.DEFINE_string("out", value, "", flag_values=values)
+        values.mark_as_parsed()
+        monkeypatch.setattr(flags, "FLAGS", values)
+        app._expand_paths()
+        return values.out
+
+    return set_flag
+
+
+def test_the_home_folder_of_a_path_is_known_or_the_path_refused(path_flag, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert path_flag("~/x") == "/home/me/x" and path_flag("./~x") == "./~x" and path_flag("a~") == "a~"
+    for value in ("~nobody-of-this-name/x", "~nobody-of-this-name"):
+        with pytest.raises(ValueError, match=f"--out='{value}': no home folder is known for it"):
+            path_flag(value)
+    with pytest.raises(ValueError, match="--out='': must name a file, folder or bucket"):
+        path_flag("")
+
+
+def test_a_folder_that_was_deleted_below_the_program_is_named(path_flag, monkeypatch, tmp_path):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OSError, match="^the current folder was deleted; change to one that exists"):
+        path_flag("x")
 
 
 def test_a_fusion_that_the_user_names_stays(monkeypatch):

@@ -1,10 +1,13 @@
 """Stored recipes of every version: read as what they meant, or refused in one line that names file and field."""
 
 import copy
+import hashlib
 import json
 import os
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import model_folder
@@ -80,6 +83,28 @@ def test_the_shipped_model_json_without_a_field_loads_or_is_named(tmp_path):
         assert str(caught.value).startswith(f"{file}: ") and path[-1] in str(caught.value)
     file.write_text(json.dumps(SHIPPED | {"trained": None}))
     assert model_folder.load(str(tmp_path))[0] == from_stored(STORED, "FILE")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda array: array.astype(np.float16), "float16 there, the model has float32"),
+        (lambda array: array.astype(np.int32), "int32 there, the model has float32"),
+        (lambda array: array * np.float32("nan"), "is not finite"),
+        (lambda array: np.zeros(3, np.float32), r"\(3,\) there, the model has"),
+    ],
+)
+def test_weights_of_another_type_are_named(change, text, tmp_path):
+    """With a checksum that fits: a file that was converted."""
+    with open(os.path.join(model_folder.SHIPPED, model_folder.WEIGHTS_FILE), "rb") as file:
+        tensors = safetensors.numpy.load(file.read())
+    name = sorted(tensors)[0]
+    data = safetensors.numpy.save(tensors | {name: change(tensors[name])})
+    (tmp_path / model_folder.WEIGHTS_FILE).write_bytes(data)
+    described = SHIPPED | {"sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / model_folder.METADATA_FILE).write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=f"{tmp_path}/model.safetensors: not the weights .*\n  {name}: {text}"):
+        model_folder.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("value", [5, [1, 2], None, "text", [[1]], {}])

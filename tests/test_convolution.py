@@ -77,7 +77,8 @@ def test_only_the_cpu_takes_the_product(stride):
 def test_module_is_flax_own_but_for_the_gradient():
     x = draw((8, 6), 3, 5, 2)[0]
     ours, theirs = Conv3x3(5, strides=2), nn.Conv(5, (3, 3), strides=2, padding=1)
-    variables = ours.init(jax.random.key(0), x)
+    variables = theirs.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, variables)
     assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 3, 5), "bias": (5,)}}
     np.testing.assert_array_equal(ours.apply(variables, x), theirs.apply(variables, x))
 

@@ -5,7 +5,7 @@ import pytest
 
 from dpose_jax.data import crop
 from dpose_jax.data.array_record.crop_margin import Margin
-from dpose_jax.data.loader import crop_spec
+from dpose_jax.data.crop import crop_spec
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import COCO, JointSet
 from dpose_jax.recipe import Recipe

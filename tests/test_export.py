@@ -35,7 +35,6 @@ assert not {"dpose_jax", "flax"} & {name.split(".")[0] for name in sys.modules}
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
     """What the command line writes: a program for three platforms, and a model folder."""
-    pytest.importorskip("flatbuffers", reason="the optional extra `export`")
     folder = tmp_path_factory.mktemp("exported")
     flags = [f"--workdir={trained[1]}", "--steps=2", "--platforms=cpu,cuda,tpu", f"--out={folder / 'model.bin'}"]
     done = command("dpose_jax.export", *flags, f"--weights={folder / 'model'}")

@@ -3,6 +3,7 @@ import http.server
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 import threading
@@ -30,6 +31,11 @@ def test_safetensors(tmp_path):
         (tmp_path / "cut").write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut: broken or cut short"):
             read(str(tmp_path / "cut"))
+    for header in ('{"a":{"dtype":"F8_E5M2","shape":[4],', '{"a":{"dtype":"F32","shape":[%s1],' % ("1," * 99)):
+        header = header.encode() + b'"data_offsets":[0,4]}}'
+        (tmp_path / "odd").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+        with pytest.raises(ValueError, match="odd: holds arrays that numpy has not"):
+            read(str(tmp_path / "odd"))
 
 
 def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path):

@@ -75,7 +75,7 @@ def test_listed_images_are_found_by_path(tmp_path):
     assert file.notes == [f"{file.path}: no box for 1 of 5 images, as 'new/3.jpg'"]
     assert found(file, ["1.jpg"], "/data/val") == {"1.jpg": 2}
     assert found(file, ["3.jpg"]) == {"3.jpg": 5}
-    with pytest.raises(ValueError, match=r"lists '1.jpg' under the ids \[1, 2\], of several folders"):
+    with pytest.raises(ValueError, match=r"lists '1.jpg' under the ids \[1, 2\]; if they are of several folders"):
         file.image_ids(["1.jpg"], "/data/test")
     with pytest.raises(ValueError, match=r"'o/4.jpg' is no file_name of it, closest: 'old/3.jpg'"):
         file.image_ids(["o/4.jpg"])

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import grain
@@ -31,7 +32,7 @@ with Preemption() as preemption:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 """
 READER = """
-import sys, time
+import signal, sys, time
 import numpy as np
 import grain
 from dpose_jax.data.loader import read_ahead
@@ -39,10 +40,28 @@ from dpose_jax.data.loader import read_ahead
 if __name__ == "__main__":
     dataset = grain.MapDataset.range(100_000).map(lambda i: {"image": np.full((64, 64, 64), i)}).batch(2)
     batches = iter(read_ahead(dataset, 2))
-    next(batches)
+    for _ in range(4):  # of every worker
+        next(batches)
+    if len(sys.argv) > 1:
+        signal.signal(int(sys.argv[1]), lambda *_: None)
+        print("ready", flush=True)
+        time.sleep(1)  # until the signal comes
+        for _ in range(30):
+            next(batches)
+        print("went on", flush=True)
+        sys.exit()
     print("ready", flush=True)
     time.sleep(600)
 """
+
+
+@pytest.fixture(autouse=True)
+def foreground():
+    """As in a terminal. nohup and a background shell have these signals ignored, in child processes too."""
+    before = [signal.signal(signal.SIGINT, signal.default_int_handler), signal.signal(signal.SIGHUP, signal.SIG_DFL)]
+    yield
+    for number, handler in zip((signal.SIGINT, signal.SIGHUP), before, strict=True):
+        signal.signal(number, handler)
 
 
 def begin(code, *arguments):
@@ -50,6 +69,9 @@ def begin(code, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stdout.readline() == "ready\n"
+    limit = threading.Timer(120, process.kill)  # what a signal should have ended fails then, and does not hang
+    limit.daemon = True
+    limit.start()
     return process
 
 
@@ -66,6 +88,27 @@ def preempted(name):
     with contextlib.redirect_stderr(io.StringIO()) as told:
         assert Preempted(3, name).code == 75
     return told.getvalue()
+
+
+def test_a_terminal_that_ends_asks_too_but_not_under_nohup(monkeypatch):
+    """SIGHUP; what is said of it may reach nobody."""
+
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    with Preemption() as preemption:
+        signal.raise_signal(signal.SIGHUP)
+        assert preemption.due() and preemption.name == "SIGHUP"
+    assert Preempted(3, "SIGHUP").code == 75
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Preemption() as preemption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not preemption.due()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
@@ -99,6 +142,12 @@ def alive(pid):
         return False
 
 
+def ended(workers, deadline):
+    while time.monotonic() < deadline and any(map(alive, workers)):
+        time.sleep(0.1)
+    return not any(map(alive, workers))
+
+
 def test_workers_and_shared_memory_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "reader.py"
     script.write_text(READER)
@@ -111,14 +160,28 @@ def test_workers_and_shared_memory_end_with_a_killed_parent(tmp_path):
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(map(alive, workers)):
-        time.sleep(0.1)
-    assert not any(map(alive, workers))
+    assert ended(workers, deadline)
     # Other programs of this machine have segments too, which come and go.
     left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
     while time.monotonic() < deadline + 20 and left & set(os.listdir("/dev/shm")):
         time.sleep(0.1)
     assert not left & set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_workers_read_on_after_a_signal_to_the_whole_group(number, tmp_path):
+    """As `timeout`, SLURM and a terminal that ends send it: the run decides, and its workers end with it."""
+    script = tmp_path / "reader.py"
+    script.write_text(READER)
+    environment, pipe = os.environ | {"PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    command = [sys.executable, str(script), str(int(number))]
+    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+    assert process.stdout.readline() == "ready\n"
+    workers = children(process.pid)
+    os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "went on\n"), error
+    assert ended(workers, time.monotonic() + 10)
 
 
 class Killed:

@@ -1,4 +1,3 @@
-import functools
 import itertools
 import json
 import pathlib
@@ -130,7 +129,7 @@ def test_a_row_depends_on_seed_epoch_and_index_only():
     assert not any(np.array_equal(first[0, i], first[1, i]) for i in range(8))
     # The same rows without any shuffle, so at other places of the stream.
     recipe = settings()
-    example = functools.partial(loader._train_row, Memory(8), loader.crop_spec(recipe), recipe.augment, COCO)
+    example = loader.train_example(recipe, Memory(8))
     unshuffled = grain.MapDataset.range(8).seed(recipe.seed).random_map(example).repeat()
     for (epoch, i), image in first.items():
         np.testing.assert_array_equal(image, unshuffled[8 * epoch + i]["image"])
@@ -216,7 +215,7 @@ def test_evaluation_reads_in_order_and_pads(workers):
 
 def test_evaluation_does_not_augment():
     recipe = settings(flip=1.0, scale=0.9)
-    spec = loader.crop_spec(recipe)
+    spec = crop.crop_spec(recipe)
     source = Memory(3)
     (batch,) = loader.eval_batches(recipe, source, 3)
     for index in range(3):
@@ -299,9 +298,9 @@ def test_a_bad_field_is_named(field, value, message):
 
 
 def test_the_label_margin_is_in_sigmas_of_the_heatmaps():
-    assert loader.crop_spec(settings()).label_margin == 0
+    assert crop.crop_spec(settings()).label_margin == 0
     wide = settings().override({"codec.label_margin": 3.0, "codec.sigma": 1.5, "stride": 2})
-    assert loader.crop_spec(wide).label_margin == 3 * 1.5 * 2
+    assert crop.crop_spec(wide).label_margin == 3 * 1.5 * 2
 
 
 def test_make_source_names_a_split_that_does_not_exist():

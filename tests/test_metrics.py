@@ -102,7 +102,7 @@ def test_ai_challengers_submission_becomes_results():
     for wrong in ({"image_id": "a"}, {"image_id": 5, "keypoint_annotations": {}}, 3):
         with pytest.raises(ValueError, match="submit.json: entry 4: not of AI Challenger's format"):
             results_from_native([*content, wrong], images, "submit.json")
-    with pytest.raises(ValueError, match="submit.json: .* none of its images, such as 'gone'; it has 'a', 'b'"):
+    with pytest.raises(ValueError, match="submit.json: .* none of its images, such as 'gone'; closest: 'b', 'a'"):
         results_from_native(content[1:2], images, "submit.json")
 
 

@@ -142,6 +142,17 @@ def test_video(predictor, tmp_path):
     assert whole(tmp_path / "out") == []
 
 
+def test_a_video_with_a_name_too_long_for_a_film_has_results(predictor, tmp_path, capsys):
+    write_video(tmp_path / "walk.avi", 3)
+    (tmp_path / "walk.avi").rename(tmp_path / f"{'x' * 253}.v")
+    with pytest.raises(PartlyDone):
+        predict(predictor, str(tmp_path / f"{'x' * 253}.v"), str(tmp_path / "out"))
+    assert (
+        len(read(tmp_path / "out")[1]) == 3
+        and "xx.mp4: not drawn: the file name is too long" in capsys.readouterr().err
+    )
+
+
 def test_video_that_ends_early(predictor, tmp_path, capsys):
     write_video(tmp_path / "walk.avi", 30)
     data = (tmp_path / "walk.avi").read_bytes()

@@ -73,7 +73,7 @@ def contents(out):
     return {name: (out / name).read_bytes() for name in ("results.json", "images.json")}
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, ""), OSError(errno.EFBIG, ""), KeyboardInterrupt()])
 def test_a_stopped_prediction_goes_on(folder, monkeypatch, capsys, error):
     """A full disk or Ctrl-C: the finished images are named and kept, and the rest alone is predicted afterwards."""
     source, out = str(folder / "in"), folder / "out"
@@ -84,7 +84,8 @@ def test_a_stopped_prediction_goes_on(folder, monkeypatch, capsys, error):
             predict(Fixed(), source, str(out))
     told = f"3 of 5 images are finished and kept in {out}/unfinished.jsonl; the same command goes on from there"
     if isinstance(error, OSError):
-        assert str(raised.value) == f"{out}: the disk is full; {told}"
+        reason = "the disk is full" if error.errno == errno.ENOSPC else "File too large"
+        assert str(raised.value) == f"{out}: {reason}; {told}"
     else:
         assert f"stopped: {told}" in capsys.readouterr().err
     assert not (out / "results.json").exists() and len(list((out / "pictures").iterdir())) == 3
@@ -103,9 +104,12 @@ def stopped(folder, monkeypatch):
     return folder / "out" / "unfinished.jsonl"
 
 
-def test_a_line_that_a_kill_cut_is_done_again(folder, monkeypatch):
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: b'"score": 1'.join(data.rsplit(b'"score": ', 1))]
+)
+def test_a_line_that_was_cut_or_changed_is_done_again(folder, monkeypatch, damage):
     kept = stopped(folder, monkeypatch)
-    kept.write_bytes(kept.read_bytes()[:-20])
+    kept.write_bytes(damage(kept.read_bytes()))
     model = Fixed()
     predict(model, str(folder / "in"), str(folder / "out"))
     assert model.seen == 3 and len(json.loads((folder / "out" / "results.json").read_text())) == 5

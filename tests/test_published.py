@@ -17,9 +17,8 @@ from test_hub import Hub, serve
 from test_torch_pickle import Storage, Tensor, dumps
 
 from dpose_jax import Predictor
-from dpose_jax.data.crop import invert, padded_view, view_matrix, warp_image
+from dpose_jax.data.crop import crop_spec, invert, padded_view, view_matrix, warp_image
 from dpose_jax.data.datasets import make_source
-from dpose_jax.data.loader import crop_spec
 from dpose_jax.inference.predict_files import predict
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.hrnet import HRNetSpec

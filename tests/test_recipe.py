@@ -53,7 +53,14 @@ WRONG = [
         "model.upsampling='subpixel': must be 'bilinear' with stride=8, which is above 4",
     ),
     ({"input_size": (64.0, 64.0)}, "input_size=(64.0, 64.0): element 0: must be an integer"),
-    ({"input_size": (60, 64)}, "input_size=(60, 64): must be (height, width), positive multiples of 32 each"),
+    (
+        {"input_size": (60, 64)},
+        "input_size=(60, 64): must be (height, width), positive multiples of 32 each, at most 4096",
+    ),
+    ({"input_size": (2**20, 64)}, "input_size=(1048576, 64): must be (height, width), positive multiples of 32"),
+    ({"model.decoder_blocks": 10**6}, "model.decoder_blocks=1000000: must lie in [1, 64]"),
+    ({"diffusion.timesteps": 2**31}, "diffusion.timesteps=2147483648: must lie in [1, 100000]"),
+    ({"input_size": "x" * 5000}, "input_size='xxxxxxxxxx"),
     ({"stride": 3}, "stride=3: must be one of (4, 1, 2, 8)"),
     ({"optim.decay_at": (0.5, "x")}, "optim.decay_at=(0.5, 'x'): element 1: must be a number"),
     ({"optim.decay_at": (170, 200)}, "optim.decay_at=(170.0, 200.0): must be shares of the run, each in (0, 1)"),
@@ -98,7 +105,8 @@ WRONG = [
 def test_what_breaks_a_rule_is_named_in_one_line(values, message):
     with pytest.raises(ValueError) as caught:
         Recipe().override(values)
-    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    text = str(caught.value)
+    assert text.startswith(message) and "\n" not in text and len(text) < 300
 
 
 @pytest.mark.parametrize("value", [5, [1], None, "tiny"])

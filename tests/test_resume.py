@@ -25,10 +25,9 @@ from dpose_jax.workdir.checkpoints import (
     claim_workdir,
     holds_checkpoint,
     read_variables,
-    record_start,
-    training_device,
 )
 from dpose_jax.workdir.compatibility import stored_recipe
+from dpose_jax.workdir.starts import record_start, training_device
 
 ROOT = pathlib.Path(__file__).parents[1]
 

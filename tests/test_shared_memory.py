@@ -32,6 +32,12 @@ def test_with_dockers_64_mb_nothing_is_shared_and_a_line_says_so(monkeypatch):
         assert part in line
 
 
+def test_a_folder_that_is_missing_or_read_only_is_named(monkeypatch):
+    monkeypatch.setattr("dpose_jax.data.shared_memory.FOLDER", "/proc/nowhere")
+    with pytest.raises(OSError, match=r"^/proc/nowhere: is missing or cannot be written, .*data\.workers=0 needs none"):
+        smallest_shared(2, BATCH)
+
+
 def test_none_at_all_is_an_error_before_any_worker(monkeypatch):
     give(monkeypatch, 128 * KIB)
     with pytest.raises(OSError, match=r"/dev/shm: 128 KiB .*free, data\.workers=2 needs 384 KiB; .*data\.workers=0"):

@@ -259,6 +259,9 @@ LYING = {
     "text": b"\x80\x04\x8d" + struct.pack("<Q", 2**40) + b"ab.",
     "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**33) + b"ab.",
     "frame": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"}.",
+    # Each tuple is twice the one before; as the key of a dict it is hashed for ever.
+    "tuples": b"\x80\x02)q\0" + b"".join(bytes((104, k, 104, k, 134, 113, k + 1)) for k in range(60)) + b"0}h<K\x01s.",
+    "doubled": b"\x80\x02)" + b"2\x86" * 60 + b"q\0}h\0K\x01s.",
 }
 
 
@@ -271,8 +274,15 @@ def test_lengths_that_a_pickle_claims_reserve_nothing(pickled, zipped, bounded, 
             archive.writestr("archive/data.pkl", pickled)
     else:
         path.write_bytes(b"".join(dumps(part) for part in (STREAM_MAGIC, 1001, {})) + pickled)
-    with pytest.raises(ValueError, match=r"bad\.pth: (refused: its memo|broken or cut short)"):
+    with pytest.raises(ValueError, match=r"bad\.pth: (refused: its memo|refused: it nests tuples|broken or cut)"):
         read_checkpoint(str(path))
+
+
+def test_names_of_any_length_are_cut(tmp_path):
+    for value in ({"k" * 10**6: 1}, {"a": Tensor(Storage(2)), "k" * 10**6: 1}):
+        with pytest.raises(ValueError, match="kkkk") as error:
+            read_checkpoint(write_zip(tmp_path / "long.pth", value))
+        assert len(str(error.value)) < 500
 
 
 def test_a_deflated_pickle_and_a_storage_of_many_lengths_stay_small(bounded, tmp_path):

@@ -20,7 +20,8 @@ from dpose_jax.training.metrics import DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.optimizer import average_variables, learning_rate, make_optimizer
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, record_start, training_device
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir
+from dpose_jax.workdir.starts import record_start, training_device
 
 
 def read_metrics(workdir):

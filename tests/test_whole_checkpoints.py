@@ -41,8 +41,13 @@ def flip(path: pathlib.Path, bit: int) -> None:
 
 
 def without_checksums(workdir) -> None:
+    """As an earlier version wrote them."""
     for path in workdir.rglob("checksums.json"):
         path.unlink()
+    for path in workdir.rglob("data/metadata"):
+        content = json.loads(path.read_text())
+        del content["step"]
+        path.write_text(json.dumps(content))
 
 
 def restored(workdir, tree):
@@ -84,6 +89,71 @@ def cut_position(folder):
     (folder / "data" / "metadata").write_bytes(b'{"exam')
 
 
+def copy_item(workdir, name):
+    """A whole folder of step 4 in the place of that of step 6, checksums included."""
+    shutil.rmtree(workdir / "checkpoints" / "6" / name)
+    shutil.copytree(workdir / "checkpoints" / "4" / name, workdir / "checkpoints" / "6" / name)
+
+
+def rename(workdir):
+    os.rename(workdir / "checkpoints" / "6", workdir / "checkpoints" / "9")
+
+
+def link_to_nothing(workdir):
+    path = workdir / "checkpoints" / "6" / "state" / "_METADATA"
+    path.unlink()
+    path.symlink_to("/nonexistent")
+
+
+def drop_all_checksums(workdir):
+    """Of a checkpoint of today, with a bit flipped, which without them would be restored silently."""
+    for path in (workdir / "checkpoints" / "6").rglob("checksums.json"):
+        path.unlink()
+    flip(max((workdir / "checkpoints" / "6").rglob("d/*"), key=lambda path: path.stat().st_size), 100_000)
+
+
+def checksums_folder(workdir):
+    path = workdir / "checkpoints" / "6" / "state" / "checksums.json"
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(workdir):
+    os.mkfifo(workdir / "checkpoints" / "6" / "state" / "pipe")
+
+
+def cut_metadata(workdir):
+    (workdir / "checkpoints" / "6" / "_CHECKPOINT_METADATA").write_bytes(b'{"item')
+
+
+@pytest.mark.parametrize(
+    ("harm", "text"),
+    [
+        (lambda workdir: copy_item(workdir, "state"), "6: state/ is of step 4"),
+        (lambda workdir: copy_item(workdir, "data"), "6: data/ is of step 4"),
+        (rename, "9: state/ is of step 6"),
+        (link_to_nothing, "6: state/_METADATA is damaged"),
+        (drop_all_checksums, "6: checksums.json is missing"),
+        (checksums_folder, "6: state/checksums.json is missing"),
+        (pipe, "6: state/pipe is not of this checkpoint"),
+        (cut_metadata, "6: 6/_CHECKPOINT_METADATA is damaged"),
+    ],
+)
+def test_what_belongs_to_another_step_or_is_no_file_is_passed_over(harm, text, workdir, tree, capfd):
+    harm(workdir)
+    assert restored(workdir, tree) == (4, 4)
+    told = capfd.readouterr()
+    assert f"passed over: {workdir}/checkpoints/{text}" in told.out and not told.err
+
+
+def test_what_is_beside_a_checkpoint_does_no_harm(workdir, tree, capsys):
+    """Files of a file browser or NFS, and folders with names that are no steps."""
+    for name in ("6/state/.DS_Store", "6/state/ocdbt.process_0/.nfs01", "6/._data", "latest"):
+        (workdir / "checkpoints" / name).write_bytes(b"x")
+    shutil.copytree(workdir / "checkpoints" / "6", workdir / "checkpoints" / "0007")
+    assert restored(workdir, tree) == (6, 6) and not capsys.readouterr().out
+
+
 @pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("harm", [remove_state, cut_arrays, cut_manifest, cut_position, "empty"])
 def test_the_newest_whole_one_is_taken(harm, checked, workdir, tree, capsys):
@@ -105,6 +175,15 @@ def test_the_newest_whole_one_is_taken(harm, checked, workdir, tree, capsys):
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and f"moved to {workdir}/damaged/{step}" in out
     assert restored(workdir, tree) == (step, step) and not capsys.readouterr().out
+
+
+def test_what_a_kill_left_of_a_save_goes_with_the_next_start(workdir, tree):
+    left = workdir / "checkpoints" / "8.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "6", left)
+    assert restored(workdir, tree) == (6, 6) and left.exists()
+    with Checkpoints(str(workdir), keep=2) as checkpoints:
+        checkpoints.save(8, jax.tree.map(lambda x: x + 8, tree), Position(8))
+    assert not left.exists() and restored(workdir, tree) == (8, 8)
 
 
 def test_checkpoints_of_earlier_versions_are_read(workdir, tree):

@@ -39,10 +39,24 @@ def test_a_second_run_is_refused_until_the_first_is_dead(owner, capsys):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with locked(workdir):
-        assert re.search(rf"taken over from {who}.*, which is dead", capsys.readouterr().out)
+        assert re.search(rf"taken over from {who}.*, which is dead\n", capsys.readouterr().out)
         with open(os.path.join(workdir, "run.lock")) as file:
             assert json.load(file)["pid"] == os.getpid()
     assert not os.path.exists(workdir)  # nothing was in it
+
+
+def test_a_lock_file_of_another_host_or_of_nobody(tmp_path, capsys):
+    """It is free, so it is taken; of another host that may not say that its owner is dead."""
+    path = tmp_path / "run.lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": os.getpid(), "start": "2026"}))
+    with locked(str(tmp_path)):
+        told = capsys.readouterr().out
+        assert "on host 'elsewhere', started 2026, which is dead, or runs where the locks" in told
+    for content in (b"", b"\0" * 90, b"[" * 4096, b"5", b'{"host": "a"}', b"\xff"):
+        tmp_path.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        with locked(str(tmp_path)):
+            assert not capsys.readouterr().out and json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def test_the_lock_goes_with_the_run(tmp_path, capsys):

@@ -28,8 +28,8 @@ from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
-from dpose_jax.workdir.checkpoints import training_device
 from dpose_jax.workdir.files import read_json, write_json
+from dpose_jax.workdir.starts import training_device
 
 REFINES = ("dark", "none")
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")

@@ -21,19 +21,21 @@ from dpose_jax.data.array_record.reader import VERSION, check_installed, read_bu
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import format_counts, read_coco
 from dpose_jax.data.datasets import SPLITS, data_root
+from dpose_jax.data.jpeg_parts import check_jpegtran
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
 from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 
 
-def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
+def build(recipe: Recipe, out: str, kind: str, quality: int = 90, *, tiles: bool = False) -> dict:
     """Stores both splits of the folder that `recipe.data` describes; returns `report.json`, by split counts by rule.
 
     For the kind `crops` the recipe's `input_size`, `crop` and `augment` determine how much is kept around a person, as
-    a JPEG of `quality` 1 to 100. Raises FileNotFoundError, or ValueError if an argument is out of range, the data
-    breaks the rules, too many images are unreadable, `out` holds records that were built from something else, another
-    process builds there now, or the extra `records` is not installed.
+    a JPEG of `quality` 1 to 100. With `tiles` those of `full` are rewritten by `jpeg_parts.with_tiles`. Raises
+    FileNotFoundError, or ValueError if an argument is out of range, the data breaks the rules, too many images are
+    unreadable, `out` holds records that were built from something else, another process builds there now, or the extra
+    `records` or jpegtran is not installed.
     """
     if kind not in writer.KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {writer.KINDS}")
@@ -47,7 +49,9 @@ def build(recipe: Recipe, out: str, kind: str, quality: int = 90) -> dict:
     # What decides the content of the records.
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
     metadata["orientation"] = recipe.data.orientation
-    metadata |= dataclasses.asdict(cut) if cut else {}
+    metadata |= dataclasses.asdict(cut) if cut else {"tiles": True} if tiles else {}
+    if "tiles" in metadata:
+        check_jpegtran()
     if recipe.data.category is not None:
         metadata["category"] = recipe.data.category
     for split in SPLITS:
@@ -75,7 +79,8 @@ def _write(recipe: Recipe, folder: str, kind: str, cut: writer.Cut | None, metad
         options: dict = {"upright": data.orientation == "upright", "training": training, "category": data.category}
         sources[name] = FolderSource(root, *files, recipe.joints, max_bad_share=data.max_bad_share, **options)
         # Detected boxes, which only validation has, may lie in images without annotated persons.
-        splits[name] = writer.SplitRecords(sources[name], data, cut, with_empty=cut is None and name == "val")
+        kept: dict = {"with_empty": cut is None and name == "val", "tiles": "tiles" in metadata}
+        splits[name] = writer.SplitRecords(sources[name], data, cut, **kept)
     writer.write_records(folder, kind, recipe.joints.num_joints, splits)
     for name, split in splits.items():
         # In COCO's format, which holds the sizes that a folder in AI Challenger's format reads from its images.
@@ -122,9 +127,13 @@ if __name__ == "__main__":
     OUT = flags.DEFINE_string("out", None, "The data set's own folder for records.")
     KIND = flags.DEFINE_enum("kind", "full", writer.KINDS, "Whole images, or a cut around each person.")
     QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs of crops, 1 to 100.")
+    TILES = flags.DEFINE_bool(
+        "tiles", False, "Rewrite the JPEGs of full, by jpegtran, so that parts are decoded alone."
+    )
     flags.mark_flags_as_required(["config", "out"])
 
     def main():
-        print(format_report(build(Recipe.from_config(CONFIG.value), OUT.value, KIND.value, QUALITY.value)))
+        made = build(Recipe.from_config(CONFIG.value), OUT.value, KIND.value, QUALITY.value, tiles=TILES.value)
+        print(format_report(made))
 
     app.run(main)

@@ -22,14 +22,15 @@ class Category(NamedTuple):
 
 
 def listed_categories(categories: Any) -> list[Category]:
-    """The entries of a file's `categories` that have an integer id; none where the value is no list."""
+    """The entries of a file's `categories` with an integer id, 0 to 2**63 - 1; none where the value is no list."""
     found = []
     for entry in categories if isinstance(categories, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("id"), int) and not isinstance(entry["id"], bool):
+        number = entry.get("id") if isinstance(entry, dict) else None
+        if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63:
             joints, name = entry.get("keypoints"), entry.get("name")
             joints = tuple(map(str, joints)) if isinstance(joints, list) else ()
-            found.append(Category(entry["id"], name if isinstance(name, str) else "", joints))
-    return found
+            found.append(Category(number, name if isinstance(name, str) else "", joints))
+    return list(dict.fromkeys(found))
 
 
 def person_category(listed: list[Category], wanted: str | None, file: str, field: str) -> Category:
@@ -38,8 +39,16 @@ def person_category(listed: list[Category], wanted: str | None, file: str, field
     It is the one that `wanted` names, by its name or else by its id. Without `wanted` it is the only one with
     `keypoints`. Where none has any, it is the one called "person", in any case, else the only one.
 
-    Raises ValueError, which names `file`, the `field` that decides, and three candidates, if that is not one category.
+    Raises ValueError, which names `file`, the `field` that decides, and three candidates, if that is not one category,
+    or another one has its id.
     """
+    found = _the_person(listed, wanted, file, field)
+    if same := [category for category in listed if category.id == found.id and category != found]:
+        raise ValueError(f"{file}: categories {found} and {same[0]} have the same id; renumber them")
+    return found
+
+
+def _the_person(listed: list[Category], wanted: str | None, file: str, field: str) -> Category:
     if wanted is not None:
         exact, named = (
             [c for c in listed if c.name == wanted],
@@ -58,7 +67,7 @@ def person_category(listed: list[Category], wanted: str | None, file: str, field
             reason = "have keypoints" if some[0].keypoints else "could be the person"
             first = ", ".join(map(str, some[:3]))
             raise ValueError(f"{file}: {len(some)} categories {reason}: {first}; choose one by {field}")
-    raise ValueError(f"{file}: lists no category with an integer id")
+    raise ValueError(f"{file}: lists no category with an integer id from 0 to 2**63 - 1")
 
 
 def person_id(counts: Mapping[int, int], wanted: str | None, file: str, field: str) -> int:

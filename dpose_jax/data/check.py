@@ -55,6 +55,9 @@ MEANINGS = {
     "box_only": "person without keypoints, left out",
     "looks_normalised": "box or joints in 0..1 instead of pixels",
     "looks_like_corners": "box that fits as x1, y1, x2, y2 only",
+    "looks_like_centre": "box that holds its joints as centre, width and height only",
+    "looks_in_percent": "all boxes in 0..100 of larger images",
+    "num_keypoints_zero": "labelled joints beside num_keypoints 0: trained on, ignored by COCO's metrics",
 }
 Images = dict[str, str]  # a name for reports by the digest of the content
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from dpose_jax.data.categories import PERSON, detected_id
 from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
-from dpose_jax.data.doubts import like_corners, normalised
+from dpose_jax.data.doubts import in_percent, like_centre, like_corners, normalised
+from dpose_jax.data.exports import as_results
 from dpose_jax.data.image_files import ImageFolder, ImageStore
 from dpose_jax.data.image_headers import IMAGE_NOTES
+from dpose_jax.data.jpeg_parts import Window
 from dpose_jax.data.sample import BadRecordError, Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json, sha256
@@ -77,6 +79,9 @@ class AnnotatedSource:
                 audit.bad(rule, what + (f", closest there: {', '.join(map(repr, hint))}" if hint else ""))
             else:
                 persons.append(person)
+        sizes = np.array([coco.size(person.image_id) for person in persons])
+        if in_percent(np.array([person.bbox for person in persons]), sizes):
+            audit.note("looks_in_percent", f"boxes up to {max(max(person.bbox) for person in persons):g}", len(persons))
         self._report = audit.report(total, len(persons), max_bad_share)
         largest = max((person.annotation_id for person in persons), key=abs)
         if abs(largest) >= 2**31:
@@ -114,15 +119,19 @@ class AnnotatedSource:
 
     def read_image(self, index: int) -> np.ndarray:
         """As Source; BadRecordError if the file cannot be decoded or has another size than annotated."""
+        return self.read_part(index, None)
+
+    def read_part(self, index: int, window: Window | None) -> np.ndarray:
+        """As `sample.read_part`."""
         try:
-            return self._decode(index)
+            return self._decode(index, window)
         except (OSError, ValueError) as error:
             person = self[index]
             raise BadRecordError(f"{person.file} (id {person.annotation_id}): {error}") from error
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int, window: Window | None) -> np.ndarray:
         row = self._image_rows[index]
-        return self._store.decode(self._store.read(self._files[row]), self._sizes[row])
+        return self._store.decode(self._store.read(self._files[row]), self._sizes[row], window)
 
     def images(self, *, with_empty: bool) -> list[ListedImage]:
         """The images in the order in which persons name them; `with_empty` those without persons follow."""
@@ -204,6 +213,8 @@ def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
         if box is None:
             audit.note("crowd" if entry.get("iscrowd") else "no_joints", where)
             continue
+        if entry.get("num_keypoints") == 0:
+            audit.note("num_keypoints_zero", where)
         image, labelled = coco.images[entry["image_id"]], joints[:, 2] > 0
         size = image["width"], image["height"]
         points = joints[labelled, :2]
@@ -222,6 +233,8 @@ def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
 def _doubt(audit: Audit, box: list[float], size: tuple[int, int], joints, where: str) -> None:
     if normalised(box, size) or normalised(joints, size):
         audit.note("looks_normalised", f"{where}: bbox {box}")
+    if like_centre(box, joints):
+        audit.note("looks_like_centre", f"{where}: bbox {box}")
     if like_corners(box, size, joints):
         audit.note("looks_like_corners", f"{where}: bbox {box}, image {size[0]} x {size[1]}")
 
@@ -229,6 +242,7 @@ def _doubt(audit: Audit, box: list[float], size: tuple[int, int], joints, where:
 def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit: Audit) -> tuple[int, list[Person]]:
     """Number of boxes in the file, and those to use, which have their position as id."""
     entries, found = read_json(file), []
+    audit.counts.update(as_results(entries, list(coco.images.values())))
     if not isinstance(entries, list):
         raise ValueError(f"{file}: must be a list of detections, as COCO's, got {type(entries).__name__}")
     ids = (entry.get("category_id") for entry in entries if isinstance(entry, dict))
@@ -242,7 +256,7 @@ def _detected(file: str, coco: Annotations, min_score: float, joints: int, audit
         elif entry.get("category_id", person) != person:
             audit.note("other_category", f"detection {position}")
         elif not is_int(entry.get("image_id")) or entry["image_id"] not in coco.images:
-            audit.note("detection_without_image", f"detection {position}")
+            audit.note("detection_without_image", f"detection {position}: image_id {entry.get('image_id')!r:.40}")
         elif entry["score"] < min_score:
             audit.note("low_score", f"detection {position}")
         else:

@@ -29,8 +29,9 @@ MALFORMED = (
 LEFT_OUT = ("other_category", "box_only", "crowd", "no_joints", "detection_without_image", "low_score")
 # Kept; the first four are read otherwise than written, see `exports.as_coco`.
 NOTED = (
-    "id_converted", "image_renamed", "image_size_read", "box_from_joints",
+    "id_converted", "image_by_name", "image_renamed", "image_size_read", "box_from_joints",
     "area_entry", "box_clipped", "joint_outside_image", "joint_outside_box", "looks_normalised", "looks_like_corners",
+    "looks_like_centre", "looks_in_percent", "num_keypoints_zero",
 )  # fmt: skip
 
 # The share of a person's box that the person is taken to cover where no area is annotated (xtcocotools' constant).
@@ -150,7 +151,9 @@ class Audit:
                 f"data.max_bad_share={max_bad_share}: {bad}; the first: {self._worst}"
             )
         if not kept:
-            raise ValueError(f"{self.file}: no person is left of {total} records, left out: {dict(self.counts)}")
+            left = {rule: self.counts[rule] for rule in MALFORMED + LEFT_OUT if self.counts[rule]}
+            first = next((f"; the first: {rule}: {self.first[rule][0]}" for rule in left if self.first.get(rule)), "")
+            raise ValueError(f"{self.file}: no person is left of {total} records, left out: {left}{first}")
         return {"records": total, "kept": kept} | {rule: self.counts[rule] for rule in MALFORMED + LEFT_OUT + NOTED}
 
 
@@ -194,7 +197,10 @@ class Annotations:
             content = {"categories": []} | content | {"annotations": []}
         lists = ("images", "annotations", "categories")
         if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-            raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files")
+            has = (
+                f"an object of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else "no object"
+            )
+            raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files, got {has}")
         images, annotations, categories = (content[name] for name in lists)
         self.categories = listed_categories(categories)
         if only_images and not self.categories:
@@ -212,7 +218,7 @@ class Annotations:
             fields = entry if isinstance(entry, dict) else {"keypoints": "none"}
             number = fields.get("category_id", self.person.id)
             if is_number(number) and number != self.person.id:
-                audit.note("other_category", _where(fields))
+                audit.note("other_category", f"{_where(fields)}: category_id {number!r}, the person is {self.person}")
             elif fields.get("keypoints") in (None, []) and not fields.get("iscrowd"):
                 audit.note("box_only", _where(fields))
             else:
@@ -231,7 +237,9 @@ class Annotations:
 
     def _checked(self, entry, seen: set[int]) -> Annotation:
         if not isinstance(entry, dict) or not is_int(entry.get("id")) or not is_int(entry.get("image_id")):
-            raise BadEntryError("annotation_entry", f"{entry!r:.80}")
+            fields = entry if isinstance(entry, dict) else {}
+            wrong = f"id {fields.get('id')!r:.40} and image_id {fields.get('image_id')!r:.40} must be integers"
+            raise BadEntryError("annotation_entry", f"{wrong}: {entry!r:.80}")
         where = _where(entry)
         if not is_number(entry.get("category_id", 1)) or not is_crowd_flag(entry.get("iscrowd")):
             kinds = f"category_id {entry.get('category_id')!r}, iscrowd {entry.get('iscrowd')!r}"
@@ -247,16 +255,25 @@ class Annotations:
         crowd = bool(entry.get("iscrowd"))
         joints = numbers(entry.get("keypoints"), 3 * self._joints)
         if joints is None and not crowd:
-            raise BadEntryError("joint_list", f"{where}: needs {self._joints} x 3 numbers")
+            raise BadEntryError(
+                "joint_list", f"{where}: needs {self._joints} x 3 numbers, {_of_list(entry.get('keypoints'))}"
+            )
         joints = (np.zeros(3 * self._joints) if joints is None else joints).reshape(-1, 3)
         if not np.isfinite(joints).all():
-            raise BadEntryError("joint_nan", where)
+            place = int(np.flatnonzero(~np.isfinite(joints).all(axis=1))[0])
+            raise BadEntryError(
+                "joint_nan", f"{where}: joint {place} is {entry['keypoints'][3 * place : 3 * place + 3]!r:.60}"
+            )
         visibility = set(joints[:, 2].tolist())
         if not visibility <= {0, 1, 2}:
-            raise BadEntryError("joint_visibility", f"{where}: {sorted(visibility)}")
+            raise BadEntryError("joint_visibility", f"{where}: must be 0, 1 or 2, got {sorted(visibility)}")
         is_person = not crowd and bool(joints[:, 2].any())
         clipped = self.clip(box.tolist(), entry["image_id"], where) if is_person else None
         return Annotation(entry, joints, box.tolist(), clipped)
+
+    def size(self, image_id: int) -> tuple[int, int]:
+        """(height, width) of an image, in pixels."""
+        return self.images[image_id]["height"], self.images[image_id]["width"]
 
     def clip(self, box: list[float], image_id: int, where: str) -> list[float]:
         """The part of a box inside its image, counted if cut; raises BadEntryError if nothing is left."""
@@ -274,6 +291,14 @@ class Annotations:
             return box
         self._audit.note("box_clipped", where)
         return clipped
+
+
+def _of_list(value: Any) -> str:
+    """What a value is that is no list of so many numbers."""
+    if not isinstance(value, list):
+        return f"got {value!r:.40}"
+    odd = next((each for each in value if type(each) not in (int, float)), None)
+    return f"got {len(value)} entries" + (f", among them {odd!r:.40}" if odd is not None else "")
 
 
 def _where(entry: dict) -> str:

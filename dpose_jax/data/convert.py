@@ -41,7 +41,9 @@ def convert_yolo(file: str, out: str) -> tuple[yolo.YoloSet, dict[str, Converted
     contents = {split: yolo.to_coco(found, split) for split in found.splits}
     for split, (content, audit) in contents.items():
         if not content["annotations"]:
-            raise ValueError(f"{file}: {split}: no line of labels is usable: {dict(audit.counts)}; {audit.first}")
+            bad = {rule: audit.counts[rule] for rule in yolo.MALFORMED if audit.counts[rule]}
+            first = next((f"; the first: {audit.first[rule][0]}" for rule in bad), "; all label files are empty")
+            raise ValueError(f"{file}: {split}: no line of labels is usable: {bad}{first}")
     for split, (content, _) in contents.items():
         write_json(os.path.join(out, f"{split}.json"), content, indent=None)
     write_json(os.path.join(out, "joints.json"), dataclasses.asdict(found.joint_set))
@@ -112,6 +114,8 @@ def _convert_and_print(file: str, out: str) -> bool:
         counts = ", ".join(f"{rule} {audit.counts[rule]}" for rule in yolo.MALFORMED + yolo.NOTED if audit.counts[rule])
         size = f"{persons} persons in {images} images"
         print(f"{split}: {os.path.join(out, split)}.json: {size}" + (f", {counts}" if counts else ""))
+    for name, place in list(found.moved.items())[:3]:
+        print(f"{file}: {name!r} is not there; taken: {place!r} ({len(found.moved)} in all)")
     for note in found.notes:
         print(f"joints.json: {note}")
     if len(found.names) > 1:

@@ -9,9 +9,10 @@ import numpy as np
 
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.recipe import Augment
+from dpose_jax.recipe import Augment, Recipe
 
 _HALF_BODY_PADDING = 1.5  # of the joints' extent (HRNet's code)
+_BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 _HALF_BODY_JOINTS = 3  # a half body needs this many (HRNet's code)
 
 
@@ -33,6 +34,12 @@ class CropSpec:
     def aspect(self) -> float:
         """Width / height."""
         return self.input_size[1] / self.input_size[0]
+
+
+def crop_spec(recipe: Recipe) -> CropSpec:
+    """The crop of a recipe; uses `input_size`, `stride`, `crop` and `codec`."""
+    margin = recipe.codec.label_margin * recipe.codec.sigma * recipe.stride
+    return CropSpec(recipe.input_size, recipe.crop.padding, recipe.crop.warp, margin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +131,17 @@ def invert(matrix: np.ndarray) -> np.ndarray:
 def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Maps points (..., 2) by a (2, 3) affine map, float64."""
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def view_window(view: View) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of all image pixels that `warp_image` samples for a view, and a few more.
+
+    Whole pixels, right and bottom exclusive; they may lie outside of the image.
+    """
+    (x, y), (w, h) = view.center.tolist(), view.size.tolist()
+    cos, sin = abs(math.cos(math.radians(view.rotation))), abs(math.sin(math.radians(view.rotation)))
+    across, down = (w * cos + h * sin) / 2 + _BORDER, (w * sin + h * cos) / 2 + _BORDER
+    return math.floor(x - across), math.floor(y - down), math.ceil(x + across) + 1, math.ceil(y + down) + 1
 
 
 def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:

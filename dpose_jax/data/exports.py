@@ -1,10 +1,12 @@
 """What annotation tools write otherwise than COCO, read as COCO's format where it can mean one thing only (ours)."""
 
 import collections
+import contextlib
 import re
+from operator import itemgetter
 from typing import Any
 
-from dpose_jax.data.image_files import ImageStore
+from dpose_jax.data.image_files import ImageStore, parts
 from dpose_jax.typed_fields import LARGEST
 
 _DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -53,6 +55,41 @@ def as_coco(content: Any, store: ImageStore | None = None) -> collections.Counte
     return counts
 
 
+def as_results(rows: Any, images: Any = None) -> collections.Counter[str]:
+    """Changes detections or results in place, and counts how often.
+
+    `id_converted`: `image_id` "12" or 12.0 becomes 12, and a `category_id` 1.0 becomes 1. `image_by_name`: another text
+    as `image_id` becomes the id of the one of `images`, entries of annotations, whose file is called so, with or
+    without ending and folders.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    with contextlib.suppress(KeyError, TypeError):  # of 100,000 rows, looking at each alone takes 0.1 s
+        if {type(number) for field in ("image_id", "category_id") for number in map(itemgetter(field), rows)} <= {int}:
+            return counts
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    for row in rows:
+        _convert(row, "image_id", counts)
+        if isinstance(row.get("category_id"), float):
+            _convert(row, "category_id", counts)
+    by_name = _ids_by_name(images) if any(isinstance(row.get("image_id"), str) for row in rows) else {}
+    for row in rows:
+        if isinstance(name := row.get("image_id"), str) and (number := by_name.get(parts(name))) is not None:
+            row["image_id"] = number
+            counts["image_by_name"] += 1
+    return counts
+
+
+def _ids_by_name(images: Any) -> dict[tuple[str, ...], Any]:
+    """Ids of image entries by the `parts` of what their files may be called; None for a name of several."""
+    found: dict[tuple[str, ...], Any] = {}
+    for entry in images if isinstance(images, list) else []:
+        if isinstance(entry, dict) and isinstance(name := entry.get("file_name"), str) and (path := parts(name)):
+            stem = (*path[:-1], path[-1].rpartition(".")[0] or path[-1])
+            for called in {path, stem, path[-1:], stem[-1:]}:
+                found[called] = None if found.get(called, entry.get("id")) != entry.get("id") else entry.get("id")
+    return found
+
+
 def _integer(value: Any) -> Any:
     if isinstance(value, str) and _DIGITS.fullmatch(value):
         return int(value)
@@ -65,7 +102,8 @@ def _convert(entry: dict, field: str, counts: collections.Counter[str]) -> None:
     value = entry.get(field)
     if isinstance(value, str | float):
         entry[field] = _integer(value)
-        counts["id_converted"] += isinstance(entry[field], int)
+        if isinstance(entry[field], int):
+            counts["id_converted"] += 1
 
 
 def _find_files(images: list[dict], store: ImageStore, counts: collections.Counter[str]) -> None:

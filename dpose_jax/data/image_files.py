@@ -6,12 +6,14 @@ import os
 import re
 import stat
 import unicodedata
+import urllib.parse
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
 from dpose_jax.data.image_headers import FORMATS, Header, check_complete, read_header, stored_upright
+from dpose_jax.data.jpeg_parts import Window, cut
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
 MAX_PIXELS = 1 << 28
@@ -25,12 +27,14 @@ _ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|[\\/]|[A-Za-z][A-Za-z0-9+.-]*://")  # a 
 _HINTED = 2_000  # file names among which the closest are looked for
 
 
-def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
+def decode_image(data: bytes, *, upright: bool = False, window: Window | None = None) -> np.ndarray:
     """Decodes an image file to (height, width, 3) uint8 RGB; grey, CMYK and 16-bit are converted, alpha is dropped.
 
     The pixels are the stored ones, whatever orientation the file asks for; with `upright` they are turned by it, as
     photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
     short, of no format of FORMATS or above MAX_PIXELS, and if it cannot be decoded.
+
+    Of pixels outside of a `window`, of the result, some may be black: a JPEG with tiles is then decoded in part.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -44,15 +48,26 @@ def decode_image(data: bytes, *, upright: bool = False) -> np.ndarray:
     turned = header.orientation != 1
     if turned and header.format == "TIFF":  # OpenCV would turn it in any case
         data = stored_upright(data)
+    as_stored = not (turned and upright)
+    if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
+        data, (x, y) = part
+        pixels, image = _decode(data), np.zeros((height, width, 3), np.uint8)
+        image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        return image
+    image = _decode(data)
+    if not as_stored:
+        exchanged, down, right = _TURNS[header.orientation]
+        image = np.ascontiguousarray((image.swapaxes(0, 1) if exchanged else image)[::down, ::right])
+    return image
+
+
+def _decode(data: bytes) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if image is None:
         raise ValueError("cannot be decoded: damaged or cut short")
-    if turned and upright:
-        exchanged, down, right = _TURNS[header.orientation]
-        image = np.ascontiguousarray((image.swapaxes(0, 1) if exchanged else image)[::down, ::right])
     return image
 
 
@@ -72,6 +87,17 @@ def parts(name: str) -> tuple[str, ...]:
     """Folders and name of a path, equal for backslashes and for both ways in which Unicode writes accents."""
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def plain_name(name: str) -> str:
+    """A name that annotations give, as on a disk: a URL without query and escapes.
+
+    Of Label Studio's `/data/local-files/?d=a/b.jpg` it is `a/b.jpg`. Other names stay as they are.
+    """
+    if not _ABSOLUTE.match(name) or not ("?" in name or "%" in name):
+        return name
+    address, _, local = name.partition("?d=")
+    return urllib.parse.unquote(local or address.partition("?")[0])
 
 
 def open_regular(path: str) -> int:
@@ -124,9 +150,12 @@ class ImageStore:
         """The file's bytes; raises OSError or ValueError where it cannot be read."""
         raise NotImplementedError
 
-    def decode(self, data: bytes, size) -> np.ndarray:
-        """The pixels to which annotations refer, (height, width, 3) uint8 RGB; ValueError if not of that size."""
-        image = decode_image(data, upright=self._upright)
+    def decode(self, data: bytes, size, window: Window | None = None) -> np.ndarray:
+        """The pixels to which annotations refer, (height, width, 3) uint8 RGB; ValueError if not of that size.
+
+        Some outside of the `window` may be black.
+        """
+        image = decode_image(data, upright=self._upright, window=window)
         check_size(image, size, data)
         return image
 
@@ -162,7 +191,8 @@ class ImageFolder(ImageStore):
         """As ImageStore. The first of these that is a file of the folder:
 
         the longest tail of a `path` that ends in `name`; `name`, also with other slashes or in the other Unicode form;
-        `name` without leading folders with which the folder's own path ends; the longest tail of an absolute `name`.
+        `name` without leading folders with which the folder's own path ends; the longest tail of an absolute `name`, of
+        a URL (see `plain_name`), or of what follows leading `..`.
         """
         asked, whole = parts(name), parts(path or "")
         if len(whole) > len(asked) > 0 and whole[-len(asked) :] == asked and ".." not in whole:
@@ -171,12 +201,17 @@ class ImageFolder(ImageStore):
                 return longer
         if self.problem(name) is None:
             return name
+        outside = bool(_ABSOLUTE.match(name)) or asked[:1] == ("..",)
+        while asked[:1] == ("..",):
+            asked = asked[1:]
         if ".." in asked:
             return None
         own = parts(os.path.abspath(self._path))
         tails = [asked] + [asked[k:] for k in range(len(asked) - 1, 0, -1) if own[-k:] == asked[:k]]
-        if _ABSOLUTE.match(name):
+        if outside:
+            plain = parts(plain_name(name))
             tails += [asked[start:] for start in range(1, len(asked))]
+            tails += [plain[start:] for start in range(len(plain))] if plain != asked else []
         return self._first(tails)
 
     def _first(self, names: Iterable[tuple[str, ...]]) -> str | None:

@@ -4,13 +4,14 @@ import contextlib
 import mmap
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 # Found in a file's header; each is converted or handled by a rule of docs/data.md, and counted.
 IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
 # From the first FF to that of a marker with content: over padding, FF 00 in stray bytes, and markers without content.
 # It matches at any FF and is possessive, so that no file makes the search slow.
 _TO_MARKER = re.compile(rb"\xff(?:\xff*+[\x00\x01\xd0-\xd7]\xff)*+\xff*+")
@@ -19,6 +20,7 @@ _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
 _ORIENTATION, _WIDTH, _LENGTH = 0x112, 0x100, 0x101  # tags of TIFF, which EXIF uses too
+_RAW_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF's types of whole numbers
 # Quarter turns to the left, and the axis of a mirror after them (1: left to right), to EXIF's orientation.
 _HEIF_TURNS = {
@@ -68,7 +70,7 @@ def check_complete(data: bytes) -> None:
     # padding may follow the end marker, and an embedded thumbnail has one too, so the markers are walked.
     if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9":
         with contextlib.suppress(struct.error):  # cut inside a length
-            if any(marker == 0xD9 for marker, _, _ in _jpeg_segments(data)):
+            if any(marker == 0xD9 for marker, _, _ in jpeg_segments(data)):
                 return
         raise ValueError("the JPEG is cut short: no end marker")
     # OpenCV reserves what the length of a chunk says.
@@ -91,7 +93,7 @@ class _Missing(Exception):
 Found = tuple  # size, orientation, and whether the image is grey, CMYK, of 16 bits, where that is known
 
 
-def _jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
     """Yields (marker, start, end) of every segment's content up to the end marker, walking over compressed data."""
     place = 2
     # Stray bytes before a marker are passed over, as by libjpeg.
@@ -111,8 +113,8 @@ def _jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
 
 def _jpeg(data: Buffer) -> Found:
     exif = b""
-    for marker, start, end in _jpeg_segments(data):
-        if marker in _JPEG_FRAMES:
+    for marker, start, end in jpeg_segments(data):
+        if marker in JPEG_FRAMES:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, start)
             return (width, height), _exif(exif), channels < 3, channels == 4, bits > 8
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
@@ -131,9 +133,23 @@ def _png_chunks(data: Buffer) -> Iterator[tuple[bytes, int, int]]:
         place += 12 + length
 
 
+def _png_exif(data: Buffer, kind: bytes, start: int, end: int) -> bytes:
+    """The EXIF block of a chunk eXIf, or of the text that older tools wrote: a name, a length, then hexadecimal."""
+    if kind == b"eXIf":
+        return data[start:end]
+    if kind not in (b"tEXt", b"zTXt") or not data[start : start + 22].startswith(_RAW_PROFILES):
+        return b""
+    text = data[start:end].partition(b"\0")[2]
+    try:
+        text = zlib.decompressobj().decompress(text[1:], 1 << 18) if kind == b"zTXt" else text
+        return bytes.fromhex("".join(text.decode("ascii").split()[2:])).removeprefix(b"Exif\0\0")
+    except (zlib.error, ValueError):
+        return b""
+
+
 def _png(data: Buffer) -> Found:
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
-    exif = next((data[start:end] for kind, start, end in _png_chunks(data) if kind == b"eXIf"), b"")
+    exif = next((found for chunk in _png_chunks(data) if (found := _png_exif(data, *chunk))), b"")
     return (width, height), _exif(exif), color in (0, 4), False, bits > 8
 
 

@@ -7,9 +7,11 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import cv2
@@ -20,7 +22,8 @@ from absl import flags, logging
 from dpose_jax.data import crop
 from dpose_jax.data.camera import degrade
 from dpose_jax.data.coco_format import MALFORMED
-from dpose_jax.data.sample import BadRecordError, Person, Source
+from dpose_jax.data.crop import crop_spec
+from dpose_jax.data.sample import BadRecordError, Person, Source, read_part
 from dpose_jax.data.shared_memory import FOLDER, WAYS_OUT, smallest_shared
 from dpose_jax.data.watchdog import Watchdog
 from dpose_jax.pose.joint_sets import JointSet
@@ -41,12 +44,6 @@ Batch = dict[str, np.ndarray]
 Row = dict[str, Any]  # of a batch: arrays and numpy scalars
 
 
-def crop_spec(recipe: Recipe) -> crop.CropSpec:
-    """The crop of a recipe; uses `input_size`, `stride`, `crop` and `codec`."""
-    margin = recipe.codec.label_margin * recipe.codec.sigma * recipe.stride
-    return crop.CropSpec(recipe.input_size, recipe.crop.padding, recipe.crop.warp, margin)
-
-
 def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.CropSpec, joint_set: JointSet) -> Row:
     """One row of a batch, all but `index`, `mask` and `bad_index`."""
     keypoints, visible = crop.warp_joints(person.keypoints, view, spec, joint_set)
@@ -65,13 +62,13 @@ def _train_row(
     """The augmented row of an index; the next readable record of the source replaces an unreadable one."""
     for step in range(min(len(source), _MAX_REPLACEMENTS)):
         used = (index + step) % len(source)
-        try:
-            image = source.read_image(used)
-        except BadRecordError as error:
-            last = error
-            continue
-        person = source[used]
+        person, drawn = source[used], rng.bit_generator.state
         view = crop.draw_view(rng, person, spec, augment, joint_set)
+        try:
+            image = read_part(source, used, crop.view_window(view))
+        except BadRecordError as error:
+            last, rng.bit_generator.state = error, drawn
+            continue
         bad = np.int32(-1 if used == index else index)
         row = make_example(image, person, view, spec, joint_set)
         if augment.camera:
@@ -88,7 +85,7 @@ def _eval_row(source: Source, spec: crop.CropSpec, joint_set: JointSet, index: i
     if index >= 0:
         person = source[index]
         try:
-            image = source.read_image(index)
+            image = read_part(source, index, crop.view_window(crop.padded_view(person.bbox, spec)))
         except BadRecordError:
             person, bad = dataclasses.replace(person, keypoints=unlabelled), index
     row = make_example(image, person, crop.padded_view(person.bbox, spec), spec, joint_set)
@@ -145,10 +142,15 @@ def train_iterator(recipe: Recipe, source: Source, *, shard: tuple[int, int] = (
     hundred records in a row are unreadable.
     """
     _check_shard("train.batch_size", recipe.train.batch_size, shard)
-    example = functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
+    example = train_example(recipe, source)
     # Drawn before the shuffle, the random numbers belong to epoch and index, not to the place in the stream.
     stream = grain.MapDataset.range(len(source)).seed(recipe.seed).random_map(example).shuffle().repeat()
     return TrainIterator(stream, recipe, shard)
+
+
+def train_example(recipe: Recipe, source: Source) -> Callable[[int, np.random.Generator], Row]:
+    """The function from an index into the source, and a generator, to its row of a training batch."""
+    return functools.partial(_train_row, source, crop_spec(recipe), recipe.augment, recipe.joints)
 
 
 class EvalBatches:
@@ -224,13 +226,31 @@ def _one_thread() -> None:
     cv2.setNumThreads(0)
 
 
+def _start_tracker() -> None:
+    """Starts Python's resource tracker, which removes the shared memory and semaphores that a kill leaves.
+
+    It is deaf to SIGHUP too, of a terminal that ends, and says nothing of what it removes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before, options = signal.signal(signal.SIGHUP, signal.SIG_IGN), sys.warnoptions[:]
+    sys.warnoptions.append("ignore::UserWarning")  # the tracker inherits both
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions[:] = options
+        signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
+
+
 def _start_worker(parent: int, *_) -> None:
     """Prepares a worker process, which ends with its `parent`, however that dies.
 
     Then the last of them to go closes the pipe to Python's resource tracker, which removes their shared memory.
     """
     _one_thread()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent still has to save
+    # Ctrl-C, `timeout`, SLURM and a terminal that ends signal the whole group, and the parent still has to save.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -257,6 +277,7 @@ def read_ahead(
     ahead = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=elements))
     if workers == 0:
         return ahead
+    _start_tracker()
     # Grain hands its flags to the workers, which outside of absl's app.run nobody has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.sample import Person, Source
+from dpose_jax.data.jpeg_parts import Window
+from dpose_jax.data.sample import Person, Source, read_part
 
 
 class MixedSource:
@@ -41,6 +42,11 @@ class MixedSource:
         """The image of that person, (height, width, 3) uint8 RGB; raises BadRecordError."""
         source, place = self._find(index)
         return source.read_image(place)
+
+    def read_part(self, index: int, window: Window) -> np.ndarray:
+        """As `sample.read_part`."""
+        source, place = self._find(index)
+        return read_part(source, place, window)
 
     def ground_truth(self) -> dict[str, Any]:
         """Raises ValueError: annotations of several sources have no common ids."""

@@ -5,6 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from dpose_jax.data.jpeg_parts import Window
+
 PERSON_CATEGORY = 1  # COCO's, of its detection files too
 
 
@@ -59,3 +61,13 @@ class Source(Protocol):
 def generated(source: Source) -> bool:
     """Whether a source makes its people by index, in milliseconds each, instead of holding annotations."""
     return getattr(source, "generated", False)
+
+
+def read_part(source: Source, index: int, window: Window) -> np.ndarray:
+    """`source.read_image(index)`, of which some pixels outside of a window of the image may be black.
+
+    A source that can read a part faster than the whole has a method of this name. What is damaged outside of the window
+    need not be found.
+    """
+    part = getattr(source, "read_part", None)
+    return source.read_image(index) if part is None else part(index, window)

@@ -20,8 +20,10 @@ def smallest_shared(workers: int, image_bytes: int) -> int:
     that they hold, no array is shared, and a warning says so once. Raises OSError, with the way out, where even the
     locks of `workers` processes have no room.
     """
-    if not os.path.isdir(FOLDER):
+    if sys.platform != "linux":  # elsewhere it is no folder
         return _SHARED
+    if not os.access(FOLDER, os.W_OK):
+        raise OSError(f"{FOLDER}: is missing or cannot be written, which data.workers={workers} needs; {WAYS_OUT}")
     free = shutil.disk_usage(FOLDER).free
     locks = _LOCKS * (workers + 1)
     if free < locks:

@@ -7,6 +7,7 @@ unless a coordinate is negative, as there, or both are 0 (ours).
 
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import yaml
 
 from dpose_jax.data.coco_format import Audit, is_int
-from dpose_jax.data.image_files import ImageFolder, read_file
+from dpose_jax.data.image_files import ImageFolder, parts, read_file
 from dpose_jax.pose.joint_names import suggested
 from dpose_jax.pose.joint_sets import COCO, JointSet
 from dpose_jax.workdir.files import placed
@@ -24,7 +25,7 @@ MALFORMED = (
     "image_unreadable", "label_without_image", "label_unreadable",
     "line_columns", "line_numbers", "line_class", "line_box", "line_joints", "line_visibility",
 )  # fmt: skip
-NOTED = ("image_without_labels", "line_repeated", "image_exif_rotated")
+NOTED = ("image_without_labels", "label_of_two_images", "line_repeated", "line_like_corners", "image_exif_rotated")
 _NO_IMAGES = (".txt", ".json", ".yaml", ".yml", ".cache", ".csv", ".md", ".npy", ".xml", ".zip")
 _NAMED = 100  # places of a rule
 _MOST_JOINTS = 1000
@@ -43,6 +44,7 @@ class YoloSet:
     joint_set: JointSet
     dims: int  # numbers of a joint: 2, or 3 with visibility
     notes: list[str]  # what to check in the joint set
+    moved: dict[str, str]  # where files are that the set names at another place, by that name
 
 
 def read_yolo(file: str) -> YoloSet:
@@ -66,14 +68,15 @@ def read_yolo(file: str) -> YoloSet:
         raise ValueError(f"{file}: kpt_shape={shape!r:.80}: must be [1 to {_MOST_JOINTS}, 2 or 3]")
     names = _class_names(facts.get("names"), file)
     joint_set, notes = _joint_set(facts, shape[0], file)
-    splits = {split: images for split in SPLITS if (images := _images(facts, split, file))}
+    moved: dict[str, str] = {}
+    splits = {split: images for split in SPLITS if (images := _images(facts, split, file, moved))}
     if "train" not in splits:
         raise ValueError(f"{file}: train={facts.get('train')!r}: must name a folder of images, a list of files or both")
     # A name outside of the set's folder, as with an absolute path, is relative to what all images share.
     common = os.path.commonpath([os.path.dirname(image) for images in splits.values() for image in images])
     folder = os.path.dirname(os.path.abspath(file))
     root = folder if os.path.commonpath([folder, common]) == folder else common
-    return YoloSet(file, root, splits, names, joint_set, shape[1], notes)
+    return YoloSet(file, root, splits, names, joint_set, shape[1], notes, moved)
 
 
 def _class_names(names: Any, file: str) -> dict[int, str]:
@@ -113,14 +116,14 @@ def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]
         return suggested(stem, names, (), pairs)
 
 
-def _images(facts: dict, split: str, file: str) -> list[str]:
+def _images(facts: dict, split: str, file: str, moved: dict[str, str]) -> list[str]:
     """The image files of a split, absolute, in the order of their names."""
     given = facts.get(split)
     found: list[str] = []
     for entry in given if isinstance(given, list) else [given]:
         if entry is None or entry == "":
             continue
-        place = _place(entry, facts.get("path"), split, file)
+        place = _place(entry, facts.get("path"), split, file, moved)
         if os.path.isdir(place):
             for folder, _, names in os.walk(place):
                 found += [os.path.join(folder, name) for name in names if _may_be_image(name)]
@@ -129,7 +132,7 @@ def _images(facts: dict, split: str, file: str) -> list[str]:
         else:
             for line in read_file(place).decode("utf-8-sig", "replace").splitlines():
                 if line.strip():
-                    found.append(_place(line.strip(), facts.get("path"), split, file, os.path.dirname(place)))
+                    found.append(_place(line.strip(), facts.get("path"), split, file, moved, os.path.dirname(place)))
         if not found:
             raise ValueError(f"{file}: {split}={entry!r}: no image in {place}")
     return sorted(dict.fromkeys(found))
@@ -139,8 +142,11 @@ def _may_be_image(name: str) -> bool:
     return not name.startswith(".") and not name.lower().endswith(_NO_IMAGES)
 
 
-def _place(entry: Any, path: Any, split: str, file: str, beside: str = "") -> str:
-    """Where a folder or file of `data.yaml` is; the `path` in it is often that of another machine."""
+def _place(entry: Any, path: Any, split: str, file: str, moved: dict[str, str], beside: str = "") -> str:
+    """Where a folder or file of `data.yaml` is; the `path` in it is often that of another machine.
+
+    What is not there at all is the longest tail of two or more parts that is there, which joins `moved`.
+    """
     if not isinstance(entry, str):
         raise ValueError(f"{file}: {split}={entry!r:.80}: must be text, or a list of texts")
     folder = os.path.dirname(os.path.abspath(file))
@@ -153,7 +159,13 @@ def _place(entry: Any, path: Any, split: str, file: str, beside: str = "") -> st
             place = os.path.normpath(os.path.join(base, name.replace("\\", "/")))
             if os.path.exists(place):
                 return place
-    tried = ", ".join(repr(os.path.normpath(os.path.join(base, entry))) for base in bases)
+    tail = parts(entry)
+    for start in range(1, len(tail) - 1):
+        for base in bases[-3:]:
+            if ".." not in tail[start:] and os.path.exists(place := os.path.join(base, *tail[start:])):
+                moved[entry] = place
+                return place
+    tried = ", ".join(dict.fromkeys(repr(os.path.normpath(os.path.join(base, entry))) for base in bases))
     raise FileNotFoundError(f"{file}: {split}: no such file or folder: {tried}")
 
 
@@ -165,6 +177,7 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
     """
     audit, store = Audit(yolo.file, lines=0, names=_NAMED), ImageFolder(yolo.root, upright=True)
     images, annotations, label_files = list[dict](), list[dict](), set[str]()
+    listings: dict[str, dict[str, str]] = {}
     for file in yolo.splits[split]:
         name, header = os.path.relpath(file, yolo.root), None
         if (header := store.header(name)) is None:
@@ -174,7 +187,10 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
             audit.note("image_exif_rotated", file)
         width, height = header.upright_size
         images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
-        label_files.add(label := label_file(file))
+        label = _on_disk(label_file(file), listings)
+        if label in label_files:
+            audit.note("label_of_two_images", f"{label}: also of {file}")
+        label_files.add(label)
         if not os.path.isfile(label):
             audit.note("image_without_labels", file)
             continue
@@ -200,6 +216,22 @@ def label_file(image: str) -> str:
     return os.sep.join(folders) + ".txt"
 
 
+def _on_disk(label: str, listings: dict[str, dict[str, str]]) -> str:
+    """The label file as it is called, maybe in the other Unicode form, or as .TXT."""
+    folder, name = os.path.split(label)
+    if os.path.exists(label):
+        return label
+    if folder not in listings:
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        listings[folder] = {_as_called(each): each for each in names}
+    return os.path.join(folder, listings[folder].get(_as_called(name), name))
+
+
+def _as_called(name: str) -> str:
+    stem, ending = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + ending.lower()
+
+
 def _persons(file: str, yolo: YoloSet, size: tuple[int, int], audit: Audit) -> Iterator[dict]:
     try:
         lines = read_file(file).decode("utf-8-sig").splitlines()
@@ -216,9 +248,21 @@ def _persons(file: str, yolo: YoloSet, size: tuple[int, int], audit: Audit) -> I
         seen.add(line)
         person = _person(line.split(), yolo, size)
         if isinstance(person, dict):
+            if _like_corners(line.split(), person, size):
+                audit.note("line_like_corners", f"{file}:{number}")
             yield person
         else:
             audit.bad(person[0], f"{file}:{number}: {person[1]}")
+
+
+def _like_corners(fields: list[str], person: dict, size: tuple[int, int]) -> bool:
+    """Whether a box fits image and joints as x1, y1, x2, y2, but sticks out of the image as centre, width, height."""
+    x, y, w, h = np.array(person["bbox"]) / (*size, *size)
+    x1, y1, x2, y2 = map(float, fields[1:5])
+    points = np.array(person["keypoints"]).reshape(-1, 3)
+    shares = points[points[:, 2] > 0, :2] / size
+    held = ((shares >= np.array([x1, y1]) - _SLACK) & (shares <= np.array([x2, y2]) + _SLACK)).all()
+    return bool(held and min(x, y, 1 - x - w, 1 - y - h) < -_SLACK and x1 < x2 and y1 < y2)
 
 
 def _person(fields: list[str], yolo: YoloSet, size: tuple[int, int]) -> dict | tuple[str, str]:

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from dpose_jax.data.categories import closest
 from dpose_jax.data.coco_format import PERSON_CATEGORY
 from dpose_jax.evaluation.results_check import Inputs
 
@@ -59,7 +60,7 @@ def results_from_native(content: list, images: Sequence[dict], name: str) -> tup
         image, persons = fields.get("image_id"), fields.get("keypoint_annotations")
         if not isinstance(image, str) or not isinstance(persons, dict):
             raise ValueError(f"{name}: entry {place}: not of AI Challenger's format: {str(entry)[:80]}")
-        stem = PurePath(image).stem
+        stem = base if (base := PurePath(image).name) in ids else PurePath(image).stem
         if stem not in ids:
             left_out.setdefault("unknown_image", []).append(image)
             continue
@@ -68,6 +69,6 @@ def results_from_native(content: list, images: Sequence[dict], name: str) -> tup
         shared = {"image_id": ids[stem], "category_id": PERSON_CATEGORY, "score": 1.0}
         found[stem] = [shared | {"keypoints": keypoints} for keypoints in persons.values()]
     if content and not found:
-        known = ", ".join(map(repr, list(ids)[:3]))
-        raise ValueError(f"{name}: the ground truth has none of its images, such as {image!r}; it has {known}")
+        near = ", ".join(map(repr, closest(str(image), ids))) or "none"
+        raise ValueError(f"{name}: the ground truth has none of its images, such as {image!r}; closest: {near}")
     return [result for results in found.values() for result in results], left_out

@@ -88,6 +88,7 @@ def evaluate(recipe: Recipe, workdir: str, out: str | None = None) -> dict:
     Raises ValueError or FileNotFoundError if recipe, data, workdir or `out` break a rule, or too many records are
     unreadable.
     """
+    multihost.check_hosts(recipe, workdir)
     evaluator = _evaluator(recipe, out)
     restored = restore(recipe, workdir)
     metadata = protocol_facts(recipe, evaluator.sampler.model, restored)
@@ -100,6 +101,7 @@ def evaluate_weights(recipe: Recipe, restored: Restored, source: dict[str, str],
 
     `source`, {"weights": name} or {"model": folder}, joins the protocol.
     """
+    multihost.check_hosts(recipe, out)
     evaluator = _evaluator(recipe, out)
     metadata = protocol_facts(recipe, evaluator.sampler.model, restored) | source
     return _report(evaluator, restored.variables, metadata, out, out.removesuffix(".json"))

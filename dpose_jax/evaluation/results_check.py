@@ -10,6 +10,7 @@ from operator import itemgetter
 
 import numpy as np
 
+from dpose_jax.data.categories import closest
 from dpose_jax.data.coco_format import BOX_AREA, is_crowd_flag, is_image_id, is_int, is_number
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.typed_fields import LARGEST
@@ -110,8 +111,11 @@ def check_inputs(
         for number, (entry, count) in enumerate(zip(annotations, labelled, strict=True), start=1)
     ]
     with_box = sum("bbox" in result for result in results)
-    if with_box not in (0, len(results)):  # the area of a result would otherwise depend on its neighbours
-        results = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    # Without all boxes none: the area of a result would otherwise depend on its neighbours. An engine may refuse what
+    # else a result holds.
+    kept = ("image_id", "category_id", "keypoints", "score", *["bbox"] * (with_box == len(results)))
+    if not set().union(*results) <= set(kept):
+        results = [{key: result[key] for key in kept} for result in results]
     return Inputs(joint_set, images, categories, plain, truth, results)
 
 
@@ -128,7 +132,7 @@ def _ids(entries: list, what: str) -> set[int]:
     seen: set[int] = set()
     for i, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
-        if not is_int(number) or what.endswith("image") and not is_image_id(number):
+        if not is_int(number) or not what.endswith("annotation") and not is_image_id(number):
             rule = "an integer id, 0 to 2**63 - 1" if is_int(number) else "an integer id"
             raise ValueError(f"{what} entry {i}: must be an object with {rule}, got {_cut(entry)}")
         if number in seen:
@@ -159,6 +163,7 @@ class _Known:
                 # A length is at most so large only if all its numbers are; it takes a third of their conversion's time.
                 and _within(itertools.starmap(hypot, itertools.chain(rows, boxes)))
                 and ("score" not in fields or _within(map(itemgetter("score"), entries)))
+                and ("score" not in fields or {*map(type, map(itemgetter("score"), entries))} <= {int, float})
                 and ("area" not in fields or all(0 <= e["area"] <= LARGEST for e in entries))
                 and ("bbox" not in fields or all(min(box[2:]) >= 0 for box in boxes))
                 and ("bbox" not in fields or len(boxes) == len(rows) and _flags(rows) <= {0, 1, 2})
@@ -177,6 +182,8 @@ class _Known:
         for field, known in (("image_id", self.images), ("category_id", self.categories)):
             if not is_int(entry[field]) or entry[field] not in known:
                 only = f", its persons are {next(iter(known))}" if len(known) == 1 and field == "category_id" else ""
+                if field == "image_id":
+                    only = f", closest: {', '.join(closest(str(entry[field]), map(str, known))) or 'none'}"
                 return f"{field} {_cut(entry[field])}: the ground truth has no such {field[:-3]}{only}"
         where, count, values = f"image {entry['image_id']}", 3 * self.joint_set.num_joints, entry["keypoints"]
         if not isinstance(values, list) or len(values) != count:

@@ -6,6 +6,7 @@ import numpy as np
 
 from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
 from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, numbers, read_coco
+from dpose_jax.data.exports import as_results
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.mean_pose import score_mean_pose
 from dpose_jax.evaluation.metrics import score
@@ -40,6 +41,8 @@ def score_files(
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
     """
     (truth, read), found = read_coco(annotations), read_json(results)
+    if not is_own_format(found):
+        read.update(as_results(found, truth.get("images") if isinstance(truth, dict) else None))
     left_out: dict[str, int] = {}
     if isinstance(truth, dict) and all(isinstance(truth.get(key), list) for key in ("annotations", "categories")):
         listed = listed_categories(truth.get("categories"))

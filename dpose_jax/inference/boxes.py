@@ -10,7 +10,8 @@ import numpy as np
 
 from dpose_jax.data.categories import closest, listed_categories, person_category, person_id
 from dpose_jax.data.coco_format import is_crowd_flag, is_image_id, is_int, is_number, numbers
-from dpose_jax.data.exports import as_coco
+from dpose_jax.data.doubts import doubts, like_corners, normalised
+from dpose_jax.data.exports import as_coco, as_results
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.inference.image_ids import NameIndex, number_images, number_of
 from dpose_jax.workdir.files import read_bytes, read_json
@@ -54,6 +55,9 @@ WHOLE = (
 )
 
 
+_SHOWN = 20  # problems of a file that are told one by one
+
+
 class BoxSource:
     """Where the boxes of an image's persons come from; this one takes every image for one person.
 
@@ -82,16 +86,33 @@ class BoxSource:
     def check_frames(self, count: int) -> None:
         """Raises ValueError if the source cannot have a box for any frame 0 to `count` - 1; 0 is an unknown count."""
 
+    def doubts(self) -> list[str]:
+        """Sentences on what is odd about the boxes that `of` gave; told after the last image."""
+        return []
+
     def of(self, image_id: int, pixels: np.ndarray) -> Sequence[Sequence[float]] | np.ndarray:
         """Boxes of an image, (height, width, 3) uint8 RGB, as `checked_boxes` takes them."""
         return [[0, 0, pixels.shape[1], pixels.shape[0]]]
 
 
+def _named_images(rows: list) -> list[dict]:
+    """The images of detections that all have a `file_name` beside a number, as newer Ultralytics' have; else none."""
+    found = {}
+    for row in rows:
+        fields = row if isinstance(row, dict) else {}
+        name, number = fields.get("file_name"), fields.get("image_id")
+        if not isinstance(name, str) or not is_image_id(number):
+            return []
+        found[name, number] = {"id": number, "file_name": name}
+    return list(found.values())
+
+
 class BoxFile(BoxSource):
     """Boxes of persons by image, from any COCO-format file; its entries that cannot be read are `problems`.
 
-    Its images are found by name. Where it lists `images`, the names are theirs. Otherwise the name is `image_id`: a
-    text is the file's name, with or without its ending, a number that of COCO's releases (000000000139.jpg).
+    Its images are found by name. Where it lists `images`, or each detection has a `file_name`, the names are
+    theirs. Otherwise the name is `image_id`: a text is the file's name, with or without its ending, a number that
+    of COCO's releases (000000000139.jpg).
     """
 
     takes_whole = False
@@ -107,14 +128,22 @@ class BoxFile(BoxSource):
         super().__init__(min_score)
         self.path, self._by_number, content = path, by_number, read_json(path)
         as_coco(content)
+        as_results(content)
         self.digest = f"{hashlib.sha256(read_bytes(path)).hexdigest()} {by_number}"
         entries, images, categories = content, list[Any](), None
+        if isinstance(content, list):
+            images = _named_images(content)
         if isinstance(content, dict):
             entries, images = content.get("annotations"), content.get("images", [])
             categories = content.get("categories")
         if not isinstance(entries, list) or not isinstance(images, list):
-            raise ValueError(f"{path}: must be a list of detections or an object with the lists images and annotations")
+            has = f", got one of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else ""
+            raise ValueError(
+                f"{path}: must be a list of detections or an object with the lists images and annotations{has}"
+            )
         self._names = list(self._listed(images))  # (file name, id)
+        if images and not self._names:
+            raise ValueError(f"{self.problems[0]}; none of its {len(images)} images can be used")
         read = list(self._read(entries))
         counts = collections.Counter(number for _, number, _ in read if number is not None)
         if listed := listed_categories(categories):
@@ -124,11 +153,23 @@ class BoxFile(BoxSource):
         if others := sum(counts.values()) - counts[self.category_id]:
             self.notes.append(f"{path}: the person is category {self.category_id}; left out: {others} of others")
         self._boxes: dict[int | str, list[list[float]]] = {}
-        for key, number, box in read:
-            if number in (None, self.category_id) and box[4] >= min_score:
+        mine = [(key, box) for key, number, box in read if number in (None, self.category_id)]
+        low = sum(box[4] < min_score for _, box in mine)
+        for key, box in mine:
+            if box[4] >= min_score:
                 self._boxes.setdefault(key, []).append(box)
+        reasons = {
+            f"malformed, the first: {''.join(self.problems[:1])}": len(self.problems),
+            f"with a score below --min_box_score={min_score:g}": low,
+            f"of another category than {self.category_id}": others,
+            "crowds": sum(entry.get("iscrowd") in (1, True) for entry in entries if isinstance(entry, dict)),
+        }
+        self._unused = ", ".join(f"{count} {why}" for why, count in reasons.items() if count > 0) or "it has no entries"
+        if (more := len(self.problems) - _SHOWN) > 1:
+            self.problems[_SHOWN:] = [f"{path}: {more} more entries cannot be read"]
         self._index = NameIndex(self._names or [(key, key) for key in self._boxes if isinstance(key, str)])
         self._keys: dict[int, int | str | None] | None = None  # of images that were asked for, by their id
+        self._seen: collections.Counter[str] = collections.Counter()
 
     def _listed(self, images: list) -> Iterator[tuple[str, int]]:
         for position, image in enumerate(images):
@@ -137,7 +178,9 @@ class BoxFile(BoxSource):
             if isinstance(name, str) and is_image_id(number):
                 yield name, number
             else:
-                self.problems.append(f"{self.path}: image {position} has no id or file_name: {str(image)[:80]}")
+                wrong = f"the id {number!r:.40}, which must be an integer from 0 to 2**63 - 1"
+                wrong = wrong if isinstance(name, str) else f"the file_name {name!r:.40}, which must be text"
+                self.problems.append(f"{self.path}: image {position} has {wrong}: {str(image)[:80]}")
 
     def _read(self, entries: list) -> Iterator[tuple[int | str, int | None, list[float]]]:
         """(image, category, [x, y, width, height, score]) of every entry that can be read and is no crowd."""
@@ -146,14 +189,12 @@ class BoxFile(BoxSource):
             key: Any = fields.get("image_id")
             box, score = numbers(fields.get("bbox"), 4), fields.get("score", 1.0)
             crowd, number, problem = fields.get("iscrowd"), fields.get("category_id"), ""
-            if isinstance(key, str) and key and not self._names:
-                key = int(key) if key.isascii() and key.isdigit() and len(key) < 20 else key
-            elif not is_image_id(key):
+            if not is_image_id(key) and (self._names or not isinstance(key, str) or not key):
                 problem = f"the image_id {key!r}, which is no id from 0 to 2**63 - 1"
             if not is_number(score):
                 problem = f"the score {score!r}, which is no number"
-            elif number is not None and not is_int(number):
-                problem = f"the category_id {number!r}, which is no integer"
+            elif number is not None and not is_image_id(number):
+                problem = f"the category_id {number!r:.40}, which is no integer from 0 to 2**63 - 1"
             elif not is_crowd_flag(crowd):
                 problem = f"the iscrowd {crowd!r}, which is not 0 or 1"
             if box is None or problem:
@@ -192,24 +233,25 @@ class BoxFile(BoxSource):
         if len(found) > 1:
             ids = sorted(found, key=str)
             raise ValueError(
-                f"{self.path}: lists {name!r} under the ids {ids}, of several folders; start --input higher"
+                f"{self.path}: lists {name!r} under the ids {ids}; if they are of several folders, start --input higher"
             )
         return found.pop() if found else None
 
     def _check_found(self, keys: Iterable, names: Sequence[str]) -> None:
         if set(keys) & set(self._boxes):
             return
-        if any(key is not None for key in keys):
+        if not self._boxes:
+            why = f"none can be used: {self._unused}"
+        elif any(key is not None for key in keys):
             why = f"it lists them without one of category {self.category_id}"
         else:
             known = [name for name, _ in self._names] or list(map(str, self._boxes))
-            what = "file_name" if self._names else "image_id"
+            what = "file_name" if self._names and not self._by_number else "image_id"
             why = (
                 f"{names[0]!r} is no {what} of it, closest: {', '.join(map(repr, closest(names[0], known))) or 'none'}"
             )
-            why += (
-                "; list images with id and file_name there, or --match=number: image_id is the number that ends a name"
-            )
+            way = "" if self._by_number else ", or --match=number: image_id is the number that ends a name"
+            why += f"; list images with id and file_name there{way}"
         raise ValueError(f"{self.path}: has no box for any of the images; {why}")
 
     def check_frames(self, count: int) -> None:
@@ -222,12 +264,23 @@ class BoxFile(BoxSource):
             self._keys = {frame: number for frame, number in frames.items() if frame is not None}
         found = set(self._keys.values() if self._keys else range(count) if count else self._boxes) & set(self._boxes)
         if not found:
-            raise ValueError(f"{self.path}: has no box for any of the frames, 0 to {count - 1}")
+            why = f", 0 to {count - 1}" if self._boxes and count else f"; none can be used: {self._unused}"
+            raise ValueError(f"{self.path}: has no box for any of the frames{why}")
         if count and not self._keys:
             left = [key for key in self._boxes if key not in found]
             self.problems += [f"{self.path}: image_id {key!r} is no frame, 0 to {count - 1}" for key in left[:3]]
 
     def of(self, image_id: int, pixels: np.ndarray | None = None) -> list[list[float]]:
-        """The boxes that the file has for this id; the pixels are not used."""
+        """The boxes that the file has for this id; of the pixels the size is looked at, for `doubts`."""
         key = image_id if self._keys is None else self._keys.get(image_id)
-        return [] if key is None else self._boxes.get(key, [])
+        found = [] if key is None else self._boxes.get(key, [])
+        if pixels is not None:
+            self._seen.update(boxes=len(found), looks_normalised=0, looks_like_corners=0)
+            for box in found:
+                self._seen["looks_normalised"] += normalised(box[:4], pixels.shape[1::-1])
+                self._seen["looks_like_corners"] += like_corners(box[:4], pixels.shape[1::-1])
+        return found
+
+    def doubts(self) -> list[str]:
+        """As BoxSource: boxes in 0..1, or that look like corners."""
+        return [f"{self.path}: {text}" for text in doubts(self._seen | {"kept": self._seen["boxes"]}, 0, 0, "stored")]

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from dpose_jax.data.coco_format import is_image_id
-from dpose_jax.data.image_files import parts
+from dpose_jax.data.image_files import parts, plain_name
 
 # The names of COCO's releases: 000000000139 and COCO_val2014_000000000139.
 _CALLED_BY_NUMBER = re.compile(r"(?:COCO_[a-z]+20\d\d_)?([0-9]+)")
@@ -46,7 +46,7 @@ class NameIndex:
     def __init__(self, listed: Iterable[tuple[str, Hashable]]):
         self._by_name: dict[str, list[tuple[tuple[str, ...], Hashable]]] = {}
         for name, value in listed:
-            if path := parts(name):
+            if path := parts(plain_name(name)):
                 self._by_name.setdefault(path[-1], []).append((path, value))
 
     def find(self, name: str, folder: str) -> set[Hashable]:

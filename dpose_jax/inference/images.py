@@ -8,6 +8,7 @@ import numpy as np
 
 from dpose_jax.data.image_files import decode_image, read_file
 from dpose_jax.inference.image_ids import natural
+from dpose_jax.workdir.files import placed
 
 # Files that lie beside images and are none; every other file that cannot be read is reported.
 BESIDE_IMAGES = (".json", ".jsonl", ".txt", ".csv", ".xml", ".yaml", ".yml", ".md", ".html", ".ini", ".db")
@@ -48,11 +49,19 @@ def _of_pil(image) -> np.ndarray:
     from PIL import ImageOps  # whoever passes a PIL image has it
 
     image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or (image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16):
+    low, high = image.getextrema() if image.mode == "I" else (0, 0)
+    # Up to 255 they may be of 8 bits, which the shift below would make black.
+    if image.mode == "F" or not 0 <= low <= high < 1 << 16 or 0 < high < 1 << 8:
         raise ValueError(f"image: PIL's mode {image.mode!r} says no range of values; convert it to mode 'L' or 'RGB'")
     if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip at 255; as the file itself is read
         return (np.asarray(image) >> 8).astype(np.uint8)
-    return np.asarray(image.convert("RGB"))
+    with placed(f"image: PIL's mode {image.mode!r}"):
+        return np.asarray(image.convert("RGB"))
+
+
+def is_utf8(path: str) -> bool:
+    """Whether a path is UTF-8: OpenCV crashes on others, and neither JSON nor a terminal can hold them."""
+    return path == path.encode(errors="replace").decode()
 
 
 def is_image(path: str) -> bool:
@@ -73,7 +82,11 @@ def list_images(folder: str, out: str = "") -> tuple[list[str], list[str]]:
     names, others = [], []
     drawn = {os.path.realpath(os.path.join(out, kind)) for kind in ("pictures", "denoising")} if out else set()
     seen = {os.path.realpath(folder)}
-    for place, folders, files in os.walk(folder, followlinks=True):
+
+    def unread(error: OSError) -> None:
+        others.append(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    for place, folders, files in os.walk(folder, onerror=unread, followlinks=True):
         inside = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
         folders[:] = [name for name, real in inside.items() if name[0] != "." and real not in seen | drawn]
         seen |= {inside[name] for name in folders}
@@ -81,7 +94,9 @@ def list_images(folder: str, out: str = "") -> tuple[list[str], list[str]]:
             path = os.path.join(place, name)
             if name[0] == "." or name.lower().endswith(BESIDE_IMAGES):
                 continue
-            if is_image(path):
+            if not is_utf8(path):
+                others.append(f"{path!a}: its name is no UTF-8; rename it")
+            elif is_image(path):
                 names.append(os.path.relpath(path, folder).replace(os.sep, "/"))
             else:
                 others.append(f"{path}: {why_no_image(path)}")
@@ -94,8 +109,11 @@ def why_no_image(path: str) -> str:
     """What a file is, of which `is_image` is false."""
     if not os.path.isfile(path):
         return "is no file"
-    with open(path, "rb") as file:
-        head = file.read(12)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     if not head:
         return "the file is empty"
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"):

@@ -1,5 +1,6 @@
 """Predicts an image, a folder or a video: COCO results, drawn pictures, and a line for every problem."""
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -16,7 +17,7 @@ from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.results import make_results, without_boxes, write_results
 from dpose_jax.inference.boxes import BoxSource, checked_boxes
-from dpose_jax.inference.images import is_image, list_images, load_image
+from dpose_jax.inference.images import is_image, is_utf8, list_images, load_image
 from dpose_jax.inference.poses import MIN_JOINT_SCORE, Poses, draw_persons
 from dpose_jax.inference.predictor import Predictor
 from dpose_jax.inference.progress import Entry, Progress, stamp
@@ -27,6 +28,9 @@ from dpose_jax.workdir.files import write_json
 
 PICTURE_SIDE = 2048  # drawn pictures are shrunk to it; videos keep their size
 STRIP_PERSONS = 8  # of an image, in its denoising strip
+# What a write may end with, after which the finished images are kept.
+_UNWRITABLE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "the disk is full")
+_UNWRITABLE |= {number: os.strerror(number) for number in (errno.EFBIG, errno.EIO, errno.EROFS)}
 GROUP_IMAGES, GROUP_BYTES = 16, 150_000_000  # images that are held at a time
 
 
@@ -68,6 +72,8 @@ def predict(
     """
     if not os.path.exists(source):
         raise FileNotFoundError(f"input {source!r}: no such file or folder")
+    if not is_utf8(source) or not is_utf8(out):
+        raise ValueError(f"input {source!a} and out {out!a} must be UTF-8; rename the file or folder")
     if os.path.exists(out) and not os.path.isdir(out):
         raise NotADirectoryError(f"out {out!r}: is a file")
     if strips and not predictor.sampler.settings:
@@ -84,9 +90,9 @@ def predict(
     try:
         job.run(source, strips)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _UNWRITABLE:
             raise
-        raise OSError(f"{out}: the disk is full; {job.progress.told(job.total)}") from error
+        raise OSError(f"{out}: {_UNWRITABLE[error.errno]}; {job.progress.told(job.total)}") from error
     except (KeyboardInterrupt, SystemExit):
         tqdm.write(f"stopped: {job.progress.told(job.total)}", file=sys.stderr)
         raise
@@ -184,12 +190,18 @@ class _Job:
         return draw.denoising_strip(crops, trajectory, joints, poses.joint_set, about, warp=codec.name)
 
     def write_picture(self, path: str, pixels: np.ndarray, entry: Entry) -> None:
-        try:
+        with self.named_too_long(path, entry["problems"]):
             draw.write_png(path, pixels)
+
+    @contextlib.contextmanager
+    def named_too_long(self, path: str, kept: list[str] | None = None) -> Iterator[None]:
+        """Reports a drawing whose file name the system refuses; the results are written all the same."""
+        try:
+            yield
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            self.report(f"{path}: not drawn: the file name is too long", entry["problems"])
+            self.report(f"{path}: not drawn: the file name is too long", kept)
 
     def predict_video(self, path: str) -> None:
         film = os.path.join(self.out, f"{os.path.splitext(os.path.basename(path))[0]}.mp4")
@@ -205,7 +217,7 @@ class _Job:
                 yield Item(number, name := f"frame {number}", name, pixels, reader.time)
 
         ids = list[int]()
-        with write_video(film, reader.fps) as add:
+        with self.named_too_long(film), write_video(film, reader.fps) as add:
             waiting = None
             for item, entry, poses in self._predicted(frames(), reader.count):
                 if poses is not None:
@@ -250,6 +262,8 @@ class _Job:
         scores = _rows({"results": results}, self.predictor.joint_set.num_joints)[..., 2]
         hidden = int((scores < self.min_joint_score).sum())
         print(f"{self.out}: results.json (persons: {len(results)}), images.json (images: {len(entries)}), {drawn}")
+        for doubt in self.boxes.doubts():
+            print(doubt)
         if hidden:
             why = f"scores below --min_joint_score={self.min_joint_score:g}"
             print(f"not drawn: {hidden} of {scores.size} joints, {why}; results.json has them")

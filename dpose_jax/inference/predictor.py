@@ -3,7 +3,7 @@
 import collections
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpose_jax.data import crop
-from dpose_jax.data.loader import crop_spec
-from dpose_jax.diffusion.sampler import SamplerSettings, noised_start, sampler_settings
+from dpose_jax.data.crop import crop_spec
+from dpose_jax.diffusion.sampler import UPDATES, SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.results import score_persons
 from dpose_jax.inference.about import about_published, about_trained
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
+from dpose_jax.inference.stored_program import StoredProgram
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.models.weights.published import read_pose_model
@@ -86,7 +88,12 @@ class Predictor:
             trajectory, joints, _ = self.sampler.trace(*inputs)
             return {"trajectory": jnp.swapaxes(trajectory, 0, 1), "joints": jnp.swapaxes(joints, 0, 1)}
 
-        self._spec, self._run, self._trace = crop_spec(recipe), jax.jit(self.sampler.poses), jax.jit(trace)
+        self._spec, self._trace = crop_spec(recipe), jax.jit(trace)
+        # A stored program is found by the code of this package alone, so not for parts that come from elsewhere.
+        parts = BACKBONES[recipe.model.backbone].build, *UPDATES[recipe.sampler.update_rule]
+        ours = all(getattr(part, "__module__", "").partition(".")[0] == "dpose_jax" for part in parts)
+        facts = repr(recipe), repr((settings, flip, hypotheses))
+        self._run = StoredProgram(self.sampler.poses, *facts) if ours else jax.jit(self.sampler.poses)
 
     @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":
@@ -190,7 +197,7 @@ class Predictor:
         crops = (crop.warp_image(pixels, view, self._spec) for view in views)
         return clipped, np.array(to_image).reshape(-1, 2, 3), crops
 
-    def _in_batches(self, run: Callable, persons: Iterable[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
+    def _in_batches(self, run: Any, persons: Iterable[tuple[np.ndarray, int]]) -> dict[str, np.ndarray]:
         """(crop, ID) of every person -> the arrays that `run` gives, one row a person."""
         pending, parts, persons = collections.deque[tuple[int, Any]](), list[dict[str, np.ndarray]](), iter(persons)
 
@@ -210,7 +217,7 @@ class Predictor:
             fetch()
         if not parts:
             nobody = np.zeros((1, *self._spec.input_size, 3), np.uint8)
-            shapes = jax.eval_shape(run, self.variables, nobody, np.zeros(1, np.int32))
+            shapes = run.eval_shape(self.variables, nobody, np.zeros(1, np.int32))
             return {key: np.zeros((0, *shape.shape[1:]), shape.dtype) for key, shape in shapes.items()}
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

@@ -1,5 +1,6 @@
 """What a prediction has finished: kept beside its results, so that one that was stopped goes on."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,12 +19,21 @@ def stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def _line(entry: Entry) -> str:
+    text = json.dumps(entry, allow_nan=False)
+    return f"{_checksum(text)} {text}"
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class Progress:
     """The finished images of a prediction: in OUT/unfinished.jsonl until all are.
 
-    The file's first line says what predicts which input how, `made_by`; then each image has a line. Entries are JSON
-    objects with `image`, a row of images.json, `results`, `problems` and `stamp`. A line that a kill cut short, and
-    what follows it, is not read.
+    The file's first line says what predicts which input how, `made_by`; then each image has a line: a checksum and a
+    JSON object with `image`, a row of images.json, `results`, `problems` and `stamp`. A line that a kill cut short or
+    another program changed, and what follows it, is not read.
 
     Attributes:
       path: of the file; it is there from the first `add` to `finish`.
@@ -47,10 +57,10 @@ class Progress:
             if file.readline().rstrip("\n") != self._header:
                 return []
             for line in file:
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
+                checksum, _, text = line.rstrip("\n").partition(" ")
+                if checksum != _checksum(text):
                     break
+                found.append(json.loads(text))
         return found
 
     def resume(self, image_id: int, file_name: str, its_stamp: list[int] | None) -> bool:
@@ -69,9 +79,9 @@ class Progress:
 
     def add(self, entry: Entry) -> None:
         """Keeps a finished image, also on the disk; OSError if that is full."""
-        line = json.dumps(entry, allow_nan=False) + "\n"
+        line = _line(entry) + "\n"
         if self._file is None:
-            kept = [self._header, *map(json.dumps, self._earlier.values())]
+            kept = [self._header, *map(_line, self._earlier.values())]
             write_bytes(self.path, ("\n".join(kept) + "\n").encode())
             self._file = open(self.path, "a", encoding="utf-8")
         self._file.write(line)

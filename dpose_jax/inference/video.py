@@ -26,7 +26,9 @@ class VideoReader:
         os.close(open_regular(path))
         self._video = cv2.VideoCapture(path)
         if not self._video.isOpened():
-            raise ValueError(f"{path}: is neither an image nor a video that OpenCV can read: {why_no_image(path)}")
+            why = why_no_image(path)
+            why = "a video that is damaged, or of an unknown codec" if why.startswith("a video") else why
+            raise ValueError(f"{path}: is neither an image nor a video that OpenCV can read: {why}")
         self._video.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # the default differs between versions
         fps, count = self._video.get(cv2.CAP_PROP_FPS), self._video.get(cv2.CAP_PROP_FRAME_COUNT)
         self.fps = float(fps) if 0 < fps < 1000 else 25.0

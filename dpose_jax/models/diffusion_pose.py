@@ -10,7 +10,7 @@ from jax import Array
 
 from dpose_jax.diffusion.process import Schedule, q_sample, to_normalised
 from dpose_jax.models.backbones import Backbone, get_backbone
-from dpose_jax.models.layers import depth_to_space, space_to_depth
+from dpose_jax.models.layers import Dense, depth_to_space, space_to_depth
 from dpose_jax.models.scca import SCCA, num_heads
 from dpose_jax.models.sgdd import DECODERS
 from dpose_jax.models.weights.fill import BACKBONE
@@ -56,13 +56,13 @@ class DiffusionPose(nn.Module):
         settings, dtype, remat = self.settings, self.dtype, self.settings.remat == "blocks"
         width, maps = self.backbone.width, self.joint_set.num_joints * self.subpixels**2
         setattr(self, BACKBONE, self.backbone.build(width, dtype, remat))
-        self.coarse_head = nn.Dense(maps)
+        self.coarse_head = Dense(maps)
         halves = settings.spatial_attention, settings.channel_attention
         if any(halves):
             heads = num_heads(width, settings.head_dim)
             self.attention = SCCA(heads, settings.window, *halves, settings.channel_scale, dtype)
         channels = settings.decoder_channels
-        self.merge = nn.Dense(channels, dtype=dtype)
+        self.merge = Dense(channels, dtype=dtype)
         decoder = DECODERS[settings.decoder]
         self.decoder = decoder(maps, channels, settings.decoder_blocks, settings.time_embedding, dtype, remat)
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.layers import BatchNorm, Conv3x3, upsample_nearest
+from dpose_jax.models.layers import BatchNorm, Conv3x3, Dense, upsample_nearest
 
 EXPANSION = 4  # of a bottleneck
 recomputed = functools.partial(nn.remat, static_argnums=(2,))  # inside, by the backward pass; argument 2 is `train`
@@ -37,7 +37,7 @@ class ConvBN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.kernel == 1:  # a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer
-            x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
+            x = Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv3x3(self.features, strides=self.stride, use_bias=False, dtype=self.dtype, name="conv")(x)
         x = BatchNorm(dtype=self.dtype, name="bn")(x, train)

@@ -27,8 +27,14 @@ def _convolve_for_flax(inputs, kernel, strides, padding, **options):
     return convolve(inputs, kernel, strides[0])
 
 
+# Kernels are drawn by `initialise`. Flax traces the initial value of every kernel that it applies, to learn its shape:
+# zeros cost a quarter of its random numbers.
+UNDRAWN = nn.initializers.zeros
+Dense = functools.partial(nn.Dense, kernel_init=UNDRAWN)
 # As torch pads: 1 also at stride 2, where XLA's "SAME" pads below and to the right alone.
-Conv3x3 = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_convolve_for_flax)
+Conv3x3 = functools.partial(
+    nn.Conv, kernel_size=(3, 3), padding=1, conv_general_dilated=_convolve_for_flax, kernel_init=UNDRAWN
+)
 
 
 @layers_cpu.normalisation

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dpose_jax.models.layers import Dense
+
 
 def num_heads(channels: int, head_dim: tuple[int, int]) -> int:
     """The most heads (= channel groups) whose width is in the closed range `head_dim` (ours), or a ValueError."""
@@ -67,11 +69,11 @@ class SCCA(nn.Module):
 
         def half(name, attend):
             def heads(x, part):
-                x = nn.Dense(channels, dtype=self.dtype, name=f"{name}_{part}")(x)
+                x = Dense(channels, dtype=self.dtype, name=f"{name}_{part}")(x)
                 return x.reshape(*x.shape[:-1], self.heads, channels // self.heads)
 
             out = attend(heads(query, "query"), heads(context, "key"), heads(context, "value"))
-            return nn.Dense(channels, dtype=self.dtype, name=f"{name}_out")(out.reshape(query.shape))
+            return Dense(channels, dtype=self.dtype, name=f"{name}_out")(out.reshape(query.shape))
 
         def over_positions(q, k, v):
             flat = (q.shape[0], -1, *q.shape[3:])

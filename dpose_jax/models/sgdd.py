@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.layers import Conv3x3, GroupNorm, upsample_nearest
+from dpose_jax.models.layers import Conv3x3, Dense, GroupNorm, upsample_nearest
 
 LEVELS = (1, 1, 2, 2)  # widths in units of C at H x W, H/2, H/4 and H/8: (C, C, 2C, 2C) (ours)
 
@@ -32,10 +32,10 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: jax.Array, time: jax.Array | None) -> jax.Array:
         y = Conv3x3(self.features, dtype=self.dtype, name="conv1")(_norm_silu(x, self.dtype, "norm1"))
         if time is not None:
-            y += nn.Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
+            y += Dense(self.features, dtype=self.dtype, name="time")(nn.silu(time))[:, None, None, :]
         y = Conv3x3(self.features, dtype=self.dtype, name="conv2")(_norm_silu(y, self.dtype, "norm2"))
         if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
+            x = Dense(self.features, use_bias=False, dtype=self.dtype, name="skip")(x)
         return x + y
 
 
@@ -70,7 +70,7 @@ class SGDD(nn.Module):
             x = upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]
             x = _level(self, jnp.concatenate([x, skip], axis=-1), time, index, "up")
         x = _norm_silu(x, self.dtype, "norm")
-        return nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
+        return Dense(self.joints, name="head")(x.astype(jnp.float32))
 
 
 class LightSGDD(SGDD):
@@ -86,25 +86,25 @@ class LightSGDD(SGDD):
             return Conv3x3(features, strides=stride, dtype=self.dtype, name=name)(x)
 
         x = jnp.concatenate([heatmaps.astype(self.dtype), condition.astype(self.dtype)], axis=-1)
-        x = nn.Dense(self.channels, dtype=self.dtype, name="stem")(x)
+        x = Dense(self.channels, dtype=self.dtype, name="stem")(x)
         skips = []
         for index, width in enumerate(widths[1:]):
             skips.append(x)
             x = _level(self, conv(f"reduce{index}", x, width, stride=2), time, index + 1, "down")
         for index, skip in reversed(list(enumerate(skips))):
-            x = nn.Dense(widths[index], use_bias=False, dtype=self.dtype, name=f"project{index}")(x)
+            x = Dense(widths[index], use_bias=False, dtype=self.dtype, name=f"project{index}")(x)
             x = skip + upsample_nearest(x, 2)[:, : skip.shape[1], : skip.shape[2]]  # cut as above
             x = _level(self, x, time, index, "up") if index else x + conv("up0", x, self.channels)
         x = _norm_silu(x, self.dtype, "norm")
-        return nn.Dense(self.joints, name="head")(x.astype(jnp.float32))
+        return Dense(self.joints, name="head")(x.astype(jnp.float32))
 
 
 def _embed(decoder: SGDD, t: jax.Array) -> jax.Array | None:
     """t as (B, C) features, None without `time_embedding`; a part of `decoder`'s call."""
     if not decoder.time_embedding:
         return None
-    time = nn.Dense(decoder.channels, dtype=decoder.dtype, name="time1")(time_features(t, decoder.channels))
-    return nn.Dense(decoder.channels, dtype=decoder.dtype, name="time2")(nn.silu(time))
+    time = Dense(decoder.channels, dtype=decoder.dtype, name="time1")(time_features(t, decoder.channels))
+    return Dense(decoder.channels, dtype=decoder.dtype, name="time2")(nn.silu(time))
 
 
 def _level(decoder: SGDD, x: jax.Array, time: jax.Array | None, index: int, name: str) -> jax.Array:

@@ -11,6 +11,8 @@ from typing import Any
 
 from dpose_jax.typed_fields import WORDS, fail
 
+_MOST_BYTES = 1 << 24  # of a file
+
 Pair = tuple[int, int]
 
 
@@ -108,6 +110,8 @@ def get_joint_set(name: str | JointSet) -> JointSet:
         return _BUILT_IN[name]
     if not name.endswith(".json") or not os.path.isfile(name):
         fail("joint_set", name, f"be one of {sorted(_BUILT_IN)} or the path of an existing .json file")
+    if (size := os.path.getsize(name)) > _MOST_BYTES:
+        raise ValueError(f"joint_set={name!r}: has {size} bytes, more than {_MOST_BYTES}")
     with open(name, encoding="utf-8-sig") as file:
         try:
             metadata = json.load(file)

@@ -1,13 +1,16 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
 import contextlib
+import io
 import logging as builtin_logging
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+import cv2
 from absl import app, flags, logging
 
 from dpose_jax.runtime import cpu
@@ -30,8 +33,15 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
     def call(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file's name may have what the terminal's encoding lacks
+                stream.reconfigure(errors="backslashreplace")
         cpu.keep_freed_memory()
         cpu.fuse_elementwise()
         if not flags.FLAGS["verbosity"].present:
@@ -44,6 +54,9 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
+        except MemoryError as error:
+            logging.debug("", exc_info=True)
+            sys.exit(f"error: no memory is left{f': {error}' if str(error) else ''}\n(--verbosity=1 shows where)")
         except (RuntimeError, *USER_ERRORS, *errors) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, errors):
                 if "backend" not in str(error):  # JAX's word for a platform that it cannot start
@@ -58,23 +71,49 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
 
 
 def _only_our_lines() -> None:
-    """Drops what other libraries log or warn about, but for errors; python -W keeps warnings."""
+    """Drops what other libraries log or warn about, but for errors; python -W keeps warnings.
+
+    The errors of orbax and asyncio go too: they log, with a traceback, what is raised, which our own line says. So does
+    tensorstore, once for every array, when a checkpoint cannot be written and orbax's loop has ended.
+    """
     logging.set_verbosity(logging.WARNING)  # orbax logs every phase of a save
-    package = os.path.dirname(os.path.dirname(__file__))
+    package, raising = os.path.dirname(os.path.dirname(__file__)), re.compile(r"[/\\\\](orbax|asyncio)[/\\\\]")
     for handler in (logging.get_absl_handler(), *builtin_logging.getLogger().handlers):
-        handler.addFilter(lambda record: record.levelno >= builtin_logging.ERROR or record.pathname.startswith(package))
+        handler.addFilter(
+            lambda record: (
+                record.pathname.startswith(package)
+                or (record.levelno >= builtin_logging.ERROR and not raising.search(record.pathname))
+            )
+        )
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    # Of worker processes, and of the FFmpeg in OpenCV.
+    for name, level in (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):
+        os.environ.setdefault(name, level)
+    shown = sys.unraisablehook
+
+    def unraisable(ignored) -> None:
+        if not (isinstance(ignored.exc_value, RuntimeError) and str(ignored.exc_value) == "Event loop is closed"):
+            shown(ignored)
+
+    sys.unraisablehook = unraisable
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
 
 def _expand_paths() -> None:
-    """Makes `~` the home folder in PATHS, as no shell does after `--flag=`; ValueError for an empty path."""
+    """Makes `~` the home folder in PATHS, as no shell does after `--flag=`; ValueError where that is none, or empty."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OSError("the current folder was deleted; change to one that exists") from error
     for name in set(PATHS) & set(flags.FLAGS):
         flag = flags.FLAGS[name]
         if flag.value == "":
             raise ValueError(f"--{name}='': must name a file, folder or bucket; is a variable of the shell unset?")
         if isinstance(flag.value, str):
-            flag.value = os.path.expanduser(flag.value)
+            flag.value = os.path.expanduser(path := flag.value)
+            if flag.value.startswith("~"):
+                raise ValueError(f"--{name}={path!r}: no home folder is known for it; ./~ begins the name of a folder")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,11 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from dpose_jax import __version__
+from dpose_jax.recipe import Recipe
+
+# Fields that each host may set for itself: where its files lie, and how it reads them. What they hold is compared.
+OF_HOST = ("data.root", "data.workers", "joint_set")
 SILENT_SECONDS = 5.0  # of waiting for other processes, before a line says so
 
 
@@ -142,3 +147,9 @@ def check_same(values: dict[str, Any]) -> None:
                 lines.append(f"{name}: {theirs} on process 0{here}; not the same on process {others}")
         if lines:
             raise ValueError("\n  ".join(["the processes of a run have to be given the same:", *lines]))
+
+
+def check_hosts(recipe: Recipe, workdir: str) -> None:
+    """Raises ValueError on all processes of a run if they were given another recipe or workdir; it names each field."""
+    fields = {name: value for name, value in recipe.flatten().items() if name not in OF_HOST}
+    check_same(fields | {"joint_set": recipe.joints, "--workdir": workdir, "dpose_jax": __version__})

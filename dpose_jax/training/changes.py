@@ -10,14 +10,11 @@ from dpose_jax import __version__
 from dpose_jax.data.mixed import MixedSource
 from dpose_jax.data.sample import Source, generated
 from dpose_jax.recipe import Recipe
-from dpose_jax.runtime import multihost
 from dpose_jax.training.optimizer import kept_parts, learning_rate
 from dpose_jax.workdir import files
-from dpose_jax.workdir.checkpoints import last_start
 from dpose_jax.workdir.compatibility import CONFIG_FILE, stored_recipe
+from dpose_jax.workdir.starts import last_start
 
-# Fields that each host may set for itself: where its files lie, and how it reads them. What they hold is compared.
-OF_HOST = ("data.root", "data.workers", "joint_set")
 # Fields that a changed run may have without another result.
 NO_RESULT = ("data.root", "data.workers", "joint_set", "profile_steps", "train.log_every", "train.fsdp")
 
@@ -50,12 +47,6 @@ def held(recipe: Recipe) -> list[str]:
     if later:
         return [f"HRNet stays as it is to step {later}; the coarse branch is trained from the first step, {both}"]
     return [f"HRNet learns at {rate:g} of the rate"] if rate < 1 else []
-
-
-def check_hosts(recipe: Recipe, workdir: str) -> None:
-    """Raises ValueError on all processes of a run if they were given another recipe or workdir; it names each field."""
-    fields = {name: value for name, value in recipe.flatten().items() if name not in OF_HOST}
-    multihost.check_same(fields | {"joint_set": recipe.joints, "--workdir": workdir, "dpose_jax": __version__})
 
 
 def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
-from dpose_jax.training.changes import changes, check_hosts, fingerprint, held
+from dpose_jax.training.changes import changes, fingerprint, held
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.memory import named_shortage
 from dpose_jax.training.metrics import MetricsWriter, StepLog
@@ -30,8 +30,9 @@ from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
 from dpose_jax.training.step import make_train_step
-from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint, record_start
+from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
+from dpose_jax.workdir.starts import record_start
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
 
@@ -48,7 +49,7 @@ def train(recipe: Recipe, workdir: str) -> None:
     SIGTERM, once the step that was being computed is saved.
     """
     check_workdir(recipe, workdir, training=True)
-    check_hosts(recipe, workdir)
+    multihost.check_hosts(recipe, workdir)
     total = recipe.train.steps
     with contextlib.ExitStack() as stack:
         multihost.from_first(lambda: stack.enter_context(locked(workdir)))
@@ -82,7 +83,8 @@ def train(recipe: Recipe, workdir: str) -> None:
             _take_steps(run, start, checkpoints, log, trace, evaluator)
     if start < total:
         multihost.say(f"done: {os.path.join(checkpoints.folder, str(total))}")
-        multihost.say(f"next: python eval.py --workdir={workdir}; python predict.py --workdir={workdir} --input=FILE")
+        evaluate, predict = (f"python {program}.py --workdir={workdir}" for program in ("eval", "predict"))
+        multihost.say(f"next: {evaluate}; {predict} --input=FILE --out=DIR")
 
 
 def _take_steps(

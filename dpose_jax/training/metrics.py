@@ -1,5 +1,6 @@
 """The metrics of a training run: metrics.jsonl, TensorBoard, and the checks that stop a run."""
 
+import codecs
 import contextlib
 import io
 import json
@@ -16,6 +17,9 @@ from dpose_jax.recipe import Data, Train
 from dpose_jax.training.board import Board
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
+
+_BLANK = "\0 \t\r"  # between objects
+_BEGIN = b'{"step": '  # of every line, of which a crash may have left the beginning
 
 
 class DivergedError(Exception):
@@ -83,20 +87,21 @@ def _mended(content: bytes, path: str) -> tuple[list[dict], list[bytes]]:
     A crash leaves NUL bytes, a last line without its end, or two objects on a line.
     """
     kept, odd, decoder = list[dict](), list[bytes](), json.JSONDecoder()
-    *lines, last = content.split(b"\n")
+    *lines, last = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     for number, line in enumerate([*lines, last], 1):
-        text, found = line.strip(b"\0 \t\r").decode(errors="replace"), list[dict]()
+        text, found, place = line.strip(_BLANK.encode()).decode(errors="replace"), list[dict](), 0
         try:
-            while text:
-                value, end = decoder.raw_decode(text)
+            while place < len(text):
+                value, place = decoder.raw_decode(text, place)
                 if not isinstance(value, dict) or type(value.get("step")) is not int:
                     raise ValueError("no object with a step")
                 found.append(value)
-                text = text[end:].lstrip("\0 \t\r")
+                while place < len(text) and text[place] in _BLANK:
+                    place += 1
             kept += found
         except (ValueError, RecursionError):
             kept += found
-            if number <= len(lines):
+            if number <= len(lines) or not (line.startswith(_BEGIN) or _BEGIN.startswith(line)):
                 print(f"{path}, line {number}: set aside, it is no object with a step: {text[:60]!r}")
                 odd.append(line)
     return kept, odd

@@ -1,4 +1,7 @@
-"""SIGTERM and Ctrl-C during training: clouds and SLURM send the first some seconds before they take a machine away."""
+"""SIGTERM, Ctrl-C, and the end of a terminal (SIGHUP) during training.
+
+Clouds and SLURM send the first some seconds before they take a machine away.
+"""
 
 import contextlib
 import os
@@ -22,13 +25,19 @@ class Preempted(SystemExit):
     def __init__(self, step: int, name: str = "SIGTERM"):
         super().__init__(PREEMPTED_STATUS)
         if multihost.is_first():
-            print(f"{name}: step {step} is saved, the same command goes on from there", file=sys.stderr)
+            _say(f"{name}: step {step} is saved, the same command goes on from there")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr, flush=True)
 
 
 class Preemption(contextlib.ExitStack):
-    """A context in which SIGTERM and SIGINT do not end the process: `due`, called after every step, returns True.
+    """A context in which SIGTERM, SIGINT and SIGHUP do not end the process: `due`, called after every step, is True.
 
-    A second signal ends the process at once with status 128 + its number, even while a step is compiled.
+    A second SIGTERM or SIGINT ends it at once with status 128 + its number, even while a step is compiled. SIGHUP stays
+    ignored where it was, as by nohup.
     """
 
     def __init__(self):
@@ -39,7 +48,9 @@ class Preemption(contextlib.ExitStack):
         if threading.current_thread() is not threading.main_thread():
             return
         # Among several processes JAX's own client receives SIGTERM.
-        for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if self._alone else (signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             before = signal.signal(number, self._receive)
             self.callback(signal.signal, number, before or signal.SIG_DFL)
         self._watch()
@@ -50,7 +61,7 @@ class Preemption(contextlib.ExitStack):
             return
         if not self._preempted:
             self.name = signal.Signals(number).name
-            print(f"\n{self.name}: saving after this step; once more ends the run at once", file=sys.stderr, flush=True)
+            _say(f"\n{self.name}: saving after this step; once more ends the run at once")
         self._preempted = True
 
     def _watch(self) -> None:

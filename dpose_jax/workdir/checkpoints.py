@@ -1,8 +1,11 @@
-"""What a run leaves in its workdir: checkpoints, its recipe, its devices. No other file imports orbax."""
+"""What a run leaves in its workdir: checkpoints and its recipe. No other file imports orbax."""
 
 import contextlib
 import functools
 import os
+import re
+import shutil
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -11,13 +14,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dpose_jax import __version__
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost
 from dpose_jax.workdir import checksums, files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
+from dpose_jax.workdir.starts import training_device
 
-RUN_FILE = "run.json"  # which devices and versions trained a workdir
 FORMAT = 1  # of a checkpoint: what is stored, under which names; early versions stored no number
 
 
@@ -27,7 +29,7 @@ def _with_checksums(handler: Any) -> Any:
 
     def finalize_with_checksums(directory: epath.Path) -> None:
         finalize(directory)
-        checksums.add_checksums(directory)
+        checksums.add_checksums(directory, int(re.split(r"\D", directory.parent.name)[0]))
 
     # A subclass would need argument classes of its own, which orbax looks up by the handler's class.
     handler.finalize = finalize_with_checksums
@@ -58,9 +60,6 @@ class Checkpoints(contextlib.AbstractContextManager):
         bucket, and OSError if the bucket cannot be reached, or must not be.
         """
         self.folder = os.path.join(workdir if files.is_remote(workdir) else os.path.abspath(workdir), "checkpoints")
-        # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
-        place = f"{self.folder}: cannot write a checkpoint"
-        self._writing = functools.partial(files.placed, place, (Exception,), OSError)
         with files.named_errors(self.folder):
             self._damaged = multihost.from_first(functools.partial(self._pass_over, read_only))
         newest = ocp.checkpoint_managers.LatestN(n=None if read_only else keep)
@@ -79,8 +78,24 @@ class Checkpoints(contextlib.AbstractContextManager):
             }
             self._manager = _Manager(self.folder, options=options, item_handlers=handlers)
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        # orbax, tensorstore and a bucket's client each raise types of their own for a full disk or a refusal.
+        except Exception as error:
+            text = " ".join(str(error).split())
+            text = text if len(text) < 300 else f"{text[:60]} … {text[-160:]}"  # the system's reason comes last
+            raise OSError(f"{self.folder}: cannot write a checkpoint: {text}; older ones stay whole") from error
+
     def _pass_over(self, read_only: bool) -> list[int]:
-        """The damaged checkpoints that are newer than the newest whole one, after printing each."""
+        """The damaged checkpoints that are newer than the newest whole one, after printing each.
+
+        Unless `read_only`, it deletes what a kill left of a save; orbax would by a thread that nothing waits for.
+        """
+        if not (read_only or files.is_remote(self.folder)):
+            for path in epath.Path(self.folder).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
         steps, damaged = _steps(self.folder), dict[int, str]()
         for step in steps:
             reason = self._damage(step)
@@ -101,13 +116,17 @@ class Checkpoints(contextlib.AbstractContextManager):
         if reason:
             return reason
         try:
-            checksums.read_json_object(folder / "data" / "metadata")
+            if (own := folder / "_CHECKPOINT_METADATA").exists():  # orbax's, which prints what it cannot read
+                checksums.read_json_object(own)
+            position = checksums.read_json_object(folder / "data" / "metadata")
+            if not isinstance(position.get("examples"), int):
+                raise ValueError("data/metadata is damaged: examples is no integer")
         except ValueError as error:
             return str(error)
         checked = [(folder / name / checksums.CHECKSUMS_FILE).exists() for name in ("state", "data")]
         if all(checked):
             return None
-        if any(checked):
+        if any(checked) or "step" in position:
             return f"{checksums.CHECKSUMS_FILE} is missing"
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -132,19 +151,22 @@ class Checkpoints(contextlib.AbstractContextManager):
     @property
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, None without one."""
-        return max(set(self._manager.all_steps()) - set(self._damaged), default=None)
+        return max(self._whole(), default=None)
+
+    def _whole(self) -> set[int]:
+        return set(self._manager.all_steps()) & set(_steps(self.folder)) - set(self._damaged)
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint of the highest AP, the newest of equals; None where none was evaluated."""
-        steps = [step for step in self._manager.all_steps() if step not in self._damaged and self.evaluated(step)]
+        steps = [step for step in self._whole() if self.evaluated(step)]
         return max(steps, key=lambda step: (_stored_ap(self.folder, step) or 0.0, step), default=None)
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator) -> None:
         """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one."""
         if step in self._manager.all_steps():
             return
-        position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT})
+        position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT, "step": step})
         with self._writing():
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=position)
             self._manager.save(step, args=items, metrics={})
@@ -206,7 +228,14 @@ class Checkpoints(contextlib.AbstractContextManager):
         return self._restore(step, state=ocp.args.PyTreeRestore(wanted, as_numpy))
 
     def _restore(self, step: int, **item: Any) -> Any:
-        (found,) = self._manager.restore(step, args=ocp.args.Composite(**item)).values()
+        try:
+            (found,) = self._manager.restore(step, args=ocp.args.Composite(**item)).values()
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax and tensorstore have types of their own
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            hint = "if a run trains there, it may have deleted it: try again"
+            raise OSError(f"{os.path.join(self.folder, str(step))}: cannot be read: {why}; {hint}") from error
         return found
 
     def __exit__(self, *_) -> None:
@@ -234,9 +263,9 @@ def _stored_ap(folder: str, step: int) -> float | None:
 
 
 def _steps(folder: str) -> list[int]:
-    """The steps whose checkpoints orbax takes to be finished, from the newest."""
-    paths = ocp.utils.checkpoint_steps_paths(folder)
-    return sorted((int(path.name) for path in paths if path.name.isdecimal()), reverse=True)
+    """The steps whose checkpoints orbax takes to be finished, from the newest; 006 is no name that it gives."""
+    names = [path.name for path in ocp.utils.checkpoint_steps_paths(folder)]
+    return sorted((int(name) for name in names if name.isdecimal() and name == str(int(name))), reverse=True)
 
 
 def _is_average(part: Any) -> bool:
@@ -296,42 +325,16 @@ def check_workdir(recipe: Recipe, workdir: str, *, training: bool = False) -> No
         raise ValueError("--workdir='': must name a folder or bucket")
     parent = os.path.abspath(workdir)
     if not files.is_remote(workdir):
-        if os.path.exists(parent) and not os.path.isdir(parent):
-            raise NotADirectoryError(f"workdir {workdir!r}: is a file")
+        if os.path.islink(parent) and not os.path.exists(parent):
+            raise FileNotFoundError(f"workdir {workdir!r}: is a link to {os.readlink(parent)!r}, which is missing")
         while not os.path.exists(parent):
             parent = os.path.dirname(parent)
+        if not os.path.isdir(parent):
+            what = "is a file" if parent == os.path.abspath(workdir) else f"{parent!r} is a file"
+            raise NotADirectoryError(f"workdir {workdir!r}: {what}")
         if not os.access(parent, os.W_OK):
             raise PermissionError(f"workdir {workdir!r}: {parent} is not writable")
     different = differences(recipe, stored_recipe(workdir), training=training) if holds_checkpoint(workdir) else []
     if different:
         what = "another model, optimizer or seed" if training else "another model"
         raise ValueError("\n  ".join([f"workdir {workdir!r} holds the checkpoint of {what}:", *different]))
-
-
-def record_start(workdir: str, step: int, data: dict[str, Any] | None = None) -> None:
-    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, and `data` (JSON)."""
-    start: dict[str, Any] = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
-    start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
-    start |= {} if data is None else {"data": data}
-    files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
-
-
-def last_start(workdir: str) -> dict[str, Any]:
-    """What `record_start` wrote last; empty without a run.json."""
-    return ([{}] + _starts(workdir))[-1]
-
-
-def training_device(workdir: str) -> str | None:
-    """The devices that trained a workdir in their order, such as `cpu and 8 x TPU v4`; None without a run.json.
-
-    A part of the run before the first record is `unknown`.
-    """
-    starts = _starts(workdir)
-    found = ["unknown"] if starts and starts[0]["step"] else []
-    found += [f"{one['devices']} x {one['device']}" if one["devices"] > 1 else one["device"] for one in starts]
-    return " and ".join(dict.fromkeys(found)) or None
-
-
-def _starts(workdir: str) -> list[dict]:
-    path = os.path.join(workdir, RUN_FILE)
-    return files.read_json(path)["starts"] if files.exists(path) else []

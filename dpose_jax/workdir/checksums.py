@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,15 @@ from dpose_jax.workdir import files
 
 CHECKSUMS_FILE = "checksums.json"
 MARK = "commit_success.txt"  # which orbax writes last
+STEP = "/step"  # beside the paths, none of which begins so: the checkpoint to which the files belong
 
 
-def add_checksums(folder: epath.Path) -> None:
-    """Writes CHECKSUMS_FILE into a folder of the file system or a bucket: the SHA-256 of every file below, by path."""
-    files.write_json(folder / CHECKSUMS_FILE, _sums(folder), indent=None)
+def add_checksums(folder: epath.Path, step: int) -> None:
+    """Writes CHECKSUMS_FILE into a folder of the file system or a bucket: the SHA-256 of every file below, by path.
+
+    `step` is that of the checkpoint, whose own name may be a temporary one still.
+    """
+    files.write_json(folder / CHECKSUMS_FILE, _sums(folder) | {STEP: step}, indent=None)
 
 
 def damage(folder: epath.Path) -> str | None:
@@ -30,12 +35,13 @@ def damage(folder: epath.Path) -> str | None:
     if not (folder / CHECKSUMS_FILE).exists():
         return None
     try:
-        expected = files.read_json(folder / CHECKSUMS_FILE)
-    except ValueError:
-        return f"{folder.name}/{CHECKSUMS_FILE} is damaged"
+        expected = read_json_object(folder / CHECKSUMS_FILE)
+    except ValueError as error:
+        return str(error)
     found = _sums(folder)
-    if not isinstance(expected, dict):
-        return f"{folder.name}/{CHECKSUMS_FILE} is damaged"
+    # A whole folder of another checkpoint, or a checkpoint with another name.
+    if str(step := expected.pop(STEP, folder.parent.name)) != folder.parent.name:
+        return f"{folder.name}/ is of step {step!r}"
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             what = "is missing" if name not in found else "is damaged: its checksum differs"
@@ -65,9 +71,13 @@ def _sums(folder: epath.Path) -> dict[str, str]:
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
     for path in folder.iterdir():
+        if path.name.startswith("."):  # of a file browser or NFS; orbax writes none
+            continue
         yield from _files(path) if path.is_dir() else (path,)
 
 
 def _sha256(path: epath.Path) -> str:
+    if not (files.is_remote(path) or os.path.isfile(path)):  # a link to nothing, or a FIFO
+        return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -88,7 +88,7 @@ def stored_recipe(workdir: str) -> Recipe:
     path = os.path.join(workdir, CONFIG_FILE)
     if not files.exists(path):
         raise FileNotFoundError(f"{path}: missing; it says what the checkpoints beside it are")
-    return from_stored(files.read_json(path), path)
+    return from_stored(files.read_json(path, files.SHORT), path)
 
 
 def differences(recipe: Recipe, stored: Recipe, *, training: bool) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
+SHORT = 1 << 24  # bytes of JSON that is no data set
 _GOOGLE = "storage.googleapis.com", 443
 
 
@@ -43,6 +44,9 @@ def named_errors(path: str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         if not is_remote(path):
             raise
+        if isinstance(error, KeyError):  # of etils, for another scheme
+            scheme = os.fspath(path).partition("://")[0]
+            raise OSError(f"{path}: {scheme}:// is no bucket that is known; a folder here has no scheme") from error
         # Of a missing package the text says all.
         kind = "" if isinstance(error, ImportError | ConnectionError) else f"{type(error).__name__}: "
         raise OSError(f"{path}: {kind}{error}") from error
@@ -78,7 +82,7 @@ def placed(
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes `content` atomically; makes the folder if absent. If it raises OSError, nothing is left behind."""
+    """Writes `content` atomically; makes the folder if absent. OSError, which names the file, leaves nothing behind."""
     if is_remote(path):
         with named_errors(path):
             epath.Path(path).write_bytes(content)  # an object appears whole, and needs no folder
@@ -92,8 +96,10 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
             file.write(content)
         os.chmod(beside, 0o644)  # mkstemp's own mode is private to the user
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(beside)
+        if isinstance(error, OSError) and error.errno:  # that of a full disk has no name
+            raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
         raise
 
 
@@ -112,13 +118,15 @@ def _from_numpy(value):
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
 
-def read_json(path: str | os.PathLike):
-    """The parsed content of a JSON file.
+def read_json(path: str | os.PathLike, most: int = 1 << 31):
+    """The parsed content of a JSON file of at most so many bytes, which take twenty times the memory.
 
-    Raises FileNotFoundError if there is none, ValueError if it is not JSON or cut short; both name the file.
+    Raises FileNotFoundError if there is none, ValueError if it is longer, not JSON or cut short; both name the file.
     """
     if not (exists(path) if is_remote(path) else os.path.isfile(path)):
         raise FileNotFoundError(f"{path}: no such file")
+    if not is_remote(path) and (size := os.path.getsize(path)) > most:
+        raise ValueError(f"{path}: has {size} bytes, more than {most}")
     # A RecursionError comes of brackets nested by the thousand.
     with placed(f"{path}: not JSON, or cut short", (ValueError, RecursionError)):
         return json.loads(read_bytes(path))

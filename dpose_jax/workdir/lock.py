@@ -27,11 +27,14 @@ def locked(workdir: str):
     path = os.path.join(workdir, LOCK_FILE)
     handle = _open_locked(path)
     try:
+        host = socket.gethostname()
         if owner := _owner(handle):
-            print(f"{path}: taken over from {owner}, which is dead")
+            where = "" if repr(host) in owner else ", or runs where the locks of this file system do not reach"
+            print(f"{path}: taken over from {owner} which is dead{where}")
         start = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": start}).encode(), 0)
+        with files.placed(path, (OSError,), OSError):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"host": host, "pid": os.getpid(), "start": start}).encode(), 0)
         yield
     finally:
         with contextlib.suppress(OSError):  # the workdir may be gone; one that has nothing else in it goes too
@@ -65,5 +68,5 @@ def _owner(handle: int) -> str | None:
     try:
         found = json.loads(os.pread(handle, 4096, 0))
         return f"process {found['pid']} on host {found['host']!r}, started {found['start']},"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

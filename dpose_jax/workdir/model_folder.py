@@ -10,17 +10,18 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.weights import hub
 from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
-from dpose_jax.workdir.files import placed, read_json, write_bytes, write_json
+from dpose_jax.workdir.files import SHORT, placed, read_json, write_bytes, write_json
+from dpose_jax.workdir.once import check_once
 
 WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
 FORMAT = 1
-# The model that comes with the package, trained on drawn people alone.
+# The model that comes with the package.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "assets")
 
 
@@ -58,21 +59,34 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         data = file.read()
     if hashlib.sha256(data).hexdigest() != metadata["sha256"]:
         raise ValueError(f"{weights_path}: damaged, or not the weights of {metadata_path}: the checksum differs")
-    with placed(f"{weights_path}: no safetensors file", (safetensors.SafetensorError,)):
+    # KeyError: of a type that numpy lacks, such as bfloat16.
+    with placed(f"{weights_path}: no safetensors file of float32", (safetensors.SafetensorError, KeyError, ValueError)):
         flat = safetensors.numpy.load(data)
     recipe = from_stored(metadata["config"], metadata_path)
     with placed(metadata_path):
         model = build_model(recipe)
     flat = _needed(recipe, flat)
+    # Tracing the model takes longer than all the rest.
+    check_once(lambda: _check(recipe, model, flat, weights_path), metadata["sha256"], repr(recipe))
+    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+def _check(recipe: Recipe, model: DiffusionPose, flat: dict, weights_path: str) -> None:
+    """Raises ValueError, which names the tensors, if `flat` are not the variables of the model."""
     expected = _needed(recipe, traverse_util.flatten_dict(dict(abstract_variables(model)), sep="/"))
     wrong = [f"{name}: missing" for name in sorted(expected.keys() - flat.keys())]
     wrong += [f"{name}: unknown" for name in sorted(flat.keys() - expected.keys())]
-    differ = [name for name in sorted(expected.keys() & flat.keys()) if flat[name].shape != expected[name].shape]
-    wrong += [f"{name}: {flat[name].shape} there, the model has {expected[name].shape}" for name in differ]
+    for name in sorted(expected.keys() & flat.keys()):
+        found, wanted = flat[name], expected[name]
+        if found.shape != wanted.shape:
+            wrong.append(f"{name}: {found.shape} there, the model has {wanted.shape}")
+        elif found.dtype != wanted.dtype:
+            wrong.append(f"{name}: {found.dtype} there, the model has {wanted.dtype}")
+        elif not np.isfinite(found).all():
+            wrong.append(f"{name}: is not finite")
     if wrong:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"{weights_path}: not the weights of its config:\n  " + "\n  ".join(wrong[:8]) + more)
-    return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 
 def _downloaded(source: str) -> str:
@@ -92,7 +106,7 @@ def _needed(recipe: Recipe, flat: dict) -> dict:
 
 
 def _read_metadata(path: str) -> dict:
-    metadata = read_json(path)
+    metadata = read_json(path, SHORT)
     for name in ("format", "sha256", "config"):
         if not isinstance(metadata, dict) or name not in metadata:
             raise ValueError(f"{path}: describes no model of dpose_jax: has no {name}")

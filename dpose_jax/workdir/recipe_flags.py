@@ -26,7 +26,7 @@ class _RecipeFile(flags.ArgumentParser):
         path = os.path.expanduser(path)
         try:
             config = runpy.run_path(path)["get_config"]()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(_in_one_line(error, path)) from error
         if not isinstance(config, ConfigDict):
             raise ValueError("get_config() must return a ConfigDict; see configs/base.py")
@@ -34,10 +34,12 @@ class _RecipeFile(flags.ArgumentParser):
         return config.lock()
 
 
-def _in_one_line(error: Exception, path: str) -> str:
-    if isinstance(error, SyntaxError):
+def _in_one_line(error: BaseException, path: str) -> str:
+    if isinstance(error, SyntaxError) and error.lineno is not None:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    if isinstance(error, SystemExit):
+        return f"ends the program itself, by SystemExit({error.code!r})"
     if not lines:
         return "defines no get_config()" if isinstance(error, KeyError) else str(error)
     text = app.unknown_field(error) if isinstance(error, AttributeError) else f"{type(error).__name__}: {error}"

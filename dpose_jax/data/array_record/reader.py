@@ -10,9 +10,10 @@ import numpy as np
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import AnnotatedSource
 from dpose_jax.data.image_files import ImageStore, decode_image
+from dpose_jax.data.jpeg_parts import Window
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
-from dpose_jax.workdir.files import placed, read_json, sha256
+from dpose_jax.workdir.files import SHORT, placed, read_json, sha256
 
 _MALFORMED = (KeyError, TypeError, ValueError, OverflowError)  # what JSON of another form raises where it is used
 NAME, VERSION = "coco_keypoints", "1.0.0"  # of the TFDS data set
@@ -111,7 +112,10 @@ class CropSource(RecordSource):
         super().__init__(folder, split, joint_set, **options)
         with placed(f"{self._records.index_file}: no index of crops", _MALFORMED):
             index = self._records.index
-            rows = {person: row for row, person in enumerate(index.pop("persons"))}
+            persons = index.pop("persons")
+            rows = {person: row for row, person in enumerate(persons)}
+            if len(rows) < len(persons):
+                raise ValueError("a person is listed twice")
             # -1 for the persons of unreadable images.
             self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
             self._origins = np.array(index.pop("origins"), np.int32).reshape(len(rows), 2)
@@ -120,10 +124,12 @@ class CropSource(RecordSource):
         person, row = super().__getitem__(index), self._rows[index]
         return person if row < 0 else dataclasses.replace(person, origin=tuple(self._origins[row].tolist()))
 
-    def _decode(self, index: int) -> np.ndarray:
+    def _decode(self, index: int, window: Window | None) -> np.ndarray:
         """The stored part of the image; see Person.origin."""
         row = int(self._rows[index])
-        return super()._decode(index) if row < 0 else decode_image(self._records.at(row, "id", int(self._ids[index])))
+        if row < 0:
+            return super()._decode(index, window)
+        return decode_image(self._records.at(row, "id", int(self._ids[index])))  # a part would save nothing
 
 
 def read_build(folder: str) -> dict:
@@ -131,7 +137,7 @@ def read_build(folder: str) -> dict:
     path = os.path.join(folder, "build.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{folder}: no finished records; `python -m dpose_jax.data.build` makes them")
-    built = read_json(path)
+    built = read_json(path, SHORT)
     if not isinstance(built, dict) or not isinstance(built.get("files", {}), dict):
         raise ValueError(f"{path}: must be an object, with an object `files`, as the build wrote it")
     return {"orientation": "stored", "files": {}} | built  # what the first builds do not say

@@ -20,6 +20,7 @@ from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage
 from dpose_jax.data.image_headers import IMAGE_NOTES, read_header
+from dpose_jax.data.jpeg_parts import with_tiles
 from dpose_jax.data.loader import read_ahead
 from dpose_jax.recipe import Data
 
@@ -37,7 +38,7 @@ class Cut:
     quality: int
 
 
-def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | None, item: int) -> Example:
+def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | None, tiles: bool, item: int) -> Example:
     """The records of an image, or why there are none."""
     name, image_id, size, persons = images[item]
     found: Example = {"problem": "", "notes": (), "examples": []}
@@ -52,7 +53,7 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
     people = [source[index] for index in persons]
     described = [{"id": p.annotation_id, "bbox": p.bbox, "keypoints": p.keypoints} for p in people]
     if cut is None:
-        return found | {"examples": [metadata | {"image": data, "persons": described}]}
+        return found | {"examples": [metadata | {"image": with_tiles(data) if tiles else data, "persons": described}]}
     for person, description in zip(people, described, strict=True):
         left, top, right, bottom = cut.margin.window(person, size)
         pixels = encode_jpeg(image[top:bottom, left:right], cut.quality)
@@ -63,7 +64,8 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """(h, w, 3) uint8 RGB as a JPEG of `quality` 1 to 100, chroma at half resolution."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return data.tobytes()
 
 
@@ -75,9 +77,12 @@ class SplitRecords:
     has by rule the source's report, IMAGE_NOTES and `image_unreadable`.
     """
 
-    def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool):
-        """`cut` is None for `full`; `with_empty` has also images without persons, in which detected boxes may lie."""
-        self._source, self._data, self._cut = source, data, cut
+    def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool, tiles: bool = False):
+        """`cut` is None for `full`; `with_empty` has also images without persons, in which detected boxes may lie.
+
+        Of `full`, `tiles` rewrites JPEGs by `with_tiles`.
+        """
+        self._source, self._data, self._cut, self._tiles = source, data, cut, tiles
         self._images = source.images(with_empty=with_empty)
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
         self.index: dict[str, Any] = {"images": [], "unreadable": {}}
@@ -88,7 +93,7 @@ class SplitRecords:
 
     def __iter__(self) -> Iterator[list[Example]]:
         """Yields the records of an image, in the source's order; ValueError if `max_bad_share` is exceeded."""
-        records = functools.partial(_image_records, self._source, self._images, self._cut)
+        records = functools.partial(_image_records, self._source, self._images, self._cut, self._tiles)
         dataset = grain.MapDataset.range(len(self)).map(records)
         ahead = read_ahead(dataset, self._data.workers, elements=64)
         for (name, *_), found in zip(self._images, ahead, strict=True):

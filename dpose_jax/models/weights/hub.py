@@ -56,6 +56,8 @@ def read(path: str) -> TorchFile:
             return TorchFile(load_file(path), dict(opened.metadata() or {}))
     except SafetensorError as error:
         raise ValueError(f"{path}: broken or cut short: {error}") from error
+    except (AttributeError, ValueError) as error:  # numbers of 8 bits, an array of 65 dimensions
+        raise ValueError(f"{path}: holds arrays that numpy has not: {error}") from error
 
 
 def cached(repository: str, name: str) -> str | None:

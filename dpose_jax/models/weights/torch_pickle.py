@@ -15,7 +15,7 @@ import pickletools
 import reprlib
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ DTYPES: dict[str, Any] = {
 ZIP_PREFIX = b"PK\x03\x04"
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a stream
 STREAM_PREFIX = pickle.dumps(STREAM_MAGIC, protocol=2)
+_MOST_PARTS = 10**6  # of a tuple
 WRAPPER = "state_dict"  # where training checkpoints, mmpose among them, keep the weights
 
 
@@ -130,16 +131,45 @@ KNOWN |= {
 }
 
 
+def _check_steps(file: Any) -> None:
+    """Raises _Refused if a pickle numbers its parts otherwise than 0, 1, 2, ..., or has a tuple of 10^6 parts.
+
+    Python reserves room for the memo up to the largest number. The parts of tuples count as often as they occur, inner
+    ones too: a dict hashes each, so that sixty tuples, each of twice the one before, would take for ever.
+    """
+    sizes, memo = list[int](), dict[int, int]()  # of what is on the stack; -1 is a mark
+    for count, (step, argument, _) in enumerate(pickletools.genops(file)):
+        name, fresh = step.name, 1
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(memo) if name == "MEMOIZE" else argument or 0
+            if number > count:
+                raise _Refused(f"refused: its memo has a part {number} after {count} steps")
+            memo[number] = sizes[-1] if sizes else 1
+            continue
+        if name in ("GET", "BINGET", "LONG_BINGET", "DUP"):
+            sizes.append((sizes[-1] if sizes else 1) if name == "DUP" else memo.get(int(argument or 0), 1))
+            continue
+        taken = 0
+        for part in reversed(step.stack_before):
+            if part is pickletools.stackslice:
+                while sizes and sizes[-1] >= 0:
+                    taken += sizes.pop()
+            elif sizes:
+                taken += max(0, sizes.pop())
+        if name.startswith(("TUPLE", "FROZENSET")):
+            fresh += taken
+        if fresh > _MOST_PARTS:
+            raise _Refused(f"refused: it nests tuples to {fresh} parts or more")
+        sizes += [-1 if part is pickletools.markobject else fresh for part in step.stack_after]
+
+
 class _Unpickler(pickle.Unpickler):
     """Gives KNOWN names alone, and keeps the storages that the pickle named, by key."""
 
     def __init__(self, file: Any):
-        """Takes a BytesIO or mmap. Raises _Refused if its next pickle numbers its parts otherwise than 0, 1, 2, ..."""
-        # Python reserves room for the memo up to the largest number.
+        """Takes a BytesIO or mmap. Raises _Refused if its next pickle would take memory or time without bound."""
         start = file.tell()
-        for count, (step, argument, _) in enumerate(pickletools.genops(file)):
-            if step.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
-                raise _Refused(f"refused: its memo has a part {argument} after {count} steps")
+        _check_steps(file)
         file.seek(start)
         super().__init__(file)
         self.storages: dict[str, _Storage] = {}
@@ -204,6 +234,10 @@ def _read_stream(file: mmap.mmap) -> TorchFile:
     return _arrays(state, numbers.__getitem__)
 
 
+def _shown(names: Iterable) -> str:
+    return str([name[:80] for name in sorted(map(str, names))[:10]])
+
+
 def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
     if not isinstance(state, Mapping):
         raise _Refused(f"no state dict: a {type(state).__name__}")
@@ -213,11 +247,11 @@ def _arrays(state: Any, numbers: Callable[[_Storage], np.ndarray]) -> TorchFile:
         inner = [key for key, part in mappings.items() if all(isinstance(value, _Tensor) for value in part.values())]
         chosen = [WRAPPER] if WRAPPER in mappings else inner
         if len(chosen) != 1:
-            found = f"several, under {sorted(map(str, inner))[:10]}" if inner else f"{sorted(map(str, state))[:10]}"
+            found = f"several, under {_shown(inner)}" if inner else _shown(state)
             raise _Refused(f"no state dict: no tensors by name, on top or under one key; its entries are {found}")
         state, beside = state[chosen[0]], {key: part for key, part in state.items() if key != chosen[0]}
     other = [name for name, part in state.items() if not isinstance(part, _Tensor)]
     if other:
-        raise _Refused(f"entries of the state dict are no tensors: {other[:10]}")
+        raise _Refused(f"entries of the state dict are no tensors: {_shown(other)}")
     arrays = {str(name): tensor.of(numbers(tensor.storage)) for name, tensor in state.items()}
     return TorchFile(arrays, {str(key): part for key, part in beside.items()})

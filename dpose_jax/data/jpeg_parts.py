@@ -1,0 +1,136 @@
+"""Parts of JPEGs: the blocks around a window alone, which decode to the same pixels as in the whole (ours).
+
+Restart markers cut a JPEG's compressed data into pieces that decode alone. Where as many pieces make a row of blocks,
+they are tiles, and any rectangle of tiles is a JPEG by itself: the same header with another size.
+"""
+
+import shutil
+import struct
+import subprocess
+from typing import NamedTuple
+
+import numpy as np
+
+from dpose_jax.data.image_headers import JPEG_FRAMES, jpeg_segments
+
+Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the last two exclusive
+
+JPEGTRAN = "jpegtran"  # of libjpeg-turbo: rewrites a JPEG without decoding it to pixels
+_SEQUENTIAL = 0xC0, 0xC1  # the frames whose restart markers cut rows of blocks; others come in several scans
+_CONTEXT = 2  # pixels beyond a window that its chroma is interpolated from
+_MOST = 0.7  # of the tiles: finding more of them takes as long as decoding all
+_TILE = 48  # least width of a tile in pixels: narrower ones cost more bytes and time than they save
+
+
+class _Layout(NamedTuple):
+    """Of a JPEG: places in the file in bytes, sizes in pixels, `interval` in blocks between two restart markers."""
+
+    frame: int  # the content of the frame's header
+    scan: int  # the compressed data
+    size: tuple[int, int]  # (width, height)
+    block: tuple[int, int]  # of all channels together (an MCU)
+    interval: int  # 0 without restart markers
+
+    @property
+    def across(self) -> int:
+        """Blocks in a row."""
+        return -(-self.size[0] // self.block[0])
+
+
+def tile_blocks(width: int, block: int) -> int:
+    """Blocks between the restart markers of tiles: the fewest that divide a row and make at least 48 pixels."""
+    across = -(-width // block)
+    divisors = [count for count in range(1, across + 1) if not across % count]
+    return next((count for count in divisors if count * block >= _TILE), across)
+
+
+def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
+    """The tiles of a JPEG that hold a window, as a JPEG, and x, y of its first pixel; None where it has no such tiles.
+
+    Decoded, the window's pixels are those of the whole. None too if most tiles are needed, the JPEG is progressive, or
+    its restart markers are not those that its header promises.
+    """
+    layout = _layout(data)
+    if layout is None or not layout.interval or layout.across % layout.interval:
+        return None
+    (width, height), columns = layout.size, layout.across // layout.interval
+    rows = -(-height // layout.block[1])
+    side = layout.interval * layout.block[0], layout.block[1]  # of a tile
+    x, right = _tiles(window[0], window[2], width, side[0])
+    y, bottom = _tiles(window[1], window[3], height, side[1])
+    if (right - x) * (bottom - y) > _MOST * rows * columns:
+        return None
+    ends = _pieces(data, layout.scan)
+    if ends is None or len(ends) != rows * columns:
+        return None
+    starts = np.concatenate([[layout.scan], ends[:-1] + 2]).reshape(rows, columns)[y:bottom, x]
+    stops = ends.reshape(rows, columns)[y:bottom, x:right]
+    body = bytearray(b"\xff\xd0".join(map(data.__getitem__, map(slice, starts.tolist(), stops[:, -1].tolist()))))
+    # Counted anew: the markers within the lines, and those that join them.
+    lengths = stops[:, -1] - starts + 2
+    marks = (stops - starts[:, None] + (np.cumsum(lengths) - lengths)[:, None]).ravel()[:-1]
+    np.frombuffer(body, np.uint8)[marks + 1] = 0xD0 + np.arange(len(marks)) % 8
+    head, first = bytearray(data[: layout.scan]), (x * side[0], y * side[1])
+    last = min(right * side[0], width), min(bottom * side[1], height)
+    struct.pack_into(">HH", head, layout.frame + 1, last[1] - first[1], last[0] - first[0])
+    return bytes(head + body + b"\xff\xd9"), first
+
+
+def check_jpegtran() -> None:
+    """Raises ValueError if the program is missing."""
+    if shutil.which(JPEGTRAN) is None:
+        raise ValueError(f"{JPEGTRAN} is not installed: Debian's libjpeg-turbo-progs, or jpeg-turbo of Homebrew")
+
+
+def with_tiles(data: bytes) -> bytes:
+    """A JPEG with restart markers for tiles, rewritten by `jpegtran` to the same pixels; else `data`."""
+    layout = _layout(data)
+    if layout is None or (layout.interval and not layout.across % layout.interval):
+        return data
+    blocks = tile_blocks(layout.size[0], layout.block[0])
+    command = [JPEGTRAN, "-copy", "all", "-optimize", "-restart", f"{blocks}B"]
+    done = subprocess.run(command, input=data, capture_output=True)
+    return data if done.returncode else done.stdout
+
+
+def _layout(data: bytes) -> _Layout | None:
+    """The layout of a JPEG of one sequential scan with 8 bits a channel; None for all else."""
+    frame, interval = 0, 0
+    try:
+        for marker, start, end in jpeg_segments(data):
+            if marker in _SEQUENTIAL:
+                frame = start
+            elif marker in JPEG_FRAMES:
+                return None
+            elif marker == 0xDD:
+                (interval,) = struct.unpack_from(">H", data, start)
+            elif marker == 0xDA:
+                bits, height, width, channels = struct.unpack_from(">BHHB", data, frame)
+                if not frame or bits != 8 or data[start] != channels or not min(width, height):
+                    return None
+                factors = [data[frame + 7 + 3 * k] for k in range(channels)]
+                # Of a single channel the factors mean nothing: its blocks are of 8 pixels.
+                most = (max(f >> 4 for f in factors), max(f & 15 for f in factors)) if channels > 1 else (1, 1)
+                return _Layout(frame, end, (width, height), (8 * most[0], 8 * most[1]), interval) if min(most) else None
+    except (struct.error, IndexError, ValueError):
+        pass
+    return None
+
+
+def _pieces(data: bytes, scan: int) -> np.ndarray | None:
+    """Where the pieces of the compressed data end; None if another marker, or one out of turn, is among them."""
+    end = len(data) - 2 if data.endswith(b"\xff\xd9") else data.find(b"\xff\xd9", scan)
+    content = np.frombuffer(data, np.uint8)[scan : max(end, scan)]
+    places = np.flatnonzero(content[:-1] == 0xFF)
+    kinds = content[places + 1]
+    places, kinds = places[kinds != 0], kinds[kinds != 0]  # FF 00 is a byte of the data
+    if end < scan or not np.array_equal(kinds, 0xD0 + np.arange(len(kinds)) % 8):
+        return None
+    return np.append(places + scan, end)
+
+
+def _tiles(low: int, high: int, size: int, side: int) -> tuple[int, int]:
+    """First and last + 1 of the tiles along an axis that hold [low, high) with its context, at least one."""
+    last = -(-size // side)
+    first = min(max((low - _CONTEXT) // side, 0), last - 1)
+    return first, min(max(-(-(high + _CONTEXT) // side), first + 1), last)

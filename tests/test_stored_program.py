@@ -1,0 +1,94 @@
+"""Programs that are kept traced: the same results, and others when the code or its inputs change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpose_jax.diffusion.sampler import UPDATES
+from dpose_jax.inference import stored_program
+from dpose_jax.inference.predictor import Predictor
+from dpose_jax.inference.stored_program import StoredProgram
+from dpose_jax.workdir import model_folder, once
+
+
+@pytest.fixture(name="folder")
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(once, "programs_folder", lambda: once.epath.Path(tmp_path))
+    monkeypatch.setattr(stored_program, "programs_folder", lambda: once.epath.Path(tmp_path))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    return tmp_path
+
+
+def counted(calls):
+    def function(weights, x):
+        calls.append(1)
+        return {"y": jnp.sin(x) @ weights["w"] + np.float32(0.5)}
+
+    return function
+
+
+def test_a_stored_program_is_not_traced_again_and_gives_the_same(folder):
+    calls, rng = [], np.random.default_rng(0)
+    weights = jax.device_put({"w": rng.normal(size=(5, 3)).astype(np.float32)})
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    expected = jax.jit(counted([]))(weights, x)["y"]
+    for _ in range(3):
+        np.testing.assert_array_equal(StoredProgram(counted(calls), "a")(weights, x)["y"], expected)
+        assert len(calls) == 1 and len(list(folder.iterdir())) == 1
+    one = StoredProgram(counted(calls), "b")
+    for _ in range(2):
+        one(weights, x)
+    assert len(calls) == 2 and one.eval_shape(weights, x)["y"].shape == (4, 3)
+    one(weights, x[:2])
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_damaged_program_is_compiled_anew(folder):
+    calls, x = [], np.ones((2, 5), np.float32)
+    weights = {"w": np.ones((5, 3), np.float32)}
+    expected = StoredProgram(counted(calls))(weights, x)["y"]
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    for broken in (b"", whole[:-99], b"\x80\x04N."):
+        file.write_bytes(broken)
+        np.testing.assert_array_equal(StoredProgram(counted(calls))(weights, x)["y"], expected)
+        assert file.read_bytes() != broken
+    assert len(calls) == 4
+
+
+def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
+    calls, x, weights = [], np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}
+    StoredProgram(counted(calls))(weights, x)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        StoredProgram(counted(calls))(weights, x)
+    finally:
+        jax.config.update("jax_default_matmul_precision", None)
+    monkeypatch.setattr(stored_program, "code", lambda: "other")
+    StoredProgram(counted(calls))(weights, x)
+    assert len(calls) == len(list(folder.iterdir())) == 3
+
+
+def test_a_check_is_made_once(folder):
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        once.check_once(check, "a")
+    for inputs in (["a"], ["a"], ["b"], ["b"]):
+        once.check_once(check, *inputs)
+    assert len(calls) == 3 and len(list(folder.iterdir())) == 2
+
+
+def test_parts_from_elsewhere_are_not_stored(monkeypatch):
+    """The code of this package finds a stored program. An update rule of the user's is not part of it."""
+    recipe, variables, _ = model_folder.load(model_folder.SHIPPED)
+    assert isinstance(Predictor(recipe, variables)._run, StoredProgram)
+    rule = UPDATES["direct"]
+    monkeypatch.setitem(UPDATES, "direct", rule._replace(update=lambda space, y, estimate, step: y))
+    assert not isinstance(Predictor(recipe, variables)._run, StoredProgram)
