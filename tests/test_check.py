@@ -60,6 +60,7 @@ def test_each_fault_is_counted_and_named(people):
 
     change(people, edit)
     images[2].write_bytes(exif_turned(images[2].read_bytes()))
+    images[1].write_bytes(cv2.imencodemulti(".tif", [cv2.imread(str(images[1]))] * 2)[1].tobytes())
     images[3].write_bytes(images[0].read_bytes())
     (people / "val2017" / sorted(p.name for p in (people / "val2017").iterdir())[0]).write_bytes(images[0].read_bytes())
     rules, report = found(people)
@@ -70,6 +71,7 @@ def test_each_fault_is_counted_and_named(people):
         "joint_outside_box": "id 902",
         "file_listed_twice": "and 800",
         "image_size_differs": f"{images[1]}'",
+        "image_of_several": f"{images[1]}'",
         "image_exif_rotated": f"{images[2]}'",
         "image_twice": f"{images[3]}', as '{images[0]}'",
     }.items():

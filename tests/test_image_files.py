@@ -50,6 +50,17 @@ def test_exif_orientation_is_ignored_unless_asked_for():
     np.testing.assert_array_equal(decode_image(turned, upright=True), np.rot90(decode_image(data), -1))
 
 
+def of_several(count):
+    """Files of every format that can hold several pictures, with `count` of them, of 8 x 16 pixels."""
+    pixels = list(np.random.default_rng(0).integers(0, 256, (count, 8, 16, 3), np.uint8))
+    (animation := cv2.Animation()).frames, animation.durations = pixels, [100] * count
+    for ending in ("png", "webp", "gif", "avif"):
+        done, data = cv2.imencodeanimation(f".{ending}", animation)
+        assert done
+        yield data.tobytes()
+    yield cv2.imencodemulti(".tif", pixels)[1].tobytes()
+
+
 def test_headers_agree_with_the_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)
     grey, deep = pixels[..., 0], pixels.astype(np.uint16) * 257
@@ -68,9 +79,10 @@ def test_headers_agree_with_the_pixels():
         (exif_turned(jpeg, orientation=1), ()),
         (CMYK_JPEG, ("image_cmyk",)),
     ]
+    files += [(data, ()) for data in of_several(1)] + [(data, ("image_of_several",)) for data in of_several(2)]
     for data, notes in files:
         header = read_header(data)
-        assert header.notes == notes
+        assert header.notes == notes, header.format
         assert header.size == decode_image(data).shape[1::-1]
     for nothing in (b"", b"\xff\xd8", b"\xff\xd8\xff", jpeg[:60], b"GIF89a", files[3][0][:20]):
         assert read_header(nothing) is None

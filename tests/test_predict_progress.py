@@ -184,6 +184,18 @@ def test_what_is_said(folder, capsys):
     assert "--boxes=FILE gives their boxes" in said.err
 
 
+def test_that_the_first_of_several_pictures_is_taken_is_said(folder, capsys):
+    pages = RNG.integers(0, 256, (2, 50, 40, 3), np.uint8)
+    cv2.imwritemulti(str(folder / "in" / "pages.tif"), list(pages))
+    predict(Fixed(), str(folder / "in"), str(folder / "out"))
+    said = [line for line in capsys.readouterr().err.splitlines() if "several pictures" in line]
+    assert said == [f"{folder}/in/pages.tif: holds several pictures, the first is taken"]
+    (entry,) = (one for one in json.loads((folder / "out/images.json").read_text()) if one["file_name"] == "pages.tif")
+    (row,) = (one for one in json.loads((folder / "out/results.json").read_text()) if one["image_id"] == entry["id"])
+    (expected,) = Fixed()([pages[0][..., ::-1]], [np.array([[0.0, 0, 40, 50, 1]])])
+    np.testing.assert_allclose(np.reshape(row["keypoints"], (17, 3))[:, :2], expected.keypoints[0], atol=0.01)
+
+
 def test_joints_below_the_score_are_not_drawn(folder):
     """The picture is that of the joints that are left; with a score of 0 all are there."""
     pixels = cv2.imread(str(folder / "in" / "1.png"))[..., ::-1]

@@ -46,6 +46,7 @@ MEANINGS = {
     "image_in_other_split": "file, or one of the same content, that the other split has too",
     "image_unreadable": "header that cannot be read",
     "image_size_differs": "other size than annotated",
+    "image_of_several": "file with several pictures; the first is taken",
     "image_exif_rotated": "EXIF orientation; data.orientation decides",
     "image_missing": "no such file",
     "joint_outside_box": "labelled joint out of its box by a tenth of the longer side",
@@ -189,6 +190,8 @@ def _of_images(source: FolderSource, upright: bool, others: Images) -> tuple[lis
         if (size := header.upright_size if upright else header.size) != image.size[::-1]:
             (width, height), (high, wide) = size, image.size
             places["image_size_differs"].append(f"{path!r}: {width} x {height} px, annotated {wide} x {high}")
+        if "image_of_several" in header.notes:
+            places["image_of_several"].append(repr(path))
         if header.orientation != 1:
             places["image_exif_rotated"].append(f"{path!r}: {header.orientation}")
         if image.file_name in seen:

@@ -117,6 +117,17 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
+def file_header(path: str) -> Header | None:
+    """What the header of an image file says; None if it cannot be read, is no regular file, or of no known format."""
+    try:
+        # Of the mapped file no more is read than what is looked at, which may lie at its end.
+        with open(open_regular(path), "rb") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return read_header(data)
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        return None
+
+
 class ImageStore:
     """Encoded images of a folder by file name."""
 
@@ -238,15 +249,7 @@ class ImageFolder(ImageStore):
 
     def header(self, name: str) -> Header | None:
         """What the header of an image says; None where there is no such image, or its format is not known."""
-        if self.problem(name):
-            return None
-        try:
-            # Of the mapped file no more is read than what is looked at, which may lie at its end.
-            with open(open_regular(self.place(name)), "rb") as file:
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    return read_header(data)
-        except (OSError, ValueError):  # an empty file cannot be mapped
-            return None
+        return None if self.problem(name) else file_header(self.place(name))
 
     def size(self, name: str) -> tuple[int, int] | None:
         if (header := self.header(name)) is None:

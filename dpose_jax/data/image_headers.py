@@ -1,6 +1,7 @@
 """Headers of image files: format, stored size, orientation. No pixel is decoded, no more is read than the header."""
 
 import contextlib
+import itertools
 import mmap
 import re
 import struct
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 # Found in a file's header; each is converted or handled by a rule of docs/data.md, and counted.
-IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
+IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_of_several", "image_exif_rotated")
 
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
 # From the first FF to that of a marker with content: over padding, FF 00 in stray bytes, and markers without content.
@@ -20,6 +21,7 @@ _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
 _ORIENTATION, _WIDTH, _LENGTH = 0x112, 0x100, 0x101  # tags of TIFF, which EXIF uses too
+_NEXT = 0
 _RAW_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF's types of whole numbers
 # Quarter turns to the left, and the axis of a mirror after them (1: left to right), to EXIF's orientation.
@@ -35,7 +37,8 @@ class Header(NamedTuple):
     """What the header of an image says.
 
     `size` is (width, height) as stored, `notes` those of IMAGE_NOTES that apply (of grey, CMYK and 16 bits only for
-    JPEG and PNG), and `orientation` EXIF's: 1 is upright, 6 needs a quarter turn clockwise.
+    JPEG and PNG; of several pictures for animated PNG, WebP, AVIF and GIF, and for pages of TIFF), and `orientation`
+    EXIF's: 1 is upright, 6 needs a quarter turn clockwise.
     """
 
     format: str
@@ -56,7 +59,7 @@ def read_header(data: Buffer) -> Header | None:
         for starts, format, read in _FORMATS:
             if starts(head):
                 size, orientation, *notes = read(data)
-                found = (*notes, *[False] * (3 - len(notes)), orientation != 1)
+                found = (*notes, *[False] * (4 - len(notes)), orientation != 1)
                 applies = tuple(note for note, has in zip(IMAGE_NOTES, found, strict=True) if has)
                 return Header(format, size, orientation, applies) if min(size) > 0 else None
     except (struct.error, IndexError, KeyError, OverflowError, _Missing):
@@ -90,7 +93,7 @@ class _Missing(Exception):
     """The part that holds the size is not there."""
 
 
-Found = tuple  # size, orientation, and whether the image is grey, CMYK, of 16 bits, where that is known
+Found = tuple  # size, orientation, and whether it is grey, CMYK, of 16 bits, of several pictures, where that is known
 
 
 def jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
@@ -150,16 +153,18 @@ def _png_exif(data: Buffer, kind: bytes, start: int, end: int) -> bytes:
 def _png(data: Buffer) -> Found:
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
     exif = next((found for chunk in _png_chunks(data) if (found := _png_exif(data, *chunk))), b"")
-    return (width, height), _exif(exif), color in (0, 4), False, bits > 8
+    before = itertools.takewhile(lambda kind: kind != b"IDAT", (kind for kind, *_ in _png_chunks(data)))
+    return (width, height), _exif(exif), color in (0, 4), False, bits > 8, b"acTL" in before
 
 
 def _webp(data: Buffer) -> Found:
-    place, size, exif = 12, None, b""
+    place, size, exif, several = 12, None, b"", False
     while place + 8 <= len(data) and not (size and exif):
         kind, length = struct.unpack_from("<4sI", data, place)
         start = place + 8
         if kind == b"VP8X":
             size = tuple(1 + int.from_bytes(data[start + 4 + k : start + 7 + k], "little") for k in (0, 3))
+            several = bool(data[start] & 2)
         elif kind == b"VP8L" and size is None:
             (bits,) = struct.unpack_from("<I", data, start + 1)
             size = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
@@ -170,17 +175,20 @@ def _webp(data: Buffer) -> Found:
         place = start + length + length % 2
     if size is None:
         raise _Missing
-    return size, _exif(exif)
+    return size, _exif(exif), False, False, False, several
 
 
 def _tiff_entries(data: Buffer) -> dict[int, tuple[str, int, int]]:
-    """(byte order, place of the value, type) of the whole numbers in the first directory of a TIFF or BigTIFF."""
+    """(byte order, place of the value, type) of the whole numbers in the first directory of a TIFF or BigTIFF.
+
+    The key 0, which is no tag, has the place of the next directory.
+    """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = struct.unpack_from(order + "H", data, 2) == (43,)
     (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, place)
     place, step, value = place + (8 if big else 2), 20 if big else 12, 12 if big else 8
-    found: dict[int, tuple[str, int, int]] = {}
+    found: dict[int, tuple[str, int, int]] = {_NEXT: (order, place + count * step, 16 if big else 4)}
     for entry in range(place, min(place + count * step, len(data) - step + 1), step):
         tag, kind = struct.unpack_from(order + "HH", data, entry)
         if kind in _SIZES:
@@ -191,7 +199,10 @@ def _tiff_entries(data: Buffer) -> dict[int, tuple[str, int, int]]:
 def _tiff(data: Buffer) -> Found:
     entries = _tiff_entries(data)
     width, height = (_value(data, entries[tag]) for tag in (_WIDTH, _LENGTH))
-    return (width, height), _orientation(data, entries)
+    several = False
+    with contextlib.suppress(struct.error, OverflowError):  # nothing follows the directory
+        several = _value(data, entries[_NEXT]) > 0
+    return (width, height), _orientation(data, entries), False, False, False, several
 
 
 def _value(data: Buffer, entry: tuple[str, int, int]) -> int:
@@ -261,7 +272,24 @@ def _avif(data: Buffer) -> Found:
         place += number * (1 + wide)
     if size is None:
         raise _Missing
-    return size, _HEIF_TURNS[turns, mirror]
+    brands = data[slice(*_box(data, 0, len(data), b"ftyp"))]
+    return size, _HEIF_TURNS[turns, mirror], False, False, False, b"avis" in brands
+
+
+def _gif(data: Buffer) -> Found:
+    def table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    size, pictures, place = struct.unpack_from("<HH", data, 6), 0, 13 + table(data[10])
+    with contextlib.suppress(IndexError):  # cut short: what is there counts
+        while pictures < 2 and data[place] in (0x21, 0x2C):
+            picture = data[place] == 0x2C
+            pictures += picture
+            place += 11 + table(data[place + 9]) if picture else 2
+            while data[place]:
+                place += 1 + data[place]
+            place += 1
+    return size, 1, False, False, False, pictures > 1
 
 
 def _jpeg2000(data: Buffer) -> Found:
@@ -290,7 +318,7 @@ _FORMATS = (
     (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", "WebP", _webp),
     (lambda head: head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF", _tiff),
     (lambda head: head[4:8] == b"ftyp" and (b"avif" in head[8:] or b"avis" in head[8:]), "AVIF", _avif),
-    (lambda head: head[:6] in (b"GIF87a", b"GIF89a"), "GIF", lambda data: (struct.unpack_from("<HH", data, 6), 1)),
+    (lambda head: head[:6] in (b"GIF87a", b"GIF89a"), "GIF", _gif),
     (lambda head: head[:2] == b"BM", "BMP", _bmp),
     (lambda head: head[:12] == b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000", _jpeg2000),
     (lambda head: re.match(rb"P[1-6]\s", head) is not None, "PNM", _pnm),

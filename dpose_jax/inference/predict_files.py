@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from dpose_jax.data.image_files import file_header
 from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.results import make_results, without_boxes, write_results
@@ -166,9 +167,14 @@ class _Job:
         def items() -> Iterator[Item]:
             for path, number, name, title in rows:
                 try:
-                    yield Item(number, name, title, load_image(path))
+                    pixels = load_image(path)
                 except (OSError, ValueError) as error:
                     self.report(str(error))
+                    continue
+                header = file_header(path)
+                if header and "image_of_several" in header.notes:
+                    tqdm.write(f"{path}: holds several pictures, the first is taken", file=sys.stderr)
+                yield Item(number, name, title, pixels)
 
         for item, entry, poses in self._predicted(items(), len(rows)):
             picture, strip = drawings[item.title]
