@@ -109,6 +109,24 @@ def torch_hrnet(images: np.ndarray, train: bool) -> Callable[[], object]:
     return backward if train else torch.inference_mode()(lambda: net(batch)[0])
 
 
+def torch_convolution(x: np.ndarray, kernel: np.ndarray, gradient: np.ndarray, train: bool) -> Callable[[], object]:
+    """PyTorch's 3x3 convolution (oneDNN on a CPU) of `layers.convolve`'s arrays, or with `train` both its gradients."""
+    import torch
+
+    def put(array, axes):
+        return torch.from_numpy(array.transpose(axes)).contiguous(memory_format=torch.channels_last)
+
+    maps, weight, pulled = put(x, (0, 3, 1, 2)), put(kernel, (3, 2, 0, 1)), put(gradient, (0, 3, 1, 2))
+
+    def run():
+        return torch.nn.functional.conv2d(maps, weight, padding=1)
+
+    if not train:
+        return torch.inference_mode()(run)
+    maps.requires_grad_(), weight.requires_grad_()
+    return lambda: torch.autograd.grad(run(), (maps, weight), pulled)
+
+
 def torch_compiled(
     width: int, joints: int, size: tuple[int, ...], dtype: str, train: bool
 ) -> tuple[Callable | None, dict]:

@@ -10,6 +10,7 @@ from dpose_jax.workdir import recipe_flags
 ROWS = {"heatmaps": speed_rows.heatmaps, "decode": speed_rows.decode, "sampler": speed_rows.sampler}
 ROWS["oks"] = lambda wanted, recipe: oks.measure(oks.annotations(), false_persons=oks.FALSE_PERSONS.value)
 ROWS["network"] = lambda wanted, recipe: speed_rows.network(wanted, recipe, list(map(int, BATCHES.value)), DTYPES.value)
+ROWS["convolution"] = speed_rows.convolution
 ROWS |= {"input": speed_rows.inputs, "start": speed_rows.start}
 ROWS["predict"] = speed_rows.predict
 ROWS["memory"] = speed_rows.memory

@@ -24,7 +24,7 @@ from dpose_jax.data.jpeg_parts import JPEGTRAN
 from dpose_jax.data.sample import read_part
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.diffusion.sampler import SamplerSettings, sample
-from dpose_jax.models import diffusion_pose, hrnet, initialise
+from dpose_jax.models import diffusion_pose, hrnet, initialise, layers
 from dpose_jax.pose import masks
 from dpose_jax.pose.codec import Codec
 from dpose_jax.pose.joint_sets import COCO
@@ -156,6 +156,27 @@ def network(
         theirs = {"torch, eager": peers.torch_hrnet(images, train)} if peer else {}
         found = compare(work, "ms an image", function, (ours, jnp.asarray(images, dtype)), theirs, batch)
         rows += [row | {"dtype": dtype, "batch": batch, "device": device} for row in found]
+    return rows
+
+
+def convolution(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
+    """One 3x3 convolution of each resolution of W32, batch 4, float32: alone, and with both of its gradients."""
+    rows = list[dict]()
+
+    def backward(x, kernel, gradient):
+        y, pull = jax.vjp(layers.convolve, x, kernel)
+        return y, pull(gradient)
+
+    for level in range(4):
+        channels, height, width = 32 << level, SIZE[0] // 4 >> level, SIZE[1] // 4 >> level
+        rng, shape = np.random.default_rng(0), (IMAGES, height, width, channels)
+        x, gradient = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+        kernel = rng.normal(size=(3, 3, channels, channels)).astype(np.float32)
+        for train in (False, True):
+            work = f"{channels} channels, {height}x{width}, 3x3{' + backward' if train else ''}"
+            theirs = {"torch, eager": peers.torch_convolution(x, kernel, gradient, train)} if "torch" in wanted else {}
+            function, arrays = (backward, (x, kernel, gradient)) if train else (layers.convolve, (x, kernel))
+            rows += compare(work, "ms an image", function, jax.device_put(arrays), theirs, IMAGES)
     return rows
 
 

@@ -14,6 +14,7 @@ import benchmark
 import benchmarks
 from benchmarks import peers, report, speed_rows
 from dpose_jax.diffusion.sampler import SamplerSettings
+from dpose_jax.models import layers
 from dpose_jax.pose.codec import Codec
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,6 +80,19 @@ def test_report_is_json_and_a_table(tmp_path, capsys):
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["work", "value", "note"]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["b", "12,346", "x"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_the_peer_of_the_convolution_computes_the_same():
+    pytest.importorskip("torch", reason="PyTorch, the peer, is not installed")
+    rng = np.random.default_rng(0)
+    x, gradient = (rng.normal(size=(2, 8, 6, 16)).astype(np.float32) for _ in range(2))
+    kernel = rng.normal(size=(3, 3, 16, 16)).astype(np.float32)
+    y, pull = jax.vjp(layers.convolve, x, kernel)
+    maps = peers.torch_convolution(x, kernel, gradient, train=False)()
+    for_x, for_kernel = peers.torch_convolution(x, kernel, gradient, train=True)()
+    found = maps.numpy().transpose(0, 2, 3, 1), for_x.numpy().transpose(0, 2, 3, 1), for_kernel.numpy()
+    for ours, theirs in zip((y, *pull(gradient)), (*found[:2], found[2].transpose(2, 3, 1, 0)), strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-4)
 
 
 @pytest.mark.parametrize("unit", ["sets/s", "ms a set"])

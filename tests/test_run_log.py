@@ -1,6 +1,7 @@
 """metrics.jsonl and TensorBoard after crashes, on a full disk, in a workdir that goes away."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def test_any_tail_is_mended_or_set_aside(tail, kept, aside, tmp_path, capsys):
     assert capsys.readouterr().out.count(f"{path}, line ") == len(aside)
     MetricsWriter(str(tmp_path), 51).close()
     assert not capsys.readouterr().out  # named once
+
+
+def test_a_fifo_is_no_log(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"metrics\.jsonl: is no regular file"):
+        MetricsWriter(str(tmp_path), 0)
 
 
 def test_tensorboard_keeps_every_point_whatever_the_clock_and_the_crash(tmp_path):

@@ -36,9 +36,12 @@ class MetricsWriter:
     def __init__(self, workdir: str, start: int):
         """Opens the files; drops lines after step `start`, whose steps no checkpoint holds.
 
-        Lines that are no object with a step are named and moved to metrics_set_aside.txt.
+        Lines that are no object with a step are named and moved to metrics_set_aside.txt. Raises OSError if
+        metrics.jsonl is there and no regular file.
         """
         self._path, self._remote = os.path.join(workdir, "metrics.jsonl"), files.is_remote(workdir)
+        if not self._remote and os.path.exists(self._path) and not os.path.isfile(self._path):
+            raise OSError(f"{self._path}: is no regular file; remove it")  # a FIFO would wait for its writer
         content = files.read_bytes(self._path) if files.exists(self._path) else b""
         kept, odd = _mended(content, self._path)
         if odd:
