@@ -103,8 +103,9 @@ class Study:
 
         The weights are random.
         """
-        if VARIANTS[name].plain != name:
-            self.pace(name, VARIANTS[name].plain)
+        plain = VARIANTS[name].plain
+        if VARIANTS[name].fields != VARIANTS[plain].fields:
+            self.pace(name, plain)
         if self._timed(name, "coarse"):
             return
         recipe = self.recipe_of(name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 # Found in a file's header; each is converted or handled by a rule of docs/data.md, and counted.
-IMAGE_NOTES = ("image_grey", "image_cmyk", "image_16_bit", "image_of_several", "image_exif_rotated")
+IMAGE_NOTES = ("image_of_several", "image_grey", "image_cmyk", "image_16_bit", "image_exif_rotated")
 
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0..SOF15 without DHT, JPG and DAC
 # From the first FF to that of a marker with content: over padding, FF 00 in stray bytes, and markers without content.
@@ -21,7 +21,7 @@ _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
 _ORIENTATION, _WIDTH, _LENGTH = 0x112, 0x100, 0x101  # tags of TIFF, which EXIF uses too
-_NEXT = 0
+_NEXT = 0  # no tag: of `_tiff_entries` alone
 _RAW_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF's types of whole numbers
 # Quarter turns to the left, and the axis of a mirror after them (1: left to right), to EXIF's orientation.
@@ -93,7 +93,7 @@ class _Missing(Exception):
     """The part that holds the size is not there."""
 
 
-Found = tuple  # size, orientation, and whether it is grey, CMYK, of 16 bits, of several pictures, where that is known
+Found = tuple  # size, orientation, and whether it has several pictures, is grey, CMYK, of 16 bits, where that is known
 
 
 def jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
@@ -119,7 +119,7 @@ def _jpeg(data: Buffer) -> Found:
     for marker, start, end in jpeg_segments(data):
         if marker in JPEG_FRAMES:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, start)
-            return (width, height), _exif(exif), channels < 3, channels == 4, bits > 8
+            return (width, height), _exif(exif), False, channels < 3, channels == 4, bits > 8
         if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
             exif = exif or data[start + 6 : end]
     raise _Missing
@@ -154,7 +154,7 @@ def _png(data: Buffer) -> Found:
     width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
     exif = next((found for chunk in _png_chunks(data) if (found := _png_exif(data, *chunk))), b"")
     before = itertools.takewhile(lambda kind: kind != b"IDAT", (kind for kind, *_ in _png_chunks(data)))
-    return (width, height), _exif(exif), color in (0, 4), False, bits > 8, b"acTL" in before
+    return (width, height), _exif(exif), b"acTL" in before, color in (0, 4), False, bits > 8
 
 
 def _webp(data: Buffer) -> Found:
@@ -175,7 +175,7 @@ def _webp(data: Buffer) -> Found:
         place = start + length + length % 2
     if size is None:
         raise _Missing
-    return size, _exif(exif), False, False, False, several
+    return size, _exif(exif), several
 
 
 def _tiff_entries(data: Buffer) -> dict[int, tuple[str, int, int]]:
@@ -202,7 +202,7 @@ def _tiff(data: Buffer) -> Found:
     several = False
     with contextlib.suppress(struct.error, OverflowError):  # nothing follows the directory
         several = _value(data, entries[_NEXT]) > 0
-    return (width, height), _orientation(data, entries), False, False, False, several
+    return (width, height), _orientation(data, entries), several
 
 
 def _value(data: Buffer, entry: tuple[str, int, int]) -> int:
@@ -273,7 +273,7 @@ def _avif(data: Buffer) -> Found:
     if size is None:
         raise _Missing
     brands = data[slice(*_box(data, 0, len(data), b"ftyp"))]
-    return size, _HEIF_TURNS[turns, mirror], False, False, False, b"avis" in brands
+    return size, _HEIF_TURNS[turns, mirror], b"avis" in brands
 
 
 def _gif(data: Buffer) -> Found:
@@ -289,7 +289,7 @@ def _gif(data: Buffer) -> Found:
             while data[place]:
                 place += 1 + data[place]
             place += 1
-    return size, 1, False, False, False, pictures > 1
+    return size, 1, pictures > 1
 
 
 def _jpeg2000(data: Buffer) -> Found:
