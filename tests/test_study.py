@@ -1,6 +1,8 @@
 """The study, on a miniature: its variants, what is read from them, its tables, and how it resumes."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -176,6 +178,25 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     np.testing.assert_allclose(levels, 20)
 
 
+def test_curves_are_drawn_over_training_time(study, monkeypatch):
+    """Steps times how long one takes beside HRNet's; AP of evaluations alone, the mean over the runs that have any."""
+    for name, seed, aps in (("plain", 0, (0.25, 0.5)), ("recipe", 0, (0.5, 0.75)), ("recipe", 1, (0.75, 0.875))):
+        path = Path(study.folder, name, f"seed_{seed}", "metrics.jsonl")
+        path.parent.mkdir(parents=True)
+        lines = [{"step": 5, "loss": 1.0}, *({"step": 10 * (i + 1), "AP": ap} for i, ap in enumerate(aps))]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    timed = {"study": "a", "variant": "recipe", "timed": "train_step of plain", "K": None, "ms": 4.0, "times": 0.8}
+    write_table(f"{study.folder}/latency.csv", [timed])
+    found = study.curves([("plain", 0), ("recipe", 0), ("recipe", 1), ("one_pass", 0)])
+    assert list(found) == ["plain", "recipe"] and len(found["recipe"]) == 2
+    figures = []
+    monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
+    plot.write_curves("curves.png", found)
+    lines = {line.get_label(): line.get_xydata() for line in figures[0].axes[0].lines}
+    np.testing.assert_allclose(lines["HRNet"], [[10, 25], [20, 50]])
+    np.testing.assert_allclose(lines["recipe"], [[12.5, 62.5], [25, 81.25]])
+
+
 def test_steps_in_the_same_time(study, monkeypatch):
     """The recipe's step over the variant's, timed once and kept."""
     monkeypatch.setattr(runs, "_stepper", lambda recipe: recipe.loss.diffusion)
@@ -284,7 +305,7 @@ def test_a_study_reports_every_run_and_resumes(tmp_path):
     steps = "--config.train.steps=2"
     arguments = ["study", "--config=tests/miniature.py", f"--out={tmp_path}", "--steps=2", "--arms=plain,recipe"]
     arguments += [f"--config.model.{half}_attention=False" for half in ("spatial", "channel")]
-    arguments += ["--seconds=0.1", "--config.train.checkpoint_every=2"]
+    arguments += ["--seconds=0.1", "--config.train.checkpoint_every=2", "--config.train.evaluate_every=2"]
     table, latencies = tmp_path / "study.csv", tmp_path / "latency.csv"
     done = command("benchmark.py", *arguments, steps, "--seeds=0")
     assert done.returncode == 0, done.stderr
@@ -316,7 +337,7 @@ def test_a_study_reports_every_run_and_resumes(tmp_path):
     assert [(row["control"], row["reading"], row["seeds"]) for row in gains] == [("plain", "direct_2", 2)]
     assert gains[0]["persons"] == 11 and gains[0]["AP ±"] >= 0 and "gains.csv lacks" not in done.stdout
     assert "U-Net refiner" in (tmp_path / "study.md").read_text()
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png"))
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png", "curves.png"))
 
     # `one_pass` is not there and stays so, and nothing is timed.
     only = ["--seeds=0,1", "--arms=plain,plain_same_time,recipe,one_pass", "--report_only"]

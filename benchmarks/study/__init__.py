@@ -6,7 +6,7 @@ from absl import flags
 
 from benchmarks import report
 from benchmarks.study.gains import gain_in_points, gains_table
-from benchmarks.study.plot import write_errors, write_plot
+from benchmarks.study.plot import write_curves, write_errors, write_plot
 from benchmarks.study.runs import Study
 from benchmarks.study.tables import (
     GAINS_FILE,
@@ -60,12 +60,13 @@ def main() -> None:
 
 
 def write_report(study: Study, runs: list[tuple[str, int]]) -> None:
-    """Prints and writes a row a reading of the finished ones among `runs`, and one a gain; draws both plots."""
+    """Prints and writes a row a reading of the finished ones among `runs`, and one a gain; draws the plots."""
     rows, joints = ([row for row in study.table(name) if run_of(row) in runs] for name in (RUNS_FILE, JOINTS_FILE))
     rows.sort(key=lambda row: runs.index(run_of(row)))
+    done = dict.fromkeys(map(run_of, rows))
     summaries = summarise(rows, study.table(LATENCY_FILE))
     text = report.table([in_points(summary) for summary in summaries])
-    gains = gains_table(study.matches(dict.fromkeys(map(run_of, rows))), study.table(LATENCY_FILE))
+    gains = gains_table(study.matches(done), study.table(LATENCY_FILE))
     if gains:
         identity = {"study": os.path.basename(os.path.abspath(study.folder))}
         write_table(os.path.join(study.folder, GAINS_FILE), [identity | gain for gain in gains])
@@ -73,4 +74,6 @@ def write_report(study: Study, runs: list[tuple[str, int]]) -> None:
     print(text)
     write_bytes(os.path.join(study.folder, "study.md"), f"{text}\n".encode())
     write_plot(os.path.join(study.folder, "study.png"), summaries)
+    if curves := study.curves(done):
+        write_curves(os.path.join(study.folder, "curves.png"), curves)
     write_errors(os.path.join(study.folder, "errors.png"), rows, joints)

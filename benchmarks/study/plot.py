@@ -1,6 +1,6 @@
 """The pictures of the study: AP over sampling steps and over latency, and error by joint and by visibility."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -76,6 +76,22 @@ def write_errors(path: str, rows: Iterable[Row], joints: Iterable[Row]) -> None:
         axes.set(xlabel=f"100 - {metric}", yticks=range(len(columns)), yticklabels=labels)
         axes.grid(alpha=0.3)
     axes.invert_yaxis()
+    axes.legend(fontsize=7)
+    write_figure(path, figure)
+
+
+def write_curves(path: str, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
+    """Draws AP over training time: by variant the mean of its runs, and each of them thin; see `Study.curves`."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in curves.items():
+        for run in runs if len(runs) > 1 else ():
+            axes.plot(run[:, 0], 100 * run[:, 1], color=COLOURS.get(name), linewidth=0.5)
+        some = min(map(len, runs))  # a run may be going on
+        mean = np.mean([run[:some] for run in runs], axis=0)
+        axes.plot(mean[:, 0], 100 * mean[:, 1], "o-", color=COLOURS.get(name), markersize=3, label=title(name))
+    axes.set(xlabel="training time / time of a step of HRNet", ylabel="AP during training")
+    axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     write_figure(path, figure)
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import numpy as np
 
 from benchmarks import report
 from benchmarks.sampling import LATENCY_PERSONS, Sampling, measure_costs, plan, sampler_of
@@ -128,6 +129,21 @@ class Study:
                     f"{file}: not found, {GAINS_FILE} lacks this run; delete its rows of {RUNS_FILE} to read it again"
                 )
         return kept
+
+    def curves(self, runs: Iterable[tuple[str, int]]) -> dict[str, list[np.ndarray]]:
+        """By variant, for each of its `runs` that evaluated while it trained, (N, 2): time and AP of an evaluation.
+
+        The time is in steps of the plain HRNet that the variant is compared with.
+        """
+        found: dict[str, list[np.ndarray]] = {}
+        for name, seed in runs:
+            file = os.path.join(self.folder, name, f"seed_{seed}", "metrics.jsonl")
+            lines = open(file).readlines() if os.path.exists(file) else []
+            points = [(line["step"], line["AP"]) for line in map(json.loads, lines) if "AP" in line]
+            timed = self._timed(name, f"train_step of {VARIANTS[name].plain}")
+            if points:
+                found.setdefault(name, []).append(np.array(points) / [timed[0]["times"] if timed else 1.0, 1.0])
+        return found
 
     def time(self, name: str) -> None:
         """Times a training step beside that of its plain HRNet, and every reading for one person, unless that is kept.
