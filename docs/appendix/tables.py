@@ -1,6 +1,7 @@
 """Writes the generated tables and the plots of the results pages: `python docs/appendix/tables.py`, from the clone.
 
-A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->` or `<!-- variants STUDY | NAMES -->`, ends at `<!-- end -->`.
+A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->`, `<!-- variants STUDY | NAMES -->` or `<!-- gains STUDIES -->`, and
+ends at `<!-- end -->`.
 Studies are those of docs/results/study.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one seed alone.
 """
 
@@ -11,6 +12,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.study.gains import gain_in_points  # noqa: E402
 from benchmarks.study.plot import write_plot  # noqa: E402
 from benchmarks.study.tables import estimate, in_points, read_table, summarise  # noqa: E402
 from benchmarks.study.variants import title  # noqa: E402
@@ -29,7 +31,7 @@ SETS = {"synthetic_800_stride_2": "800 steps", "synthetic_2400_stride_2": "2,400
 SETS |= {f"lspet_{steps}": "Leeds" for steps in (2000, 4000)} | {f"synthetic_{steps}": "drawn" for steps in (800, 2400)}
 SHORT = {"gain on HRNet": "on HRNet", "gain on U-Net refiner": "on refiner"}
 SHORT |= {"gain in the same time": "on HRNet of the same time", "training": "training step"}
-RUNS, TIMES = read_table(str(RESULTS / "study.csv")), read_table(str(RESULTS / "latency.csv"))
+RUNS, TIMES, GAINS = (read_table(str(RESULTS / name)) for name in ("study.csv", "latency.csv", "gains.csv"))
 
 
 def runs_of(study: str, variant: str = "", seed: str = "") -> list[dict]:
@@ -87,6 +89,13 @@ def variants_table(study: str, variants: str) -> list[list[str]]:
     return lines
 
 
+def gains_table(studies: str) -> list[list[str]]:
+    """A line a gain of gains.csv."""
+    chosen = [row for row in GAINS if row["study"] in [study.strip() for study in studies.split("+")]]
+    cells = [{"data": SETS.get(row["study"], row["study"])} | gain_in_points(row) for row in chosen]
+    return [list(cells[0]), *(list(row.values()) for row in cells)]
+
+
 def named(variant: str) -> str:
     """The title of a variant, removed ones included."""
     return REMOVED.get(variant) or title(variant)
@@ -95,14 +104,14 @@ def named(variant: str) -> str:
 def replace(match: re.Match) -> str:
     """The marked table anew."""
     kind, arguments = match["kind"], [part.strip() for part in match["arguments"].split("|")]
-    lines = {"rows": rows_table, "variants": variants_table}[kind](*arguments)
+    lines = {"rows": rows_table, "variants": variants_table, "gains": gains_table}[kind](*arguments)
     text = [f"|{'|'.join(line)}|" for line in lines]
     return "\n".join([match["mark"], "", text[0], "|" + "---|" * len(lines[0]), *text[1:], "", "<!-- end -->"])
 
 
 def main() -> None:
     """Writes all tables and plots."""
-    mark = re.compile(r"(?P<mark><!-- (?P<kind>rows|variants) (?P<arguments>.*?) -->).*?<!-- end -->", re.DOTALL)
+    mark = re.compile(r"(?P<mark><!-- (?P<kind>rows|variants|gains) (?P<arguments>.*?) -->).*?<!-- end -->", re.DOTALL)
     for page in PAGES:
         page.write_text(mark.sub(replace, page.read_text()))
     for study, file in PLOTS.items():
