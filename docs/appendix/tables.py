@@ -1,7 +1,7 @@
 """Writes the generated tables and the plots of the results pages: `python docs/appendix/tables.py`, from the clone.
 
-A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->`, `<!-- variants STUDY | NAMES -->` or `<!-- gains STUDIES -->`, and
-ends at `<!-- end -->`.
+A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->`, `<!-- variants STUDY | NAMES -->`, `<!-- gains STUDIES -->`,
+and ends at `<!-- end -->`.
 Studies are those of docs/results/study.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one seed alone.
 """
 
