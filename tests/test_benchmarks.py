@@ -28,7 +28,18 @@ def command(*arguments, **options):
 def test_list_of_subcommands(capsys):
     benchmark.main([])
     printed, known = capsys.readouterr().out, benchmarks.subcommands()
-    assert {"accelerator", "codec", "growth", "oks", "speed", "steps", "study", "topology", "uncertainty"} == set(known)
+    assert {
+        "accelerator",
+        "codec",
+        "folds",
+        "growth",
+        "oks",
+        "speed",
+        "steps",
+        "study",
+        "topology",
+        "uncertainty",
+    } == set(known)
     for name, line in known.items():
         assert len(line) > 20 and any(row.split() == [name, *line.split()] for row in printed.splitlines())
 

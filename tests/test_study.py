@@ -9,6 +9,7 @@ from commands import command
 
 from benchmarks.report import Timing
 from benchmarks.study import plot, runs
+from benchmarks.study.gains import MEASURES, measure
 from benchmarks.study.runs import Study, make_readers, samplings_of, score
 from benchmarks.study.tables import (
     METRICS,
@@ -59,7 +60,13 @@ def test_readings_are_those_of_the_evaluation(trained, tmp_path):
         return {reading: its for reader in readers for reading, its in reader(variables, crops, ids).items()}
 
     persons = predict_split(recipe, source, read)
-    metrics, joints = score(recipe, source, {name: persons.predictions(*its) for name, its in persons.outputs.items()})
+    found = {name: persons.predictions(*its) for name, its in persons.outputs.items()}
+    metrics, joints, matches = score(recipe, source, found)
+    assert set(matches) == {reading for reading in metrics if reading.refine == "dark"}
+    for reading, its in matches.items():
+        whole = dict(zip(MEASURES, measure(its, np.ones(len(its.images))), strict=True))
+        for name in ("AP", "AR"):
+            assert whole[name] == pytest.approx(metrics[reading][name], abs=1e-12), (reading, name)
     updates = ("direct", "unmirrored", "unflipped", "ddim", "restarts")
     expected = {Reading(update, k, refine) for update in updates for k in (1, 2) for refine in REFINES}
     expected |= {Reading(update, 0, refine) for update in ("coarse", "unflipped") for refine in REFINES}
@@ -246,7 +253,7 @@ def test_a_study_of_another_recipe_is_named(study):
     """Before anything is trained; variants that are new there are none of that."""
     names = ["plain", "recipe"]
     study.check(names)
-    study.begin(names)
+    study.begin(names, [0])
     study.check([*names, "written"])
     other = dataclasses.replace(study, recipe=study.recipe.override({"diffusion.own_share": 0.25, "seed": 7}))
     with pytest.raises(
@@ -305,6 +312,9 @@ def test_a_study_reports_every_run_and_resumes(tmp_path):
     assert ("plain", Reading("direct", 2)) not in summaries
     coarse, direct = (summaries["recipe", reading] for reading in (Reading("coarse", 0), Reading("direct", 2)))
     assert coarse["times"] == 1 and direct["times"] == pytest.approx(direct["ms"] / coarse["ms"], abs=1e-3)
+    gains = [row for row in read_table(str(tmp_path / "gains.csv")) if row["variant"] == "recipe"]
+    assert [(row["control"], row["reading"], row["seeds"]) for row in gains] == [("plain", "direct_2", 2)]
+    assert gains[0]["persons"] == 11 and gains[0]["AP ±"] >= 0 and "gains.csv lacks" not in done.stdout
     assert "U-Net refiner" in (tmp_path / "study.md").read_text()
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png"))
 

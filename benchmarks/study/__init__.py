@@ -5,9 +5,19 @@ import os
 from absl import flags
 
 from benchmarks import report
+from benchmarks.study.gains import gain_in_points, gains_table
 from benchmarks.study.plot import write_errors, write_plot
 from benchmarks.study.runs import Study
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, in_points, run_of, summarise
+from benchmarks.study.tables import (
+    GAINS_FILE,
+    JOINTS_FILE,
+    LATENCY_FILE,
+    RUNS_FILE,
+    in_points,
+    run_of,
+    summarise,
+    write_table,
+)
 from benchmarks.study.variants import MAIN, VARIANTS
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu
@@ -36,7 +46,7 @@ def main() -> None:
     if REPORT_ONLY.value and not finished:
         raise ValueError(f"{OUT.value}: no run of --arms={','.join(NAMES.value)} is finished there")
     if not REPORT_ONLY.value:
-        study.begin(NAMES.value)
+        study.begin(NAMES.value, [int(seed) for seed in SEEDS.value])
         for name in dict.fromkeys(name for name, seed in every if (name, seed) in finished):
             study.time(name)
     if finished:
@@ -50,11 +60,16 @@ def main() -> None:
 
 
 def write_report(study: Study, runs: list[tuple[str, int]]) -> None:
-    """Prints a row a reading of the finished ones among `runs`; writes study.md, study.png and errors.png."""
+    """Prints and writes a row a reading of the finished ones among `runs`, and one a gain; draws both plots."""
     rows, joints = ([row for row in study.table(name) if run_of(row) in runs] for name in (RUNS_FILE, JOINTS_FILE))
     rows.sort(key=lambda row: runs.index(run_of(row)))
     summaries = summarise(rows, study.table(LATENCY_FILE))
     text = report.table([in_points(summary) for summary in summaries])
+    gains = gains_table(study.matches(dict.fromkeys(map(run_of, rows))), study.table(LATENCY_FILE))
+    if gains:
+        identity = {"study": os.path.basename(os.path.abspath(study.folder))}
+        write_table(os.path.join(study.folder, GAINS_FILE), [identity | gain for gain in gains])
+        text += f"\n\n{report.table([gain_in_points(gain) for gain in gains])}"
     print(text)
     write_bytes(os.path.join(study.folder, "study.md"), f"{text}\n".encode())
     write_plot(os.path.join(study.folder, "study.png"), summaries)

@@ -6,15 +6,25 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 
 from benchmarks import report
 from benchmarks.sampling import LATENCY_PERSONS, Sampling, measure_costs, plan, sampler_of
-from benchmarks.study.tables import JOINTS_FILE, LATENCY_FILE, RUNS_FILE, Reading, Row, read_table, write_table
+from benchmarks.study.gains import MATCHES_FILE, Matches, match, read_matches, write_matches
+from benchmarks.study.tables import (
+    GAINS_FILE,
+    JOINTS_FILE,
+    LATENCY_FILE,
+    RUNS_FILE,
+    Reading,
+    Row,
+    read_table,
+    write_table,
+)
 from benchmarks.study.variants import VARIANTS, Variant
-from dpose_jax.data.datasets import make_source
+from dpose_jax.data.datasets import SPLITS, make_source
 from dpose_jax.data.loader import eval_batches
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.evaluator import restore
@@ -22,6 +32,8 @@ from dpose_jax.evaluation.metrics import PCK_THRESHOLDS
 from dpose_jax.evaluation.oks import pck
 from dpose_jax.evaluation.predict_split import Predictions, predict_split
 from dpose_jax.evaluation.report import match_by_index, needs_annotated_boxes, summarise
+from dpose_jax.evaluation.results import without_boxes
+from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.models.pose_sampler import PoseSampler
@@ -32,6 +44,7 @@ from dpose_jax.workdir.files import read_json, write_json
 from dpose_jax.workdir.starts import training_device
 
 REFINES = ("dark", "none")
+SEED = "{seed}"  # in the names of annotation files: a run of seed S reads its own
 MACHINE = ("cpu", "cores", "device", "load", "python", "xla_flags")
 
 
@@ -59,17 +72,21 @@ class Study:
             mend = "choose another --out, or delete the folder"
             raise ValueError(f"{path}: is of another recipe or other flags: {problem}; {mend}")
 
-    def begin(self, names: Sequence[str]) -> None:
+    def begin(self, names: Sequence[str], seeds: Sequence[int]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
-        make_source(self.recipe, "train", training=True)
-        make_source(self.recipe, self.recipe.eval.split, training=False)
+        recipes = [self.recipe_of(names[0], seed) for seed in seeds]
+        for recipe in {tuple(map(one.data.annotations, SPLITS)): one for one in recipes}.values():
+            make_source(recipe, "train", training=True)
+            make_source(recipe, recipe.eval.split, training=False)
         path, theirs, ours = self._identities(names)
         write_json(path, theirs | ours)
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
         """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ."""
         steps = train_steps or self.recipe.train.steps
-        return self.recipe.override({**VARIANTS[name].fields, "seed": seed, "train.steps": steps})
+        files = {f"data.{split}_annotations": self.recipe.data.annotations(split) for split in SPLITS}
+        files = {field: path.replace(SEED, str(seed)) for field, path in files.items() if SEED in path}
+        return self.recipe.override({**VARIANTS[name].fields, **files, "seed": seed, "train.steps": steps})
 
     def table(self, name: str) -> list[Row]:
         """The rows of one of the tables."""
@@ -93,10 +110,24 @@ class Study:
         epochs = count * recipe.train.batch_size / len(make_source(recipe, "train", training=True))
         facts = {"train_steps": count, "epochs": epochs, "training_device": training_device(workdir) or "unknown"}
         facts |= {"evaluation_device": jax.devices()[0].device_kind}
-        metrics, joints = score(recipe, source, found)
+        metrics, joints, matches = score(recipe, source, found)
+        write_matches(os.path.join(workdir, MATCHES_FILE), matches)
         run = {"variant": name, "seed": seed}
         self._add(JOINTS_FILE, run, [reading._asdict() | row for reading, its in joints.items() for row in its])
         self._add(RUNS_FILE, run, [reading._asdict() | facts | its for reading, its in metrics.items()])
+
+    def matches(self, runs: Iterable[tuple[str, int]]) -> dict[tuple[str, int], dict[Reading, Matches]]:
+        """Persons beside what was found, by run and reading, of those `runs` that kept them; the others are named."""
+        kept = {}
+        for name, seed in runs:
+            file = os.path.join(self.folder, name, f"seed_{seed}", MATCHES_FILE)
+            if os.path.exists(file):
+                kept[name, seed] = read_matches(file)
+            else:
+                print(
+                    f"{file}: not found, {GAINS_FILE} lacks this run; delete its rows of {RUNS_FILE} to read it again"
+                )
+        return kept
 
     def time(self, name: str) -> None:
         """Times a training step beside that of its plain HRNet, and every reading for one person, unless that is kept.
@@ -189,18 +220,22 @@ def _read(sampler: PoseSampler, samplings: Sequence[Sampling], variables, crops,
     return found
 
 
-def score(recipe: Recipe, source: Source, found: dict[Reading, Predictions]) -> tuple[dict[Reading, Row], dict]:
-    """By reading its metrics, PCK by visibility among them, and its rows with the AP and PCK of every joint."""
-    scores, _ = summarise(source, found, recipe.joints, recipe)
-    metrics, joints = {}, {}
+def score(
+    recipe: Recipe, source: Source, found: dict[Reading, Predictions]
+) -> tuple[dict[Reading, Row], dict[Reading, list[Row]], dict[Reading, Matches]]:
+    """By reading its metrics, PCK by visibility among them; rows with AP and PCK of every joint; DARK's matches."""
+    scores, results = summarise(source, found, recipe.joints, recipe)
+    metrics, joints, truth = {}, {}, source.ground_truth()
+    checked = ((reading, check_inputs(truth, without_boxes(its), recipe.joints)) for reading, its in results.items())
+    matches = {reading: match(inputs) for reading, inputs in checked if reading.refine == "dark"}
     for reading, predictions in found.items():
-        predicted, truth, lengths = match_by_index(source, predictions)
+        predicted, true, lengths = match_by_index(source, predictions)
         metrics[reading] = scores["results"][reading] | {
-            f"PCK@{threshold} {name}": pck(predicted, truth[..., :2], truth[..., 2] == value, lengths, threshold)[0]
+            f"PCK@{threshold} {name}": pck(predicted, true[..., :2], true[..., 2] == value, lengths, threshold)[0]
             for threshold in PCK_THRESHOLDS
             for value, name in ((1, "occluded"), (2, "visible"))
         }
         by_joint = scores["joints"][reading]
         names = next(iter(by_joint.values()))
         joints[reading] = [{"metric": name} | {joint: its[name] for joint, its in by_joint.items()} for name in names]
-    return metrics, joints
+    return metrics, joints, matches

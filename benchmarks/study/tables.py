@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.study.variants import controls, title
 from dpose_jax.workdir.files import write_bytes
 
-RUNS_FILE, JOINTS_FILE, LATENCY_FILE = "study.csv", "joints.csv.gz", "latency.csv"
+RUNS_FILE, JOINTS_FILE, LATENCY_FILE, GAINS_FILE = "study.csv", "joints.csv.gz", "latency.csv", "gains.csv"
 KEYS = ("study", "variant", "seed", "update", "K", "refine", "metric")  # of a row of joints.csv.gz; the rest are joints
 Row = dict[str, Any]
 run_of = operator.itemgetter("variant", "seed")  # the run that a row is of

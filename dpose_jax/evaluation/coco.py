@@ -44,6 +44,16 @@ def coco_metrics(
     return {name: _fraction(whole[name]) for name in METRICS}, {name: _fraction(parts[name]["AP"]) for name in slices}
 
 
+def matched_images(inputs: Inputs) -> list[dict]:
+    """COCO's matches, an entry for each image with a person or a result, all areas together.
+
+    `image_id`; `dtScores` (D,) falling; `dtMatched` and `dtIgnore` (10, D) by the thresholds of OKS .5, .55, ... .95.
+    """
+    found = _evaluate(inputs, inputs.annotations, inputs.results, inputs.joint_set.sigmas).eval_imgs
+    whole = next((entry["aRng"] for entry in found if entry), None)  # the first of the ranges holds every person
+    return [entry for entry in found if entry and entry["aRng"] == whole]
+
+
 def joint_ap(inputs: Inputs) -> dict[str, float | None]:
     """AP by joint name (ours): COCO's AP with the OKS of that joint alone, in [0, 1]; None if it is labelled in nobody.
 
