@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from scipy import optimize, special
 
 from benchmarks import report
@@ -223,6 +223,7 @@ def write_plot(path: str, more: Mapping[str, Any], names: Sequence[str]) -> None
     left.set(xlabel="k (occluded: solid, visible: dotted)", ylabel="error of the best of k, box sides")
     right.set(xlabel="predicted deviation, box sides", ylabel="observed error, box sides", xscale="log", yscale="log")
     left.set_ylim(bottom=0)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")

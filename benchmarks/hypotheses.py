@@ -11,6 +11,24 @@ from dpose_jax.evaluation.predict_split import Rows, predict_split
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.pose.codec import Codec
 from dpose_jax.recipe import Recipe
+from dpose_jax.workdir.checkpoints import Restored, read_variables
+from dpose_jax.workdir.compatibility import stored_recipe
+
+
+def plain_network(workdir: str, recipe: Recipe) -> tuple[Recipe, Restored]:
+    """The recipe, with the flip test and batch size of `recipe`, and the parameters of a plain HRNet's workdir.
+
+    Raises ValueError if it is not one, or of other joints; FileNotFoundError if there is none.
+    """
+    stored = stored_recipe(workdir)
+    if not stored.plain:
+        raise ValueError(f"plain={workdir!r}: loss.diffusion={stored.loss.diffusion:g}: must be 0, a plain HRNet")
+    if stored.joints != recipe.joints:
+        message = f"joint_set={stored.joints.name!r}: must be {recipe.joints.name!r}, that of the model"
+        raise ValueError(f"plain={workdir!r}: {message}")
+    changed = {"eval.flip": recipe.eval.flip, "eval.batch_size": recipe.eval.batch_size}
+    restored = read_variables(workdir, which=recipe.eval.checkpoint, ema=recipe.eval.ema)
+    return stored.override(changed), restored
 
 
 def collect(recipe: Recipe, source: Source, sampler: PoseSampler, variables, count: int) -> Rows:

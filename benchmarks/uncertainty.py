@@ -14,8 +14,7 @@ from dpose_jax.evaluation.report import needs_annotated_boxes
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import recipe_flags
-from dpose_jax.workdir.checkpoints import Restored, read_variables
-from dpose_jax.workdir.compatibility import stored_recipe
+from dpose_jax.workdir.checkpoints import Restored
 
 recipe_flags.define_beside_workdir()
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that was trained into.")
@@ -29,7 +28,7 @@ OUT = flags.DEFINE_string("out", None, "The report, a JSON file; tables and figu
 
 
 def main() -> None:
-    """Measures, prints the table and writes the report."""
+    """Measures, prints the tables, writes the reports and draws the figure."""
     environment = report.environment()
     recipe, restored = recipe_flags.of_workdir_or_model(WORKDIR.value, MODEL.value)
     needs_annotated_boxes(recipe, "uncertainty")
@@ -40,7 +39,7 @@ def main() -> None:
         raise ValueError(f"hypotheses={HYPOTHESES.value}: must be at least 2")
     networks = {"model": (recipe.override({"sampler.steps": (STEPS.value,)}), restored)}
     if PLAIN.value is not None:
-        networks["plain"] = plain_network(PLAIN.value, recipe)
+        networks["plain"] = hypotheses.plain_network(PLAIN.value, recipe)
     source = make_source(recipe, recipe.eval.split, training=False)
     options = {"steps": STEPS.value, "hypotheses": HYPOTHESES.value, "noise_time": NOISE_TIME.value}
     predictor = Predictor(recipe, restored.variables, **options)
@@ -62,28 +61,12 @@ def main() -> None:
     table, more = coverage.summarise(truth, candidates, "diffusion")
     protocol |= {"occluded joints": int((truth.visible == 1).sum()), "visible joints": int((truth.visible == 2).sum())}
     if PLAIN.value is not None:
-        protocol |= {"plain": {"step": networks["plain"][1].step, "seed": networks["plain"][1].seed}}
+        plain = networks["plain"][1]
+        protocol |= {"plain": {name: getattr(plain, name) for name in ("step", "seed", "averaged", "training_device")}}
     stem, base = os.path.splitext(OUT.value)[0] + "_coverage", "plain" if PLAIN.value is not None else "coarse"
     report.write(stem + ".json", table, environment=environment, protocol=protocol, **more)
     shown = ["diffusion", "denoised peaks", *(f"{base} {kind}" for kind in ("peaks", "draws", "Gaussian"))]
     coverage.write_plot(stem + ".png", more, shown)
-
-
-def plain_network(workdir: str, recipe: Recipe) -> tuple[Recipe, Restored]:
-    """The recipe, with the flip test and batch size of `recipe`, and the parameters of a plain HRNet's workdir.
-
-    Raises ValueError if it is not one, or of other joints; FileNotFoundError if there is none.
-    """
-    stored = stored_recipe(workdir)
-    if not stored.plain:
-        raise ValueError(f"plain={workdir!r}: loss.diffusion={stored.loss.diffusion}: must be 0, a plain HRNet")
-    if stored.joints != recipe.joints:
-        raise ValueError(
-            f"plain={workdir!r}: joint_set={stored.joint_set!r}: must be {recipe.joint_set!r}, the model's"
-        )
-    changed = {"eval.flip": recipe.eval.flip, "eval.batch_size": recipe.eval.batch_size}
-    restored = read_variables(workdir, which=recipe.eval.checkpoint, ema=recipe.eval.ema)
-    return stored.override(changed), restored
 
 
 def heatmap_candidates(
