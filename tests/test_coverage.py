@@ -17,6 +17,7 @@ from dpose_jax.workdir.files import write_json
 
 HALF = np.arange(400) % 2 == 1
 CODEC = Codec((64, 48), 2, sigma=2.0, blur=5)
+FROM_HEATMAPS = jax.jit(hypotheses.from_heatmaps, static_argnums=(0, 4))
 
 
 def truth(persons=400, joints=3):
@@ -120,7 +121,7 @@ def test_local_maxima_in_order_of_height():
     maps = np.full((1, 32, 24, 2), -0.1, np.float32)
     maps[0, 5, 7, 0], maps[0, 0, 23, 0], maps[0, 20, 3, 0], maps[0, 20, 4, 0] = 0.4, 0.9, 0.6, 0.5
     maps[0, 9, 9, 1] = -0.01
-    x, y, heights = hypotheses.local_maxima(maps, 4)
+    x, y, heights = jax.jit(hypotheses.local_maxima, static_argnums=1)(maps, 4)
     assert list(zip(x[0, :, 0].tolist(), y[0, :, 0].tolist(), strict=True)) == [(23, 0), (3, 20), (7, 5), (23, 0)]
     np.testing.assert_allclose(heights[0, :, 0], [0.9, 0.6, 0.4, 0])
     assert x[0, :, 1].tolist() == y[0, :, 1].tolist() == [9] * 4 and not heights[0, :, 1].any()
@@ -132,7 +133,7 @@ def test_hypotheses_of_a_heatmap():
     one, other = (np.asarray(CODEC.encode(its[None], np.ones((1, 1)))) for its in joints)
     maps, keys = np.repeat(0.75 * one + 0.25 * other, 32, axis=0), jax.random.split(jax.random.key(0), 32)
     truth = np.repeat(CODEC.to_heatmap(joints[:1]), 32, axis=0)
-    found = jax.device_get(hypotheses.from_heatmaps(CODEC, maps, truth, keys, 64))
+    found = jax.device_get(FROM_HEATMAPS(CODEC, maps, truth, keys, 64))
     np.testing.assert_allclose(found["peaks"][0, :2, 0], joints[:, 0], atol=0.3)
     np.testing.assert_allclose(found["heights"][0, :2, 0], [0.75, 0.25], atol=0.02)
     mean = np.average(joints[:, 0], axis=0, weights=[3, 1])
@@ -150,7 +151,7 @@ def test_a_heatmap_as_a_density():
     """A flat map, whatever its sign, has the likelihood of a uniform density over the crop, in box sides."""
     its, size = truth(8, 1), np.prod(CODEC.input_size)
     maps, keys = np.full((8, 32, 24, 1), -0.5, np.float32), jax.random.split(jax.random.key(1), 8)
-    found = jax.device_get(hypotheses.from_heatmaps(CODEC, maps, np.full((8, 1, 2), 5.0, np.float32), keys, 4))
+    found = jax.device_get(FROM_HEATMAPS(CODEC, maps, np.full((8, 1, 2), 5.0, np.float32), keys, 4))
     turns = np.tile(np.array([[2.0, 0, 7], [0, 2.0, -3]]), (8, 1, 1))
     rows = Rows(np.arange(8), turns, found)
     candidates = coverage.of_heatmaps(its, rows, found, CODEC, 0)
@@ -164,8 +165,8 @@ def test_a_heatmap_as_a_density():
 def test_the_truth_finds_its_person_and_its_pixel():
     """Maps of the true joints, by person: the peaks are the truth in image pixels, in batches of any order."""
     source = SyntheticSource(5, COCO, difficulty=0.3, seed=0, size=(96, 96))
-    recipe = Recipe().override({"input_size": (64, 48), "stride": 2, "eval.batch_size": 4, "codec.blur": 5})
-    spec, codec = crop_spec(recipe), CODEC
+    recipe = Recipe().override({"input_size": (64, 64), "stride": 2, "eval.batch_size": 4, "data.workers": 0})
+    spec, codec = crop_spec(recipe), Codec((64, 64), 2, sigma=2.0, blur=5)
     joints = np.zeros((1 + max(source[i].annotation_id for i in range(len(source))), 17, 2), np.float32)
     for person in map(source.__getitem__, range(len(source))):
         matrix = view_matrix(padded_view(person.bbox, spec), spec)
@@ -178,7 +179,7 @@ def test_the_truth_finds_its_person_and_its_pixel():
     rows = hypotheses.collect(recipe, source, Exact(), joints, 3)
     its = coverage.Truth.of(source, rows.index, 0)
     found = coverage.of_heatmaps(its, rows, rows.outputs["coarse"], codec, 0)
-    inside = np.all((joints > 4) & (joints < np.array([44, 60])), axis=-1)
+    inside = np.all((joints > 4) & (joints < 60), axis=-1)
     inside = inside[[source[int(i)].annotation_id for i in rows.index]] & (its.visible > 0)
     assert len(rows.index) == len(source) and inside.sum() > 40
     assert found["peaks"].error[inside].max() < 0.005
