@@ -17,18 +17,22 @@ from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 
 
-def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, dict[str, np.ndarray]]:
-    """Predictions of every person of a source, in batches of `size`, and each measure of doubt, (N, J)."""
+def collect(predictor: Predictor, source: Source, size: int) -> tuple[Predictions, np.ndarray, dict[str, np.ndarray]]:
+    """Predictions of every person of a source, in batches of `size`, and their doubts.
+
+    Also returns the hypotheses, (N, K, J, 2) in image pixels. The doubts, (N, J), are by the name of the measure.
+    """
     run = jax.jit(predictor.sampler.poses)
     rows = predict_split(predictor.recipe, source, lambda *inputs: run(predictor.variables, *inputs), batch_size=size)
     found, sides = rows.outputs, np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
     covariances = uncertainty.transform_covariance(found["covariances"], rows.to_image[:, :, :2])
     hypotheses = to_image_pixels(found["hypotheses"].reshape(len(sides), -1, 2), rows.to_image)
-    spread = uncertainty.spread(hypotheses.reshape(found["hypotheses"].shape))
+    hypotheses = hypotheses.reshape(found["hypotheses"].shape)
+    spread = uncertainty.spread(hypotheses)
     curvature = np.sqrt(np.trace(covariances, axis1=-2, axis2=-1))
     # Standard deviations in units of the box's longer side, and minus the height of the peak.
     doubts = {"spread": spread / sides, "curvature": curvature / sides, "peak": -found["scores"]}
-    return rows.predictions(found["keypoints"], found["scores"]), doubts
+    return rows.predictions(found["keypoints"], found["scores"]), hypotheses, doubts
 
 
 def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:

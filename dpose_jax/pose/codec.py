@@ -85,12 +85,16 @@ class Codec:
         """
         heatmaps = heatmaps.astype(jnp.float32)
         x, y, scores = highest(heatmaps)
+        return self.refined(heatmaps, x, y, refine), scores
+
+    def refined(self, heatmaps: jax.Array, x: jax.Array, y: jax.Array, refine: str) -> jax.Array:
+        """Sub-pixel places (..., J, 2) of the peaks at column x and row y, (..., J) int32, of float32 maps."""
         if refine == "dark":  # peaks on the border are expanded around their inner neighbour
             x, y = jnp.clip(x, 1, self.size[1] - 2), jnp.clip(y, 1, self.size[0] - 2)
             offset = newton_offset(*log_derivatives(blurred_3x3(heatmaps, x, y, self.blur)))
-            return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset, scores
+            return jnp.stack([x, y], axis=-1).astype(jnp.float32) + offset
         pixel = jnp.stack([x, y], axis=-1).astype(jnp.float32)
-        return (pixel + quarter_offset(heatmaps, x, y) if refine == "quarter" else pixel), scores
+        return pixel + quarter_offset(heatmaps, x, y) if refine == "quarter" else pixel
 
     def _pitch(self) -> np.ndarray:
         """(2,) crop pixels a heatmap pixel, x and y."""
