@@ -91,10 +91,12 @@ def variants_table(study: str, variants: str) -> list[list[str]]:
 
 
 def gains_table(studies: str) -> list[list[str]]:
-    """A line a gain of gains.csv."""
+    """A line a gain of gains.csv, with the more important columns."""
+    hidden = ("PCK@0.1", "times")
     chosen = [row for row in GAINS if row["study"] in [study.strip() for study in studies.split("+")]]
     cells = [{"data": SETS.get(row["study"], row["study"])} | gain_in_points(row) for row in chosen]
-    return [list(cells[0]), *(list(row.values()) for row in cells)]
+    names = [name for name in cells[0] if name not in hidden]
+    return [names, *([row[name] for name in names] for row in cells)]
 
 
 def named(variant: str) -> str:
