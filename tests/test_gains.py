@@ -128,10 +128,10 @@ def test_readings_are_chosen_on_the_other_half_within_the_latency(tmp_path):
     runs |= {("plain_sub_time_of_light_sub", 1): {COARSE: two}, ("one_pass_light_sub", 0): {COARSE: none, ONE: two}}
     times = {("light_sub", "direct", k): t for k, t in ((1, 1.2), (2, 1.5), (4, 1.6))}
     times["one_pass_light_sub", "direct", 1] = 1.2
-    assert chosen(runs, "light_sub", times) == ONE
-    assert chosen(runs, "plain_sub_time_of_light_sub", times) == COARSE
+    assert chosen(runs, "light_sub", times, 1.5) == ONE and chosen(runs, "light_sub", times, 1.1) == COARSE
+    assert chosen(runs, "plain_sub_time_of_light_sub", times, 1.5) == COARSE
     latencies = [{"variant": name, "timed": update, "K": k, "times": t} for (name, update, k), t in times.items()]
-    refiner, plain = gains_table(runs, latencies)
+    refiner, plain = gains_table(runs, latencies, 1.5)
     assert (refiner["control"], plain["control"]) == ("one_pass_light_sub", "plain_sub_time_of_light_sub")
     assert (refiner["its reading"], plain["its reading"]) == ("direct_1", "coarse")
     for row in (refiner, plain):

@@ -305,7 +305,12 @@ def test_a_study_reports_every_run_and_resumes(tmp_path):
     steps = "--config.train.steps=2"
     arguments = ["study", "--config=tests/miniature.py", f"--out={tmp_path}", "--steps=2", "--arms=plain,recipe"]
     arguments += [f"--config.model.{half}_attention=False" for half in ("spatial", "channel")]
-    arguments += ["--seconds=0.1", "--config.train.checkpoint_every=2", "--config.train.evaluate_every=2"]
+    arguments += [
+        "--seconds=0.1",
+        "--most_times=1000",
+        "--config.train.checkpoint_every=2",
+        "--config.train.evaluate_every=2",
+    ]
     table, latencies = tmp_path / "study.csv", tmp_path / "latency.csv"
     done = command("benchmark.py", *arguments, steps, "--seeds=0")
     assert done.returncode == 0, done.stderr
@@ -333,9 +338,10 @@ def test_a_study_reports_every_run_and_resumes(tmp_path):
     assert ("plain", Reading("direct", 2)) not in summaries
     coarse, direct = (summaries["recipe", reading] for reading in (Reading("coarse", 0), Reading("direct", 2)))
     assert coarse["times"] == 1 and direct["times"] == pytest.approx(direct["ms"] / coarse["ms"], abs=1e-3)
-    gains = [row for row in read_table(str(tmp_path / "gains.csv")) if row["variant"] == "recipe"]
-    assert [(row["control"], row["reading"], row["seeds"]) for row in gains] == [("plain", "direct_2", 2)]
-    assert gains[0]["persons"] == 11 and gains[0]["AP ±"] >= 0 and "gains.csv lacks" not in done.stdout
+    gains = read_table(str(tmp_path / "gains.csv"))
+    assert [(row["variant"], row["control"], row["seeds"]) for row in gains] == [("recipe", "plain", 2)]
+    assert gains[0]["reading"].endswith("_2") and 0 < gains[0]["persons"] < 21 and gains[0]["AP ±"] >= 0
+    assert "gains.csv lacks" not in done.stdout
     assert "U-Net refiner" in (tmp_path / "study.md").read_text()
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("study.png", "errors.png", "curves.png"))
 

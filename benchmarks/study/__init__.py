@@ -30,6 +30,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Of weights, order and noise
 STEPS = flags.DEFINE_list("steps", ["1", "2", "4", "8"], "Sampling steps K.")
 NOISE_TIME = flags.DEFINE_integer("noise_time", 300, "t_start of the restarts, in 1..T.")
 SECONDS = flags.DEFINE_float("seconds", 1.0, "To spend on timing each way of sampling, one person at a time.")
+MOST_TIMES = flags.DEFINE_float("most_times", 1.5, "Of the coarse branch's latency: for the readings of gains.csv.")
 OUT = flags.DEFINE_string("out", None, "The folder for the runs, the tables, study.md and the plots.", required=True)
 REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Train and time nothing: report the runs that are finished.")
 flags.mark_flag_as_required("config")
@@ -66,7 +67,7 @@ def write_report(study: Study, runs: list[tuple[str, int]]) -> None:
     done = dict.fromkeys(map(run_of, rows))
     summaries = summarise(rows, study.table(LATENCY_FILE))
     text = report.table([in_points(summary) for summary in summaries])
-    gains = gains_table(study.matches(done), study.table(LATENCY_FILE))
+    gains = gains_table(study.matches(done), study.table(LATENCY_FILE), MOST_TIMES.value)
     if gains:
         identity = {"study": os.path.basename(os.path.abspath(study.folder))}
         write_table(os.path.join(study.folder, GAINS_FILE), [identity | gain for gain in gains])
