@@ -131,13 +131,17 @@ def test_readings_are_chosen_on_the_other_half_within_the_latency(tmp_path):
     assert chosen(runs, "light_sub", times, 1.5) == ONE and chosen(runs, "light_sub", times, 1.1) == COARSE
     assert chosen(runs, "plain_sub_time_of_light_sub", times, 1.5) == COARSE
     latencies = [{"variant": name, "timed": update, "K": k, "times": t} for (name, update, k), t in times.items()]
-    refiner, plain = gains_table(runs, latencies, 1.5)
+    devices = dict.fromkeys(runs, "cpu")
+    refiner, plain = gains_table(runs, devices, latencies, 1.5)
     assert (refiner["control"], plain["control"]) == ("one_pass_light_sub", "plain_sub_time_of_light_sub")
     assert (refiner["its reading"], plain["its reading"]) == ("direct_1", "coarse")
     for row in (refiner, plain):
         assert (row["variant"], row["reading"], row["seeds"], row["persons"]) == ("light_sub", "direct_1", 1, 200)
         assert (row["AP"], row["OKS"]) == pytest.approx((-100, -100)) and row["times"] == 1.2
     assert gain_in_points(plain)["AP"] == "−100.0 ± 0.0" and gain_in_points(plain)["gain"] == "in the same time"
+    # What another kind of device trained is not compared.
+    elsewhere = devices | {("plain_sub_time_of_light_sub", 1): "gpu"}
+    assert gains_table(runs, elsewhere, latencies, 1.5) == [refiner]
     path = str(tmp_path / "persons.npz")
     write_matches(path, runs["light_sub", 0])
     for reading, its in read_matches(path).items():

@@ -64,10 +64,10 @@ def write_report(study: Study, runs: list[tuple[str, int]]) -> None:
     """Prints and writes a row a reading of the finished ones among `runs`, and one a gain; draws the plots."""
     rows, joints = ([row for row in study.table(name) if run_of(row) in runs] for name in (RUNS_FILE, JOINTS_FILE))
     rows.sort(key=lambda row: runs.index(run_of(row)))
-    done = dict.fromkeys(map(run_of, rows))
+    done = {run_of(row): row["training_device"] for row in rows}
     summaries = summarise(rows, study.table(LATENCY_FILE))
     text = report.table([in_points(summary) for summary in summaries])
-    gains = gains_table(study.matches(done), study.table(LATENCY_FILE), MOST_TIMES.value)
+    gains = gains_table(study.matches(done), done, study.table(LATENCY_FILE), MOST_TIMES.value)
     if gains:
         identity = {"study": os.path.basename(os.path.abspath(study.folder))}
         write_table(os.path.join(study.folder, GAINS_FILE), [identity | gain for gain in gains])

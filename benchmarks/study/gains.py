@@ -147,18 +147,22 @@ def chosen(runs: Runs, variant: str, times: Mapping[tuple[str, str, int], float]
     return max(sorted(allowed), key=mean_ap, default=Reading("coarse", 0))
 
 
-def gains_table(runs: Runs, latencies: Sequence[Row], most_times: float) -> list[Row]:
+def gains_table(
+    runs: Runs, devices: Mapping[tuple[str, int], str], latencies: Sequence[Row], most_times: float
+) -> list[Row]:
     """A row for each variant with a denoiser and each of its `controls`: gains in points, and their errors.
 
-    A variant without a reading of at most `most_times` times the latency of the coarse branch has none.
-    `shows` is the smallest gain of AP that the design would find, see POWER. One seed has errors of the images alone.
+    A seed's runs are compared if one kind of device, by `devices`, trained both. A variant without a reading of at most
+    `most_times` times the latency of the coarse branch has no row. `shows` is the smallest gain of AP that the design
+    would find, see POWER. One seed has errors of the images alone.
     """
     times = {(row["variant"], row["timed"], row["K"]): row["times"] for row in latencies}
     readings = {name: chosen(runs, name, times, most_times) for name in dict.fromkeys(name for name, _ in runs)}
     table = []
     for name, reading in readings.items():
         for heading, control in zip(CONTROLS, controls(name), strict=True):
-            seeds = [seed for variant, seed in runs if variant == name and (control, seed) in runs]
+            both = [seed for variant, seed in runs if variant == name and (control, seed) in runs]
+            seeds = [seed for seed in both if devices[name, seed] == devices[control, seed]]
             if not reading.K or not seeds or control == name:
                 continue
             theirs = readings[control]
@@ -170,7 +174,7 @@ def gains_table(runs: Runs, latencies: Sequence[Row], most_times: float) -> list
             columns = zip(MEASURES, 100 * found.mean, 100 * found.error, strict=True)
             row |= {key: value for name, mean, error in columns for key, value in ((name, mean), (f"{name} ±", error))}
             parts = {"± of seeds": found.seeds[0], "± of persons": found.persons[0], "shows": POWER * found.error[0]}
-            table.append(row | {key: 100 * value for key, value in parts.items()})
+            table.append(row | {key: None if np.isnan(value) else 100 * value for key, value in parts.items()})
     return table
 
 

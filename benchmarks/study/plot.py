@@ -87,8 +87,7 @@ def write_curves(path: str, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
     for name, runs in curves.items():
         for run in runs if len(runs) > 1 else ():
             axes.plot(run[:, 0], 100 * run[:, 1], color=COLOURS.get(name), linewidth=0.5)
-        some = min(map(len, runs))  # a run may be going on
-        mean = np.mean([run[:some] for run in runs], axis=0)
+        mean = np.mean(runs, axis=0)  # all evaluate after the same steps
         axes.plot(mean[:, 0], 100 * mean[:, 1], "o-", color=COLOURS.get(name), markersize=3, label=title(name))
     axes.set(xlabel="training time / time of a step of HRNet", ylabel="AP during training")
     axes.grid(alpha=0.3)

@@ -41,7 +41,7 @@ from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import sharding
 from dpose_jax.training.loop import prepare, train
-from dpose_jax.workdir.files import read_json, write_json
+from dpose_jax.workdir.files import read_bytes, read_json, write_json
 from dpose_jax.workdir.starts import training_device
 
 REFINES = ("dark", "none")
@@ -75,7 +75,7 @@ class Study:
 
     def begin(self, names: Sequence[str], seeds: Sequence[int]) -> None:
         """Checks that there are data to train and to read on, and notes in study.json what the runs are of."""
-        recipes = [self.recipe_of(names[0], seed) for seed in seeds]
+        recipes = [self.recipe_of(names[0], seed) for seed in (0, *seeds)]  # everything is timed on the data of seed 0
         for recipe in {tuple(map(one.data.annotations, SPLITS)): one for one in recipes}.values():
             make_source(recipe, "train", training=True)
             make_source(recipe, recipe.eval.split, training=False)
@@ -83,7 +83,10 @@ class Study:
         write_json(path, theirs | ours)
 
     def recipe_of(self, name: str, seed: int = 0, train_steps: int | None = None) -> Recipe:
-        """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ."""
+        """The recipe of a run: with the fields of its variant, its seed, and its training steps if they differ.
+
+        `{seed}` in the name of an annotation file becomes the seed.
+        """
         steps = train_steps or self.recipe.train.steps
         files = {f"data.{split}_annotations": self.recipe.data.annotations(split) for split in SPLITS}
         files = {field: path.replace(SEED, str(seed)) for field, path in files.items() if SEED in path}
@@ -138,7 +141,7 @@ class Study:
         found: dict[str, list[np.ndarray]] = {}
         for name, seed in runs:
             file = os.path.join(self.folder, name, f"seed_{seed}", "metrics.jsonl")
-            lines = open(file).readlines() if os.path.exists(file) else []
+            lines = read_bytes(file).splitlines() if os.path.exists(file) else []
             points = [(line["step"], line["AP"]) for line in map(json.loads, lines) if "AP" in line]
             timed = self._timed(name, f"train_step of {VARIANTS[name].plain}")
             if points:
