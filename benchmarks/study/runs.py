@@ -22,6 +22,7 @@ from benchmarks.study.tables import (
     Reading,
     Row,
     read_table,
+    run_of,
     write_table,
 )
 from benchmarks.study.variants import VARIANTS, Variant
@@ -79,6 +80,13 @@ class Study:
         for recipe in {tuple(map(one.data.annotations, SPLITS)): one for one in recipes}.values():
             make_source(recipe, "train", training=True)
             make_source(recipe, recipe.eval.split, training=False)
+        done = {run_of(row) for row in self.table(RUNS_FILE)}
+        for place, name in enumerate(names):
+            first = VARIANTS[name].after
+            if first and first not in names[:place] and not done.issuperset((first, seed) for seed in seeds):
+                raise ValueError(
+                    f"--arms={name}: starts from {first}, so that must be before it in --arms, or finished"
+                )
         path, theirs, ours = self._identities(names)
         write_json(path, theirs | ours)
 
@@ -87,10 +95,27 @@ class Study:
 
         `{seed}` in the name of an annotation file becomes the seed.
         """
-        steps = train_steps or self.recipe.train.steps
+        variant = VARIANTS[name]
+        steps = train_steps or round(variant.share * self.recipe.train.steps)
         files = {f"data.{split}_annotations": self.recipe.data.annotations(split) for split in SPLITS}
         files = {field: path.replace(SEED, str(seed)) for field, path in files.items() if SEED in path}
-        return self.recipe.override({**VARIANTS[name].fields, **files, "seed": seed, "train.steps": steps})
+        start = {"model.pretrained": self.workdir(variant.after, seed)} if variant.after else {}
+        return self.recipe.override({**variant.fields, **files, **start, "seed": seed, "train.steps": steps})
+
+    def workdir(self, name: str, seed: int) -> str:
+        """The folder of a run."""
+        return os.path.join(self.folder, name, f"seed_{seed}")
+
+    def length(self, name: str) -> int:
+        """Training steps of a run: its share of the study's, or those that fit in the time of another variant's.
+
+        That time includes the HRNet which the other starts from. What is missing is timed.
+        """
+        variant, whole = VARIANTS[name], self.recipe.train.steps
+        if variant.same_time is None:
+            return round(variant.share * whole)
+        other = VARIANTS[variant.same_time]
+        return round(whole * (other.share * self.pace(name, variant.same_time) + (other.after is not None)))
 
     def table(self, name: str) -> list[Row]:
         """The rows of one of the tables."""
@@ -98,8 +123,7 @@ class Study:
 
     def finish(self, name: str, seed: int) -> None:
         """Trains and reads a run, from its newest checkpoint if there is one, and adds it to the tables."""
-        variant, workdir = VARIANTS[name], os.path.join(self.folder, name, f"seed_{seed}")
-        count = round(self.recipe.train.steps * (self.pace(name, variant.same_time) if variant.same_time else 1))
+        variant, workdir, count = VARIANTS[name], self.workdir(name, seed), self.length(name)
         recipe = self.recipe_of(name, seed, count)
         train(recipe, workdir)
         variables = restore(recipe, workdir).variables
@@ -124,7 +148,7 @@ class Study:
         """Persons beside what was found, by run and reading, of those `runs` that kept them; the others are named."""
         kept = {}
         for name, seed in runs:
-            file = os.path.join(self.folder, name, f"seed_{seed}", MATCHES_FILE)
+            file = os.path.join(self.workdir(name, seed), MATCHES_FILE)
             if os.path.exists(file):
                 kept[name, seed] = read_matches(file)
             else:
@@ -136,16 +160,18 @@ class Study:
     def curves(self, runs: Iterable[tuple[str, int]]) -> dict[str, list[np.ndarray]]:
         """By variant, for each of its `runs` that evaluated while it trained, (N, 2): time and AP of an evaluation.
 
-        The time is in steps of the plain HRNet that the variant is compared with.
+        The time is in steps of the plain HRNet that the variant is compared with, and counts one that it starts from.
         """
         found: dict[str, list[np.ndarray]] = {}
         for name, seed in runs:
-            file = os.path.join(self.folder, name, f"seed_{seed}", "metrics.jsonl")
+            file = os.path.join(self.workdir(name, seed), "metrics.jsonl")
             lines = read_bytes(file).splitlines() if os.path.exists(file) else []
             points = [(line["step"], line["AP"]) for line in map(json.loads, lines) if "AP" in line]
             timed = self._timed(name, f"train_step of {VARIANTS[name].plain}")
             if points:
-                found.setdefault(name, []).append(np.array(points) / [timed[0]["times"] if timed else 1.0, 1.0])
+                first = self.recipe.train.steps if VARIANTS[name].after else 0
+                each = np.array(points) / [timed[0]["times"] if timed else 1.0, 1.0]
+                found.setdefault(name, []).append(each + [first, 0])
         return found
 
     def time(self, name: str) -> None:
@@ -184,6 +210,8 @@ class Study:
         path, ours = os.path.join(self.folder, "study.json"), {"K": self.steps, "noise_time": self.noise_time}
         ours |= {f"recipe.{name}": value for name, value in self.recipe.flatten().items() if name != "seed"}
         ours |= {f"variants.{name}": VARIANTS[name].fields for name in names}
+        late = {name: VARIANTS[name] for name in names if VARIANTS[name].after}
+        ours |= {f"variants.{name}.start": [one.after, one.share] for name, one in late.items()}
         return path, read_json(path) if os.path.exists(path) else {}, json.loads(json.dumps(ours))
 
     def _timed(self, name: str, timed: str) -> list[Row]:
@@ -204,7 +232,7 @@ class Study:
 
 def _stepper(recipe: Recipe) -> Callable:
     """A call that takes the last training step of a run again and again, always with the same batch."""
-    run = prepare(recipe)
+    run = prepare(recipe, resumes=True)  # from random weights: those that it starts from need not be there
     with contextlib.closing(run.data):
         state, batch = run.state, sharding.put_batch(run.next_batch(), run.mesh)
 

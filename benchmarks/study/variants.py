@@ -15,6 +15,8 @@ PAPER = PAPER_TIMES | {"diffusion.own_share": 0.0, "model.channel_scale": "width
 SUB = {"stride": 2, "model.upsampling": "subpixel"}
 LIGHT = NO_SPATIAL | NO_CHANNEL | {"model.decoder": "light"}
 HALF = {"diffusion.every": 2}
+# The denoiser alone, on an HRNet that stays as it is.
+LATE = {"optim.backbone_rate": 0.0, "loss.coarse": 0.0}
 DIRECT = ("direct", "unmirrored", "unflipped")
 ALL = (*DIRECT, "ddim", "restarts")
 
@@ -29,6 +31,8 @@ class Variant(NamedTuple):
     same_time: str | None = None  # a variant: trained for as many steps as fit in the time of that one's
     plain: str = "plain"  # the HRNet and the U-Net refiner that it is compared with
     refiner: str = "one_pass"
+    after: str | None = None  # an HRNet, whose finished run of the same seed it starts from
+    share: float = 1.0  # its training steps, of the study's
 
 
 VARIANTS = {
@@ -59,12 +63,18 @@ VARIANTS = {
     "plain_sub": Variant("HRNet, sub-pixels", HRNET | SUB, ("unflipped",), 0),
     "light": Variant("light", LIGHT),
 }
-for _name, _title, _fields in (("", "", SUB), ("_half", ", half of the batch", SUB | HALF)):
+for _name, _title, _fields, _late in (
+    ("", "", SUB, {}),
+    ("_half", ", half of the batch", SUB | HALF, {}),
+    ("_late", ", after HRNet, which stays", SUB | LATE, {"after": "plain_sub", "share": 1 / 3}),
+):
     _arm, _refiner, _plain = f"light_sub{_name}", f"one_pass_light_sub{_name}", f"plain_sub_time_of_light_sub{_name}"
     _text = f"light, sub-pixels{_title}"
     VARIANTS |= {
-        _refiner: Variant(f"U-Net refiner, {_text}", REFINER | LIGHT | _fields, DIRECT, 1, None, "plain_sub", _refiner),
-        _arm: Variant(_text, LIGHT | _fields, plain="plain_sub", refiner=_refiner),
+        _refiner: Variant(
+            f"U-Net refiner, {_text}", REFINER | LIGHT | _fields, DIRECT, 1, None, "plain_sub", _refiner, **_late
+        ),
+        _arm: Variant(_text, LIGHT | _fields, plain="plain_sub", refiner=_refiner, **_late),
         _plain: Variant(f"HRNet, sub-pixels, time of {_text}", HRNET | SUB, ("unflipped",), 0, _arm, "plain_sub"),
     }
 
