@@ -118,6 +118,40 @@ def test_steps_in_the_same_time(study, monkeypatch):
     assert {"cpu", "cores", "device", "load", "jax"} <= own.keys()
 
 
+def test_a_denoiser_on_a_finished_hrnet(study, monkeypatch):
+    """It starts from HRNet's run of its seed; an HRNet of its time trains as long as both together."""
+    name, own, folder = "light_sub_late", "plain_sub_time_of_light_sub_late", Path(study.folder)
+    study = dataclasses.replace(study, recipe=study.recipe.override({"train.steps": 300}))
+    late = study.recipe_of(name, 3)
+    assert (late.train.steps, late.model.pretrained) == (100, str(folder / "plain_sub" / "seed_3"))
+    assert (late.optim.backbone_rate, late.loss.coarse, late.loss.diffusion) == (0, 0, 1)
+    assert study.recipe_of("light_sub", 3).model.pretrained == study.recipe.model.pretrained
+    monkeypatch.setattr(runs, "_stepper", lambda recipe: recipe.train.steps)
+    paces = {own: 2.0, name: 1.0, "plain_sub_time_of_light_sub": 2.0, "light_sub": 3.0}
+    monkeypatch.setattr(
+        runs.report, "measure", lambda calls, **_: {each: Timing(paces[each], 0.0, 9.0, 5) for each in calls}
+    )
+    lengths = {each: study.length(each) for each in ("plain_sub", name, own, "plain_sub_time_of_light_sub")}
+    assert lengths == {"plain_sub": 300, name: 100, own: 350, "plain_sub_time_of_light_sub": 450}
+    write_table(
+        f"{folder}/latency.csv", [{"study": "a", "variant": name, "timed": "train_step of plain_sub", "times": 2.0}]
+    )
+    path = folder / name / "seed_0" / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"step": 100, "AP": 0.5}) + "\n")
+    (points,) = study.curves([(name, 0)])[name]
+    np.testing.assert_allclose(points, [[350, 0.5]])
+    message = f"--arms={name}: starts from plain_sub, which must be before it in --arms, or finished"
+    for names in ([name], [name, "plain_sub"]):
+        with pytest.raises(ValueError, match=message):
+            study.begin(names, [0])
+    study.begin(["plain_sub", name], [0])
+    write_table(f"{folder}/study.csv", [{"study": "a", "variant": "plain_sub", "seed": 0}])
+    study.begin([name], [0])
+    with pytest.raises(ValueError, match=message):
+        study.begin([name], [0, 1])
+
+
 def test_a_study_of_another_recipe_is_named(study):
     """Before anything is trained; variants that are new there are none of that."""
     names = ["plain", "recipe"]

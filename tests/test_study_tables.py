@@ -144,13 +144,15 @@ def test_gains_are_paired_by_seed_and_decoding():
 def test_light_variants_are_compared_with_those_of_their_head():
     """An HRNet and a U-Net refiner with the same heads and rows, and an HRNet of the same training time."""
     fields = {name: variant.fields for name, variant in VARIANTS.items()}
-    for name, rows in (("light_sub", {}), ("light_sub_half", {"diffusion.every": 2})):
+    late = {"optim.backbone_rate": 0, "loss.coarse": 0}
+    for name, rows in (("light_sub", {}), ("light_sub_half", {"diffusion.every": 2}), ("light_sub_late", late)):
         plain, refiner, same_time = controls(name)
         assert fields[plain] == fields[same_time] == {"loss.diffusion": 0, "stride": 2, "model.upsampling": "subpixel"}
         no_masks = {"masks.keypoints": False, "masks.skeleton": False}
         assert fields[refiner] == fields[name] | no_masks | {"diffusion.own_share": 1}
         assert {"model.decoder": "light"}.items() | rows.items() <= fields[name].items()
         assert VARIANTS[same_time].same_time == name and controls(refiner)[:2] == (plain, refiner)
+        assert VARIANTS[refiner][-2:] == VARIANTS[name][-2:] == (("plain_sub", 1 / 3) if rows is late else (None, 1))
     assert (
         controls("recipe") == controls("plain")[:2] + ("plain_same_time",) == ("plain", "one_pass", "plain_same_time")
     )

@@ -84,9 +84,7 @@ class Study:
         for place, name in enumerate(names):
             first = VARIANTS[name].after
             if first and first not in names[:place] and not done.issuperset((first, seed) for seed in seeds):
-                raise ValueError(
-                    f"--arms={name}: starts from {first}, so that must be before it in --arms, or finished"
-                )
+                raise ValueError(f"--arms={name}: starts from {first}, which must be before it in --arms, or finished")
         path, theirs, ours = self._identities(names)
         write_json(path, theirs | ours)
 
