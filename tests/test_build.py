@@ -274,11 +274,17 @@ def test_too_many_unreadable_images_stop_the_build(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("web",), "kind='web': must be one of"), (("crops", 0), "quality=0: must be in 1..100")],
+    [
+        (("web",), "kind='web': must be one of"),
+        (("crops", 0), "quality=0: must be in 1..100"),
+        (("full", None), "uncompressed=True: is for kind='crops', not 'full'"),
+    ],
 )
 def test_wrong_arguments_are_named(folder, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(recipe(folder), str(tmp_path), *arguments)
+    with pytest.raises(ValueError, match="tiles=True: is for kind='full', not 'crops'"):
+        build(recipe(folder), str(tmp_path), "crops", tiles=True)
     with pytest.raises(ValueError, match="data.source='full': records are built from a 'folder'"):
         build(recipe(folder, "full"), str(tmp_path), "full")
 

@@ -41,6 +41,9 @@ def build(recipe: Recipe, out: str, kind: str, quality: int | None = 90, *, tile
         raise ValueError(f"kind={kind!r}: must be one of {writer.KINDS}")
     if quality is not None and not 1 <= quality <= 100:
         raise ValueError(f"quality={quality}: must be in 1..100")
+    for option, given, its in (("tiles", tiles, "full"), ("uncompressed", quality is None, "crops")):
+        if given and kind != its:
+            raise ValueError(f"{option}=True: is for kind={its!r}, not {kind!r}")
     check_installed()
     if recipe.data.source != "folder":
         raise ValueError(f"data.source={recipe.data.source!r}: records are built from a 'folder'")
