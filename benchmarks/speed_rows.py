@@ -197,13 +197,12 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         return lambda index: read_part(source, index, windows[index])
 
     with tempfile.TemporaryDirectory() as out:
-        for name in ("folder", "full", "full --tiles", "crops", "crops --uncompressed"):
-            kind, *options = name.split()
-            tiles, quality = "--tiles" in options, None if "--uncompressed" in options else 90
+        for name in ("folder", "full", "full --tiles", "crops"):
+            kind, *tiles = name.split()
             if tiles and shutil.which(JPEGTRAN) is None:
                 continue
             if kind != "folder":
-                build.build(recipe, os.path.join(out, name), kind, quality, tiles=tiles)
+                build.build(recipe, os.path.join(out, name), kind, tiles=bool(tiles))
             stored = {} if kind == "folder" else {"data.root": os.path.join(out, name), "data.source": kind}
             source = datasets.make_source(recipe.override(stored), "train", training=True)
             example, rng = loader.train_example(recipe, source), np.random.default_rng(1)

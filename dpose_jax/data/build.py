@@ -28,22 +28,21 @@ from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 
 
-def build(recipe: Recipe, out: str, kind: str, quality: int | None = 90, *, tiles: bool = False) -> dict:
+def build(recipe: Recipe, out: str, kind: str, quality: int = 90, *, tiles: bool = False) -> dict:
     """Stores both splits of the folder that `recipe.data` describes; returns `report.json`, by split counts by rule.
 
     For the kind `crops` the recipe's `input_size`, `crop` and `augment` determine how much is kept around a person, as
-    a JPEG of `quality` 1 to 100, or uncompressed if that is None. With `tiles` those of `full` are rewritten by
-    `jpeg_parts.with_tiles`. Raises FileNotFoundError, or ValueError if an argument is out of range, the data breaks the
-    rules, too many images are unreadable, `out` holds records that were built from something else, another process
-    builds there now, or the extra `records` or jpegtran is not installed.
+    a JPEG of `quality` 1 to 100. With `tiles` those of `full` are rewritten by `jpeg_parts.with_tiles`. Raises
+    FileNotFoundError, or ValueError if an argument is out of range, the data breaks the rules, too many images are
+    unreadable, `out` holds records that were built from something else, another process builds there now, or the extra
+    `records` or jpegtran is not installed.
     """
     if kind not in writer.KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {writer.KINDS}")
-    if quality is not None and not 1 <= quality <= 100:
+    if not 1 <= quality <= 100:
         raise ValueError(f"quality={quality}: must be in 1..100")
-    for option, given, its in (("tiles", tiles, "full"), ("uncompressed", quality is None, "crops")):
-        if given and kind != its:
-            raise ValueError(f"{option}=True: is for kind={its!r}, not {kind!r}")
+    if tiles and kind != "full":
+        raise ValueError(f"tiles=True: is for kind='full', not {kind!r}")
     check_installed()
     if recipe.data.source != "folder":
         raise ValueError(f"data.source={recipe.data.source!r}: records are built from a 'folder'")
@@ -130,15 +129,13 @@ if __name__ == "__main__":
     OUT = flags.DEFINE_string("out", None, "The data set's own folder for records.")
     KIND = flags.DEFINE_enum("kind", "full", writer.KINDS, "Whole images, or a cut around each person.")
     QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs of crops, 1 to 100.")
-    UNCOMPRESSED = flags.DEFINE_bool("uncompressed", False, "Store crops as they are decoded, without JPEG noise.")
     TILES = flags.DEFINE_bool(
         "tiles", False, "Rewrite the JPEGs of full, by jpegtran, so that parts are decoded alone."
     )
     flags.mark_flags_as_required(["config", "out"])
 
     def main():
-        quality = None if UNCOMPRESSED.value else QUALITY.value
-        made = build(Recipe.from_config(CONFIG.value), OUT.value, KIND.value, quality, tiles=TILES.value)
+        made = build(Recipe.from_config(CONFIG.value), OUT.value, KIND.value, QUALITY.value, tiles=TILES.value)
         print(format_report(made))
 
     app.run(main)

@@ -1,8 +1,7 @@
 """Writes keypoints as a TFDS data set of ArrayRecord files, without TensorFlow.
 
-The TFDS config `full` has one record an image, with the original bytes; `crops` one a person, with the part that
-augmentation can reach, as a JPEG or BMP. A record also holds annotations, for other readers: `reader.py` has the JSON
-beside it.
+The TFDS config `full` has one record an image, with the original bytes; `crops` one a person, with a JPEG of the part
+that augmentation can reach. A record also holds annotations, for other readers: `reader.py` has the JSON beside it.
 """
 
 import dataclasses
@@ -33,10 +32,10 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """What `crops` store of an image: the part within `margin` of a person, as `encode` has it."""
+    """What `crops` store of an image: the part within `margin` of a person, as a JPEG of `quality` 1 to 100."""
 
     margin: Margin
-    quality: int | None
+    quality: int
 
 
 def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | None, tiles: bool, item: int) -> Example:
@@ -57,16 +56,16 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
         return found | {"examples": [metadata | {"image": with_tiles(data) if tiles else data, "persons": described}]}
     for person, description in zip(people, described, strict=True):
         left, top, right, bottom = cut.margin.window(person, size)
-        pixels = encode(image[top:bottom, left:right], cut.quality)
+        pixels = encode_jpeg(image[top:bottom, left:right], cut.quality)
         cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
         found["examples"].append(metadata | description | cut_out)
     return found
 
 
-def encode(image: np.ndarray, quality: int | None) -> bytes:
-    """(h, w, 3) uint8 RGB as a JPEG of `quality` 1 to 100, chroma at half resolution; None: as an uncompressed BMP."""
-    options = [] if quality is None else [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    _, data = cv2.imencode(".bmp" if quality is None else ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """(h, w, 3) uint8 RGB as a JPEG of `quality` 1 to 100, chroma at half resolution."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return data.tobytes()
 
 
