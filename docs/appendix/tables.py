@@ -29,7 +29,7 @@ REMOVED = {
 }
 SETS = {"synthetic_800_stride_2": "800 steps", "synthetic_2400_stride_2": "2,400 steps"}
 SETS |= {f"lspet_{steps}": "Leeds" for steps in (2000, 4000)} | {f"synthetic_{steps}": "drawn" for steps in (800, 2400)}
-SETS |= {"lspet_800_light_folds": "Leeds", "synthetic_800_light": "drawn"}
+SETS |= {"lspet_800_light_folds": "Leeds", "synthetic_800_light": "drawn", "synthetic_2400_light": "drawn"}
 SHORT = {"gain on HRNet": "on HRNet", "gain on U-Net refiner": "on refiner"}
 SHORT |= {"gain in the same time": "on HRNet of the same time", "training": "training step"}
 RUNS, TIMES, GAINS = (read_table(str(RESULTS / name)) for name in ("study.csv", "latency.csv", "gains.csv"))
