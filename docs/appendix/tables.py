@@ -71,7 +71,7 @@ def rows_table(studies: str, rows: str, columns: str) -> list[list[str]]:
 
 def variants_table(study: str, variants: str) -> list[list[str]]:
     """A line a variant: AP of seed 0 by number of steps, and its gain on the recipe, paired over the seeds of both."""
-    lines = [["variant", "coarse", "1 step", "2", "8", "1 step, on recipe", "2 steps, on recipe"]]
+    lines = [["variant", "coarse", "1 step", "2", "1 step, on recipe", "2 steps, on recipe"]]
     ap = {
         (row["variant"], row["seed"], f"{row['update']}_{row['K']}"): row["AP"]
         for row in runs_of(study)
@@ -79,7 +79,7 @@ def variants_table(study: str, variants: str) -> list[list[str]]:
     }
     for variant in (each.strip() for each in variants.split(",")):
         line = [named(variant).removeprefix("recipe, ")]
-        for reading in ("coarse_0", "direct_1", "direct_2", "direct_8"):
+        for reading in ("coarse_0", "direct_1", "direct_2"):
             value = ap.get((variant, 0, reading))
             line.append("" if value is None else f"{100 * value:.1f}")
         for reading in ("direct_1", "direct_2") if variant != "recipe" else ():
