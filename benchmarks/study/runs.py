@@ -111,7 +111,7 @@ class Study:
         """
         variant, whole = VARIANTS[name], self.recipe.train.steps
         if variant.same_time is None:
-            return round(variant.share * whole)
+            return self.recipe_of(name).train.steps
         other = VARIANTS[variant.same_time]
         return round(whole * (other.share * self.pace(name, variant.same_time) + (other.after is not None)))
 

@@ -66,7 +66,7 @@ VARIANTS = {
 for _name, _title, _fields, _late in (
     ("", "", SUB, {}),
     ("_half", ", half of the batch", SUB | HALF, {}),
-    ("_late", ", after HRNet, which stays", SUB | LATE, {"after": "plain_sub", "share": 1 / 3}),
+    ("_late", ", on a finished HRNet", SUB | LATE, {"after": "plain_sub", "share": 1 / 3}),
 ):
     _arm, _refiner, _plain = f"light_sub{_name}", f"one_pass_light_sub{_name}", f"plain_sub_time_of_light_sub{_name}"
     _text = f"light, sub-pixels{_title}"
