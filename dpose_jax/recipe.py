@@ -178,6 +178,7 @@ class Model(Section, prefix="model."):
     batch_norm: str = choice("train", "frozen")  # frozen: running statistics, scale and bias stay as they are
     dtype: str = choice("float32", "bfloat16")  # of compute; parameters and statistics stay float32
     remat: str = choice("none", "blocks")  # blocks are computed again in the backward pass, to save memory
+    packed: bool = False  # HRNet keeps pixels of a row as channels, to fill a TPU's lanes; the same network (ours)
 
     def check(self) -> None:
         if self.time_embedding and self.decoder_channels % 2:

@@ -17,7 +17,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # 
 def spec_of(preset):
     """The HRNetSpec of a backbone."""
     backbone = BACKBONES[preset]
-    return backbone.build(backbone.width, np.float32, False).spec
+    return backbone.build(backbone.width, np.float32, False, False).spec
 
 
 def stored_weights(preset, layout):

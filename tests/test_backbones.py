@@ -53,7 +53,7 @@ class Bare(nn.Module):
 @pytest.fixture
 def recipe(monkeypatch, miniature):
     """A recipe of a model with the backbone of this module."""
-    plain = Backbone(8, lambda width, dtype, remat: Plain(width, dtype), initial_std=lambda path, shape: 0.25)
+    plain = Backbone(8, lambda width, dtype, remat, packed: Plain(width, dtype), initial_std=lambda path, shape: 0.25)
     monkeypatch.setitem(BACKBONES, "plain", plain)
     return miniature(input_size=(64, 32), model__backbone="plain", optim__freeze_backbone_steps=1, optim__ema=0.0)
 
@@ -115,7 +115,7 @@ def test_a_new_backbone_is_summarised(recipe, capsys):
 
 def test_a_new_backbone_without_batch_norm(recipe, monkeypatch):
     monkeypatch.setattr(sgdd, "LEVELS", (1, 2))
-    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat: Bare(width, (2, 2))))
+    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat, packed: Bare(width, (2, 2))))
     recipe = recipe.override({"optim.ema": 0.9})
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
     optimizer = make_optimizer(recipe.optim, recipe.train)
@@ -127,7 +127,7 @@ def test_a_new_backbone_without_batch_norm(recipe, monkeypatch):
 
 
 def test_a_backbone_of_another_stride_is_named(recipe, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat: Bare(width, (2, 2, 2))))
+    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat, packed: Bare(width, (2, 2, 2))))
     with pytest.raises(ValueError, match=r"model\.backbone='plain': gave \(1, 8, 4, 8\), must give \(1, 16, 8, 8\)"):
         initial_variables(build_model(recipe), 0)
 
@@ -150,6 +150,6 @@ def test_width_of_the_table_and_of_the_recipe(recipe):
 
 
 def test_a_leaf_without_a_rule_is_named(recipe, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat: Plain(width, dtype)))
+    monkeypatch.setitem(BACKBONES, "plain", Backbone(8, lambda width, dtype, remat, packed: Plain(width, dtype)))
     with pytest.raises(ValueError, match="no rule to initialise params/hrnet/offset"):
         initial_variables(build_model(recipe), 0)

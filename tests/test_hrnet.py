@@ -26,8 +26,8 @@ def slow_convolution(x, kernel, stride):
     return out
 
 
-def build(preset, dtype=jnp.float32):
-    return BACKBONES[preset].build(BACKBONES[preset].width, dtype, False)
+def build(preset, dtype=jnp.float32, packed=False):
+    return BACKBONES[preset].build(BACKBONES[preset].width, dtype, False, packed)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "w18_small", "w32", "w48"])
@@ -74,3 +74,10 @@ def test_upsampling_repeats_pixels(factor):
     x = RNG.standard_normal((2, 3, 5, 4)).astype(np.float32)
     expected = x.repeat(factor, axis=1).repeat(factor, axis=2)
     np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x), factor), expected)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_upsampling_repeats_fewer_columns(columns):
+    x = RNG.standard_normal((2, 3, 5, 4)).astype(np.float32)
+    expected = x.repeat(4, axis=1).repeat(columns, axis=2)
+    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x), 4, columns), expected)

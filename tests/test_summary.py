@@ -50,7 +50,7 @@ def test_backbones_are_counted_at_the_configs_size_with_its_joints(miniature, mo
 
 def test_w18_small_is_timms():
     """timm's hrnet_w18_small has 13.19 M parameters, of which those that only classification has are counted here."""
-    net = BACKBONES["w18_small"].build(16, jnp.float32, False)
+    net = BACKBONES["w18_small"].build(16, jnp.float32, False, False)
     variables = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
     def convolution(kernel, inputs, outputs, bias=False):

@@ -24,9 +24,9 @@ class Backbone:
     """What the rest of the code knows of a backbone."""
 
     width: int  # channels of x^fea; `model.width` replaces it
-    # (width, dtype, remat) -> a module that makes x^fea (B, Hx/4, Wx/4, width) in `dtype` of normalised images
-    # (B, Hx, Wx, 3) and `train`. `remat` asks to save memory in the backward pass.
-    build: Callable[[int, Any, bool], nn.Module]
+    # (width, dtype, remat, packed) -> a module that makes x^fea (B, Hx/4, Wx/4, width) in `dtype` of normalised images
+    # (B, Hx, Wx, 3) and `train`. `remat` asks to save memory in the backward pass, `packed` to fill a TPU's lanes.
+    build: Callable[[int, Any, bool, bool], nn.Module]
     imagenet: str | None = None  # repository of published ImageNet weights on the Hugging Face Hub
     # Tensors of published weights by their names -> ours; None where no names are known.
     published: Callable[[Mapping[str, np.ndarray]], Weights] | None = None
@@ -42,8 +42,8 @@ def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
     parts = ("HRNet stem", "stem"), ("HRNet stage 1", "stage1_"), *stages
     published = functools.partial(hrnet_keys.from_published, spec=spec)
 
-    def build(width, dtype, remat):
-        return HRNet(dataclasses.replace(spec, width=width), dtype, remat)
+    def build(width, dtype, remat, packed):
+        return HRNet(dataclasses.replace(spec, width=width), dtype, remat, packed)
 
     return Backbone(spec.width, build, imagenet, published, parts=parts)
 

@@ -55,7 +55,7 @@ class DiffusionPose(nn.Module):
     def setup(self):
         settings, dtype, remat = self.settings, self.dtype, self.settings.remat == "blocks"
         width, maps = self.backbone.width, self.joint_set.num_joints * self.subpixels**2
-        setattr(self, BACKBONE, self.backbone.build(width, dtype, remat))
+        setattr(self, BACKBONE, self.backbone.build(width, dtype, remat, settings.packed))
         self.coarse_head = Dense(maps)
         halves = settings.spatial_attention, settings.channel_attention
         if any(halves):

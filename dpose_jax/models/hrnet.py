@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dpose_jax.models.layers import BatchNorm, Conv3x3, Dense, upsample_nearest
+from dpose_jax.models.packing import PackedConv, pack, pixels_that_fill, unpack
 
 EXPANSION = 4  # of a bottleneck
 recomputed = functools.partial(nn.remat, static_argnums=(2,))  # inside, by the backward pass; argument 2 is `train`
@@ -33,14 +34,21 @@ class ConvBN(nn.Module):
     stride: int = 1
     relu: bool = True
     dtype: jnp.dtype = jnp.float32
+    pixels: tuple[int, int] = (1, 1)  # packed into the channels of input and output
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        if self.kernel == 1:  # a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer
+        if self.pixels != (1, 1):
+            x = PackedConv(self.features, self.kernel, self.stride, self.pixels, self.dtype, name="conv")(x)
+        elif (
+            self.kernel == 1
+        ):  # a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer
             x = Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv3x3(self.features, strides=self.stride, use_bias=False, dtype=self.dtype, name="conv")(x)
-        x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
+        before, after = self.pixels
+        copies = after // before if self.kernel == 1 else 1
+        x = BatchNorm(dtype=self.dtype, pixels=after, copies=copies, name="bn")(x, train)
         return nn.relu(x) if self.relu else x
 
 
@@ -49,11 +57,13 @@ class BasicBlock(nn.Module):
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    pixels: int = 1  # packed into channels
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = ConvBN(self.features, dtype=self.dtype, name="conv1")(x, train)
-        y = ConvBN(self.features, relu=False, dtype=self.dtype, name="conv2")(y, train)
+        conv = functools.partial(ConvBN, self.features, dtype=self.dtype, pixels=(self.pixels, self.pixels))
+        y = conv(name="conv1")(x, train)
+        y = conv(relu=False, name="conv2")(y, train)
         return nn.relu(x + y)
 
 
@@ -82,38 +92,48 @@ class Exchange(nn.Module):
     outputs: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    pixels: int = 1  # packed into channels in the highest resolution; each lower branch packs half, or one
 
     @nn.compact
     def __call__(self, branches: list[jax.Array], train: bool) -> list[jax.Array]:
         branches, basic = list(branches), recomputed(BasicBlock) if self.remat else BasicBlock
         for i, x in enumerate(branches):
             for block in range(self.blocks):
-                x = basic(self.width << i, self.dtype, name=f"branch{i}_block{block}")(x, train)
+                x = basic(self.width << i, self.dtype, self._packed(i), name=f"branch{i}_block{block}")(x, train)
             branches[i] = x
         return [
             nn.relu(functools.reduce(jnp.add, [self._resample(x, j, i, train) for j, x in enumerate(branches)]))
             for i in range(self.outputs)
         ]
 
+    def _packed(self, branch):
+        return max(1, self.pixels >> branch)
+
     def _resample(self, x, source, target, train):
         """Branch `source` at the resolution and width of branch `target`."""
         name = f"fuse{target}_{source}"
         if source > target:
-            x = ConvBN(self.width << target, kernel=1, relu=False, dtype=self.dtype, name=name)(x, train)
-            return upsample_nearest(x, 1 << (source - target))
-        for k in range(target - source):
-            last = k == target - source - 1
-            features = self.width << (target if last else source)
-            x = ConvBN(features, stride=2, relu=not last, dtype=self.dtype, name=f"{name}_{k}")(x, train)
+            factor, packed = 1 << (source - target), (self._packed(source), self._packed(target))
+            x = ConvBN(self.width << target, 1, relu=False, dtype=self.dtype, pixels=packed, name=name)(x, train)
+            return upsample_nearest(x, factor, factor * packed[0] // packed[1])  # packing repeats the other columns
+        for k, branch in enumerate(range(source, target)):
+            last, packed = branch == target - 1, (self._packed(branch), self._packed(branch + 1))
+            conv = functools.partial(ConvBN, self.width << (target if last else source), stride=2, relu=not last)
+            x = conv(dtype=self.dtype, pixels=packed, name=f"{name}_{k}")(x, train)
         return x
 
 
 class HRNet(nn.Module):
-    """x^fea = HRNet(x); with `remat` the backward pass computes the inside of each residual block again."""
+    """x^fea = HRNet(x).
+
+    With `remat` the backward pass computes the inside of each residual block again; with `packed` the branches keep
+    pixels of a row as channels (`packing`).
+    """
 
     spec: HRNetSpec
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -124,16 +144,22 @@ class HRNet(nn.Module):
         for block in range(spec.stem_blocks):
             x = bottleneck(spec.stem_width, dtype, name=f"stage1_block{block}")(x, train)
         branches = [x]
+        pixels = pixels_that_fill(spec.width, x.shape[2]) if self.packed else 1
         for stage, modules in enumerate(spec.modules, start=2):
             # One more branch at half the lowest resolution; stage 2 also sets the width.
             lowest, name = branches[-1], f"transition{stage - 1}"
-            if stage == 2:
-                branches = [ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)]
-            halved = ConvBN(spec.width << (stage - 1), stride=2, dtype=dtype, name=f"{name}_{stage - 1}")
-            branches = [*branches, halved(lowest, train)]
+            before, after = max(1, pixels >> (stage - 2)), max(1, pixels >> (stage - 1))
+            halve = functools.partial(ConvBN, spec.width << (stage - 1), stride=2, dtype=dtype)
+            if stage == 2:  # of arrays that are not packed
+                first = ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)
+                second = halve(name=f"{name}_1")(lowest, train)
+                branches = [pack(first, before), pack(second, after)]
+            else:
+                branches.append(halve(pixels=(before, after), name=f"{name}_{stage - 1}")(lowest, train))
             for module in range(modules):
                 # Pose uses the highest resolution alone, so the last module makes nothing else.
                 outputs = 1 if stage == 4 and module == modules - 1 else stage
                 name = f"stage{stage}_module{module}"
-                branches = Exchange(spec.width, spec.blocks, outputs, dtype, self.remat, name=name)(branches, train)
-        return branches[0]
+                exchange = Exchange(spec.width, spec.blocks, outputs, dtype, self.remat, pixels, name=name)
+                branches = exchange(branches, train)
+        return unpack(branches[0], pixels)

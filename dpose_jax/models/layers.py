@@ -39,17 +39,18 @@ Conv3x3 = functools.partial(
 
 @layers_cpu.normalisation
 def normalise(
-    x: Array, scale: Array, bias: Array, epsilon: float, axes: tuple[int, ...], groups: int
+    x: Array, scale: Array, bias: Array, epsilon: float, axes: tuple[int, ...], groups: int, pixels: int = 1
 ) -> tuple[Array, Array, Array]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias, by the moments of x itself over `axes`, in float32.
 
     x is (..., C) of any float dtype, scale and bias (C,) float32. Neighbouring channels, C / groups of them, share
-    their moments. Returns y (..., C) float32, and the mean and the biased variance of x, without `axes` and gradient.
+    their moments; so do all `pixels` that are packed into the channels (`packing`). Returns y (..., C) float32, and the
+    mean and the biased variance of x, without `axes` and gradient.
     """
     x = x.astype(jnp.float32)
-    mean = group_means(jnp.mean(x, axes), groups)
+    mean = group_means(jnp.mean(x, axes), groups, pixels)
     # One pass over x for both moments; rounding may leave the difference below zero.
-    var = jnp.maximum(group_means(jnp.mean(x**2, axes), groups) - mean**2, 0.0)
+    var = jnp.maximum(group_means(jnp.mean(x**2, axes), groups, pixels) - mean**2, 0.0)
     return _affine(x, mean, var, scale, bias, epsilon), mean, var
 
 
@@ -68,21 +69,26 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1  # share of the batch in the running statistics, as torch has it (linen writes 0.9)
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    pixels: int = 1  # packed into the channels of x (`packing`); each has all of the layer's channels
+    copies: int = 1  # of every pixel among them
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """(..., C) -> (..., C); by the batch with `train`, else by the running statistics and without gradients."""
-        shape = x.shape[-1:]
+        shape = (x.shape[-1] // self.pixels,)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
+        each = functools.partial(jnp.tile, reps=self.pixels)
         if not train:
             scale, bias = jax.lax.stop_gradient((scale, bias))
-            return _affine(x, mean.value, var.value, scale, bias, self.epsilon).astype(self.dtype)
-        y, batch_mean, batch_var = normalise(x, scale, bias, self.epsilon, tuple(range(x.ndim - 1)), shape[0])
+            moments = each(mean.value), each(var.value)
+            return _affine(x, *moments, each(scale), each(bias), self.epsilon).astype(self.dtype)
+        axes = tuple(range(x.ndim - 1))
+        y, *moments = normalise(x, each(scale), each(bias), self.epsilon, axes, shape[0], self.pixels)
         if not self.is_initializing():
-            count = x.size // x.shape[-1]
+            count, (batch_mean, batch_var) = x.size // shape[0] // self.copies, (one[: shape[0]] for one in moments)
             unbiased = batch_var * (count / max(count - 1, 1))
             mean.value += self.momentum * (batch_mean - mean.value)
             var.value += self.momentum * (unbiased - var.value)
@@ -106,11 +112,14 @@ class GroupNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def upsample_nearest(x: Array, factor: int) -> Array:
-    """Repeats every pixel of (B, H, W, C) `factor` times on both axes by broadcasting: no gather, no scatter."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))
-    return x.reshape(batch, height * factor, width * factor, channels)
+def upsample_nearest(x: Array, factor: int, columns: int | None = None) -> Array:
+    """Repeats every pixel of (B, H, W, C) `factor` times down and `columns` times (`factor`) across.
+
+    By broadcasting: no gather, no scatter.
+    """
+    (batch, height, width, channels), columns = x.shape, factor if columns is None else columns
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, columns, channels))
+    return x.reshape(batch, height * factor, width * columns, channels)
 
 
 def depth_to_space(x: Array, factor: int) -> Array:

@@ -54,40 +54,48 @@ def _product(a, b):
 
 
 def normalisation(plain):
-    """`plain(x, scale, bias, epsilon, axes, groups) -> y, mean, var` with the gradient of y written out."""
+    """`plain(x, scale, bias, epsilon, axes, groups, pixels) -> y, mean, var` with the gradient of y written out."""
 
     # It takes fewer passes over the maps than the derived one, which suits a TPU better (docs/performance.md).
 
-    def forward(x, scale, bias, epsilon, axes, groups):
-        y, mean, var = plain(x, scale, bias, epsilon, axes, groups)
+    def forward(x, scale, bias, *settings):
+        y, mean, var = plain(x, scale, bias, *settings)
         return (y, mean, var), (x, scale, bias, mean, var)
 
-    def backward(epsilon, axes, groups, saved, gradients):
+    def backward(epsilon, axes, groups, pixels, saved, gradients):
         def derived(gradient, x, scale, bias, mean, var):
             # The moments that this asks for again are those of the forward pass to the compiler.
-            return jax.vjp(lambda *inputs: plain(*inputs, epsilon, axes, groups)[0], x, scale, bias)[1](gradient)
+            settings = epsilon, axes, groups, pixels
+            return jax.vjp(lambda *inputs: plain(*inputs, *settings)[0], x, scale, bias)[1](gradient)
 
-        written = functools.partial(normalisation_gradient, epsilon=epsilon, axes=axes, groups=groups)
+        shared = {"epsilon": epsilon, "axes": axes, "groups": groups, "pixels": pixels}
+        written = functools.partial(normalisation_gradient, **shared)
         return lax.platform_dependent(gradients[0], *saved, cpu=written, default=derived)
 
-    function = jax.custom_vjp(plain, nondiff_argnums=(3, 4, 5))
+    function = jax.custom_vjp(plain, nondiff_argnums=(3, 4, 5, 6))
     function.defvjp(forward, backward)
     return function
 
 
-def normalisation_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups):
+def normalisation_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups, pixels):
     """With z the normalised x, g = scale * gradient: (g - the mean of g - z * the mean of g z) / std."""
     centred, inverse = x.astype(jnp.float32) - expand(mean, x), lax.rsqrt(var + epsilon)
     sums = jnp.sum(gradient, axes), jnp.sum(gradient * centred, axes) * inverse
-    offset, slope = (group_means(scale * one, groups) / (x.size // one.size) for one in sums)
+    offset, slope = (group_means(scale * one, groups, pixels) / (x.size // one.size) for one in sums)
     factors = keep_small(scale * inverse, slope * inverse**2, offset * inverse)
     factor, slope, offset = (expand(one, x) for one in factors)
     for_bias, for_scale = (jnp.sum(one.reshape(-1, one.shape[-1]), 0) for one in sums)
     return (factor * gradient - slope * centred - offset).astype(x.dtype), for_scale, for_bias
 
 
-def group_means(moments: jax.Array, groups: int) -> jax.Array:
-    """(..., C) -> the mean of each group of neighbouring channels, at each of its channels."""
+def group_means(moments: jax.Array, groups: int, pixels: int = 1) -> jax.Array:
+    """(..., C) -> the mean of each group of neighbouring channels, at each of its channels.
+
+    With `pixels` packed into channels (`packing`), each of them has all groups, and the mean is over all pixels.
+    """
+    if pixels > 1:
+        means = jnp.mean(moments.reshape(*moments.shape[:-1], pixels, -1), -2)
+        return jnp.tile(group_means(means, groups), pixels)
     channels = moments.shape[-1]
     if groups == channels:
         return moments
