@@ -1,4 +1,4 @@
-"""Bytes that a program compiled for a TPU moves through the chip's memory (HBM), read from its text (ours).
+"""What a program compiled for a TPU costs, read from its text: bytes through the chip's memory (HBM), cycles (ours).
 
 The compiler's own "bytes accessed" also counts what stays in the vector memory on the chip (VMEM), which is over ten
 times as fast, and pieces that are joined there without moving.
@@ -6,6 +6,7 @@ times as fast, and pieces that are joined there without moving.
 
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.-]+) \(.*\{$")
@@ -14,6 +15,7 @@ _SHAPE = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BODY = re.compile(r"(?:body|condition|to_apply|true_computation|false_computation)=%([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 # These name memory and move none. What ends in -done was counted where it started.
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id", "replica-id"}
 _CONTROL = {"while", "conditional", "call"}
 
@@ -31,20 +33,33 @@ def hbm_traffic(text: str) -> int:
     `text` is the optimized program, scheduled, of `compiled.as_text()`. Arrays count with the padding of their tiles,
     every operand of a fusion as read once and whole, a loop's body once.
     """
+    return _total(text, _moved)
+
+
+def estimated_cycles(text: str) -> int:
+    """Cycles of one core that the compiler expects of one run, the sum over its instructions; a loop's body once.
+
+    The text gives them for what computes; copies and collectives, which overlap with it, have none.
+    """
+    return _total(text, lambda one, shapes: sum(map(int, _CYCLES.findall(one.rest))))
+
+
+def _total(text: str, cost: Callable[[_Instruction, dict[str, str]], int]) -> int:
+    """The sum of `cost`, of an instruction and of all shapes beside it, over the instructions that one run executes."""
     computations, entry = _parse(text)
 
     def total(name: str) -> int:
         instructions = computations[name]
         shapes = {key: instruction.shape for key, instruction in instructions.items()}
-        moved = 0
+        found = 0
         for one in instructions.values():
             if one.opcode in _CONTROL:
                 called = _BODY.findall(one.rest)
                 called += [part.strip(" %") for part in ",".join(_BRANCHES.findall(one.rest)).split(",") if part]
-                moved += sum(map(total, called))
+                found += sum(map(total, called))
             else:
-                moved += _moved(one, shapes)
-        return moved
+                found += cost(one, shapes)
+        return found
 
     return total(entry)
 

@@ -13,7 +13,7 @@ from jax import ShapeDtypeStruct as Array
 from jax.experimental import topologies
 
 from benchmarks import report
-from benchmarks.hbm_traffic import hbm_traffic
+from benchmarks.hbm_traffic import estimated_cycles, hbm_traffic
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.pose_sampler import PoseSampler
@@ -126,7 +126,7 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
     found |= {"hbm_arguments_bytes": arguments, "hbm_temporaries_bytes": temporaries, "hbm_outputs_bytes": outputs}
     found |= {"flops_per_device": flops, "bytes_accessed_per_device": cost["bytes accessed"]}
     found |= {"hbm_traffic_per_device": moved, "hbm_traffic_per_image": moved / program.batch}
-    found |= {"compute_ms": compute, "memory_ms": traffic}
+    found |= {"compute_ms": compute, "memory_ms": traffic, "estimated_cycles": estimated_cycles(text)}
     found |= {"binds": "compute" if compute > traffic else "memory", "collectives": sent}
     return found | {"collective_bytes": sum(one["bytes"] for one in sent.values()), "compile_seconds": seconds}
 

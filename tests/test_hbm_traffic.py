@@ -1,10 +1,12 @@
 """HBM traffic as it is read from a compiled program's text: padding, on-chip memory, slices, loops, collectives."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.hbm_traffic import hbm_traffic
+from benchmarks.hbm_traffic import estimated_cycles, hbm_traffic
 from benchmarks.xla_cost import collectives, slice_mesh
 from dpose_jax.runtime import sharding
 
@@ -61,6 +63,16 @@ LINES = {
 @pytest.mark.parametrize(("lines", "moved"), LINES.items(), ids=range(len(LINES)))
 def test_bytes_of_one_instruction(lines, moved):
     assert hbm_traffic(MODULE.format(lines=lines)) == moved
+
+
+def test_cycles_are_those_of_what_runs():
+    """Of an instruction, and of a loop's body once; not of what is inside of a fusion, nor those that are unknown."""
+    lines = """  %n = f32[8,128]{1,0:T(8,128)} negate(%x), cycles=5
+  %t = (f32[8,128]{1,0:T(8,128)}) tuple(%n)
+  ROOT %w = (f32[8,128]{1,0:T(8,128)}) while(%t), condition=%condition, body=%body"""
+    module = MODULE.format(lines=lines).replace("calls=%fused", "calls=%fused, cycles=700")
+    module = module.replace("negate(%p)", "negate(%p), cycles=30000").replace("tuple(%f)", "tuple(%f), cycles=-1")
+    assert estimated_cycles(re.sub(r"cycles=(-?\d+)", r'backend_config={"estimated_cycles":"\1"}', module)) == 705
 
 
 def test_text_of_no_program_is_refused():
