@@ -40,9 +40,8 @@ class ConvBN(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         if self.pixels != (1, 1):
             x = PackedConv(self.features, self.kernel, self.stride, self.pixels, self.dtype, name="conv")(x)
-        elif (
-            self.kernel == 1
-        ):  # a matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer
+        elif self.kernel == 1:
+            # A matrix product: XLA:CPU's weight gradient of a 1x1 convolution takes ten times longer.
             x = Dense(self.features, use_bias=False, dtype=self.dtype, name="conv")(x)
         else:
             x = Conv3x3(self.features, strides=self.stride, use_bias=False, dtype=self.dtype, name="conv")(x)

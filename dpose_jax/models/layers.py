@@ -80,7 +80,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        each = functools.partial(jnp.tile, reps=self.pixels)
+        each = functools.partial(jnp.tile, reps=self.pixels) if self.pixels > 1 else lambda vector: vector
         if not train:
             scale, bias = jax.lax.stop_gradient((scale, bias))
             moments = each(mean.value), each(var.value)
