@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import peers, report
+from benchmarks.tpu_program import hbm_traffic
 from benchmarks.xla_cost import CHIPS, train_program
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
@@ -57,6 +58,13 @@ def peak() -> Peak | None:
     return next((limits for part, limits in PEAKS.items() if part in jax.devices()[0].device_kind), None)
 
 
+def memory_traffic(program: Any) -> float:
+    """Bytes that one run of a compiled program moves through the first device's memory, by the compiler."""
+    if jax.devices()[0].platform == "tpu":
+        return hbm_traffic(program.as_text())
+    return program.cost_analysis()["bytes accessed"]
+
+
 def measure(
     recipe: Recipe, work: str, batch: int, *, with_torch: bool, seconds: float, kernels: bool
 ) -> list[dict[str, Any]]:
@@ -68,7 +76,7 @@ def measure(
     calls: dict[str, Callable] = {}
     try:
         calls["ours"], program, flops = ours(recipe, work, batch)
-        memory, moved = program.memory_analysis(), program.cost_analysis()["bytes accessed"]
+        memory, moved = program.memory_analysis(), memory_traffic(program)
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         rows["ours"] = {"memory_mib": (used - memory.alias_size_in_bytes) / 2**20}
         jax.block_until_ready(calls["ours"]())

@@ -13,7 +13,7 @@ from jax import ShapeDtypeStruct as Array
 from jax.experimental import topologies
 
 from benchmarks import report
-from benchmarks.hbm_traffic import estimated_cycles, hbm_traffic
+from benchmarks.tpu_program import estimated_cycles, hbm_traffic
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import abstract_variables
 from dpose_jax.models.pose_sampler import PoseSampler
@@ -119,7 +119,7 @@ def analyse(program: Program, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, 
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes  # those that do not reuse an argument
     text = compiled.as_text()
     flops, moved, sent = cost["flops"], hbm_traffic(text), collectives(text.splitlines())
-    # What they take at the chip's limits; the longer one binds.
+    # What they take at the chip's limits. `binds` names the longer one; the step takes at least that.
     compute, traffic = 1e3 * (flops / chip.flops), 1e3 * (moved / chip.hbm_bandwidth)
     found = {"program": program.name, "devices": mesh.size, "batch_per_device": program.batch}
     found |= {"hbm_bytes_per_device": arguments + temporaries + outputs, "hbm_limit_bytes": chip.hbm_bytes}

@@ -36,8 +36,20 @@ def test_inference_and_train_step():
     for work in ("inference, coarse", "training, coarse"):
         call, program, flops = throughput.ours(recipe, work, 2)
         results = [call() for _ in range(3)]
-        assert program.cost_analysis()["bytes accessed"] > 0 and flops > 0
+        assert throughput.memory_traffic(program) == program.cost_analysis()["bytes accessed"] > 0 and flops > 0
         found[work] = flops, results
     assert 2 < found["training, coarse"][0] / found["inference, coarse"][0] < 4
     before, _, after = map(float, found["training, coarse"][1])
     assert after < before  # the state goes from step to step; the first one warms up from a rate of 0
+
+
+def test_memory_traffic_of_a_tpu_is_that_of_its_hbm(monkeypatch):
+    """What XLA says is accessed is more, also on the chip."""
+    text = """ENTRY %main (x: f32[8,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %n = f32[8,128]{1,0:T(8,128)S(1)} negate(%x)
+}"""
+    program = Made(as_text=lambda: text, cost_analysis=lambda: {"bytes accessed": 2.0 * 4096})
+    for platform, moved in (("tpu", 4096), ("gpu", 2 * 4096)):
+        monkeypatch.setattr(throughput.jax, "devices", lambda platform=platform: [Made(platform=platform)])
+        assert throughput.memory_traffic(program) == moved

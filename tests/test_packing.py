@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpose_jax.models.diffusion_pose import build_model
-from dpose_jax.models.hrnet import ConvBN, HRNet, HRNetSpec
+from dpose_jax.models.hrnet import ConvBN, HRNet, HRNetSpec, packed_pixels
 from dpose_jax.models.layers import upsample_nearest
 from dpose_jax.models.packing import LANES, expand_kernel, pack, pixels_that_fill, unpack
 
@@ -22,7 +22,7 @@ def test_pixels_fill_the_lanes(channels, width, pixels):
     assert pixels_that_fill(channels, width) == pixels
     assert pixels * channels <= LANES and width % pixels == 0
     if width % 2 == 0:
-        assert pixels_that_fill(2 * channels, width // 2) == max(1, pixels // 2)
+        assert pixels_that_fill(2 * channels, width // 2) == packed_pixels(pixels, 1) == max(1, pixels // 2)
 
 
 def test_packing_is_undone():

@@ -26,6 +26,11 @@ class HRNetSpec:
     stem_width: int = 64  # their inner channels
 
 
+def packed_pixels(pixels: int, branch: int) -> int:
+    """Pixels that a branch packs into channels if the highest resolution packs `pixels`: half as many each, or one."""
+    return max(1, pixels >> branch)
+
+
 class ConvBN(nn.Module):
     """3x3 or 1x1 convolution, BatchNorm and, unless it is the last before a sum, ReLU."""
 
@@ -91,32 +96,30 @@ class Exchange(nn.Module):
     outputs: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
-    pixels: int = 1  # packed into channels in the highest resolution; each lower branch packs half, or one
+    pixels: int = 1  # packed into channels in the highest resolution
 
     @nn.compact
     def __call__(self, branches: list[jax.Array], train: bool) -> list[jax.Array]:
         branches, basic = list(branches), recomputed(BasicBlock) if self.remat else BasicBlock
         for i, x in enumerate(branches):
             for block in range(self.blocks):
-                x = basic(self.width << i, self.dtype, self._packed(i), name=f"branch{i}_block{block}")(x, train)
+                packed = packed_pixels(self.pixels, i)
+                x = basic(self.width << i, self.dtype, packed, name=f"branch{i}_block{block}")(x, train)
             branches[i] = x
         return [
             nn.relu(functools.reduce(jnp.add, [self._resample(x, j, i, train) for j, x in enumerate(branches)]))
             for i in range(self.outputs)
         ]
 
-    def _packed(self, branch):
-        return max(1, self.pixels >> branch)
-
     def _resample(self, x, source, target, train):
         """Branch `source` at the resolution and width of branch `target`."""
-        name = f"fuse{target}_{source}"
+        name, packs = f"fuse{target}_{source}", functools.partial(packed_pixels, self.pixels)
         if source > target:
-            factor, packed = 1 << (source - target), (self._packed(source), self._packed(target))
+            factor, packed = 1 << (source - target), (packs(source), packs(target))
             x = ConvBN(self.width << target, 1, relu=False, dtype=self.dtype, pixels=packed, name=name)(x, train)
             return upsample_nearest(x, factor, factor * packed[0] // packed[1])  # packing repeats the other columns
         for k, branch in enumerate(range(source, target)):
-            last, packed = branch == target - 1, (self._packed(branch), self._packed(branch + 1))
+            last, packed = branch == target - 1, (packs(branch), packs(branch + 1))
             conv = functools.partial(ConvBN, self.width << (target if last else source), stride=2, relu=not last)
             x = conv(dtype=self.dtype, pixels=packed, name=f"{name}_{k}")(x, train)
         return x
@@ -147,7 +150,7 @@ class HRNet(nn.Module):
         for stage, modules in enumerate(spec.modules, start=2):
             # One more branch at half the lowest resolution; stage 2 also sets the width.
             lowest, name = branches[-1], f"transition{stage - 1}"
-            before, after = max(1, pixels >> (stage - 2)), max(1, pixels >> (stage - 1))
+            before, after = packed_pixels(pixels, stage - 2), packed_pixels(pixels, stage - 1)
             halve = functools.partial(ConvBN, spec.width << (stage - 1), stride=2, dtype=dtype)
             if stage == 2:  # of arrays that are not packed
                 first = ConvBN(spec.width, dtype=dtype, name=f"{name}_0")(lowest, train)

@@ -1,7 +1,7 @@
 """What a program compiled for a TPU costs, read from its text: bytes through the chip's memory (HBM), cycles (ours).
 
-The compiler's own "bytes accessed" also counts what stays in the vector memory on the chip (VMEM), which is over ten
-times as fast, and pieces that are joined there without moving.
+The compiler's own "bytes accessed" also counts what stays in the vector memory on the chip (VMEM, S(1) in a layout),
+and pieces that are joined there without moving.
 """
 
 import math
@@ -14,8 +14,8 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(((
 _SHAPE = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BODY = re.compile(r"(?:body|condition|to_apply|true_computation|false_computation)=%([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-# These name memory and move none. What ends in -done was counted where it started.
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# These name memory and move none. What ends in -done was counted where it started.
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id", "replica-id"}
 _CONTROL = {"while", "conditional", "call"}
 
@@ -31,7 +31,7 @@ def hbm_traffic(text: str) -> int:
     """Bytes read from and written to HBM by one run of a compiled program, on one device.
 
     `text` is the optimized program, scheduled, of `compiled.as_text()`. Arrays count with the padding of their tiles,
-    every operand of a fusion as read once and whole, a loop's body once.
+    every operand of a fusion as read once and whole, a loop's body once. Raises ValueError for any other text.
     """
     return _total(text, _moved)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.hbm_traffic import estimated_cycles, hbm_traffic
+from benchmarks.tpu_program import estimated_cycles, hbm_traffic
 from benchmarks.xla_cost import collectives, slice_mesh
 from dpose_jax.runtime import sharding
 
