@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,3 +83,12 @@ def test_upsampling_repeats_fewer_columns(columns):
     x = RNG.standard_normal((2, 3, 5, 4)).astype(np.float32)
     expected = x.repeat(4, axis=1).repeat(columns, axis=2)
     np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x), 4, columns), expected)
+
+
+def test_the_blocks_of_a_branch_are_traced_once():
+    """W32 has 104 basic blocks (26 modules' branches of 4) of four shapes."""
+    net, images = build("w32"), jnp.zeros((1, 64, 64, 3))
+    program = jax.jit(net.apply).lower(shapes_of(net, images), images).as_text()
+    functions = set(re.findall(r"func.func private @(core_fn\w*)", program))
+    calls = re.findall(r"call @(core_fn\w*)", program)
+    assert (len(functions), len(calls)) == (4, 26 * 4) and set(calls) == functions

@@ -56,6 +56,9 @@ class ConvBN(nn.Module):
         return nn.relu(x) if self.relu else x
 
 
+# Traced once for all blocks of a shape: W32 is traced in a third less time. A profile then names the blocks of a branch
+# by the first.
+@functools.partial(nn.jit, static_argnums=(2,), static_argnames=("train",))
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a skip."""
 

@@ -53,20 +53,22 @@ def make_train_step(
         labelled = jnp.sum(each_nth(by_part, recipe.diffusion.every)), jnp.sum(by_part)
         params, batch_stats = unshard((state.params, state.batch_stats))
 
-        def add_part(carry, part):
-            batch_stats, sums = carry
+        def of_part(batch_stats, part):
             (loss, (terms, batch_stats)), gradients = gradient_of(params, batch_stats, part, labelled)
-            return (batch_stats, jax.tree.map(jnp.add, sums, ({"loss": loss, **terms}, gradients))), None
+            return batch_stats, ({"loss": loss, **terms}, gradients)
 
-        zeros = dict.fromkeys(("loss", *LOSS_TERMS), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+        def add_part(carry, part):
+            batch_stats, found = of_part(carry[0], part)
+            return (batch_stats, jax.tree.map(jnp.add, carry[1], found)), None
+
         if parts == 1:
-            carry, _ = add_part((batch_stats, zeros), inputs)
+            batch_stats, (metrics, gradients) = of_part(batch_stats, inputs)
         else:
+            zeros = dict.fromkeys(("loss", *LOSS_TERMS), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
             # Part p takes the rows p, p + parts, ...: strided, so that a batch that is split over devices gives every
             # part to all of them, and no row moves.
             split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
-            carry, _ = jax.lax.scan(add_part, (batch_stats, zeros), split)
-        batch_stats, (metrics, gradients) = carry
+            (batch_stats, (metrics, gradients)), _ = jax.lax.scan(add_part, (batch_stats, zeros), split)
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, batch_stats=batch_stats)
         params = optax.apply_updates(state.params, updates)
