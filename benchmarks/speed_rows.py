@@ -197,12 +197,15 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         return lambda index: read_part(source, index, windows[index])
 
     with tempfile.TemporaryDirectory() as out:
-        for name in ("folder", "full", "full --tiles", "crops"):
-            kind, *tiles = name.split()
-            if tiles and shutil.which(JPEGTRAN) is None:
+        height = recipe.input_size[0] * 5 // 4
+        made: dict[str, dict] = {"folder": {}, "full": {}, "full --tiles": {"tiles": True}, "crops": {}}
+        made[f"crops --max_height={height}"] = {"max_height": height}
+        for name, options in made.items():
+            kind, *_ = name.split()
+            if "tiles" in options and shutil.which(JPEGTRAN) is None:
                 continue
             if kind != "folder":
-                build.build(recipe, os.path.join(out, name), kind, tiles=bool(tiles))
+                build.build(recipe, os.path.join(out, name), kind, **options)
             stored = {} if kind == "folder" else {"data.root": os.path.join(out, name), "data.source": kind}
             source = datasets.make_source(recipe.override(stored), "train", training=True)
             example, rng = loader.train_example(recipe, source), np.random.default_rng(1)

@@ -262,7 +262,7 @@ def _read_records(folder: pathlib.Path) -> None:
 
 def _read_crops(folder: pathlib.Path) -> None:
     margin = Margin.of(_record_recipe(folder), training=True)
-    options = {"max_bad_share": 1.0, "training": True, "margin": margin}
+    options = {"max_bad_share": 1.0, "training": True, "margin": margin, "height": 1}
     _check_persons(CropSource(records_folder(str(folder), "crops"), "train", coco_folder.TINY, **options))
 
 

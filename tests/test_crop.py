@@ -117,6 +117,18 @@ def test_pixels_follow_the_matrix(warp, flip):
     assert np.abs(crop - expected).max() < 1.1
 
 
+@pytest.mark.parametrize("scale", [(0.5, 0.5), (0.25, 0.5)])
+def test_a_shrunk_part_is_sampled_where_the_whole_is(scale):
+    """Of a ramp, means over pixels are the ramp at the larger pixels' centres."""
+    y, x = np.mgrid[:200, :160]
+    image = np.clip(np.stack([2 * (x - 20), 2 * (y - 40), 0 * x], axis=-1), 0, 255).astype(np.uint8)
+    view = View(np.array([80.3, 99.1]), np.array([60.0, 80.0]), 33.0, True)
+    part = cv2.resize(image[31:191, 20:140], None, fx=scale[0], fy=scale[1], interpolation=cv2.INTER_AREA)
+    whole = warp_image(image, view, spec("unbiased")).astype(float)
+    error = warp_image(part, view, spec("unbiased"), (20, 31), scale) - whole
+    assert np.abs(error).max() <= 1 and np.abs(error.mean(axis=(0, 1))).max() < 0.05  # a tenth of a pixel is 0.2
+
+
 @pytest.mark.parametrize("warp", WARPS)
 def test_a_marked_spot_stays_under_its_joint(warp):
     rng = np.random.default_rng(1)

@@ -62,6 +62,11 @@ def test_json_beside_records_is_checked_before_the_first_batch(records, kind, tm
         path.write_text(content)
     # What the first builds did not store is not checked, and was built from the pixels as stored.
     edit(folder / "build.json", lambda facts: (facts.pop("files"), facts.pop("orientation")))
+    if kind == "crops":
+        edit(folder / "train_index.json", lambda facts: facts["scales"].append([0, 1]) or facts["scales"].pop(0))
+        with pytest.raises(ValueError, match="train_index.json: no index of crops: scales must be above 0"):
+            make_source(recipe(tmp_path, kind), "train", training=True)
+        edit(folder / "train_index.json", lambda facts: facts.pop("scales"))
     assert len(make_source(recipe(tmp_path, kind), "train", training=True))
     with pytest.raises(ValueError, match="was built with data.orientation='stored', the recipe has 'upright'"):
         make_source(recipe(tmp_path, kind).override({"data.orientation": "upright"}), "train", training=True)

@@ -28,26 +28,31 @@ from dpose_jax.workdir import recipe_flags
 from dpose_jax.workdir.files import read_json, sha256, write_bytes, write_json
 
 
-def build(recipe: Recipe, out: str, kind: str, quality: int = 90, *, tiles: bool = False) -> dict:
+def build(
+    recipe: Recipe, out: str, kind: str, quality: int = 90, *, max_height: int | None = None, tiles: bool = False
+) -> dict:
     """Stores both splits of the folder that `recipe.data` describes; returns `report.json`, by split counts by rule.
 
     For the kind `crops` the recipe's `input_size`, `crop` and `augment` determine how much is kept around a person, as
-    a JPEG of `quality` 1 to 100. With `tiles` those of `full` are rewritten by `jpeg_parts.with_tiles`. Raises
-    FileNotFoundError, or ValueError if an argument is out of range, the data breaks the rules, too many images are
-    unreadable, `out` holds records that were built from something else, another process builds there now, or the extra
-    `records` or jpegtran is not installed.
+    a JPEG of `quality` 1 to 100, shrunk where the plain crop has more rows than `max_height`. With `tiles` those of
+    `full` are rewritten by `jpeg_parts.with_tiles`. Raises FileNotFoundError, or ValueError if an argument is out of
+    range, the data breaks the rules, too many images are unreadable, `out` holds records that were built from something
+    else, another process builds there now, or the extra `records` or jpegtran is not installed.
     """
     if kind not in writer.KINDS:
         raise ValueError(f"kind={kind!r}: must be one of {writer.KINDS}")
     if not 1 <= quality <= 100:
         raise ValueError(f"quality={quality}: must be in 1..100")
+    if max_height is not None and (kind != "crops" or max_height < recipe.input_size[0]):
+        least = f"at least the {recipe.input_size[0]} rows of input_size"
+        raise ValueError(f"max_height={max_height}: must be {least}, and is for kind='crops', not {kind!r}")
     if tiles and kind != "full":
         raise ValueError(f"tiles=True: is for kind='full', not {kind!r}")
     check_installed()
     if recipe.data.source != "folder":
         raise ValueError(f"data.source={recipe.data.source!r}: records are built from a 'folder'")
     folder = records_folder(out, kind)
-    cut = writer.Cut(Margin.of(recipe, training=True), quality) if kind == "crops" else None
+    cut = writer.Cut(Margin.of(recipe, training=True), quality, max_height) if kind == "crops" else None
     # What decides the content of the records.
     metadata: dict = {"kind": kind, "version": VERSION, "joints": recipe.joints.joints}
     metadata["orientation"] = recipe.data.orientation
@@ -129,13 +134,14 @@ if __name__ == "__main__":
     OUT = flags.DEFINE_string("out", None, "The data set's own folder for records.")
     KIND = flags.DEFINE_enum("kind", "full", writer.KINDS, "Whole images, or a cut around each person.")
     QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEGs of crops, 1 to 100.")
+    MAX_HEIGHT = flags.DEFINE_integer("max_height", None, "Of crops: shrinks persons whose plain crop has more rows.")
     TILES = flags.DEFINE_bool(
         "tiles", False, "Rewrite the JPEGs of full, by jpegtran, so that parts are decoded alone."
     )
     flags.mark_flags_as_required(["config", "out"])
 
     def main():
-        made = build(Recipe.from_config(CONFIG.value), OUT.value, KIND.value, QUALITY.value, tiles=TILES.value)
-        print(format_report(made))
+        options = {"max_height": MAX_HEIGHT.value, "tiles": TILES.value}
+        print(format_report(build(Recipe.from_config(CONFIG.value), OUT.value, KIND.value, QUALITY.value, **options)))
 
     app.run(main)

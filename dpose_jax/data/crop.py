@@ -144,12 +144,23 @@ def view_window(view: View) -> tuple[int, int, int, int]:
     return math.floor(x - across), math.floor(y - down), math.ceil(x + across) + 1, math.ceil(y + down) + 1
 
 
-def warp_image(image: np.ndarray, view: View, spec: CropSpec, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside; `image` begins at pixel `origin`."""
-    height, width = spec.input_size
+def warp_image(
+    image: np.ndarray,
+    view: View,
+    spec: CropSpec,
+    origin: tuple[int, int] = (0, 0),
+    scale: tuple[float, float] = (1.0, 1.0),
+) -> np.ndarray:
+    """The pixels of a view, (height, width, 3) uint8: bilinear, black outside.
+
+    `image` is a part of the whole image from pixel `origin` on, with `scale` times as many pixels across and down.
+    """
+    (height, width), factors = spec.input_size, np.asarray(scale, np.float64)
     # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
     matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
-    matrix[:, 2] += matrix[:, :2] @ np.asarray(origin, np.float64)
+    # Pixel x of the part is pixel (x + .5) / scale - .5 from the origin.
+    matrix[:, 2] += matrix[:, :2] @ (np.asarray(origin, np.float64) + 0.5 / factors - 0.5)
+    matrix[:, :2] /= factors
     crop = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
     crop = cv2.flip(crop, 1) if view.flip else crop
     return crop if view.color == (1.0, 1.0, 1.0) else _recolor(crop, view.color)

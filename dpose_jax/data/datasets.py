@@ -54,7 +54,8 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
     if data.source == "full":
         box_file = None if detections is None else os.path.join(root, detections)
         return RecordSource(folder, split, joint_set, box_file=box_file, **options)
-    return CropSource(folder, split, joint_set, margin=Margin.of(recipe, training=training), **options)
+    options |= {"margin": Margin.of(recipe, training=training), "height": recipe.input_size[0]}
+    return CropSource(folder, split, joint_set, **options)
 
 
 def data_root(data: Data) -> str:

@@ -48,7 +48,7 @@ def make_example(image: np.ndarray, person: Person, view: crop.View, spec: crop.
     """One row of a batch, all but `index`, `mask` and `bad_index`."""
     keypoints, visible = crop.warp_joints(person.keypoints, view, spec, joint_set)
     return {
-        "image": crop.warp_image(image, view, spec, person.origin),
+        "image": crop.warp_image(image, view, spec, person.origin, person.scale),
         "keypoints": keypoints,
         "visible": visible,
         "annotation_id": np.int32(person.annotation_id),

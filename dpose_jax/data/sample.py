@@ -19,8 +19,8 @@ class Person:
     """One person to estimate, without pixels.
 
     `keypoints` are (J, 3) float32: x, y in image pixels and visibility 0 (not labelled), 1 (occluded) or 2 (visible);
-    zeros for a detected box. `origin` is x, y of the first pixel of `read_image` in the image; (0, 0) unless only the
-    person's surroundings are stored.
+    zeros for a detected box. Where only the person's surroundings are stored, `origin` is x, y of their corner in the
+    image, and `scale` the pixels of `read_image` per image pixel, across and down.
     """
 
     annotation_id: int  # that of `Source.ground_truth`, or the index of a detected box
@@ -30,6 +30,7 @@ class Person:
     keypoints: np.ndarray
     score: float = 1.0  # of the box, in [0, 1]; 1 for an annotated box
     origin: tuple[int, int] = (0, 0)
+    scale: tuple[float, float] = (1.0, 1.0)
 
 
 class Source(Protocol):
@@ -42,7 +43,7 @@ class Source(Protocol):
         """The person at `index`, from memory: no pixel is read."""
 
     def read_image(self, index: int) -> np.ndarray:
-        """The image of that person from its `origin` on, (height, width, 3) uint8 RGB; raises BadRecordError."""
+        """The image of that person, or what of it is stored, (height, width, 3) uint8 RGB; raises BadRecordError."""
 
     def ground_truth(self) -> dict:
         """The split as a COCO `person_keypoints` dict: `images`, `annotations` and one of `categories`.

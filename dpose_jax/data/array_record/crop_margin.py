@@ -11,7 +11,7 @@ from dpose_jax.data.crop import half_body_view, widened_view
 from dpose_jax.data.sample import Person
 from dpose_jax.recipe import Recipe
 
-_BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
+BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 
 
 def _bound(field: str, covers: Callable[[Any, Any], bool], **default) -> Any:
@@ -54,8 +54,8 @@ class Margin:
                     f"{wanted}, they were built for {built}; build them with this recipe, or use data.source='full'"
                 )
 
-    def window(self, person: Person, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """The part of an image of `size` (height, width) that any view of the person can sample.
+    def window(self, person: Person, size: tuple[int, int], border: int = BORDER) -> tuple[int, int, int, int]:
+        """The part of an image of `size` (height, width) that any view of the person can sample, and a border.
 
         Returns left, top, right, bottom in whole pixels, right and bottom exclusive, inside the image; at least 1 x 1.
         """
@@ -67,8 +67,8 @@ class Margin:
         low = np.min([view.center - self._reach(view.size) for view in views], axis=0) - shift
         high = np.max([view.center + self._reach(view.size) for view in views], axis=0) + shift
         bounds = np.array([size[1], size[0]])
-        low = np.clip(np.floor(low) - _BORDER, 0, bounds - 1).astype(int)
-        high = np.clip(np.ceil(high) + _BORDER + 1, low + 1, bounds).astype(int)
+        low = np.clip(np.floor(low) - border, 0, bounds - 1).astype(int)
+        high = np.clip(np.ceil(high) + border + 1, low + 1, bounds).astype(int)
         (left, top), (right, bottom) = low.tolist(), high.tolist()
         return left, top, right, bottom
 

@@ -102,13 +102,21 @@ class RecordSource(AnnotatedSource):
 
 
 class CropSource(RecordSource):
-    """A split of `crops` records: the image around each person. ValueError if built for less than `margin`."""
+    """A split of `crops` records: the image around each person.
 
-    def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, **options):
-        path, built = os.path.join(folder, "build.json"), read_build(folder)
+    ValueError if built for less than `margin`, or shrunk to fewer rows than `height`, those of the crop to make.
+    """
+
+    def __init__(self, folder: str, split: str, joint_set: JointSet, *, margin: Margin, height: int, **options):
+        path, build = os.path.join(folder, "build.json"), read_build(folder)
         with placed(f"{path}: no margin of crops", (KeyError, TypeError)):
-            built = built["margin"]
+            built = build["margin"]
             Margin(**built | {"upper_body": tuple(built["upper_body"])}).check_covers(margin, path)
+            if height > (most := build.get("max_height") or height):
+                raise ValueError(
+                    f"{path}: the stored crops were shrunk to max_height={most} rows, input_size has {height}; build "
+                    "them with this recipe, or use data.source='full'"
+                )
         super().__init__(folder, split, joint_set, **options)
         with placed(f"{self._records.index_file}: no index of crops", _MALFORMED):
             index = self._records.index
@@ -119,10 +127,15 @@ class CropSource(RecordSource):
             # -1 for the persons of unreadable images.
             self._rows = np.array([rows.get(person, -1) for person in self._ids.tolist()], np.int32)
             self._origins = np.array(index.pop("origins"), np.int32).reshape(len(rows), 2)
+            self._scales = np.array(index.pop("scales", [(1.0, 1.0)] * len(rows)), np.float64).reshape(len(rows), 2)
+            if not ((self._scales > 0) & (self._scales <= 1)).all():
+                raise ValueError("scales must be above 0 and at most 1")
 
     def __getitem__(self, index: int) -> Person:
         person, row = super().__getitem__(index), self._rows[index]
-        return person if row < 0 else dataclasses.replace(person, origin=tuple(self._origins[row].tolist()))
+        if row < 0:
+            return person
+        return dataclasses.replace(person, origin=tuple(self._origins[row].tolist()), scale=tuple(self._scales[row]))
 
     def _decode(self, index: int, window: Window | None) -> np.ndarray:
         """The stored part of the image; see Person.origin."""

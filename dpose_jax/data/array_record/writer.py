@@ -7,6 +7,7 @@ that augmentation can reach. A record also holds annotations, for other readers:
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,12 +17,14 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from dpose_jax.data.array_record.crop_margin import Margin
+from dpose_jax.data.array_record.crop_margin import BORDER, Margin
 from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage
+from dpose_jax.data.crop import widened_view
 from dpose_jax.data.image_headers import IMAGE_NOTES, read_header
 from dpose_jax.data.jpeg_parts import with_tiles
 from dpose_jax.data.loader import read_ahead
+from dpose_jax.data.sample import Person
 from dpose_jax.recipe import Data
 
 KINDS = ("full", "crops")
@@ -32,10 +35,24 @@ Example = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """What `crops` store of an image: the part within `margin` of a person, as a JPEG of `quality` 1 to 100."""
+    """What `crops` store of an image: the part within `margin` of a person, as a JPEG of `quality` 1 to 100.
+
+    A part is shrunk, by means over pixels, where the plain crop within it has more rows than `max_height`, if any.
+    """
 
     margin: Margin
     quality: int
+    max_height: int | None = None
+
+    def pixels(self, image: np.ndarray, person: Person) -> tuple[np.ndarray, tuple[int, int], tuple[float, float]]:
+        """Of an image (H, W, 3) and a person: the part as stored, its `origin` and `scale` (`sample.Person`)."""
+        rows = widened_view(person.bbox, self.margin.aspect, self.margin.padding).size[1]
+        factor = min(1.0, (self.max_height or rows) / rows)
+        left, top, right, bottom = self.margin.window(person, image.shape[:2], math.ceil(BORDER / factor))
+        width, height = (max(1, round(side * factor)) for side in (right - left, bottom - top))
+        part = image[top:bottom, left:right]
+        shrunk = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA) if factor < 1 else part
+        return shrunk, (left, top), (width / (right - left), height / (bottom - top))
 
 
 def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | None, tiles: bool, item: int) -> Example:
@@ -55,9 +72,9 @@ def _image_records(source: FolderSource, images: list[ListedImage], cut: Cut | N
     if cut is None:
         return found | {"examples": [metadata | {"image": with_tiles(data) if tiles else data, "persons": described}]}
     for person, description in zip(people, described, strict=True):
-        left, top, right, bottom = cut.margin.window(person, size)
-        pixels = encode_jpeg(image[top:bottom, left:right], cut.quality)
-        cut_out = {"image": pixels, "origin": np.array([left, top], np.int32)}
+        pixels, origin, scale = cut.pixels(image, person)
+        cut_out = {"image": encode_jpeg(pixels, cut.quality), "origin": np.array(origin, np.int32)}
+        cut_out["scale"] = np.array(scale, np.float64)
         found["examples"].append(metadata | description | cut_out)
     return found
 
@@ -72,9 +89,10 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 class SplitRecords:
     """The records of a split, once: iterating yields them and fills `index` and `counts`.
 
-    `index` has `images`: file names; `unreadable`: {file name: why}; for crops `persons`: annotation ids, and
-    `origins`: x, y of each cut in its image. Images, or persons of crops, are in the order of the records. `counts`
-    has by rule the source's report, IMAGE_NOTES and `image_unreadable`.
+    `index` has `images`: file names; `unreadable`: {file name: why}; for crops `persons`: annotation ids, `origins`:
+    x, y of each cut in its image, and `scales`: its pixels per image pixel, across and down. Images, or persons of
+    crops, are in the order of the records. `counts` has by rule the source's report, IMAGE_NOTES and
+    `image_unreadable`.
     """
 
     def __init__(self, source: FolderSource, data: Data, cut: Cut | None, *, with_empty: bool, tiles: bool = False):
@@ -86,7 +104,7 @@ class SplitRecords:
         self._images = source.images(with_empty=with_empty)
         self.counts = source.report() | dict.fromkeys(("image_unreadable", *IMAGE_NOTES), 0)
         self.index: dict[str, Any] = {"images": [], "unreadable": {}}
-        self.index |= {"persons": [], "origins": []} if cut else {}
+        self.index |= {"persons": [], "origins": [], "scales": []} if cut else {}
 
     def __len__(self) -> int:
         return len(self._images)
@@ -112,7 +130,8 @@ class SplitRecords:
             self.index["images"].append(name)
             if self._cut:
                 self.index["persons"] += [example["id"] for example in found["examples"]]
-                self.index["origins"] += [example["origin"].tolist() for example in found["examples"]]
+                for field in ("origin", "scale"):
+                    self.index[f"{field}s"] += [example[field].tolist() for example in found["examples"]]
             yield found["examples"]
 
 
@@ -132,6 +151,7 @@ def write_records(folder: str, kind: str, joints: int, splits: Mapping[str, Spli
         fields |= {"persons": tfds.features.Sequence(person)}
     else:
         fields |= person | {"origin": tensor(shape=(2,), dtype=np.int32)}
+        fields |= {"scale": tensor(shape=(2,), dtype=np.float64)}
     os.makedirs(folder)
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=NAME, version=tfds.core.Version(VERSION), data_dir=folder, module_name=__name__, config_name=kind
