@@ -60,26 +60,28 @@ def padded_view(bbox: np.ndarray, spec: CropSpec) -> View:
 
 def widened_view(bbox: np.ndarray, aspect: float, padding: float) -> View:
     """The view around a box [x, y, w, h]: widened to aspect = width / height, then multiplied by `padding`."""
-    x, y, w, h = np.asarray(bbox, np.float64)
+    x, y, w, h = np.asarray(bbox, np.float64).tolist()
     width = max(w, h * aspect)
-    return View(np.array([x + w / 2, y + h / 2]), np.array([width, width / aspect]) * padding)
+    return View(np.array([x + w / 2, y + h / 2]), np.array([width * padding, width / aspect * padding]))
 
 
 def draw_view(rng: np.random.Generator, person: Person, spec: CropSpec, augment: Augment, joint_set: JointSet) -> View:
     """A random view of a person. Takes the same count of random numbers whatever happens."""
-    flip, rotate, half, upper, *others = rng.random(9)
-    shift, color = np.array(others[:2]), others[2:]
-    noise = rng.standard_normal(2)
+    flip, rotate, half, upper, *others = rng.random(9).tolist()
+    shift, color = others[:2], others[2:]
+    resize, turn = rng.standard_normal(2).tolist()
     view = padded_view(person.bbox, spec)
     if half < augment.half_body and (person.keypoints[:, 2] > 0).sum() > augment.half_body_min_joints:
         wants_upper = upper < augment.half_body_upper
         view = half_body_view(person.keypoints, joint_set.upper_body, wants_upper, spec.aspect) or view
-    center = view.center + (2 * shift - 1) * augment.shift * person.bbox[2:]
-    size = view.size * min(max(1 + augment.scale * noise[0], 1 - augment.scale), 1 + augment.scale)
-    rotation = min(max(augment.rotation * noise[1], -2 * augment.rotation), 2 * augment.rotation)
-    angle = float(rotation) if rotate < augment.rotation_prob else 0.0
-    factors = tuple(1 + augment.color * (2 * u - 1) for u in color)
-    return View(center, size, angle, bool(flip < augment.flip), factors)
+    center = view.center
+    if augment.shift:
+        center = center + (2 * np.array(shift) - 1) * augment.shift * person.bbox[2:]
+    size = view.size * min(max(1 + augment.scale * resize, 1 - augment.scale), 1 + augment.scale)
+    rotation = min(max(augment.rotation * turn, -2 * augment.rotation), 2 * augment.rotation)
+    angle = rotation if rotate < augment.rotation_prob else 0.0
+    brightness, contrast, saturation = (1 + augment.color * (2 * u - 1) for u in color)
+    return View(center, size, angle, flip < augment.flip, (brightness, contrast, saturation))
 
 
 def half_body_view(keypoints: np.ndarray, upper_body: Sequence[int], wants_upper: bool, aspect: float) -> View | None:
@@ -113,7 +115,7 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
     edge = 1 if spec.warp == "unbiased" else 0
     across, down = width - edge, height - edge
     cos, sin = math.cos(math.radians(view.rotation)), math.sin(math.radians(view.rotation))
-    (x, y), (w, h) = view.center, view.size
+    (x, y), (w, h) = view.center.tolist(), view.size.tolist()
     a, b = across / w * cos, across / w * -sin
     c, d = down / h * sin, down / h * cos
     left, top = across / 2 - (a * x + b * y), down / 2 - (c * x + d * y)
@@ -124,8 +126,9 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
 
 def invert(matrix: np.ndarray) -> np.ndarray:
     """The inverse of a (2, 3) affine map, float64: crop pixels -> image pixels for a view's matrix."""
-    linear = np.linalg.inv(np.asarray(matrix, np.float64)[:, :2])
-    return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
+    (a, b, x), (c, d, y) = np.asarray(matrix, np.float64).tolist()
+    area = a * d - b * c
+    return np.array([[d / area, -b / area, (b * y - d * x) / area], [-c / area, a / area, (c * x - a * y) / area]])
 
 
 def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -186,11 +189,10 @@ def warp_joints(
     `spec.label_margin` off the crop, [-.5, width - .5] x [-.5, height - .5]. Mirrored, left and right change places.
     """
     (height, width), margin = spec.input_size, spec.label_margin
-    labelled = keypoints[:, 2] > 0
-    points = np.where(labelled[:, None], map_points(view_matrix(view, spec), keypoints[:, :2]), 0.0)
-    inside = (points >= -0.5 - margin) & (points <= np.array([width, height]) - 0.5 + margin)
-    visible = labelled & inside.all(axis=1)
     if view.flip:
-        order = list(joint_set.flip_order)
-        points, visible = points[order], visible[order]
+        keypoints = keypoints[list(joint_set.flip_order)]
+    points, visible = map_points(view_matrix(view, spec), keypoints[:, :2]), keypoints[:, 2] > 0
+    points[~visible] = 0.0
+    for axis, length in enumerate((width, height)):
+        visible &= (points[:, axis] >= -0.5 - margin) & (points[:, axis] <= length - 0.5 + margin)
     return points.astype(np.float32), visible.astype(np.float32)

@@ -1,6 +1,7 @@
 """Joint sets: names, limbs, flip pairs and OKS sigmas of a data set's joints. All indices start at 0."""
 
 import dataclasses
+import functools
 import json
 import os
 import reprlib
@@ -51,7 +52,7 @@ class JointSet:
         """J."""
         return len(self.joints)
 
-    @property
+    @functools.cached_property
     def flip_order(self) -> tuple[int, ...]:
         """J indices: joint j of a mirrored person is joint `flip_order[j]` of the person."""
         order = list(range(self.num_joints))
