@@ -1,4 +1,4 @@
-"""Parts of JPEGs: the same pixels as in the whole, whatever the format, and the whole where there are no tiles."""
+"""Parts of JPEGs: the same pixels as in the whole, whatever the format."""
 
 import shutil
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from image_files import exif_turned
 
-from dpose_jax.data import crop
+from dpose_jax.data import crop, image_files
 from dpose_jax.data.image_files import decode_image
-from dpose_jax.data.jpeg_parts import cut, tile_blocks, with_tiles
+from dpose_jax.data.jpeg_parts import cut, decode_part, tile_blocks, with_tiles
 
 SAMPLING = {"4:2:0": 0x221111, "4:2:2": 0x211111, "4:4:4": 0x111111, "4:4:0": 0x121111, "4:1:1": 0x411111}
 WINDOWS = [(70, 40, 90, 61), (0, 0, 1, 1), (150, 100, 400, 300), (-50, -50, -20, -20), (500, 60, 600, 70)]
@@ -63,14 +63,37 @@ def test_tiles_divide_a_row():
     [
         encoded(picture(120, 192)),
         encoded(picture(120, 192), 5),
-        encoded(picture(120, 192), 4, JPEG_PROGRESSIVE=1),
         encoded(picture(120, 192), 4).replace(b"\xff\xd3", b"\xff\xd5", 1),
         encoded(picture(120, 192), 4).replace(b"\xff\xd3", b"\0\0", 1),
     ],
-    ids=["no markers", "markers across rows", "progressive", "out of turn", "one is missing"],
+    ids=["no markers", "markers across rows", "out of turn", "one is missing"],
 )
-def test_without_tiles_the_whole_is_decoded(data):
+def test_without_tiles_the_rows_above_are_decoded(data):
+    for window in WINDOWS:
+        part = cut(data, window)
+        assert (part is None) == (window[3] > 110)
+        assert part is None or (part[1] == (0, 0) and decode_part(part[0]).shape[1] == 192)
+        assert check(data, window) == (part is not None)
+    cut_only = decode_image(data, window=WINDOWS[0])
+    assert not cut_only[80:].any() and cut_only[:61].any()
+
+
+def test_parts_say_nothing_on_stderr(capfd):
+    """libjpeg's own warning is that there is more behind the last row."""
+    decode_image(encoded(picture(120, 192)), window=WINDOWS[0])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_progressive_jpeg_is_decoded_whole():
+    data = encoded(picture(120, 192), 4, JPEG_PROGRESSIVE=1)
     assert cut(data, WINDOWS[0]) is None and not check(data, WINDOWS[0])
+
+
+def test_a_part_that_cannot_be_decoded_gives_the_whole(monkeypatch):
+    data = encoded(picture(120, 192))
+    monkeypatch.setattr(image_files, "decode_part", lambda part: None)
+    assert not check(data, WINDOWS[0])
+    assert decode_part(b"no JPEG") is None
 
 
 def test_every_cut_of_a_file_is_refused_or_read():
@@ -91,10 +114,11 @@ def test_orientation_is_that_of_the_whole():
 
 
 @pytest.mark.parametrize("warp", ["unbiased", "rounded"])
-def test_crops_are_equal_to_the_bit(warp):
+@pytest.mark.parametrize("interval", [0, 4])
+def test_crops_are_equal_to_the_bit(warp, interval):
     """Of the crops `warp_image` makes, whatever the view: turned, mirrored, partly or wholly outside."""
     rng, spec = np.random.default_rng(1), crop.CropSpec((64, 48), 1.25, warp)
-    data, parts = encoded(picture(240, 320), 4), 0
+    data, parts = encoded(picture(240, 320), interval), 0
     whole = decode_image(data)
     for _ in range(200):
         size = np.array([0.75, 1]) * 2 ** rng.uniform(3, 8)
@@ -102,7 +126,7 @@ def test_crops_are_equal_to_the_bit(warp):
         part = decode_image(data, window=crop.view_window(view))
         parts += not np.array_equal(part, whole)
         np.testing.assert_array_equal(crop.warp_image(part, view, spec), crop.warp_image(whole, view, spec))
-    assert parts > 120
+    assert parts > (120 if interval else 80)
 
 
 @pytest.mark.skipif(shutil.which("jpegtran") is None, reason="needs jpegtran")

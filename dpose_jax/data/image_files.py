@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dpose_jax.data.image_headers import FORMATS, Header, check_complete, read_header, stored_upright
-from dpose_jax.data.jpeg_parts import Window, cut
+from dpose_jax.data.jpeg_parts import Window, cut, decode_part
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
 MAX_PIXELS = 1 << 28
@@ -34,7 +34,7 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
     photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
     short, of no format of FORMATS or above MAX_PIXELS, and if it cannot be decoded.
 
-    Of pixels outside of a `window`, of the result, some may be black: a JPEG with tiles is then decoded in part.
+    Of pixels outside of a `window`, of the result, some may be black: a JPEG is then decoded in part.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -50,10 +50,10 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
         data = stored_upright(data)
     as_stored = not (turned and upright)
     if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
-        data, (x, y) = part
-        pixels, image = _decode(data), np.zeros((height, width, 3), np.uint8)
-        image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
-        return image
+        (some, (x, y)), image = part, np.zeros((height, width, 3), np.uint8)
+        if (pixels := decode_part(some)) is not None:
+            image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+            return image
     image = _decode(data)
     if not as_stored:
         exchanged, down, right = _TURNS[header.orientation]

@@ -1,7 +1,8 @@
 """Parts of JPEGs: the blocks around a window alone, which decode to the same pixels as in the whole (ours).
 
-Restart markers cut a JPEG's compressed data into pieces that decode alone. Where as many pieces make a row of blocks,
-they are tiles, and any rectangle of tiles is a JPEG by itself: the same header with another size.
+A JPEG is decoded from its first row on: with another height in its header, as far as the window reaches. Restart
+markers cut its compressed data into pieces that decode alone. Where as many pieces make a row of blocks, they are
+tiles, and any rectangle of tiles is a JPEG by itself: the same header with another size.
 """
 
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 
 from dpose_jax.data.image_headers import JPEG_FRAMES, jpeg_segments
 
@@ -45,13 +47,39 @@ def tile_blocks(width: int, block: int) -> int:
 
 
 def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
-    """The tiles of a JPEG that hold a window, as a JPEG, and x, y of its first pixel; None where it has no such tiles.
+    """The part of a JPEG that holds a window, as a JPEG, and x, y of its first pixel.
 
-    Decoded, the window's pixels are those of the whole. None too if most tiles are needed, the JPEG is progressive, or
-    its restart markers are not those that its header promises.
+    Decoded by `decode_part`, the window's pixels are those of the whole. The part has the tiles around the window, or
+    all rows down to its end if there are no tiles or most of them are needed. None if that is the whole, or the JPEG
+    is progressive.
     """
     layout = _layout(data)
-    if layout is None or not layout.interval or layout.across % layout.interval:
+    if layout is None:
+        return None
+    return _tiles_around(data, layout, window) or _rows_above(data, layout, window[3])
+
+
+def decode_part(data: bytes) -> np.ndarray | None:
+    """The pixels of a part that `cut` made, (height, width, 3) uint8 RGB; None if they cannot be decoded."""
+    # Not by OpenCV, whose libjpeg writes to stderr of each part that there is more behind its last row.
+    try:
+        return simplejpeg.decode_jpeg(data, strict=False)
+    except ValueError:
+        return None
+
+
+def _rows_above(data: bytes, layout: _Layout, bottom: int) -> tuple[bytes, tuple[int, int]] | None:
+    (_, height), side = layout.size, layout.block[1]
+    rows = max(1, -(-(bottom + _CONTEXT) // side)) * side
+    if rows >= height:
+        return None
+    shorter = bytearray(data)
+    struct.pack_into(">H", shorter, layout.frame + 1, rows)
+    return bytes(shorter), (0, 0)
+
+
+def _tiles_around(data: bytes, layout: _Layout, window: Window) -> tuple[bytes, tuple[int, int]] | None:
+    if not layout.interval or layout.across % layout.interval:
         return None
     (width, height), columns = layout.size, layout.across // layout.interval
     rows = -(-height // layout.block[1])
