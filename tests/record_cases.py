@@ -62,3 +62,9 @@ def built_records(folder):
     out = folder.parent / "records"
     reports = {kind: build(recipe(folder), str(out), kind) for kind in writer.KINDS}
     return out, reports
+
+
+@pytest.fixture(name="lossless")
+def stored_as_png(monkeypatch):
+    """Crops are stored without JPEG's noise."""
+    monkeypatch.setattr(writer, "encode_jpeg", lambda image, _: cv2.imencode(".png", image[..., ::-1])[1].tobytes())
