@@ -135,7 +135,9 @@ class CropSource(RecordSource):
         person, row = super().__getitem__(index), self._rows[index]
         if row < 0:
             return person
-        return dataclasses.replace(person, origin=tuple(self._origins[row].tolist()), scale=tuple(self._scales[row]))
+        return dataclasses.replace(
+            person, origin=tuple(self._origins[row].tolist()), scale=tuple(self._scales[row].tolist())
+        )
 
     def _decode(self, index: int, window: Window | None) -> np.ndarray:
         """The stored part of the image; see Person.origin."""
