@@ -159,6 +159,9 @@ def test_inverse(warp):
     matrix = view_matrix(view, spec(warp))
     points = np.random.default_rng(0).normal(size=(5, 2)) * 100
     np.testing.assert_allclose(map_points(invert(matrix), map_points(matrix, points)), points, atol=1e-10)
+    for size in (1e-200, 1e200):
+        extreme = view_matrix(View(np.zeros(2), np.array([0.75, 1]) * size, 33.0), spec(warp))
+        np.testing.assert_allclose(extreme[:, :2] @ invert(extreme)[:, :2], np.eye(2), atol=1e-12)
 
 
 @pytest.mark.parametrize("flip", [False, True])

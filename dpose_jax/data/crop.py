@@ -12,7 +12,7 @@ from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
 
 _HALF_BODY_PADDING = 1.5  # of the joints' extent (HRNet's code)
-_BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
+BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 _HALF_BODY_JOINTS = 3  # a half body needs this many (HRNet's code)
 
 
@@ -125,10 +125,16 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
-    """The inverse of a (2, 3) affine map, float64: crop pixels -> image pixels for a view's matrix."""
+    """The inverse of a (2, 3) affine map, float64: crop pixels -> image pixels for a view's matrix.
+
+    Raises ZeroDivisionError if it has none.
+    """
     (a, b, x), (c, d, y) = np.asarray(matrix, np.float64).tolist()
-    area = a * d - b * c
-    return np.array([[d / area, -b / area, (b * y - d * x) / area], [-c / area, a / area, (c * x - a * y) / area]])
+    largest = max(map(abs, (a, b, c, d)))  # divided by it, products of the factors of any box are numbers
+    a, b, c, d = a / largest, b / largest, c / largest, d / largest
+    area = (a * d - b * c) * largest
+    a, b, c, d = a / area, b / area, c / area, d / area
+    return np.array([[d, -b, b * y - d * x], [-c, a, c * x - a * y]])
 
 
 def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -143,7 +149,7 @@ def view_window(view: View) -> tuple[int, int, int, int]:
     """
     (x, y), (w, h) = view.center.tolist(), view.size.tolist()
     cos, sin = abs(math.cos(math.radians(view.rotation))), abs(math.sin(math.radians(view.rotation)))
-    across, down = (w * cos + h * sin) / 2 + _BORDER, (w * sin + h * cos) / 2 + _BORDER
+    across, down = (w * cos + h * sin) / 2 + BORDER, (w * sin + h * cos) / 2 + BORDER
     return math.floor(x - across), math.floor(y - down), math.ceil(x + across) + 1, math.ceil(y + down) + 1
 
 

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dpose_jax.data.crop import half_body_view, widened_view
+from dpose_jax.data.crop import BORDER, half_body_view, widened_view
 from dpose_jax.data.sample import Person
 from dpose_jax.recipe import Recipe
-
-BORDER = 2  # bilinear sampling reads the next pixel too; one more for the rounding of sampling positions
 
 
 def _bound(field: str, covers: Callable[[Any, Any], bool], **default) -> Any:

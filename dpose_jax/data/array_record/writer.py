@@ -17,10 +17,10 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from dpose_jax.data.array_record.crop_margin import BORDER, Margin
+from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.array_record.reader import NAME, VERSION
 from dpose_jax.data.coco_dataset import FolderSource, ListedImage
-from dpose_jax.data.crop import widened_view
+from dpose_jax.data.crop import BORDER, widened_view
 from dpose_jax.data.image_headers import IMAGE_NOTES, read_header
 from dpose_jax.data.jpeg_parts import with_tiles
 from dpose_jax.data.loader import read_ahead
