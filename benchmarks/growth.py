@@ -65,7 +65,8 @@ def main() -> None:
 
 def prediction(recipe: Recipe, batch: int, stride: int, steps: int) -> tuple[Callable, int]:
     """A call that predicts a batch of crops with K `direct` steps and random weights, and its persons."""
-    sampler = PoseSampler.of(recipe.override({"stride": stride, "eval.flip": False}))
+    form = {"stride": stride} | ({"model.upsampling": "bilinear"} if stride > 4 else {})  # without sub-pixels there
+    sampler = PoseSampler.of(recipe.override({**form, "eval.flip": False}))
     sampler = dataclasses.replace(sampler, settings=(SamplerSettings(steps=steps),) if steps else ())
     crops = np.random.default_rng(0).integers(256, size=(batch, *recipe.input_size, 3), dtype=np.uint8)
     inputs = jax.device_put((initial_variables(sampler.model, 0), crops, np.arange(batch, dtype=np.int32)))

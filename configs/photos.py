@@ -8,7 +8,9 @@ It was trained in six parts. Each starts from the one before, first from drawn p
 the denoiser on it, then both. COCO is a folder with 125 photos of train2017 (360 persons), val2017, and annotations;
 the poses of the rendered people are those of all of train2017. Rendering needs the extra [render].
 
-  python train.py --config=configs/synthetic_full.py --workdir=runs/drawn
+  UNET="--config.stride=4 --config.model.upsampling=bilinear --config.model.decoder=unet
+      --config.model.spatial_attention=True --config.model.channel_attention=True"
+  python train.py --config=configs/synthetic_full.py --workdir=runs/drawn $UNET
   TRAIN="python train.py --config=configs/photos.py --config.data.root=COCO
       --config.data.rendered.poses=COCO/annotations/person_keypoints_train2017.json
       --config.data.rendered.backgrounds=COCO/train2017"
@@ -33,6 +35,8 @@ from configs import tiny
 def get_config():
     """Returns the recipe of the last part; dpose_jax/recipe.py has every field."""
     c = tiny.get_config()
+    c.stride = 4  # the bundled model is a U-Net with SC-CA, older than the light denoiser
+    c.model.update(upsampling="bilinear", decoder="unet", spatial_attention=True, channel_attention=True)
     c.data.update(source="folder", workers=2, mix=("folder", "rendered", "synthetic"), mix_shares=(0.52, 0.1, 0.38))
     c.data.synthetic.update(train_images=20_000, val_images=200, difficulty=0.4)
     c.data.rendered.train_images = 20_000

@@ -14,9 +14,21 @@ from benchmarks.study.tables import (
     summarise,
     write_table,
 )
-from benchmarks.study.variants import VARIANTS, controls
+from benchmarks.study.variants import UNET, VARIANTS, controls
+from configs import paper_coco_w32, tiny
+from dpose_jax.recipe import Recipe
 
 REFINES = ("dark", "none")
+
+
+def test_small_recipes_have_the_form_that_won():
+    """`light_sub` changes nothing of them; the U-Net's variants and their controls have the paper's form in any case."""
+    recipe, paper = Recipe.from_config(tiny.get_config()), Recipe.from_config(paper_coco_w32.get_config())
+    assert recipe.override(VARIANTS["light_sub"].fields) == recipe
+    form = {name: paper.flatten()[name] for name in UNET}
+    for name in ("unet", "written", "one_pass", "own_all"):
+        flat = recipe.override(VARIANTS[name].fields).flatten()
+        assert {field: flat[field] for field in UNET} == form, name
 
 
 def test_tables_keep_what_was_written(tmp_path):
@@ -25,7 +37,7 @@ def test_tables_keep_what_was_written(tmp_path):
         {"study": "a", "variant": "plain", "seed": 0, **Reading("coarse", 0)._asdict(), "AP": 0.123456789, "APm": None},
         {
             "study": "a",
-            "variant": "recipe",
+            "variant": "unet",
             "seed": 1,
             **Reading("direct", 2, "none")._asdict(),
             "AP": 1 / 3,
@@ -62,8 +74,8 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
         return run | dict.fromkeys(names, pck), joints
 
     coarse, direct = Reading("coarse", 0), Reading("direct", 1)
-    found = [rows("recipe", seed, coarse, 0.0, 0.0) for seed in (0, 1)] + [rows("plain", 0, coarse, 0.0, 0.0)]
-    found += [rows("recipe", seed, direct, 0.5, 0.7 + seed / 10) for seed in (0, 1)]
+    found = [rows("unet", seed, coarse, 0.0, 0.0) for seed in (0, 1)] + [rows("plain", 0, coarse, 0.0, 0.0)]
+    found += [rows("unet", seed, direct, 0.5, 0.7 + seed / 10) for seed in (0, 1)]
     figures = []
     monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
     plot.write_errors("errors.png", [row for row, _ in found], [joint for _, joints in found for joint in joints])
@@ -74,7 +86,7 @@ def test_errors_are_shown_by_visibility_and_joint(monkeypatch):
     np.testing.assert_allclose(one[0].get_xdata(), [100, 100, 100, 100, np.nan])
     (bars,) = both[2]
     np.testing.assert_allclose(np.ptp(bars.get_segments()[3][:, 0]), 2 * 5)
-    assert both.get_label() == "recipe, direct_1" and one.get_label() == "HRNet, coarse"
+    assert both.get_label() == "U-Net, direct_1" and one.get_label() == "HRNet, coarse"
 
 
 def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
@@ -86,20 +98,20 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     rows = [
         row("plain", Reading("coarse", 0), 0.2, 1.0),
         row("plain", Reading("unflipped", 0), 0.1, 0.7),
-        row("recipe_no_own", Reading("direct", 1), 0.9),
-        row("recipe", Reading("direct", 1), 0.3, 1.7),
-        row("recipe", Reading("direct", 2), 0.4),
-        row("recipe", Reading("ddim", 2), 0.35, 2.5),
-        row("recipe", Reading("direct", 1, "none"), 0.6, 1.7),
+        row("unet_no_own", Reading("direct", 1), 0.9),
+        row("unet", Reading("direct", 1), 0.3, 1.7),
+        row("unet", Reading("direct", 2), 0.4),
+        row("unet", Reading("ddim", 2), 0.35, 2.5),
+        row("unet", Reading("direct", 1, "none"), 0.6, 1.7),
     ]
     figures = []
     monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
     plot.write_plot("study.png", rows)
     drawn = [{line.get_label(): line[0].get_xydata().tolist() for line in axes.containers} for axes in figures[0].axes]
     assert drawn == [
-        {"recipe, direct": [[1, 30], [2, 40]]},
-        {"recipe, ddim": [[2, 35]]},
-        {"recipe, direct": [[1.7, 30]]},
+        {"U-Net, direct": [[1, 30], [2, 40]]},
+        {"U-Net, ddim": [[2, 35]]},
+        {"U-Net, direct": [[1.7, 30]]},
     ]
     # Of one seed there is no error to show.
     (bars,) = figures[0].axes[0].containers[0][2]
@@ -111,29 +123,29 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
 def test_gains_are_paired_by_seed_and_decoding():
     coarse, step = Reading("coarse", 0), Reading("direct", 1)
     values = {("plain", 0, coarse): 0.25, ("plain", 1, coarse): 0.5, ("one_pass", 1, step): 0.75}
-    values |= {("recipe", 0, step): 0.5, ("recipe", 1, step): 0.875}
+    values |= {("unet", 0, step): 0.5, ("unet", 1, step): 0.875}
     rows = [
         row_of(variant, seed, reading._replace(refine=refine), ap - (0.1 if refine == "none" else 0))
         for (variant, seed, reading), ap in values.items()
         for refine in REFINES
     ]
-    timed = [{"variant": "recipe", "timed": "direct", "K": 1, "ms": 3.0, "times": 1.5}]
+    timed = [{"variant": "unet", "timed": "direct", "K": 1, "ms": 3.0, "times": 1.5}]
     for refine in REFINES:
         found = {(row["variant"], row["reading"]): row for row in summarise(rows, timed)}
-        row = found["recipe", Reading("direct", 1, refine)]
+        row = found["unet", Reading("direct", 1, refine)]
         assert row["gain on HRNet"] == pytest.approx(((0.25 + 0.375) / 2, 0.125 / 2, False))
         assert row["gain on U-Net refiner"][:2] == (pytest.approx(0.125), None)
         assert (row["seeds"], row["ms"], row["times"]) == (2, 3.0, 1.5)
         assert found["plain", Reading("coarse", 0, refine)]["gain on HRNet"].mean == 0
         assert found["plain", Reading("coarse", 0, refine)]["gain on U-Net refiner"].mean == pytest.approx(-0.25)
     # A metric that is None everywhere has no mean; a control without the seed no gain.
-    rows = [row_of("recipe", 0, step, 0.5, **{"PCK@0.1 occluded": None}), row_of("plain", 0, coarse, 0.25, "gpu")]
+    rows = [row_of("unet", 0, step, 0.5, **{"PCK@0.1 occluded": None}), row_of("plain", 0, coarse, 0.25, "gpu")]
     (row, _) = summarise(rows)
     assert row["PCK@0.1 occluded"] is None and row["gain on U-Net refiner"] is None and row["ms"] is None
     assert row["gain on HRNet"] == (0.25, None, True)
     cells = in_points(row)
     assert (cells["variant"], cells["AP"], cells["gain on HRNet"], cells["AP75"]) == (
-        "recipe",
+        "U-Net",
         "50.0",
         "+25.0†",
         "50.0",
@@ -154,7 +166,7 @@ def test_light_variants_are_compared_with_those_of_their_head():
         assert VARIANTS[same_time].same_time == name and controls(refiner)[:2] == (plain, refiner)
         assert VARIANTS[refiner][-2:] == VARIANTS[name][-2:] == (("plain_sub", 1 / 3) if rows is late else (None, 1))
     assert (
-        controls("recipe") == controls("plain")[:2] + ("plain_same_time",) == ("plain", "one_pass", "plain_same_time")
+        controls("unet") == controls("plain")[:2] + ("plain_same_time",) == ("plain", "one_pass", "plain_same_time")
     )
     coarse, step = Reading("coarse", 0), Reading("direct", 1)
     rows = [row_of("plain_sub", 0, coarse, 0.25), row_of("plain_sub_time_of_light_sub", 0, coarse, 0.5)]

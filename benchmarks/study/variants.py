@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-MAIN = ("plain", "plain_same_time", "one_pass", "own_all", "written", "recipe_t_1000", "recipe")
+MAIN = "plain_sub", "plain_sub_time_of_light_sub", "one_pass_light_sub", "light_sub", "written"
 HRNET = {"loss.diffusion": 0.0}
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
 NO_SPATIAL, NO_CHANNEL = {"model.spatial_attention": False}, {"model.channel_attention": False}
@@ -11,6 +11,10 @@ WIDE = {"model.decoder_channels": 64}
 REFINER = NO_MASKS | {"diffusion.own_share": 1.0}
 PAPER_TIMES = {"diffusion.t_range": (1, 1000), "sampler.t_start": 1000}
 PAPER = PAPER_TIMES | {"diffusion.own_share": 0.0, "model.channel_scale": "width"}
+# The paper's form, at stride 4, whatever the recipe has.
+STRIDE_4, STRIDE_2 = ({"stride": s, "model.upsampling": "bilinear"} for s in (4, 2))
+ATTENTION = {"model.spatial_attention": True, "model.channel_attention": True}
+UNET = STRIDE_4 | ATTENTION | {"model.decoder": "unet"}
 # One heatmap pixel of two crop pixels, at the cost of stride 4; a denoiser with little at full size.
 SUB = {"stride": 2, "model.upsampling": "subpixel"}
 LIGHT = NO_SPATIAL | NO_CHANNEL | {"model.decoder": "light"}
@@ -35,33 +39,37 @@ class Variant(NamedTuple):
     share: float = 1.0  # its training steps, of the study's
 
 
+AT_2 = {"plain": "plain_stride_2", "refiner": "one_pass_stride_2"}
 VARIANTS = {
-    "plain": Variant("HRNet", HRNET, ("unflipped",), 0),
-    "plain_same_time": Variant("HRNet, same training time", HRNET, ("unflipped",), 0, same_time="recipe"),
-    "one_pass": Variant("U-Net refiner", REFINER, most_steps=1),
-    "one_pass_wide": Variant("U-Net refiner, C = 64", REFINER | WIDE, most_steps=1),
-    "own_all": Variant("recipe, on its own coarse heatmaps alone, no noise", {"diffusion.own_share": 1.0}),
-    "written": Variant("as the paper writes", PAPER, ALL),
-    "recipe": Variant("recipe", {}, ALL),
-    "recipe_t_1000": Variant("recipe, t up to 1,000", PAPER_TIMES, ALL),
-    "recipe_t_1000_narrow": Variant("recipe, t up to 1,000, C = 16", PAPER_TIMES | {"model.decoder_channels": 16}),
-    "recipe_t_100": Variant("recipe, t up to 100", {"diffusion.t_range": (1, 100), "sampler.t_start": 100}, ALL),
-    "recipe_no_own": Variant("recipe, noised true joints alone", {"diffusion.own_share": 0.0}),
-    "recipe_wide": Variant("recipe, C = 64", WIDE),
-    "recipe_no_masks": Variant("recipe, no masks", NO_MASKS),
-    "recipe_keypoint_mask": Variant("recipe, keypoint mask alone", {"masks.skeleton": False}),
-    "recipe_skeleton_mask": Variant("recipe, skeleton mask alone", {"masks.keypoints": False}),
-    "recipe_wide_masks": Variant("recipe, masks twice as wide", {"masks.radius": 12.0, "masks.half_width": 6.0}),
-    "recipe_soft_masks": Variant("recipe, soft masks", {"masks.softness": 1.0}),
-    "recipe_no_attention": Variant("recipe, no SC-CA", NO_SPATIAL | NO_CHANNEL),
-    "recipe_spatial_attention": Variant("recipe, A_s alone", NO_CHANNEL),
-    "recipe_channel_attention": Variant("recipe, A_c alone", NO_SPATIAL),
-    "recipe_channel_positions": Variant("recipe, A_c scaled by N^-1/2", {"model.channel_scale": "positions"}),
-    **{f"recipe_zeta_{zeta}": Variant(f"recipe, ζ = {zeta}", {"diffusion.zeta": float(zeta)}) for zeta in (1, 5, 10)},
-    "recipe_time_embedding": Variant("recipe, time embedding", {"model.time_embedding": True}),
-    **{f"recipe_stride_{stride}": Variant(f"recipe, stride {stride}", {"stride": stride}) for stride in (8, 2)},
+    "plain": Variant("HRNet", STRIDE_4 | HRNET, ("unflipped",), 0),
+    "plain_same_time": Variant("HRNet, same training time", STRIDE_4 | HRNET, ("unflipped",), 0, same_time="unet"),
+    "one_pass": Variant("U-Net refiner", UNET | REFINER, most_steps=1),
+    "one_pass_wide": Variant("U-Net refiner, C = 64", UNET | REFINER | WIDE, most_steps=1),
+    "own_all": Variant("U-Net, on its own coarse heatmaps alone, no noise", UNET | {"diffusion.own_share": 1.0}),
+    "written": Variant("as the paper writes", UNET | PAPER, ALL),
+    "unet": Variant("U-Net", UNET, ALL),
+    "unet_t_1000": Variant("U-Net, t up to 1,000", UNET | PAPER_TIMES, ALL),
+    "unet_t_1000_narrow": Variant("U-Net, t up to 1,000, C = 16", UNET | PAPER_TIMES | {"model.decoder_channels": 16}),
+    "unet_t_100": Variant("U-Net, t up to 100", UNET | {"diffusion.t_range": (1, 100), "sampler.t_start": 100}, ALL),
+    "unet_no_own": Variant("U-Net, noised true joints alone", UNET | {"diffusion.own_share": 0.0}),
+    "unet_wide": Variant("U-Net, C = 64", UNET | WIDE),
+    "unet_no_masks": Variant("U-Net, no masks", UNET | NO_MASKS),
+    "unet_keypoint_mask": Variant("U-Net, keypoint mask alone", UNET | {"masks.skeleton": False}),
+    "unet_skeleton_mask": Variant("U-Net, skeleton mask alone", UNET | {"masks.keypoints": False}),
+    "unet_wide_masks": Variant("U-Net, masks twice as wide", UNET | {"masks.radius": 12.0, "masks.half_width": 6.0}),
+    "unet_soft_masks": Variant("U-Net, soft masks", UNET | {"masks.softness": 1.0}),
+    "unet_no_attention": Variant("U-Net, no SC-CA", UNET | NO_SPATIAL | NO_CHANNEL),
+    "unet_spatial_attention": Variant("U-Net, A_s alone", UNET | NO_CHANNEL),
+    "unet_channel_attention": Variant("U-Net, A_c alone", UNET | NO_SPATIAL),
+    "unet_channel_positions": Variant("U-Net, A_c scaled by N^-1/2", UNET | {"model.channel_scale": "positions"}),
+    **{f"unet_zeta_{z}": Variant(f"U-Net, ζ = {z}", UNET | {"diffusion.zeta": float(z)}) for z in (1, 5, 10)},
+    "unet_time_embedding": Variant("U-Net, time embedding", UNET | {"model.time_embedding": True}),
+    "unet_stride_8": Variant("U-Net, stride 8", UNET | {"stride": 8}),
+    "plain_stride_2": Variant("HRNet, stride 2", STRIDE_2 | HRNET, ("unflipped",), 0, **AT_2),
+    "one_pass_stride_2": Variant("U-Net refiner, stride 2", UNET | STRIDE_2 | REFINER, most_steps=1, **AT_2),
+    "unet_stride_2": Variant("U-Net, stride 2", UNET | STRIDE_2, **AT_2),
     "plain_sub": Variant("HRNet, sub-pixels", HRNET | SUB, ("unflipped",), 0),
-    "light": Variant("light", LIGHT),
+    "light": Variant("light", STRIDE_4 | LIGHT),
 }
 for _name, _title, _fields, _late in (
     ("", "", SUB, {}),
@@ -74,7 +82,7 @@ for _name, _title, _fields, _late in (
         _refiner: Variant(
             f"U-Net refiner, {_text}", REFINER | LIGHT | _fields, DIRECT, 1, None, "plain_sub", _refiner, **_late
         ),
-        _arm: Variant(_text, LIGHT | _fields, plain="plain_sub", refiner=_refiner, **_late),
+        _arm: Variant(_text, LIGHT | _fields, ALL, plain="plain_sub", refiner=_refiner, **_late),
         _plain: Variant(f"HRNet, sub-pixels, time of {_text}", HRNET | SUB, ("unflipped",), 0, _arm, "plain_sub"),
     }
 

@@ -23,9 +23,9 @@ PLOTS = {"lspet_4000": "study_lspet.png", "synthetic_2400": "study_drawn.png"}  
 # Of variants whose fields are gone since commit 1a2b2d5.
 REMOVED = {
     "passes": "U-Net refiner, half unrolled",
-    "late_same_time": "recipe, HRNet alone at first, same training time",
-    "recipe_t_1000_unrolled": "recipe, t up to 1,000, half unrolled",
-    "recipe_residual": "recipe, D predicts the change",
+    "late_same_time": "U-Net, HRNet alone at first, same training time",
+    "unet_t_1000_unrolled": "U-Net, t up to 1,000, half unrolled",
+    "unet_residual": "U-Net, D predicts the change",
 }
 SETS = {"synthetic_800_stride_2": "800 steps", "synthetic_2400_stride_2": "2,400 steps"}
 SETS |= {f"lspet_{steps}": "Leeds" for steps in (2000, 4000)} | {f"synthetic_{steps}": "drawn" for steps in (800, 2400)}
@@ -70,21 +70,21 @@ def rows_table(studies: str, rows: str, columns: str) -> list[list[str]]:
 
 
 def variants_table(study: str, variants: str) -> list[list[str]]:
-    """A line a variant: AP of seed 0 by number of steps, and its gain on the recipe, paired over the seeds of both."""
-    lines = [["variant", "coarse", "1 step", "2", "1 step, on recipe", "2 steps, on recipe"]]
+    """A line a variant: AP of seed 0 by number of steps, and its gain on the U-Net, paired over the seeds of both."""
+    lines = [["variant", "coarse", "1 step", "2", "1 step, on the U-Net", "2 steps, on the U-Net"]]
     ap = {
         (row["variant"], row["seed"], f"{row['update']}_{row['K']}"): row["AP"]
         for row in runs_of(study)
         if row["refine"] == "dark"
     }
     for variant in (each.strip() for each in variants.split(",")):
-        line = [named(variant).removeprefix("recipe, ")]
+        line = [named(variant).removeprefix("U-Net, ")]
         for reading in ("coarse_0", "direct_1", "direct_2"):
             value = ap.get((variant, 0, reading))
             line.append("" if value is None else f"{100 * value:.1f}")
-        for reading in ("direct_1", "direct_2") if variant != "recipe" else ():
-            keys = [key for key in ap if key[0] == variant and key[2] == reading and ("recipe", *key[1:]) in ap]
-            gain = estimate(ap[key] - ap["recipe", key[1], reading] for key in keys)
+        for reading in ("direct_1", "direct_2") if variant != "unet" else ():
+            keys = [key for key in ap if key[0] == variant and key[2] == reading and ("unet", *key[1:]) in ap]
+            gain = estimate(ap[key] - ap["unet", key[1], reading] for key in keys)
             line.append(gain.points(sign=True) if gain else "")
         lines.append([*line, *[""] * (len(lines[0]) - len(line))])
     return lines
