@@ -22,7 +22,7 @@ REFINES = ("dark", "none")
 
 
 def test_small_recipes_have_the_form_that_won():
-    """`light_sub` changes nothing of them; the U-Net's variants and their controls have the paper's form in any case."""
+    """`light_sub` changes nothing of them; the U-Net's variants have the paper's form whatever it is."""
     recipe, paper = Recipe.from_config(tiny.get_config()), Recipe.from_config(paper_coco_w32.get_config())
     assert recipe.override(VARIANTS["light_sub"].fields) == recipe
     form = {name: paper.flatten()[name] for name in UNET}
@@ -96,22 +96,22 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
         return {"variant": variant, "reading": reading, "AP": Estimate(ap, 0.01 if times else None), "times": times}
 
     rows = [
-        row("plain", Reading("coarse", 0), 0.2, 1.0),
-        row("plain", Reading("unflipped", 0), 0.1, 0.7),
-        row("unet_no_own", Reading("direct", 1), 0.9),
-        row("unet", Reading("direct", 1), 0.3, 1.7),
-        row("unet", Reading("direct", 2), 0.4),
-        row("unet", Reading("ddim", 2), 0.35, 2.5),
-        row("unet", Reading("direct", 1, "none"), 0.6, 1.7),
+        row("plain_sub", Reading("coarse", 0), 0.2, 1.0),
+        row("plain_sub", Reading("unflipped", 0), 0.1, 0.7),
+        row("unet", Reading("direct", 1), 0.9),
+        row("light_sub", Reading("direct", 1), 0.3, 1.7),
+        row("light_sub", Reading("direct", 2), 0.4),
+        row("light_sub", Reading("ddim", 2), 0.35, 2.5),
+        row("light_sub", Reading("direct", 1, "none"), 0.6, 1.7),
     ]
     figures = []
     monkeypatch.setattr(plot, "write_figure", lambda path, figure: figures.append(figure))
     plot.write_plot("study.png", rows)
     drawn = [{line.get_label(): line[0].get_xydata().tolist() for line in axes.containers} for axes in figures[0].axes]
     assert drawn == [
-        {"U-Net, direct": [[1, 30], [2, 40]]},
-        {"U-Net, ddim": [[2, 35]]},
-        {"U-Net, direct": [[1.7, 30]]},
+        {"light, sub-pixels, direct": [[1, 30], [2, 40]]},
+        {"light, sub-pixels, ddim": [[2, 35]]},
+        {"light, sub-pixels, direct": [[1.7, 30]]},
     ]
     # Of one seed there is no error to show.
     (bars,) = figures[0].axes[0].containers[0][2]
@@ -165,9 +165,7 @@ def test_light_variants_are_compared_with_those_of_their_head():
         assert {"model.decoder": "light"}.items() | rows.items() <= fields[name].items()
         assert VARIANTS[same_time].same_time == name and controls(refiner)[:2] == (plain, refiner)
         assert VARIANTS[refiner][-2:] == VARIANTS[name][-2:] == (("plain_sub", 1 / 3) if rows is late else (None, 1))
-    assert (
-        controls("unet") == controls("plain")[:2] + ("plain_same_time",) == ("plain", "one_pass", "plain_same_time")
-    )
+    assert controls("unet") == controls("plain")[:2] + ("plain_same_time",) == ("plain", "one_pass", "plain_same_time")
     coarse, step = Reading("coarse", 0), Reading("direct", 1)
     rows = [row_of("plain_sub", 0, coarse, 0.25), row_of("plain_sub_time_of_light_sub", 0, coarse, 0.5)]
     rows += [row_of("light_sub", 0, step, 0.625), row_of("one_pass_light_sub", 0, step, 0.375)]
