@@ -98,7 +98,7 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     rows = [
         row("plain_sub", Reading("coarse", 0), 0.2, 1.0),
         row("plain_sub", Reading("unflipped", 0), 0.1, 0.7),
-        row("unet", Reading("direct", 1), 0.9),
+        row("unet_no_own", Reading("direct", 1), 0.9),
         row("light_sub", Reading("direct", 1), 0.3, 1.7),
         row("light_sub", Reading("direct", 2), 0.4),
         row("light_sub", Reading("ddim", 2), 0.35, 2.5),
@@ -118,6 +118,10 @@ def test_ap_is_drawn_over_steps_and_over_latency(monkeypatch):
     np.testing.assert_allclose([np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)], [2])
     levels = [axes.lines[0].get_ydata() for axes in figures[0].axes[:2]]
     np.testing.assert_allclose(levels, 20)
+    plot.write_plot("study.png", [row for row in rows if row["reading"].update != "ddim"])
+    assert [axes.get_title() for axes in figures[1].axes] == [
+        heading for heading in plot.PANELS if "DDIM" not in heading
+    ]
 
 
 def test_gains_are_paired_by_seed_and_decoding():

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.report import write_figure
 from benchmarks.study.tables import KEYS, Reading, Row, reading_of, run_of
-from benchmarks.study.variants import MAIN, VARIANTS, title
+from benchmarks.study.variants import DRAWN, VARIANTS, title
 
 # By panel: the updates that it shows, and what lies on its x axis.
 STEPS, LATENCY = "sampling steps", "latency / latency of the coarse branch"
@@ -17,15 +17,18 @@ PANELS = {
     "direct, also without denoising the mirrored crop": (("direct", "unmirrored"), LATENCY),
 }
 MARKERS = {"direct": "o-", "unmirrored": "D-.", "ddim": "s:", "restarts": "^-."}
-COLOURS = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys((*MAIN, *VARIANTS)))}
+COLOURS = {name: f"C{number % 10}" for number, name in enumerate(dict.fromkeys((*DRAWN, *VARIANTS)))}
 
 
 def write_plot(path: str, rows: Sequence[Row]) -> None:
     """Draws mean AP, by DARK, with its standard error over K and over the latency; rows are of `summarise`."""
     rows = [row for row in rows if row["reading"].refine == "dark" and row["AP"]]
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    for axes, (heading, (updates, across)) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        for name in _shown(row["variant"] for row in rows):
+    names, read = _shown(row["variant"] for row in rows), {row["reading"].update for row in rows}
+    panels = {heading: panel for heading, panel in PANELS.items() if read & set(panel[0])} or PANELS
+    figure = Figure(figsize=(5 * len(panels), 4.5), layout="constrained")
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (heading, (updates, across)) in zip(every, panels.items(), strict=True):
+        for name in names:
             its = {row["reading"]: row for row in rows if row["variant"] == name}
             for update in updates:
                 line = [row for reading, row in its.items() if reading.update == update]
@@ -96,6 +99,6 @@ def write_curves(path: str, curves: Mapping[str, Sequence[np.ndarray]]) -> None:
 
 
 def _shown(names: Iterable[str]) -> list[str]:
-    """MAIN's of the names, or all where none of them is there."""
+    """DRAWN's of the names, or all where none of them is there."""
     every = list(dict.fromkeys(names))
-    return [name for name in every if name in MAIN] or every
+    return [name for name in every if name in DRAWN] or every

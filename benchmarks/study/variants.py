@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MAIN = "plain_sub", "plain_sub_time_of_light_sub", "one_pass_light_sub", "light_sub", "written"
+DRAWN = *MAIN, "unet", "one_pass", "plain", "own_all", "unet_t_1000", "plain_same_time"  # in plots, if any is there
 HRNET = {"loss.diffusion": 0.0}
 NO_MASKS = {"masks.keypoints": False, "masks.skeleton": False}
 NO_SPATIAL, NO_CHANNEL = {"model.spatial_attention": False}, {"model.channel_attention": False}

@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed blocks for the next step; does nothing with another C library.
 
     XLA:CPU allocates its temporaries anew every step. By default each 4 KiB of them is a page fault: 110,000 a second
-    for `configs/lspet_tiny.py` on two cores, 22 a second with this.
+    for a U-Net of C = 32 at 128 x 96 on two cores, 22 a second with this.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -35,7 +35,8 @@ if __name__ == "__main__":
             return
         recipe, restored = stored_recipe(WORKDIR.value), read_variables(WORKDIR.value)
         if build_model(recipe).subpixels > 1:
-            raise ValueError(f"{WORKDIR.value}: model.upsampling='subpixel': official HRNet has no such head")
+            text = "model.upsampling='subpixel': official HRNet has no such head; train with 'bilinear' for one"
+            raise ValueError(f"{WORKDIR.value}: {text}")
         tensors = to_official(restored.variables)
         size = "x".join(map(str, recipe.input_size))
         write_bytes(OUT.value, save(tensors, {"input_size": size, "joint_set": recipe.joints.name}))
