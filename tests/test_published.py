@@ -29,6 +29,7 @@ from dpose_jax.pose.joint_sets import COCO
 from dpose_jax.recipe import Recipe
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.workdir import model_folder
+from dpose_jax.workdir.compatibility import as_stored
 
 WIDTH = 8
 
@@ -220,6 +221,11 @@ def test_converts_to_a_model_folder_and_back_to_the_official_layout(official, tm
         predict(Predictor.from_file(str(folder)), str(tmp_path), str(tmp_path / "out"), strips=True)
     done = command("dpose_jax.workdir.convert", f"--weights={path}", f"--out={folder}.safetensors")
     assert done.returncode == 1 and "must be a folder for --weights" in done.stderr
+    (tmp_path / "run").mkdir()
+    subpixels = Recipe().override({"stride": 2, "model.upsampling": "subpixel"})
+    (tmp_path / "run" / "config.json").write_text(json.dumps(as_stored(subpixels)))
+    done = command("dpose_jax.workdir.convert", f"--workdir={tmp_path}/run", f"--out={folder}.safetensors")
+    assert done.returncode == 1 and "model.upsampling='subpixel': official HRNet has no such head" in done.stderr
 
 
 def official_joints(maps, mirrored_maps, to_image):

@@ -33,10 +33,11 @@ if __name__ == "__main__":
             model_folder.save(OUT.value, variables, recipe, weights=WEIGHTS.value)
             print(f"{OUT.value}: {recipe.model.backbone}, {recipe.joints.num_joints} joints, {recipe.input_size}")
             return
-        recipe, restored = stored_recipe(WORKDIR.value), read_variables(WORKDIR.value)
+        recipe = stored_recipe(WORKDIR.value)
         if build_model(recipe).subpixels > 1:
             text = "model.upsampling='subpixel': official HRNet has no such head; train with 'bilinear' for one"
             raise ValueError(f"{WORKDIR.value}: {text}")
+        restored = read_variables(WORKDIR.value)
         tensors = to_official(restored.variables)
         size = "x".join(map(str, recipe.input_size))
         write_bytes(OUT.value, save(tensors, {"input_size": size, "joint_set": recipe.joints.name}))
