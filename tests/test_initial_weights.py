@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.pose.joint_sets import COCO
-from dpose_jax.runtime import sharding
+from dpose_jax.runtime import flat, sharding
 from dpose_jax.training.dry_run import dry_run
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.loop import prepare, train
@@ -55,7 +55,7 @@ def test_random_weights_are_said_to_be_random(miniature, small_model, capsys):
 def test_a_file_is_the_start_of_the_run(small, tmp_path, capsys):
     path = str(tmp_path / "hrnet.safetensors")
     save_file(stored_weights("w18_small", "imagenet"), path)
-    state = prepare(small(model__pretrained=path)).state
+    state = flat.unflatten(prepare(small(model__pretrained=path)).state)
     np.testing.assert_array_equal(
         state.params["hrnet"]["stem1"]["conv"]["kernel"],
         stored_weights("w18_small", "imagenet")["conv1.weight"].transpose(2, 3, 1, 0),
@@ -106,7 +106,7 @@ def averages(trained):
 
 def test_a_run_starts_from_another_run(trained, averages, miniature, capsys):
     """From its moving average, as evaluation does."""
-    state = prepare(miniature(model__pretrained=trained[1])).state
+    state = flat.unflatten(prepare(miniature(model__pretrained=trained[1])).state)
     started = flatten_dict({"params": state.params, "batch_stats": state.batch_stats}, sep="/")
     assert_equal(started, averages)
     last = restored(*trained)
@@ -177,11 +177,12 @@ def test_the_backbone_is_frozen_for_the_first_steps(miniature):
     """Parameters, BatchNorm statistics and Adam's moments of HRNet, through the compiled step; all else learns."""
     run = prepare(miniature(model__backbone="miniature", optim__freeze_backbone_steps=2))
     assert [(phase.name, phase.last) for phase in run.phases] == [("frozen backbone", 2), ("all", 4)]
-    start, state = jax.device_get(run.state), run.state
+    start, state = jax.device_get(flat.unflatten(run.state)), run.state
     for number in (1, 2):
         state, metrics = run.train_step(number, state, sharding.put_batch(run.next_batch(), run.mesh))
     run.data.close()
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    state = flat.unflatten(state)
     assert_equal(state.batch_stats, start.batch_stats)
     others = {path for path in flatten_dict(start.params, sep="/") if not path.startswith("hrnet/")}
     assert leaves_that_differ(start.params, state.params) == others
@@ -191,7 +192,7 @@ def test_the_backbone_is_frozen_for_the_first_steps(miniature):
 
 def restored(config, workdir):
     with contextlib.closing(Checkpoints(str(workdir), keep=2)) as checkpoints:
-        return jax.device_get(checkpoints.restore(prepare(config, resumes=True).state))
+        return jax.device_get(flat.unflatten(checkpoints.restore(prepare(config, resumes=True).state)))
 
 
 def adam_leaves(state):

@@ -14,6 +14,7 @@ import pytest
 
 from dpose_jax.evaluation.evaluator import evaluate
 from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.runtime import flat
 from dpose_jax.training import board, loop
 from dpose_jax.training.metrics import MetricsWriter
 from dpose_jax.training.preemption import PREEMPTED_STATUS
@@ -238,7 +239,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tree, tmp_path):
 def test_parameters_are_read_without_the_optimizer(trained, monkeypatch):
     """The moving averages or the newest values, as numpy; nothing else of the optimizer is read."""
     recipe, workdir = trained
-    state = Checkpoints(workdir, read_only=True).restore(loop.prepare(recipe).state)
+    state = Checkpoints(workdir, read_only=True).restore(flat.unflatten(loop.prepare(recipe).state))
     kept = []
     read = Checkpoints.read
     monkeypatch.setattr(Checkpoints, "read", lambda self, step: kept.append(read(self, step)) or kept[-1])

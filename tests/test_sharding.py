@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpose_jax.runtime import sharding
+from dpose_jax.runtime import flat, sharding
 from dpose_jax.training import loop
 from dpose_jax.workdir.checkpoints import Checkpoints
 
@@ -21,7 +21,7 @@ import sys
 import jax
 import numpy as np
 import optax
-from dpose_jax.runtime import sharding
+from dpose_jax.runtime import flat, sharding
 from dpose_jax.training import loop
 from dpose_jax.workdir.checkpoints import Checkpoints
 from dpose_jax.recipe import Recipe
@@ -59,6 +59,7 @@ print("restored on two")
 def figures(state, metrics):
     """What a step computes, by name: losses, BatchNorm's statistics, and the gradient, as Adam's first moment."""
     named = {f"metric {name}": value for name, value in metrics.items()}
+    state = flat.unflatten(state)
     moments = next(part.mu for part in state.opt_state if hasattr(part, "mu"))
     for kind, tree in (("gradient", moments), ("statistics", state.batch_stats)):
         named |= {f"{kind} {jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -143,7 +144,7 @@ TWO = """
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dpose_jax.runtime import sharding
+from dpose_jax.runtime import flat, sharding
 
 mesh, rows = sharding.make_mesh(), np.arange(24, dtype=np.float32).reshape(8, 3)
 assert mesh.size == 2

@@ -20,7 +20,7 @@ from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
-from dpose_jax.runtime import multihost, sharding
+from dpose_jax.runtime import flat, multihost, sharding
 from dpose_jax.training.changes import changes, fingerprint, held
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.memory import named_shortage
@@ -100,7 +100,8 @@ def _take_steps(
         """Adds its AP to the checkpoint of `step`, which is saved; raises Preempted if SIGTERM comes meanwhile."""
         assert evaluator is not None
         show = functools.partial(log.show, step) if multihost.is_first() else None
-        ap = evaluator.best_ap(evaluated_variables(state, ema=run.recipe.eval.ema), preemption.due, show)
+        variables = flat.unflatten(evaluated_variables(state, ema=run.recipe.eval.ema))
+        ap = evaluator.best_ap(variables, preemption.due, show)
         if ap is None:
             raise Preempted(step, preemption.name)
         log.write(step, {"AP": ap})
@@ -180,6 +181,8 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     source = make_source(recipe, "train", training=True)
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
     variables = initial_variables(model, recipe.seed) if resumes else starting_variables(recipe, model)
+    if mesh.size == 1 and jax.default_backend() == "cpu":
+        variables = {name: flat.flatten(modules) for name, modules in variables.items()}
     state = initial_state(variables, optimizer)
     places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
     state = jax.device_put(state, places)

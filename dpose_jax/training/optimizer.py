@@ -1,6 +1,5 @@
 """The optimizer of a recipe: clipping, Adam, weight decay, the learning rate, moving averages."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import optax
 
 from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Optim, Recipe, Train
+from dpose_jax.runtime.flat import kernels
 
 
 class AverageState(NamedTuple):
@@ -50,7 +50,6 @@ def make_optimizer(optim: Optim, train: Train, kept: tuple[str, ...] = ()) -> op
     """
     direction = [optax.scale_by_adam()]
     if optim.weight_decay:
-        kernels = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
         direction.append(optax.add_decayed_weights(optim.weight_decay, mask=kernels))
     if kept:
         direction = [

@@ -11,6 +11,7 @@ import optax
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.recipe import Diffusion, Recipe
+from dpose_jax.runtime import flat
 from dpose_jax.runtime.sharding import each_nth
 from dpose_jax.training.optimizer import learning_rate
 from dpose_jax.training.state import TrainState
@@ -51,7 +52,8 @@ def make_train_step(
         # Labelled joints of what each of LOSS_TERMS sees. Part p below has the rows p, p + parts, ...
         by_part = batch["visible"].reshape(-1, parts, batch["visible"].shape[1])
         labelled = jnp.sum(each_nth(by_part, recipe.diffusion.every)), jnp.sum(by_part)
-        params, batch_stats = unshard((state.params, state.batch_stats))
+        forms = state.params, state.batch_stats
+        params, batch_stats = unshard(flat.unflatten(forms))
 
         def of_part(batch_stats, part):
             (loss, (terms, batch_stats)), gradients = gradient_of(params, batch_stats, part, labelled)
@@ -69,6 +71,7 @@ def make_train_step(
             # part to all of them, and no row moves.
             split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
             (batch_stats, (metrics, gradients)), _ = jax.lax.scan(add_part, (batch_stats, zeros), split)
+        gradients, batch_stats = flat.flatten_like(forms, (gradients, batch_stats))
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, batch_stats=batch_stats)
         params = optax.apply_updates(state.params, updates)
@@ -86,7 +89,7 @@ def kept_activations(recipe: Recipe, model: DiffusionPose, schedule: Schedule, s
     loss_of = _make_loss(recipe, model, schedule)
 
     def backward(state: TrainState, batch: Arrays, key: jax.Array) -> Callable:
-        inputs = draw_inputs(recipe.diffusion, state.step, batch, key)
+        state, inputs = flat.unflatten(state), draw_inputs(recipe.diffusion, state.step, batch, key)
         return jax.vjp(lambda params: loss_of(params, state.batch_stats, inputs, (1.0, 1.0))[0], state.params)[1]
 
     kept = jax.eval_shape(backward, state, batch, jax.random.key(0))

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from dpose_jax.recipe import Recipe
-from dpose_jax.runtime import multihost
+from dpose_jax.runtime import flat, multihost
 from dpose_jax.workdir import checksums, files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, as_stored, differences, stored_recipe
 from dpose_jax.workdir.starts import training_device
@@ -168,7 +168,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             return
         position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT, "step": step})
         with self._writing():
-            items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), data=position)
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat.unflatten(state)), data=position)
             self._manager.save(step, args=items, metrics={})
 
     def evaluated(self, step: int) -> bool:
@@ -212,8 +212,9 @@ class Checkpoints(contextlib.AbstractContextManager):
             raise ValueError(f"{path}: is of checkpoint format {found}, this version of dpose_jax reads {FORMAT}")
         if data is not None:
             data.set_state(position)
-        layout = ocp.checkpoint_utils.construct_restore_args(like)
-        return self._restore(step, state=ocp.args.PyTreeRestore(like, layout))
+        trees = flat.unflatten(like)
+        layout = ocp.checkpoint_utils.construct_restore_args(trees)
+        return flat.flatten_like(like, self._restore(step, state=ocp.args.PyTreeRestore(trees, layout)))
 
     def read(self, step: int) -> dict[str, Any]:
         """The state of `step` as nested dicts and lists of numpy arrays, whatever its model.
