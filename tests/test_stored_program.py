@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from dpose_jax.diffusion.sampler import UPDATES
-from dpose_jax.inference import stored_program
 from dpose_jax.inference.predictor import Predictor
-from dpose_jax.inference.stored_program import StoredProgram
-from dpose_jax.workdir import model_folder, once
+from dpose_jax.workdir import model_folder, once, stored_program
+from dpose_jax.workdir.stored_program import StoredProgram
 
 
 @pytest.fixture(name="folder")

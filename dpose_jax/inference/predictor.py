@@ -18,7 +18,6 @@ from dpose_jax.inference.about import about_published, about_trained
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
-from dpose_jax.inference.stored_program import StoredProgram
 from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
@@ -27,6 +26,7 @@ from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
+from dpose_jax.workdir.stored_program import StoredProgram, is_ours
 
 BATCH_SIZES = (1, 4, 16, 64)
 
@@ -89,9 +89,7 @@ class Predictor:
             return {"trajectory": jnp.swapaxes(trajectory, 0, 1), "joints": jnp.swapaxes(joints, 0, 1)}
 
         self._spec, self._trace = crop_spec(recipe), jax.jit(trace)
-        # A stored program is found by the code of this package alone, so not for parts that come from elsewhere.
-        parts = BACKBONES[recipe.model.backbone].build, *UPDATES[recipe.sampler.update_rule]
-        ours = all(getattr(part, "__module__", "").partition(".")[0] == "dpose_jax" for part in parts)
+        ours = is_ours(BACKBONES[recipe.model.backbone].build, *UPDATES[recipe.sampler.update_rule])
         facts = repr(recipe), repr((settings, flip, hypotheses))
         self._run = StoredProgram(self.sampler.poses, *facts) if ours else jax.jit(self.sampler.poses)
 

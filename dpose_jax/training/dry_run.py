@@ -51,9 +51,8 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
         for phase in run.phases:
             multihost.say(f"compiling:   the step, {phase.name}; {COMPILING}")
             began = time.monotonic()
-            compiled = phase.step.lower(state, batch, run.key).compile()
+            needs = phase.step.lower(state, batch, run.key).compile().memory_analysis()
             compile_seconds += time.monotonic() - began
-            needs = compiled.memory_analysis()
             memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
             what = "arguments and temporaries of the compiled step"
             multihost.say(f"memory:      {memory / 2**20:.0f} MiB a device: {what}")
@@ -62,7 +61,7 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
             seconds = []
             for _ in range(1 + TIMED_STEPS):
                 began = time.monotonic()
-                state, metrics = jax.block_until_ready(compiled(state, batch, run.key))
+                state, metrics = jax.block_until_ready(phase.step(state, batch, run.key))
                 batch = sharding.put_batch(run.next_batch(), run.mesh)
                 seconds.append(time.monotonic() - began)
             run_seconds += (phase.last - before) * float(np.median(seconds[1:]))

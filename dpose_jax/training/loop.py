@@ -17,6 +17,7 @@ from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.sample import Source
 from dpose_jax.data.statistics import describe
 from dpose_jax.evaluation.evaluator import Evaluator
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
@@ -33,6 +34,7 @@ from dpose_jax.training.step import make_train_step
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
 from dpose_jax.workdir.starts import record_start
+from dpose_jax.workdir.stored_program import StoredProgram, is_ours
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
 
@@ -181,14 +183,18 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     source = make_source(recipe, "train", training=True)
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
     variables = initial_variables(model, recipe.seed) if resumes else starting_variables(recipe, model)
-    if mesh.size == 1 and jax.default_backend() == "cpu":
+    alone = mesh.size == 1 and jax.default_backend() == "cpu"
+    if alone:
         variables = {name: flat.flatten(modules) for name, modules in variables.items()}
     state = initial_state(variables, optimizer)
     places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
     state = jax.device_put(state, places)
 
     def compiled(model):
-        return jit_step(make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh)), mesh, places)
+        step = make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh))
+        if alone and is_ours(BACKBONES[recipe.model.backbone].build):
+            return StoredStep(step, mesh, state, repr((recipe, recipe.joints, model.freeze_backbone)))
+        return jit_step(step, mesh, places)
 
     phases, total = [], recipe.train.steps
     frozen = min(recipe.optim.freeze_backbone_steps, total)
@@ -199,6 +205,30 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     # By a program, since device_put takes no typed key to the devices of other hosts.
     key = jax.jit(jax.random.key, static_argnums=0, out_shardings=sharding.replicated(mesh))(recipe.seed)
     return Run(recipe, mesh, source, data, state, key, tuple(phases))
+
+
+class StoredStep:
+    """`jit_step` of one CPU, kept traced: `inputs` and the state's form are all that it depends on beside the code."""
+
+    def __init__(self, step: Callable, mesh: jax.sharding.Mesh, state: TrainState, inputs: str):
+        self._form: Any = jax.tree.structure(state)
+        shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(flat.unflatten, state))
+        whole = sharding.replicated(mesh)
+        options = {"in_shardings": whole, "out_shardings": whole, "donate_argnums": 0}
+
+        def of_leaves(leaves: list, batch: dict, key: jax.Array) -> tuple[list, dict]:
+            state, metrics = step(self._form.unflatten(leaves), batch, key)
+            return jax.tree.leaves(state), metrics
+
+        self._program = StoredProgram(of_leaves, inputs, repr(shapes), **options)
+
+    def __call__(self, state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
+        leaves, metrics = self._program(jax.tree.leaves(state), batch, key)
+        return self._form.unflatten(leaves), metrics
+
+    def lower(self, state: TrainState, batch: dict, key: jax.Array) -> Any:
+        """The program for these arguments, of leaves, as `jax.jit` has it."""
+        return self._program.lower(jax.tree.leaves(state), batch, key)
 
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:

@@ -1,7 +1,8 @@
 """Programs that are kept traced: a start that is not the first of its kind does not trace the network again.
 
 JAX's cache of compiled programs is found by a program's text, for which every start traces the network: half of the
-time of a short prediction. Here the text itself is kept, by `jax.export`, and found by the code of dpose_jax.
+time of a short prediction, and of the start of a training. Here the text itself is kept, by `jax.export`, and found by
+the code of dpose_jax.
 """
 
 import hashlib
@@ -19,22 +20,33 @@ from dpose_jax.workdir.once import code, programs_folder
 class StoredProgram:
     """`jax.jit(function)`, whose text is kept beside the compiled programs, on one CPU; elsewhere it is traced."""
 
-    def __init__(self, function: Callable, *inputs: str):
-        """`inputs` are all that the function depends on beside its arguments and the code of dpose_jax."""
-        self._jitted: Any = jax.jit(function)
+    def __init__(self, function: Callable, *inputs: str, **options: Any):
+        """`inputs` are all that the function depends on beside its arguments and the code of dpose_jax.
+
+        `options` are those of `jax.jit`.
+        """
+        self._jitted: Any = jax.jit(function, **options)
+        self._options = options
         self._inputs, self._programs = inputs, dict[str, Callable]()
 
     def __call__(self, *arguments) -> Any:
         """The function's result."""
+        return self._program(arguments)(*arguments)
+
+    def lower(self, *arguments) -> Any:
+        """The program for these arguments, as `jax.jit` has it."""
+        return self._program(arguments).lower(*arguments)
+
+    def _program(self, arguments: tuple) -> Any:
         folder = programs_folder()
         if folder is None or jax.default_backend() != "cpu" or jax.device_count() > 1:
-            return self._jitted(*arguments)
+            return self._jitted
         shapes = repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments))
         if shapes not in self._programs:
             settings = repr(sorted(jax.config.values.items()))
             digest = hashlib.sha256("\0".join([code(), settings, shapes, *self._inputs]).encode()).hexdigest()
             self._programs[shapes] = self._load(folder / f"traced-{digest}", arguments)
-        return self._programs[shapes](*arguments)
+        return self._programs[shapes]
 
     def eval_shape(self, *arguments) -> Any:
         """Shapes and dtypes of the result, as `jax.jit` has it."""
@@ -47,7 +59,7 @@ class StoredProgram:
     def _load(self, path: epath.Path, arguments: tuple) -> Callable:
         # What a damaged file makes JAX raise is open-ended; then the network is traced anew.
         try:
-            return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+            return jax.jit(export.deserialize(bytearray(path.read_bytes())).call, **self._options)
         except Exception:
             traced = export.export(self._jitted)(*arguments)
         try:
@@ -57,4 +69,9 @@ class StoredProgram:
             part.replace(path)
         except OSError:
             pass  # a folder that cannot be written to
-        return jax.jit(traced.call)
+        return jax.jit(traced.call, **self._options)
+
+
+def is_ours(*parts: Any) -> bool:
+    """Whether the code of this package, by which a stored program is found, has all of `parts`."""
+    return all(getattr(part, "__module__", "").partition(".")[0] == "dpose_jax" for part in parts)
