@@ -7,6 +7,8 @@ import pytest
 
 from dpose_jax.diffusion.sampler import UPDATES
 from dpose_jax.inference.predictor import Predictor
+from dpose_jax.runtime import flat, sharding
+from dpose_jax.training import loop
 from dpose_jax.workdir import model_folder, once, stored_program
 from dpose_jax.workdir.stored_program import StoredProgram
 
@@ -67,6 +69,37 @@ def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
     monkeypatch.setattr(stored_program, "code", lambda: "other")
     StoredProgram(counted(calls))(weights, x)
     assert len(calls) == len(list(folder.iterdir())) == 3
+
+
+def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature, monkeypatch):
+    """It takes the same step; another recipe has its own program, and a part from elsewhere is not stored."""
+    traced, make = [], loop.make_train_step
+
+    def counted_step(*arguments):
+        step = make(*arguments)
+        return lambda *inputs: traced.append(1) or step(*inputs)
+
+    def first_step(recipe):
+        run = loop.prepare(recipe)
+        batch = sharding.put_batch(run.next_batch(), run.mesh)
+        run.data.close()
+        needs = run.phases[-1].step.lower(run.state, batch, run.key).compile().memory_analysis()
+        state, metrics = run.train_step(1, run.state, batch)
+        assert needs.temp_size_in_bytes > 0
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state) if leaf.size), "donated"
+        assert jax.tree.structure(state) == jax.tree.structure(run.state)
+        return jax.device_get((flat.unflatten(state), metrics))
+
+    monkeypatch.setattr(loop, "make_train_step", counted_step)
+    plain = {"loss.diffusion": 0.0}  # the least to compile
+    found = [first_step(miniature().override(plain)) for _ in range(2)]
+    assert len(traced) == 1
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    first_step(miniature().override(plain | {"optim.learning_rate": 0.5}))
+    assert len(traced) == 2
+    monkeypatch.setattr(loop, "is_ours", lambda part: False)
+    jax.tree.map(np.testing.assert_array_equal, first_step(miniature().override(plain)), found[0])
+    assert len(traced) == 3 and len(list(folder.glob("traced-*"))) == 2
 
 
 def test_a_check_is_made_once(folder):
