@@ -12,7 +12,7 @@ from dpose_jax.training.optimizer import AverageState
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes."""
+    """Everything that a step changes; trees by module, or on one CPU a `runtime.flat.Flat` for each module."""
 
     step: jax.Array  # int32 scalar, optimizer steps done
     params: Any  # float32 tree
@@ -21,7 +21,7 @@ class TrainState:
 
 
 def initial_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0 from initial variables (`params`, and `batch_stats` where a layer has them)."""
+    """Step 0 from initial variables (`params`, and `batch_stats` where a layer has them), which may be flat."""
     params, batch_stats = (jax.tree.map(jnp.asarray, variables.get(name, {})) for name in ("params", "batch_stats"))
     copies, parts = jax.tree.map(jnp.copy, batch_stats), optimizer.init(params)
     opt_state = tuple(part._replace(batch_stats=copies) if isinstance(part, AverageState) else part for part in parts)

@@ -41,6 +41,8 @@ def make_train_step(
     them A times a step. With `diffusion.every` = N the diffusion term is the mean over each N-th example of a part, the
     coarse term over all.
 
+    Of a flat state (`runtime.flat`) the model gets the arrays, the optimizer the long vectors.
+
     `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
     optimizer works on the split ones.
     """

@@ -163,7 +163,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         return max(steps, key=lambda step: (_stored_ap(self.folder, step) or 0.0, step), default=None)
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator) -> None:
-        """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one."""
+        """Saves state and data position as checkpoint `step`, without an AP; does nothing if there is one.
+
+        What is flat in the state (`runtime.flat`) is stored as its arrays.
+        """
         if step in self._manager.all_steps():
             return
         position = ocp.args.JsonSave(data.get_state() | {"format": FORMAT, "step": step})
