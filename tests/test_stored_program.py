@@ -1,5 +1,8 @@
 """Programs that are kept traced: the same results, and others when the code or its inputs change."""
 
+import os
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from dpose_jax.inference.predictor import Predictor
 from dpose_jax.runtime import flat, sharding
 from dpose_jax.training import loop
 from dpose_jax.workdir import model_folder, once, stored_program
-from dpose_jax.workdir.stored_program import StoredProgram
+from dpose_jax.workdir.stored_program import KEPT_DAYS, StoredProgram
 
 
 @pytest.fixture(name="folder")
@@ -56,6 +59,22 @@ def test_a_damaged_program_is_compiled_anew(folder):
         np.testing.assert_array_equal(StoredProgram(counted(calls))(weights, x)["y"], expected)
         assert file.read_bytes() != broken
     assert len(calls) == 4
+
+
+def test_a_program_that_nothing_reads_goes(folder):
+    x, weights = np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}
+    for name in "ab":
+        StoredProgram(counted([]), name)(weights, x)
+    (first, _), month = sorted(folder.iterdir()), time.time() - (KEPT_DAYS + 1) * 24 * 3600
+    for path in folder.iterdir():
+        os.utime(path, (month, month))
+    calls = []
+    for name in "abc":  # those that are read stay, though the third is stored after them
+        StoredProgram(counted(calls), name)(weights, x)
+    assert len(calls) == 1 and len(list(folder.iterdir())) == 3 and first.exists()
+    os.utime(first, (month, month))
+    StoredProgram(counted(calls), "d")(weights, x)
+    assert len(calls) == 2 and len(list(folder.iterdir())) == 3 and not first.exists()
 
 
 def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):

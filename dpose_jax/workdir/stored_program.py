@@ -5,8 +5,10 @@ time of a short prediction, and of the start of a training. Here the text itself
 the code of dpose_jax.
 """
 
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,8 @@ from etils import epath
 from jax import export
 
 from dpose_jax.workdir.once import code, programs_folder
+
+KEPT_DAYS = 30
 
 
 class StoredProgram:
@@ -59,10 +63,14 @@ class StoredProgram:
     def _load(self, path: epath.Path, arguments: tuple) -> Callable:
         # What a damaged file makes JAX raise is open-ended; then the network is traced anew.
         try:
-            return jax.jit(export.deserialize(bytearray(path.read_bytes())).call, **self._options)
+            program = jax.jit(export.deserialize(bytearray(path.read_bytes())).call, **self._options)
+            with contextlib.suppress(OSError):
+                path.touch()
+            return program
         except Exception:
             traced = export.export(self._jitted)(*arguments)
         try:
+            _forget_unused(path.parent)
             part = path.with_name(f"{path.name}.{os.getpid()}")
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(bytes(traced.serialize()))
@@ -70,6 +78,13 @@ class StoredProgram:
         except OSError:
             pass  # a folder that cannot be written to
         return jax.jit(traced.call, **self._options)
+
+
+def _forget_unused(folder: epath.Path) -> None:
+    """Deletes programs that nothing has read for KEPT_DAYS: those of older code are never read again."""
+    for path in folder.glob("traced-*"):
+        if time.time() - path.stat().mtime > KEPT_DAYS * 24 * 3600:
+            path.unlink()
 
 
 def is_ours(*parts: Any) -> bool:
