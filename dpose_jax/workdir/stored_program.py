@@ -65,7 +65,7 @@ class StoredProgram:
         try:
             program = jax.jit(export.deserialize(bytearray(path.read_bytes())).call, **self._options)
             with contextlib.suppress(OSError):
-                path.touch()
+                os.utime(path)
             return program
         except Exception:
             traced = export.export(self._jitted)(*arguments)
