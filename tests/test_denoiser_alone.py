@@ -61,14 +61,14 @@ def test_the_step_has_no_backward_pass_through_hrnet_and_keeps_nothing_of_it(min
 
 
 def test_what_is_kept_stays_bit_for_bit_and_the_rest_learns(denoiser_alone):
-    recipe, run, batch, step = denoiser_alone
+    recipe, run, batch, _ = denoiser_alone
     start, state = jax.device_get(flat.unflatten(run.state)), run.state
     pose_model = {"params": start.params, "batch_stats": start.batch_stats}
     for name, array in load_file(recipe.model.pretrained).items():
         np.testing.assert_array_equal(to_official(pose_model)[name], array)
     assert recipe.optim.ema and recipe.optim.weight_decay  # both would move it
     for _ in range(3):
-        state, metrics = step(state, batch, run.key)
+        state, metrics = run.train_step(1, state, batch)
     assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     state = flat.unflatten(state)
     averages = evaluated_variables(state, ema=True)

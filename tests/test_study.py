@@ -216,7 +216,7 @@ def finished(tmp_path_factory):
 def test_a_study_resumes(finished):
     """What is finished is neither trained nor read again."""
     before, after = finished.trained
-    assert before == after and "light, sub-pixels, seed 1:" in finished.printed
+    assert before == after and "light_sub, seed 1:" in finished.printed
     rows = finished.table("study.csv")
     assert rows[: len(finished.first)] == finished.first
     assert list(dict.fromkeys((row["variant"], row["seed"]) for row in rows)) == [
@@ -260,10 +260,12 @@ def test_a_report_alone_trains_and_times_nothing(finished, tmp_path):
     done = command("benchmark.py", *arguments, *only)
     assert done.returncode == 0, done.stderr
     again = (folder / "study.md").read_text()
-    assert again.count("HRNet, same training time") == 4 and again != report
+    assert again.count("HRNet, sub-pixels, time of light, sub-pixels") == 4 and again != report
     assert (folder / "study.json").read_text() == identity
-    assert f"{folder / 'plain_same_time'}/seed_0/persons.npz: not found, gains.csv lacks this run" in done.stdout
-    assert not any((folder / name).exists() for name in ("one_pass", "latency.csv", "plain_sub_time_of_light_sub"))
+    missing = f"{folder / 'plain_sub_time_of_light_sub'}/seed_0/persons.npz"
+    assert f"{missing}: not found, gains.csv lacks this run" in done.stdout
+    others = "one_pass_light_sub", "latency.csv", "plain_sub_time_of_light_sub"
+    assert not any((folder / name).exists() for name in others)
     for wrong, message in (
         (("--arms=one_pass", "--report_only"), "no run of --arms=one_pass is finished there"),
         (("--config.train.steps=3", "--seeds=0"), "study.json: is of another recipe"),
