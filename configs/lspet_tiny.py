@@ -1,7 +1,7 @@
 """Leeds Sports Pose Extended, 14 joints in CrowdPose's order, from random weights on two CPU cores.
 
-Measured with one step on the 499 validation persons: AP 40.9, AP50 81.5, PCK@0.2 86.3 (coarse branch 35.8, 81.1, 84.0).
-Ground-truth boxes, flip test, seed 0. Training takes an hour on one core, 48 minutes on two. See docs/results.md.
+Measured with one step on the 499 validation persons: AP 42.9, AP50 81.7, PCK@0.1 73.1 (coarse branch 29.4, 82.4, 65.6).
+Ground-truth boxes, flip test, seed 0. Training takes 37 minutes on two busy cores. See docs/results.md.
 
   python train.py --config=configs/lspet_tiny.py --workdir=DIR --config.data.root=LSPET
 """
