@@ -1,5 +1,6 @@
 """Settings that make JAX faster on a CPU: XLA's fusions, freed memory, and a cache of compiled programs."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -27,6 +28,12 @@ def keep_freed_memory() -> None:
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
     for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**28), (arena_max, 1)):
         mallopt(option, value)
+
+
+def release_freed_memory() -> None:
+    """Gives what glibc keeps back to the system, such as what compiling took; does nothing with another C library."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def fuse_elementwise() -> None:

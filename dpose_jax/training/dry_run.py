@@ -51,7 +51,7 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
         for phase in run.phases:
             multihost.say(f"compiling:   the step, {phase.name}; {COMPILING}")
             began = time.monotonic()
-            needs = phase.step.lower(state, batch, run.key).compile().memory_analysis()
+            needs = phase.compile(state, batch, run.key).memory_analysis()
             compile_seconds += time.monotonic() - began
             memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
             what = "arguments and temporaries of the compiled step"

@@ -21,7 +21,7 @@ from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
-from dpose_jax.runtime import flat, multihost, sharding
+from dpose_jax.runtime import cpu, flat, multihost, sharding
 from dpose_jax.training.changes import changes, fingerprint, held
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.memory import named_shortage
@@ -118,6 +118,8 @@ def _take_steps(
             starts = step == start + 1 or run.phase(step) is not run.phase(step - 1)
             if starts and multihost.is_first():
                 bar.write(f"compiling the step, {run.phase(step).name}; {COMPILING}")
+            if starts and jax.default_backend() == "cpu":
+                run.phase(step).compile(state, batch, run.key)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
                 state, metrics = run.train_step(step, state, batch)
@@ -142,6 +144,12 @@ class Phase(NamedTuple):
     name: str
     last: int
     step: Any
+
+    def compile(self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> Any:
+        """The compiled step, which the first call then takes; on a CPU the memory that this took is free again."""
+        compiled = self.step.lower(state, batch, key).compile()
+        cpu.release_freed_memory()
+        return compiled
 
 
 @dataclasses.dataclass(frozen=True)
