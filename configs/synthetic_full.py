@@ -2,7 +2,7 @@
 
 Measured with one step on 403 unseen persons: AP 68.3, PCK@0.1 90.3 (coarse branch 45.3, 79.0). Their own boxes, flip
 test, seed 0. On photos it is poor: COCO val AP 0.3, PCK@0.1 30.4 (docs/appendix/synthetic.md). The data are drawings
-only, so its weights carry no other license. 27 minutes of training on two cores.
+only, so its weights carry no other license. 40 minutes of training on two busy cores.
 
   python train.py --config=configs/synthetic_full.py --workdir=runs/drawn
 """
