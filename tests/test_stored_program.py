@@ -92,11 +92,11 @@ def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
 
 def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature, monkeypatch):
     """It takes the same step; another recipe has its own program, and a part from elsewhere is not stored."""
-    traced, make = [], loop.make_train_step
+    traced, make = [], loop.make_gradients
 
-    def counted_step(*arguments):
-        step = make(*arguments)
-        return lambda *inputs: traced.append(1) or step(*inputs)
+    def counted_gradients(*arguments):
+        gradients = make(*arguments)
+        return lambda *inputs: traced.append(1) or gradients(*inputs)
 
     def first_step(recipe):
         run = loop.prepare(recipe)
@@ -105,11 +105,11 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
         needs = run.phases[-1].step.lower(run.state, batch, run.key).compile().memory_analysis()
         state, metrics = run.train_step(1, run.state, batch)
         assert needs.temp_size_in_bytes > 0
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state) if leaf.size), "donated"
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(run.state) if leaf.size > 1), "freed"
         assert jax.tree.structure(state) == jax.tree.structure(run.state)
         return jax.device_get((flat.unflatten(state), metrics))
 
-    monkeypatch.setattr(loop, "make_train_step", counted_step)
+    monkeypatch.setattr(loop, "make_gradients", counted_gradients)
     plain = {"loss.diffusion": 0.0}  # the least to compile
     found = [first_step(miniature().override(plain)) for _ in range(2)]
     assert len(traced) == 1
@@ -118,7 +118,8 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
     assert len(traced) == 2
     monkeypatch.setattr(loop, "is_ours", lambda part: False)
     jax.tree.map(np.testing.assert_array_equal, first_step(miniature().override(plain)), found[0])
-    assert len(traced) == 3 and len(list(folder.glob("traced-*"))) == 2
+    # Of each recipe, the gradients and the update.
+    assert len(traced) == 3 and len(list(folder.glob("traced-*"))) == 4
 
 
 def test_a_check_is_made_once(folder):

@@ -5,6 +5,7 @@ milliseconds at every start (docs/performance.md). Models and checkpoints keep t
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,15 +36,22 @@ class Flat:
 
     def arrays(self) -> Any:
         """The tree. While it is traced these are slices, else copies on the default device."""
-        traced = isinstance(self.kernels, jax.core.Tracer)
+        if isinstance(self.kernels, jax.core.Tracer):
+            return self._cut(self.others, self.kernels)
         # Copies, since a step that the vectors are donated to would overwrite what shares their memory.
-        vectors = [vector if traced else np.array(vector) for vector in (self.others, self.kernels)]
-        leaves, begin = [], [0, 0]
+        return jax.device_put(self._cut(*map(np.array, (self.others, self.kernels))))
+
+    def views(self) -> Any:
+        """The tree, of NumPy arrays that share the memory of the vectors, for which it waits until they are computed."""
+        return self._cut(*jax.device_get((self.others, self.kernels)))
+
+    def _cut(self, others: Any, kernels: Any) -> Any:
+        vectors, leaves, begin = (others, kernels), [], [0, 0]
         for shape in self.layout.shapes:
-            which, size = len(shape) > 1, int(np.prod(shape))
+            which, size = len(shape) > 1, math.prod(shape)
             leaves.append(vectors[which][begin[which] : begin[which] + size].reshape(shape))
             begin[which] += size
-        return self.layout.tree.unflatten(leaves if traced else jax.device_put(leaves))
+        return self.layout.tree.unflatten(leaves)
 
     def like(self, tree: Any) -> "Flat":
         """Another tree of this layout."""
@@ -65,6 +73,11 @@ def flatten_like(template: Any, tree: Any) -> Any:
 def unflatten(tree: Any) -> Any:
     """`tree` with its arrays for each Flat in it."""
     return jax.tree.map(lambda one: one.arrays() if _is_flat(one) else one, tree, is_leaf=_is_flat)
+
+
+def views(tree: Any) -> Any:
+    """`tree` with its `Flat.views` for each Flat in it."""
+    return jax.tree.map(lambda one: one.views() if _is_flat(one) else one, tree, is_leaf=_is_flat)
 
 
 def kernels(tree: Any) -> Any:

@@ -51,10 +51,9 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
         for phase in run.phases:
             multihost.say(f"compiling:   the step, {phase.name}; {COMPILING}")
             began = time.monotonic()
-            needs = phase.compile(state, batch, run.key).memory_analysis()
+            memory = phase.compile(state, batch, run.key)
             compile_seconds += time.monotonic() - began
-            memory = needs.argument_size_in_bytes + needs.temp_size_in_bytes
-            what = "arguments and temporaries of the compiled step"
+            what = "state, batch and temporaries of the compiled step"
             multihost.say(f"memory:      {memory / 2**20:.0f} MiB a device: {what}")
             check_fits(memory, recipe)
             multihost.say(f"steps:       {1 + TIMED_STEPS} are taken")

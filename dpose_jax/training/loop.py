@@ -23,6 +23,7 @@ from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu, flat, multihost, sharding
 from dpose_jax.training.changes import changes, fingerprint, held
+from dpose_jax.training.cpu_step import CpuStep
 from dpose_jax.training.initial_weights import starting_variables
 from dpose_jax.training.memory import named_shortage
 from dpose_jax.training.metrics import MetricsWriter, StepLog
@@ -30,11 +31,11 @@ from dpose_jax.training.optimizer import kept_parts, make_optimizer
 from dpose_jax.training.preemption import Preempted, Preemption
 from dpose_jax.training.profiling import Trace
 from dpose_jax.training.state import TrainState, evaluated_variables, initial_state
-from dpose_jax.training.step import make_train_step
+from dpose_jax.training.step import make_gradients, make_train_step, make_update
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
 from dpose_jax.workdir.starts import record_start
-from dpose_jax.workdir.stored_program import StoredProgram, is_ours
+from dpose_jax.workdir.stored_program import is_ours
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
 
@@ -145,11 +146,16 @@ class Phase(NamedTuple):
     last: int
     step: Any
 
-    def compile(self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> Any:
-        """The compiled step, which the first call then takes; on a CPU the memory that this took is free again."""
-        compiled = self.step.lower(state, batch, key).compile()
+    def compile(self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> int:
+        """Compiles the step, which the first call then takes: bytes a device of state, batch and what the step needs.
+
+        On a CPU the memory that compiling took is free again.
+        """
+        needs = self.step.lower(state, batch, key).compile().memory_analysis()
         cpu.release_freed_memory()
-        return compiled
+        given = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state, batch)))
+        made = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
+        return max(given, needs.argument_size_in_bytes) + made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +205,11 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     state = jax.device_put(state, places)
 
     def compiled(model):
-        step = make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh))
-        if alone and is_ours(BACKBONES[recipe.model.backbone].build):
-            return StoredStep(step, mesh, state, repr((recipe, recipe.joints, model.freeze_backbone)))
-        return jit_step(step, mesh, places)
+        if not alone:
+            return jit_step(make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh)), mesh, places)
+        ours = is_ours(BACKBONES[recipe.model.backbone].build)
+        inputs = repr((recipe, recipe.joints, model.freeze_backbone)) if ours else None
+        return CpuStep(make_gradients(recipe, model, schedule), make_update(recipe, optimizer), mesh, state, inputs)
 
     phases, total = [], recipe.train.steps
     frozen = min(recipe.optim.freeze_backbone_steps, total)
@@ -213,30 +220,6 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     # By a program, since device_put takes no typed key to the devices of other hosts.
     key = jax.jit(jax.random.key, static_argnums=0, out_shardings=sharding.replicated(mesh))(recipe.seed)
     return Run(recipe, mesh, source, data, state, key, tuple(phases))
-
-
-class StoredStep:
-    """`jit_step` of one CPU, kept traced: `inputs` and the state's form are all that it depends on beside the code."""
-
-    def __init__(self, step: Callable, mesh: jax.sharding.Mesh, state: TrainState, inputs: str):
-        self._form: Any = jax.tree.structure(state)
-        shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(flat.unflatten, state))
-        whole = sharding.replicated(mesh)
-        options = {"in_shardings": whole, "out_shardings": whole, "donate_argnums": 0}
-
-        def of_leaves(leaves: list, batch: dict, key: jax.Array) -> tuple[list, dict]:
-            state, metrics = step(self._form.unflatten(leaves), batch, key)
-            return jax.tree.leaves(state), metrics
-
-        self._program = StoredProgram(of_leaves, inputs, repr(shapes), **options)
-
-    def __call__(self, state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
-        leaves, metrics = self._program(jax.tree.leaves(state), batch, key)
-        return self._form.unflatten(leaves), metrics
-
-    def lower(self, state: TrainState, batch: dict, key: jax.Array) -> Any:
-        """The program for these arguments, of leaves, as `jax.jit` has it."""
-        return self._program.lower(jax.tree.leaves(state), batch, key)
 
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:

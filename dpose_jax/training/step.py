@@ -30,32 +30,43 @@ def make_train_step(
 ) -> Callable:
     """Builds `(state, batch, key) -> (state, metrics)`, a pure function to be jitted with shardings.
 
+    `metrics` holds float32 scalars: `loss`, each term of LOSS_TERMS, `grad_norm` and `learning_rate`; and the batch's
+    `annotation_id` and `bad_index`, (B,) int32, so that every host learns of every host's.
+
+    `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
+    optimizer works on the split ones.
+    """
+    gradients_of, update = make_gradients(recipe, model, schedule), make_update(recipe, optimizer)
+
+    def train_step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Arrays]:
+        variables = unshard((state.params, state.batch_stats))
+        gradients, batch_stats, found = gradients_of(state.step, *variables, batch, key)
+        state, metrics = update(state, gradients, batch_stats)
+        return state, found | metrics
+
+    return train_step
+
+
+def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Callable:
+    """Builds `(step, params, batch_stats, batch, key) -> (gradients, batch_stats, metrics)` of `make_train_step`.
+
     Randomness comes from the key, `jax.random.key(recipe.seed)`, and the step alone. The key is an argument so that
-    the seeds of a recipe share one compiled program. `metrics` holds float32 scalars: `loss`, each term of LOSS_TERMS,
-    `grad_norm` and `learning_rate`; and the batch's `annotation_id` and `bad_index`, (B,) int32, so that every host
-    learns of every host's.
+    the seeds of a recipe share one compiled program.
 
     With `loss.diffusion` = 0 this is a plain HRNet with its coarse branch: the denoiser is neither run nor trained,
     and `loss_diffusion` is 0. With `train.accumulate` = A the batch is computed in A parts, one after the other. Loss
     and gradient are those of the whole batch, but BatchNorm normalises each part by its own statistics, and averages
     them A times a step. With `diffusion.every` = N the diffusion term is the mean over each N-th example of a part, the
     coarse term over all.
-
-    Of a flat state (`runtime.flat`) the model gets the arrays, the optimizer the long vectors.
-
-    `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
-    optimizer works on the split ones.
     """
-    parts, rate = recipe.train.accumulate, learning_rate(recipe.optim, recipe.train)
+    parts = recipe.train.accumulate
     gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule), has_aux=True)
 
-    def train_step(state: TrainState, batch: Arrays, key: jax.Array) -> tuple[TrainState, Arrays]:
-        inputs = draw_inputs(recipe.diffusion, state.step, batch, key)
+    def gradients(step: jax.Array, params: Any, batch_stats: Any, batch: Arrays, key: jax.Array):
+        inputs = draw_inputs(recipe.diffusion, step, batch, key)
         # Labelled joints of what each of LOSS_TERMS sees. Part p below has the rows p, p + parts, ...
         by_part = batch["visible"].reshape(-1, parts, batch["visible"].shape[1])
         labelled = jnp.sum(each_nth(by_part, recipe.diffusion.every)), jnp.sum(by_part)
-        forms = state.params, state.batch_stats
-        params, batch_stats = unshard(flat.unflatten(forms))
 
         def of_part(batch_stats, part):
             (loss, (terms, batch_stats)), gradients = gradient_of(params, batch_stats, part, labelled)
@@ -73,14 +84,22 @@ def make_train_step(
             # part to all of them, and no row moves.
             split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
             (batch_stats, (metrics, gradients)), _ = jax.lax.scan(add_part, (batch_stats, zeros), split)
-        gradients, batch_stats = flat.flatten_like(forms, (gradients, batch_stats))
-        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
+        return gradients, batch_stats, metrics | {name: batch[name] for name in ("annotation_id", "bad_index")}
+
+    return gradients
+
+
+def make_update(recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs) -> Callable:
+    """Builds `(state, gradients, batch_stats) -> (state, metrics)` of `make_train_step`, for trees or a flat state."""
+    rate = learning_rate(recipe.optim, recipe.train)
+
+    def update(state: TrainState, gradients: Any, batch_stats: Any) -> tuple[TrainState, Arrays]:
+        metrics = {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, batch_stats=batch_stats)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {name: batch[name] for name in ("annotation_id", "bad_index")}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return train_step
+    return update
 
 
 def kept_activations(recipe: Recipe, model: DiffusionPose, schedule: Schedule, state: TrainState, batch: Arrays) -> int:

@@ -31,7 +31,7 @@ class StoredProgram:
         """
         self._jitted: Any = jax.jit(function, **options)
         self._options = options
-        self._inputs, self._programs = inputs, dict[str, Callable]()
+        self._inputs, self._programs = inputs, dict[tuple, Callable]()
 
     def __call__(self, *arguments) -> Any:
         """The function's result."""
@@ -45,10 +45,11 @@ class StoredProgram:
         folder = programs_folder()
         if folder is None or jax.default_backend() != "cpu" or jax.device_count() > 1:
             return self._jitted
-        shapes = repr(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), arguments))
+        leaves, form = jax.tree.flatten(arguments)
+        shapes = form, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in self._programs:
-            settings = repr(sorted(jax.config.values.items()))
-            digest = hashlib.sha256("\0".join([code(), settings, shapes, *self._inputs]).encode()).hexdigest()
+            settings, shown = (repr(values) for values in (sorted(jax.config.values.items()), shapes))
+            digest = hashlib.sha256("\0".join([code(), settings, shown, *self._inputs]).encode()).hexdigest()
             self._programs[shapes] = self._load(folder / f"traced-{digest}", arguments)
         return self._programs[shapes]
 
