@@ -103,6 +103,19 @@ class TrainIterator(grain.DatasetIterator):
         self._batches: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
+        batches = self._reading()
+        with self._watchdog.waits(), _named_deaths():
+            batch = _copied(next(batches))
+        self._examples += self._recipe.train.batch_size
+        return batch
+
+    def start(self) -> None:
+        """Begins to read ahead, which the first batch would else wait for."""
+        batches = self._reading()
+        batches.get_state()  # Without it Grain has no workers yet that could be started.
+        batches.start_prefetch()
+
+    def _reading(self) -> grain.DatasetIterator:
         if self._closed:
             raise ValueError("the iterator is closed")
         if self._batches is None:
@@ -110,10 +123,15 @@ class TrainIterator(grain.DatasetIterator):
             parts = self._stream[self._examples :].batch(size // count)
             self._batches = iter(read_batches(parts[index::count], self._recipe, size // count))
             self._watchdog = Watchdog(SLOW)
-        with self._watchdog.waits(), _named_deaths():
-            batch = _copied(next(self._batches))
-        self._examples += self._recipe.train.batch_size
-        return batch
+        return self._batches
+
+    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shapes and dtypes of a batch, of which this reads one example."""
+        self._reading()
+        size = self._recipe.train.batch_size // self._shard[1]
+        with self._watchdog.waits():
+            row = {name: np.asarray(value) for name, value in self._stream[self._examples].items()}
+        return {name: ((size, *value.shape), value.dtype) for name, value in row.items()}
 
     def get_state(self) -> dict[str, Any]:
         """{"examples": examples consumed since the stream began}."""

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dpose_jax.models.layers import BatchNorm, Conv3x3, Dense, upsample_nearest
+from dpose_jax.models.layers import BatchNorm, Conv3x3, Dense, relu, upsample_nearest
 from dpose_jax.models.packing import PackedConv, pack, pixels_that_fill, unpack
 
 EXPANSION = 4  # of a bottleneck
@@ -53,7 +53,7 @@ class ConvBN(nn.Module):
         before, after = self.pixels
         copies = after // before if self.kernel == 1 else 1
         x = BatchNorm(dtype=self.dtype, pixels=after, copies=copies, name="bn")(x, train)
-        return nn.relu(x) if self.relu else x
+        return relu(x) if self.relu else x
 
 
 # Traced once for all blocks of a shape: W32 is traced in a third less time. A profile then names the blocks of a branch
@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
         conv = functools.partial(ConvBN, self.features, dtype=self.dtype, pixels=(self.pixels, self.pixels))
         y = conv(name="conv1")(x, train)
         y = conv(relu=False, name="conv2")(y, train)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -88,7 +88,7 @@ class Bottleneck(nn.Module):
         y = ConvBN(out, kernel=1, relu=False, dtype=self.dtype, name="conv3")(y, train)
         if x.shape[-1] != out:
             x = ConvBN(out, kernel=1, relu=False, dtype=self.dtype, name="downsample")(x, train)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class Exchange(nn.Module):
@@ -110,7 +110,7 @@ class Exchange(nn.Module):
                 x = basic(self.width << i, self.dtype, packed, name=f"branch{i}_block{block}")(x, train)
             branches[i] = x
         return [
-            nn.relu(functools.reduce(jnp.add, [self._resample(x, j, i, train) for j, x in enumerate(branches)]))
+            relu(functools.reduce(jnp.add, [self._resample(x, j, i, train) for j, x in enumerate(branches)]))
             for i in range(self.outputs)
         ]
 

@@ -37,6 +37,17 @@ Conv3x3 = functools.partial(
 )
 
 
+@jax.custom_jvp
+def relu(x: Array) -> Array:
+    """max(x, 0) of (..., C), whose gradient needs the result alone: x is neither kept nor, on a CPU, written out."""
+    (zeros,) = layers_cpu.keep_small(jnp.zeros(x.shape[-1], x.dtype))
+    return jnp.maximum(x, expand(zeros, x))
+
+
+# Not y > 0, which XLA replaces by x > 0.
+relu.defjvps(lambda tangent, y, x: jnp.where(y != 0, tangent, 0))
+
+
 @layers_cpu.normalisation
 def normalise(
     x: Array, scale: Array, bias: Array, epsilon: float, axes: tuple[int, ...], groups: int, pixels: int = 1

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+SHIFTS = (slice(None, -1), (1, 0)), (slice(1, None), (0, 1))  # by one: what stays of an axis, zeros beside it
+
 
 def convolution(plain):
     """`plain(x, kernel, stride)` with the kernel's gradient as one matrix product."""
@@ -29,11 +31,11 @@ def convolution(plain):
 def _separable_product(x, gradient):
     """The kernel's gradient at stride 1: x shifted along columns against the gradient shifted along rows."""
     # (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks: 3 copies of each input instead of 9 of x.
-    height, width, channels, features = x.shape[1], x.shape[2], x.shape[3], gradient.shape[3]
-    columns = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    rows = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    columns = jnp.concatenate([columns[:, :, j : j + width] for j in range(3)], axis=-1)
-    rows = jnp.concatenate([rows[:, 2 - i : 2 - i + height] for i in range(3)], axis=-1)
+    channels, features = x.shape[3], gradient.shape[3]
+    before, after = (jnp.pad(x[:, :, part], ((0, 0), (0, 0), zeros, (0, 0))) for part, zeros in SHIFTS)
+    columns = jnp.concatenate([before, x, after], axis=-1)
+    before, after = (jnp.pad(gradient[:, part], ((0, 0), zeros, (0, 0), (0, 0))) for part, zeros in SHIFTS)
+    rows = jnp.concatenate([after, gradient, before], axis=-1)
     taps = _product(columns, rows).reshape(3, channels, 3, features)
     return taps.transpose(2, 0, 1, 3).astype(x.dtype)
 
@@ -79,13 +81,22 @@ def normalisation(plain):
 
 def normalisation_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups, pixels):
     """With z the normalised x, g = scale * gradient: (g - the mean of g - z * the mean of g z) / std."""
-    centred, inverse = x.astype(jnp.float32) - expand(mean, x), lax.rsqrt(var + epsilon)
-    sums = jnp.sum(gradient, axes), jnp.sum(gradient * centred, axes) * inverse
-    offset, slope = (group_means(scale * one, groups, pixels) / (x.size // one.size) for one in sums)
-    factors = keep_small(scale * inverse, slope * inverse**2, offset * inverse)
-    factor, slope, offset = (expand(one, x) for one in factors)
-    for_bias, for_scale = (jnp.sum(one.reshape(-1, one.shape[-1]), 0) for one in sums)
-    return (factor * gradient - slope * centred - offset).astype(x.dtype), for_scale, for_bias
+    # Nothing here is an operation of the forward pass, which would then be computed once and written out as a map:
+    # mean - x is not x - mean, and 1 / std is the root of 1 / var.
+    dtype, x, total = x.dtype, x.astype(jnp.float32), jnp.sum(gradient, axes)
+    moment, square = jnp.sum(gradient * x, axes) - mean * total, var + epsilon
+    share = jnp.full(x.shape[-1], total.size / x.size)
+    if groups == x.shape[-1] and total.ndim == 1:
+        factors = keep_small(lax.rsqrt(square) * scale, moment / square, mean, total, share)
+        factor, slope, mean, offset, share = (expand(one, x) for one in factors)
+        for_x = factor * (gradient - (offset - slope * (mean - x)) * share)
+        return for_x.astype(dtype), moment * jnp.sqrt(1 / square), total
+    inverse = lax.rsqrt(square)
+    slope, offset = (group_means(scale * one, groups, pixels) * inverse * share for one in (moment, total))
+    factors = keep_small(scale * inverse, slope / square, offset, mean)
+    factor, slope, offset, mean = (expand(one, x) for one in factors)
+    for_scale, for_bias = (jnp.sum(one.reshape(-1, one.shape[-1]), 0) for one in (moment * inverse, total))
+    return (factor * gradient - (offset - slope * (mean - x))).astype(dtype), for_scale, for_bias
 
 
 def group_means(moments: jax.Array, groups: int, pixels: int = 1) -> jax.Array:

@@ -1,4 +1,4 @@
-"""A step of a training on one CPU, as two programs: gradients by the arrays of a flat state, the update by its vectors."""
+"""A step of a training on one CPU, in two programs: gradients by arrays, the update by long vectors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +27,7 @@ class CpuStep:
         whole = sharding.replicated(mesh)
         shared: dict[str, Any] = {"in_shardings": whole, "out_shardings": whole}
         vectors = state.params, state.batch_stats
-        variables = jax.eval_shape(flat.unflatten, vectors)
+        variables = flat.spec(vectors)
         of_vectors: Any = jax.tree.structure(vectors)
         of_arrays: Any = jax.tree.structure(variables)
         of_moments: Any = jax.tree.structure(state.opt_state)

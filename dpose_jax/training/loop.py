@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -115,12 +116,13 @@ def _take_steps(
         if start and evaluates(start) and not checkpoints.evaluated(start):
             evaluate(start)
         for step in range(start + 1, total + 1):
-            batch = sharding.put_batch(run.next_batch(), run.mesh)
             starts = step == start + 1 or run.phase(step) is not run.phase(step - 1)
             if starts and multihost.is_first():
                 bar.write(f"compiling the step, {run.phase(step).name}; {COMPILING}")
             if starts and jax.default_backend() == "cpu":
-                run.phase(step).compile(state, batch, run.key)
+                run.data.start()  # which reads meanwhile
+                run.phase(step).compile(state, run.batch_spec(), run.key)
+            batch = sharding.put_batch(run.next_batch(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
                 state, metrics = run.train_step(step, state, batch)
@@ -146,14 +148,15 @@ class Phase(NamedTuple):
     last: int
     step: Any
 
-    def compile(self, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> int:
+    def compile(self, state: TrainState, batch: dict[str, Any], key: jax.Array) -> int:
         """Compiles the step, which the first call then takes: bytes a device of state, batch and what the step needs.
 
         On a CPU the memory that compiling took is free again.
         """
         needs = self.step.lower(state, batch, key).compile().memory_analysis()
         cpu.release_freed_memory()
-        given = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((state, batch)))
+        shapes = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves((state, batch))]
+        given = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
         made = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
         return max(given, needs.argument_size_in_bytes) + made
 
@@ -173,6 +176,15 @@ class Run:
     def next_batch(self) -> dict[str, np.ndarray]:
         """The next host-local batch."""
         return next(self.data)
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `sharding.put_batch` makes of a batch, without its values."""
+        local, place = self.data.spec(), sharding.batch_sharding(self.mesh)
+        hosts = jax.process_count()
+        return {
+            name: jax.ShapeDtypeStruct((shape[0] * hosts, *shape[1:]), dtype, sharding=place)
+            for name, (shape, dtype) in local.items()
+        }
 
     def train_step(self, number: int, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
         """The `number`-th step of the run, from 1: the new state, and the step's metrics. The state is donated."""
