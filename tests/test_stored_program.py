@@ -1,5 +1,6 @@
 """Programs that are kept traced: the same results, and others when the code or its inputs change."""
 
+import functools
 import os
 import time
 
@@ -94,8 +95,8 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
     """It takes the same step; another recipe has its own program, and a part from elsewhere is not stored."""
     traced, make = [], loop.make_gradients
 
-    def counted_gradients(*arguments):
-        gradients = make(*arguments)
+    def counted_gradients(*arguments, **options):
+        gradients = make(*arguments, **options)
         return lambda *inputs: traced.append(1) or gradients(*inputs)
 
     def first_step(recipe):
@@ -117,7 +118,9 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
     first_step(miniature().override(plain | {"optim.learning_rate": 0.5}))
     assert len(traced) == 2
     monkeypatch.setattr(loop, "is_ours", lambda part: False)
-    jax.tree.map(np.testing.assert_array_equal, first_step(miniature().override(plain)), found[0])
+    # Statistics of a part from elsewhere are averaged one by one, in another program.
+    within = functools.partial(np.testing.assert_allclose, rtol=2e-7)
+    jax.tree.map(within, first_step(miniature().override(plain)), found[0])
     # Of each recipe, the gradients and the update.
     assert len(traced) == 3 and len(list(folder.glob("traced-*"))) == 4
 

@@ -1,6 +1,7 @@
 """Layers that the networks share, in their plain form; `layers_cpu` has the gradients that a CPU computes faster."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -37,6 +38,10 @@ Conv3x3 = functools.partial(
 )
 
 
+MOMENTUM = 0.1  # share of the batch in BatchNorm's running statistics, as torch has it (linen writes 0.9)
+UNAVERAGED = "unaveraged"
+
+
 @jax.custom_jvp
 def relu(x: Array) -> Array:
     """max(x, 0) of (..., C), whose gradient needs the result alone: x is neither kept nor, on a CPU, written out."""
@@ -65,6 +70,11 @@ def normalise(
     return _affine(x, mean, var, scale, bias, epsilon), mean, var
 
 
+def averaged(statistics: Any, moments: Any) -> Any:
+    """BatchNorm's running statistics after a batch of these moments, each a tree or, of `runtime.flat`, flat."""
+    return jax.tree.map(lambda running, batch: running + MOMENTUM * (batch - running), statistics, moments)
+
+
 def _affine(x, mean, var, scale, bias, epsilon):
     (factor,) = layers_cpu.keep_small(jax.lax.rsqrt(var + epsilon) * scale)
     return (x.astype(jnp.float32) - expand(mean, x)) * expand(factor, x) + bias
@@ -75,9 +85,9 @@ class BatchNorm(nn.Module):
 
     linen keeps the biased variance as its running statistic, torch the unbiased one, several percent larger in a small
     batch. Statistics are those of the global batch, also over several devices, in float32; the result is of `dtype`.
+    Where the collection UNAVERAGED is mutable, the batch's moments take the place of the running statistics.
     """
 
-    momentum: float = 0.1  # share of the batch in the running statistics, as torch has it (linen writes 0.9)
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
     pixels: int = 1  # packed into the channels of x (`packing`); each has all of the layer's channels
@@ -101,8 +111,10 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             count, (batch_mean, batch_var) = x.size // shape[0] // self.copies, (one[: shape[0]] for one in moments)
             unbiased = batch_var * (count / max(count - 1, 1))
-            mean.value += self.momentum * (batch_mean - mean.value)
-            var.value += self.momentum * (unbiased - var.value)
+            if self.is_mutable_collection(UNAVERAGED):
+                mean.value, var.value = batch_mean, unbiased
+            else:
+                mean.value, var.value = averaged((mean.value, var.value), (batch_mean, unbiased))
         return y.astype(self.dtype)
 
 

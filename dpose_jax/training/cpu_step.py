@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from dpose_jax.models import layers
 from dpose_jax.runtime import flat, sharding
 from dpose_jax.training.state import TrainState
 from dpose_jax.workdir.stored_program import StoredProgram
@@ -18,11 +19,19 @@ class CpuStep:
     """
 
     def __init__(
-        self, gradients: Callable, update: Callable, mesh: jax.sharding.Mesh, state: TrainState, inputs: str | None
+        self,
+        gradients: Callable,
+        update: Callable,
+        mesh: jax.sharding.Mesh,
+        state: TrainState,
+        inputs: str | None,
+        *,
+        averaged: bool,
     ):
         """`gradients` and `update` are those of `training.step`. The programs are kept traced, found by `inputs`.
 
         `inputs`, None for programs that are not kept, are all that both depend on beside the code and the state's form.
+        Unless `averaged`, `gradients` gives moments, to be averaged as vectors too.
         """
         whole = sharding.replicated(mesh)
         shared: dict[str, Any] = {"in_shardings": whole, "out_shardings": whole}
@@ -44,25 +53,26 @@ class CpuStep:
             *found, metrics = gradients(step, *of_arrays.unflatten(leaves), batch, key)
             return jax.tree.leaves(flat.flatten_like(vectors, tuple(found))), metrics
 
-        def update_of_leaves(step: jax.Array, params: list, found: list, opt_state: list) -> tuple[list, dict]:
-            its_gradients, batch_stats = of_vectors.unflatten(found)
-            before, _ = of_vectors.unflatten([*params, *found[len(params) :]])
-            at_step = TrainState(step, before, batch_stats, of_moments.unflatten(opt_state))
-            after, metrics = update(at_step, its_gradients, batch_stats)
-            return jax.tree.leaves(after), metrics
+        def update_of_leaves(step: jax.Array, before: list, found: list, opt_state: list) -> tuple[list, dict]:
+            (params, batch_stats), (its_gradients, after) = of_vectors.unflatten(before), of_vectors.unflatten(found)
+            after = after if averaged else layers.averaged(batch_stats, after)
+            moved, metrics = update(
+                TrainState(step, params, batch_stats, of_moments.unflatten(opt_state)), its_gradients, after
+            )
+            return jax.tree.leaves(moved), metrics
 
         self._gradients, self._update = program(gradients_of_leaves), program(update_of_leaves, donate_argnums=(2, 3))
 
     def __call__(self, state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
-        params, opt_state = jax.tree.leaves(state.params), jax.tree.leaves(state.opt_state)
+        before = jax.tree.leaves((state.params, state.batch_stats))
         # NumPy's arrays become JAX's without moving.
         with jax.transfer_guard("allow"):
             found, metrics = self._gradients(*self._arguments(state, batch, key))
-        leaves, more = self._update(state.step, params, found, opt_state)
+        after, more = self._update(state.step, before, found, jax.tree.leaves(state.opt_state))
         # Not donated: JAX refuses to overwrite what the views share.
-        for leaf in (*params, *jax.tree.leaves(state.batch_stats)):
+        for leaf in before:
             leaf.delete()
-        return self._state.unflatten(leaves), metrics | more
+        return self._state.unflatten(after), metrics | more
 
     def lower(self, state: TrainState, batch: dict, key: jax.Array) -> Any:
         """The program of the gradients for these arguments, as `jax.jit` has it; the other one compiles in seconds."""

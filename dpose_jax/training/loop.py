@@ -221,7 +221,9 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
             return jit_step(make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh)), mesh, places)
         ours = is_ours(BACKBONES[recipe.model.backbone].build)
         inputs = repr((recipe, recipe.joints, model.freeze_backbone)) if ours else None
-        return CpuStep(make_gradients(recipe, model, schedule), make_update(recipe, optimizer), mesh, state, inputs)
+        average = not ours or recipe.train.accumulate > 1  # Parts are averaged one after the other.
+        gradients = make_gradients(recipe, model, schedule, average=average)
+        return CpuStep(gradients, make_update(recipe, optimizer), mesh, state, inputs, averaged=average)
 
     phases, total = [], recipe.train.steps
     frozen = min(recipe.optim.freeze_backbone_steps, total)

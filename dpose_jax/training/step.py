@@ -10,6 +10,7 @@ import optax
 
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.models.diffusion_pose import DiffusionPose
+from dpose_jax.models.layers import UNAVERAGED
 from dpose_jax.recipe import Diffusion, Recipe
 from dpose_jax.runtime import flat
 from dpose_jax.runtime.sharding import each_nth
@@ -47,8 +48,10 @@ def make_train_step(
     return train_step
 
 
-def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Callable:
+def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule, *, average: bool = True) -> Callable:
     """Builds `(step, params, batch_stats, batch, key) -> (gradients, batch_stats, metrics)` of `make_train_step`.
+
+    Without `average` there are the batch's moments instead of BatchNorm's new statistics (`layers.averaged`).
 
     Randomness comes from the key, `jax.random.key(recipe.seed)`, and the step alone. The key is an argument so that
     the seeds of a recipe share one compiled program.
@@ -60,7 +63,7 @@ def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> 
     coarse term over all.
     """
     parts = recipe.train.accumulate
-    gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule), has_aux=True)
+    gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule, average), has_aux=True)
 
     def gradients(step: jax.Array, params: Any, batch_stats: Any, batch: Arrays, key: jax.Array):
         inputs = draw_inputs(recipe.diffusion, step, batch, key)
@@ -137,12 +140,13 @@ def draw_inputs(diffusion: Diffusion, step: jax.Array, batch: Arrays, key: jax.A
     }
 
 
-def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule) -> Callable:
+def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule, average: bool = True) -> Callable:
     """Builds `(params, batch_stats, inputs, labelled) -> (loss, (terms, batch_stats))`; `labelled` for each term."""
     weights, every = recipe.loss, recipe.diffusion.every
+    mutable = ["batch_stats"] if average else ["batch_stats", UNAVERAGED]
 
     def loss_of(params, batch_stats, inputs, labelled):
-        apply = functools.partial(model.apply, {"params": params, "batch_stats": batch_stats}, mutable=["batch_stats"])
+        apply = functools.partial(model.apply, {"params": params, "batch_stats": batch_stats}, mutable=mutable)
         target = model.codec.encode(inputs["keypoints"], inputs["visible"])
 
         if weights.diffusion:
