@@ -16,6 +16,8 @@ from absl import flags
 
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app, multihost
+from dpose_jax.training.dry_run import dry_run
+from dpose_jax.training.loop import train
 from dpose_jax.training.metrics import DivergedError
 from dpose_jax.workdir import recipe_flags
 
@@ -26,10 +28,6 @@ multihost.define_flags()
 
 
 def main():
-    # Here, since worker processes, which read data, import this file too.
-    from dpose_jax.training.dry_run import dry_run
-    from dpose_jax.training.loop import train
-
     multihost.connect_from_flags(notes_sigterm=not DRY_RUN.value)
     (dry_run if DRY_RUN.value else train)(Recipe.from_config(CONFIG.value), WORKDIR.value)
 

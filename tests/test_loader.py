@@ -1,6 +1,9 @@
+import contextlib
 import itertools
 import json
+import multiprocessing
 import pathlib
+import time
 
 import cv2
 import grain
@@ -80,6 +83,22 @@ def test_batch_format():
     assert {key: (value.dtype.type, value.shape) for key, value in batch.items()} == shapes
     np.testing.assert_array_equal(batch["annotation_id"], 1000 + batch["index"])
     assert (batch["mask"] == 1).all() and (batch["bad_index"] == -1).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_started_iterator_gives_the_same_batches_as_its_spec_says(workers):
+    expected = take(settings(), Memory(9), 2)
+    with contextlib.closing(loader.train_iterator(settings(workers=workers), Memory(9))) as batches:
+        spec = batches.spec()
+        assert len(multiprocessing.active_children()) == 0
+        batches.start()
+        deadline = time.monotonic() + 20
+        while len(multiprocessing.active_children()) < workers and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(multiprocessing.active_children()) == workers
+        assert_equal([next(batches), next(batches)], expected)
+        assert spec == {name: (value.shape, value.dtype) for name, value in expected[0].items()}
+        assert batches.get_state() == {"examples": 8}
 
 
 def test_to_image_brings_the_joints_back():

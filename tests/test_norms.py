@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dpose_jax.models import layers_cpu
-from dpose_jax.models.layers import BatchNorm, GroupNorm
+from dpose_jax.models.layers import UNAVERAGED, BatchNorm, GroupNorm, averaged, relu
 
 RNG = np.random.default_rng(0)
 CHANNELS = 4
@@ -48,6 +48,24 @@ def test_agrees_with_torch():
     np.testing.assert_allclose(ours, theirs.detach(), atol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], layer.running_var, rtol=1e-6)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], layer.running_mean, rtol=1e-6)
+
+
+def test_moments_that_are_averaged_later_give_the_same_statistics():
+    x = 3 + 2 * RNG.standard_normal((4, 6, 5, CHANNELS)).astype(np.float32)
+    statistics = [
+        BatchNorm().apply(VARIABLES, x, True, mutable=["batch_stats", *more])[1]["batch_stats"]
+        for more in ([], [UNAVERAGED])
+    ]
+    np.testing.assert_allclose(statistics[1]["var"], x.var((0, 1, 2), ddof=1), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, statistics[0], averaged(STATS, statistics[1]))
+
+
+def test_relu_is_linens():
+    x = jnp.asarray([[-1.0, 0, 2, 1e-30], [-0.0, jnp.inf, -jnp.inf, 3]])
+    (ours, backward), (theirs, theirs_backward) = jax.vjp(relu, x), jax.vjp(nn.relu, x)
+    np.testing.assert_array_equal(ours, theirs)
+    for gradient in (jnp.ones_like(x), -x.at[1, 1:3].set(5)):
+        np.testing.assert_array_equal(backward(gradient)[0], theirs_backward(gradient)[0])
 
 
 def test_one_value_a_channel_is_not_divided_by_zero():

@@ -126,11 +126,9 @@ class TrainIterator(grain.DatasetIterator):
         return self._batches
 
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shapes and dtypes of a batch, of which this reads one example."""
-        self._reading()
+        """Shapes and dtypes of a batch, by reading one example: data of which none can be read raises here already."""
         size = self._recipe.train.batch_size // self._shard[1]
-        with self._watchdog.waits():
-            row = {name: np.asarray(value) for name, value in self._stream[self._examples].items()}
+        row = {name: np.asarray(value) for name, value in self._stream[self._examples].items()}
         return {name: ((size, *value.shape), value.dtype) for name, value in row.items()}
 
     def get_state(self) -> dict[str, Any]:

@@ -81,8 +81,7 @@ def normalisation(plain):
 
 def normalisation_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes, groups, pixels):
     """With z the normalised x, g = scale * gradient: (g - the mean of g - z * the mean of g z) / std."""
-    # Nothing here is an operation of the forward pass, which would then be computed once and written out as a map:
-    # mean - x is not x - mean, and 1 / std is the root of 1 / var.
+    # Maps of the forward pass would be computed once and written out: hence mean - x, not x - mean.
     dtype, x, total = x.dtype, x.astype(jnp.float32), jnp.sum(gradient, axes)
     moment, square = jnp.sum(gradient * x, axes) - mean * total, var + epsilon
     share = jnp.full(x.shape[-1], total.size / x.size)
@@ -90,6 +89,7 @@ def normalisation_gradient(gradient, x, scale, bias, mean, var, *, epsilon, axes
         factors = keep_small(lax.rsqrt(square) * scale, moment / square, mean, total, share)
         factor, slope, mean, offset, share = (expand(one, x) for one in factors)
         for_x = factor * (gradient - (offset - slope * (mean - x)) * share)
+        # Nor the reciprocal root of the forward pass: a vector that is shared is a kernel of its own to XLA.
         return for_x.astype(dtype), moment * jnp.sqrt(1 / square), total
     inverse = lax.rsqrt(square)
     slope, offset = (group_means(scale * one, groups, pixels) * inverse * share for one in (moment, total))

@@ -41,10 +41,6 @@ class Flat:
         # Copies, since a step that the vectors are donated to would overwrite what shares their memory.
         return jax.device_put(self._cut(*map(np.array, (self.others, self.kernels))))
 
-    def spec(self) -> Any:
-        """The tree, of jax.ShapeDtypeStruct."""
-        return self.layout.tree.unflatten([jax.ShapeDtypeStruct(shape, jnp.float32) for shape in self.layout.shapes])
-
     def views(self) -> Any:
         """The tree, of NumPy arrays that share the memory of the vectors; waits until those are computed."""
         return self._cut(*jax.device_get((self.others, self.kernels)))
@@ -77,11 +73,6 @@ def flatten_like(template: Any, tree: Any) -> Any:
 def unflatten(tree: Any) -> Any:
     """`tree` with its arrays for each Flat in it."""
     return jax.tree.map(lambda one: one.arrays() if _is_flat(one) else one, tree, is_leaf=_is_flat)
-
-
-def spec(tree: Any) -> Any:
-    """`tree` with its `Flat.spec` for each Flat in it."""
-    return jax.tree.map(lambda one: one.spec() if _is_flat(one) else one, tree, is_leaf=_is_flat)
 
 
 def views(tree: Any) -> Any:

@@ -120,8 +120,9 @@ def _take_steps(
             if starts and multihost.is_first():
                 bar.write(f"compiling the step, {run.phase(step).name}; {COMPILING}")
             if starts and jax.default_backend() == "cpu":
+                spec = run.batch_spec()
                 run.data.start()  # which reads meanwhile
-                run.phase(step).compile(state, run.batch_spec(), run.key)
+                run.phase(step).compile(state, spec, run.key)
             batch = sharding.put_batch(run.next_batch(), run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
@@ -221,9 +222,9 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
             return jit_step(make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh)), mesh, places)
         ours = is_ours(BACKBONES[recipe.model.backbone].build)
         inputs = repr((recipe, recipe.joints, model.freeze_backbone)) if ours else None
-        average = not ours or recipe.train.accumulate > 1  # Parts are averaged one after the other.
-        gradients = make_gradients(recipe, model, schedule, average=average)
-        return CpuStep(gradients, make_update(recipe, optimizer), mesh, state, inputs, averaged=average)
+        moments = ours and recipe.train.accumulate == 1  # Those of parts are averaged one after the other.
+        gradients = make_gradients(recipe, model, schedule, moments=moments)
+        return CpuStep(gradients, make_update(recipe, optimizer), mesh, state, inputs, moments=moments)
 
     phases, total = [], recipe.train.steps
     frozen = min(recipe.optim.freeze_backbone_steps, total)

@@ -48,10 +48,11 @@ def make_train_step(
     return train_step
 
 
-def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule, *, average: bool = True) -> Callable:
+def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule, *, moments: bool = False) -> Callable:
     """Builds `(step, params, batch_stats, batch, key) -> (gradients, batch_stats, metrics)` of `make_train_step`.
 
-    Without `average` there are the batch's moments instead of BatchNorm's new statistics (`layers.averaged`).
+    With `moments` there are the batch's, to be averaged, instead of the new statistics of each BatchNorm that trains
+    (`layers.averaged`). A frozen one gives its running statistics, which averaging leaves as they are.
 
     Randomness comes from the key, `jax.random.key(recipe.seed)`, and the step alone. The key is an argument so that
     the seeds of a recipe share one compiled program.
@@ -63,7 +64,7 @@ def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule, *, 
     coarse term over all.
     """
     parts = recipe.train.accumulate
-    gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule, average), has_aux=True)
+    gradient_of = jax.value_and_grad(_make_loss(recipe, model, schedule, moments), has_aux=True)
 
     def gradients(step: jax.Array, params: Any, batch_stats: Any, batch: Arrays, key: jax.Array):
         inputs = draw_inputs(recipe.diffusion, step, batch, key)
@@ -140,10 +141,10 @@ def draw_inputs(diffusion: Diffusion, step: jax.Array, batch: Arrays, key: jax.A
     }
 
 
-def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule, average: bool = True) -> Callable:
+def _make_loss(recipe: Recipe, model: DiffusionPose, schedule: Schedule, moments: bool = False) -> Callable:
     """Builds `(params, batch_stats, inputs, labelled) -> (loss, (terms, batch_stats))`; `labelled` for each term."""
     weights, every = recipe.loss, recipe.diffusion.every
-    mutable = ["batch_stats"] if average else ["batch_stats", UNAVERAGED]
+    mutable = ["batch_stats", UNAVERAGED] if moments else ["batch_stats"]
 
     def loss_of(params, batch_stats, inputs, labelled):
         apply = functools.partial(model.apply, {"params": params, "batch_stats": batch_stats}, mutable=mutable)
