@@ -44,9 +44,8 @@ UNAVERAGED = "unaveraged"
 
 @jax.custom_jvp
 def relu(x: Array) -> Array:
-    """max(x, 0) of (..., C), whose gradient needs the result alone: x is neither kept nor, on a CPU, written out."""
-    (zeros,) = layers_cpu.keep_small(jnp.zeros(x.shape[-1], x.dtype))
-    return jnp.maximum(x, expand(zeros, x))
+    """max(x, 0), whose gradient needs the result alone: x is neither kept nor, on a CPU, written out."""
+    return jnp.maximum(x, 0)
 
 
 # Not y > 0, which XLA replaces by x > 0.
