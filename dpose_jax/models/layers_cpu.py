@@ -29,15 +29,13 @@ def convolution(plain):
 
 
 def _separable_product(x, gradient):
-    """The kernel's gradient at stride 1: x shifted along columns against the gradient shifted along rows."""
-    # (B H W, 3C)^T (B H W, 3D) has the 9 taps for its 9 blocks: 3 copies of each input instead of 9 of x.
-    channels, features = x.shape[3], gradient.shape[3]
-    before, after = (jnp.pad(x[:, :, part], ((0, 0), (0, 0), zeros, (0, 0))) for part, zeros in SHIFTS)
-    columns = jnp.concatenate([before, x, after], axis=-1)
-    before, after = (jnp.pad(gradient[:, part], ((0, 0), zeros, (0, 0), (0, 0))) for part, zeros in SHIFTS)
-    rows = jnp.concatenate([after, gradient, before], axis=-1)
-    taps = _product(columns, rows).reshape(3, channels, 3, features)
-    return taps.transpose(2, 0, 1, 3).astype(x.dtype)
+    """The kernel's gradient at stride 1: x shifted along rows against the gradient shifted along columns."""
+    # For each row of taps (B H W, C)^T (B H W, 3D): 3 copies of the gradient and 2 of x instead of 9 of x.
+    above, below = (jnp.pad(x[:, part], ((0, 0), zeros, (0, 0), (0, 0))) for part, zeros in SHIFTS)
+    left, right = (jnp.pad(gradient[:, :, part], ((0, 0), (0, 0), zeros, (0, 0))) for part, zeros in SHIFTS)
+    columns = jnp.concatenate([right, gradient, left], axis=-1)
+    rows = [_product(one, columns).reshape(x.shape[3], 3, gradient.shape[3]) for one in (above, x, below)]
+    return jnp.stack(rows).transpose(0, 2, 1, 3).astype(x.dtype)
 
 
 def _gathered_product(x, gradient):
