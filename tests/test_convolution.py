@@ -68,7 +68,8 @@ def test_only_the_cpu_takes_the_product(stride):
     """A program lowered here for another platform is XLA's convolution, forward and both gradients."""
     draws = draw((8, 6), 4, 5, stride)
     traced = with_gradients.trace(convolve, *draws, stride)
-    for platform, convolutions, products in (("cpu", 2, 1), ("tpu", 3, 0), ("cuda", 3, 0)):
+    products_on_cpu = {1: 3, 2: 1}[stride]
+    for platform, convolutions, products in (("cpu", 2, products_on_cpu), ("tpu", 3, 0), ("cuda", 3, 0)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") == convolutions, platform
         assert text.count("stablehlo.dot_general") == products, platform
