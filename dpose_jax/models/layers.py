@@ -39,7 +39,7 @@ Conv3x3 = functools.partial(
 
 
 MOMENTUM = 0.1  # share of the batch in BatchNorm's running statistics, as torch has it (linen writes 0.9)
-UNAVERAGED = "unaveraged"
+UNAVERAGED = "unaveraged"  # a collection that asks each BatchNorm for the batch's moments; it stays empty
 
 
 @jax.custom_jvp

@@ -15,7 +15,7 @@ class CpuStep:
     """`make_train_step`, jitted, for a state of long vectors (`runtime.flat`), which it takes the memory of.
 
     Gradients are computed by views of the vectors' memory. In one program, XLA compiles a slice of a vector for each
-    array: more than half of the time to compile HRNet-W32 (docs/performance.md).
+    array: half of the time to compile HRNet-W32 (docs/performance.md).
     """
 
     def __init__(
