@@ -11,10 +11,13 @@ import pytest
 
 from dpose_jax.diffusion.sampler import UPDATES
 from dpose_jax.inference.predictor import Predictor
+from dpose_jax.models.diffusion_pose import build_model
+from dpose_jax.models.initialise import abstract_variables, initial_variables
 from dpose_jax.runtime import flat, sharding
-from dpose_jax.training import loop
+from dpose_jax.training import initial_weights, loop
 from dpose_jax.workdir import model_folder, once, stored_program
-from dpose_jax.workdir.stored_program import KEPT_DAYS, StoredProgram
+from dpose_jax.workdir.once import KEPT_DAYS
+from dpose_jax.workdir.stored_program import StoredProgram
 
 
 @pytest.fixture(name="folder")
@@ -86,7 +89,7 @@ def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
         StoredProgram(counted(calls))(weights, x)
     finally:
         jax.config.update("jax_default_matmul_precision", None)
-    monkeypatch.setattr(stored_program, "code", lambda: "other")
+    monkeypatch.setattr(once, "code", lambda: "other")
     StoredProgram(counted(calls))(weights, x)
     assert len(calls) == len(list(folder.iterdir())) == 3
 
@@ -123,6 +126,33 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
     jax.tree.map(within, first_step(miniature().override(plain)), found[0])
     # Of each recipe, the gradients and the update.
     assert len(traced) == 3 and len(list(folder.glob("traced-*"))) == 4
+
+
+def test_shapes_of_a_model_are_found_out_once(folder, miniature, monkeypatch):
+    """Random weights are the same by shapes that are kept, read anew, damaged, or not kept."""
+    recipe = miniature(model__pretrained="none", seed=3)
+    model, traced = build_model(recipe), []
+
+    def shapes(model):
+        traced.append(1)
+        return abstract_variables(model)
+
+    expected = initial_variables(model, 3)
+    monkeypatch.setattr(initial_weights, "abstract_variables", shapes)
+    found = [initial_weights.random_variables(recipe, model) for _ in range(2)]
+    assert len(traced) == 1
+    (file,) = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    found += [initial_weights.random_variables(recipe, model) for _ in range(2)]
+    assert len(traced) == 2
+    wider = recipe.override({"model.decoder_channels": 16})
+    others = initial_weights.random_variables(wider, build_model(wider))
+    assert len(traced) == 3 and jax.tree.map(np.shape, others) != jax.tree.map(np.shape, expected)
+    monkeypatch.setattr(initial_weights, "is_ours", lambda part: False)
+    found.append(initial_weights.random_variables(recipe, model))
+    assert len(traced) == 3 and len(list(folder.iterdir())) == 2
+    for one in found:
+        jax.tree.map(np.testing.assert_array_equal, one, expected)
 
 
 def test_a_check_is_made_once(folder):

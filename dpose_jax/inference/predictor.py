@@ -26,7 +26,8 @@ from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
-from dpose_jax.workdir.stored_program import StoredProgram, is_ours
+from dpose_jax.workdir.once import is_ours
+from dpose_jax.workdir.stored_program import StoredProgram
 
 BATCH_SIZES = (1, 4, 16, 64)
 

@@ -1,6 +1,8 @@
 """Initial variables from shapes alone: nothing is compiled, where `jit(model.init)` takes up to minutes."""
 
+import concurrent.futures
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +32,12 @@ def abstract_variables(model: DiffusionPose):
     return jax.eval_shape(init, *abstract_inputs(model))
 
 
-def initial_variables(model: DiffusionPose, seed: int):
+def initial_variables(model: DiffusionPose, seed: int, shapes: Any = None):
     """`params` and `batch_stats` as numpy arrays, drawn on the host; a seed gives the same values on every platform.
 
-    Heatmap heads start at N(0, .001), the backbone by its `initial_std`, other kernels at LeCun's normal over the
-    fan-in, scales and variances at 1, biases and means at 0, each by its path and seed alone. Raises ValueError if a
-    leaf is of no known kind.
+    `shapes` are those of `abstract_variables`, which is called if they are None. Heatmap heads start at N(0, .001), the
+    backbone by its `initial_std`, other kernels at LeCun's normal over the fan-in, scales and variances at 1, biases
+    and means at 0, each by its path and seed alone. Raises ValueError if a leaf is of no known kind.
     """
 
     def draw(path, leaf):
@@ -53,4 +55,6 @@ def initial_variables(model: DiffusionPose, seed: int):
         generator = np.random.Generator(np.random.Philox([seed, zlib.crc32("/".join(names).encode())]))
         return (std * generator.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_variables(model) if shapes is None else shapes)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return jax.tree.unflatten(tree, pool.map(draw, *zip(*leaves, strict=True)))

@@ -1,6 +1,7 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
 import contextlib
+import gc
 import io
 import logging as builtin_logging
 import os
@@ -42,6 +43,9 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a file's name may have what the terminal's encoding lacks
                 stream.reconfigure(errors="backslashreplace")
+        # Collections took a second of a start that traces or loads a large network.
+        gc.freeze()
+        gc.set_threshold(50_000)
         cpu.keep_freed_memory()
         cpu.fuse_elementwise()
         if not flags.FLAGS["verbosity"].present:

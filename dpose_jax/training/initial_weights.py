@@ -1,10 +1,15 @@
 """The initial weights of a run: random, published, or those of another run."""
 
+import json
 import os
 from typing import Any
 
+import jax
+from flax import traverse_util
+
+from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import DiffusionPose
-from dpose_jax.models.initialise import initial_variables
+from dpose_jax.models.initialise import abstract_variables, initial_variables
 from dpose_jax.models.weights import hub
 from dpose_jax.models.weights.fill import BACKBONE, fill, from_own
 from dpose_jax.models.weights.published import PUBLISHED, check_pose_model, fetch
@@ -14,6 +19,23 @@ from dpose_jax.training.optimizer import kept_parts
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
+from dpose_jax.workdir.once import is_ours, kept
+
+
+def random_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
+    """`initial_variables` of the recipe's seed, of shapes that are found out once: tracing takes most of the time."""
+
+    def traced() -> bytes:
+        flat = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+        return json.dumps({path: (leaf.shape, leaf.dtype.name) for path, leaf in flat.items()}).encode()
+
+    def read(content: bytes) -> dict[str, Any]:
+        flat = {path: jax.ShapeDtypeStruct(*leaf) for path, leaf in json.loads(content).items()}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
+    ours = is_ours(BACKBONES[recipe.model.backbone].build)
+    shapes = kept("shapes", (repr(recipe), repr(recipe.joints)), traced, read) if ours else None
+    return initial_variables(model, recipe.seed, shapes)
 
 
 def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
@@ -22,9 +44,9 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
     Raises FileNotFoundError, which names the way to get them, if the weights are missing; ValueError, which names every
     problem, if they cannot be read or do not fit; and ConnectionError if the hub cannot be reached.
     """
-    variables, source, kept = initial_variables(model, recipe.seed), recipe.model.pretrained, kept_parts(recipe)
+    variables, source, still = random_variables(recipe, model), recipe.model.pretrained, kept_parts(recipe)
     if source in ("none", ""):
-        if kept:
+        if still:
             raise ValueError(f"model.pretrained={source!r}: with optim.backbone_rate=0 it must name trained weights")
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
@@ -43,10 +65,10 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
         read = hub.read(name)
-        if "coarse_head" in kept:
+        if "coarse_head" in still:
             check_pose_model(name, read, recipe)
         weights = model.backbone.published(read.tensors)
     with files.placed(f"model.pretrained={source!r}"):
-        variables, text = fill(variables, weights, name, kept or (BACKBONE,))
+        variables, text = fill(variables, weights, name, still or (BACKBONE,))
     multihost.say(f"start: {text}")
     return variables

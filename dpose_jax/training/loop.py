@@ -20,12 +20,11 @@ from dpose_jax.data.statistics import describe
 from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
-from dpose_jax.models.initialise import initial_variables
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu, flat, multihost, sharding
 from dpose_jax.training.changes import changes, fingerprint, held
 from dpose_jax.training.cpu_step import CpuStep
-from dpose_jax.training.initial_weights import starting_variables
+from dpose_jax.training.initial_weights import random_variables, starting_variables
 from dpose_jax.training.memory import named_shortage
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.optimizer import kept_parts, make_optimizer
@@ -35,8 +34,8 @@ from dpose_jax.training.state import TrainState, evaluated_variables, initial_st
 from dpose_jax.training.step import make_gradients, make_train_step, make_update
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
+from dpose_jax.workdir.once import is_ours
 from dpose_jax.workdir.starts import record_start
-from dpose_jax.workdir.stored_program import is_ours
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
 
@@ -209,7 +208,7 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     optimizer = make_optimizer(recipe.optim, recipe.train, kept_parts(recipe))
     source = make_source(recipe, "train", training=True)
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
-    variables = initial_variables(model, recipe.seed) if resumes else starting_variables(recipe, model)
+    variables = (random_variables if resumes else starting_variables)(recipe, model)
     alone = mesh.size == 1 and jax.default_backend() == "cpu"
     if alone:
         variables = {name: flat.flatten(modules) for name, modules in variables.items()}

@@ -1,40 +1,65 @@
-"""Checks that are made once: what has passed is noted beside the compiled programs, for a faster next start."""
+"""What is found out once: results kept beside the compiled programs, for a faster next start."""
 
+import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
 
+T = TypeVar("T")
+
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def check_once(check: Callable[[], None], *inputs: str) -> None:
-    """Calls `check` unless it has passed before for the same `inputs`, by the same code.
+KEPT_DAYS = 30
 
-    `inputs` are all that it depends on beside the code of dpose_jax, JAX and Flax. Without a folder of compiled
-    programs (see `runtime.cpu.keep_compiled_programs`), or one that can be written to, it is called every time.
+
+def kept(kind: str, inputs: Sequence[str], make: Callable[[], bytes], read: Callable[[bytes], T]) -> T:
+    """`read(make())`, where the bytes are kept as a file `kind`-DIGEST, found by the code of dpose_jax and `inputs`.
+
+    `inputs` are all that `make` depends on beside the code of dpose_jax, JAX and Flax. `make` is called
+    anew if `read` fails on a damaged file, and every time without a folder of compiled programs (see
+    `runtime.cpu.keep_compiled_programs`) that can be written to. Files that nothing has read for KEPT_DAYS, as those of
+    older code, are deleted.
     """
     folder = programs_folder()
     if folder is None:
+        return read(make())
+    digest = hashlib.sha256("\0".join([code(), *inputs]).encode()).hexdigest()
+    path = folder / f"{kind}-{digest}"
+    # What a damaged file makes readers raise is open-ended; to find out anew is always right.
+    with contextlib.suppress(Exception):
+        result = read(path.read_bytes())
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return result
+    content = make()
+    # A folder that cannot be written to is no error.
+    with contextlib.suppress(OSError):
+        for other in folder.glob(f"{kind}-*"):
+            if time.time() - other.stat().mtime > KEPT_DAYS * 24 * 3600:
+                other.unlink()
+        part = path.with_name(f"{path.name}.{os.getpid()}")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    return read(content)
+
+
+def check_once(check: Callable[[], None], *inputs: str) -> None:
+    """Calls `check` unless it has passed before for the same `inputs`, see `kept`."""
+
+    def passed() -> bytes:
         check()
-        return
-    digest = hashlib.sha256("\0".join([code(), check.__qualname__, *inputs]).encode()).hexdigest()
-    note = folder / f"checked-{digest}"
-    try:
-        if note.exists():
-            return
-    except OSError:
-        pass
-    check()
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.touch()
-    except OSError:
-        pass  # a folder that cannot be written to
+        return b""
+
+    kept("checked", (check.__qualname__, *inputs), passed, bool)
 
 
 def programs_folder() -> epath.Path | None:
@@ -53,3 +78,8 @@ def code() -> str:
             with open(os.path.join(folder, name), "rb") as file:
                 digest.update(hashlib.sha256(file.read()).digest() + name.encode())
     return digest.hexdigest()
+
+
+def is_ours(*parts: Any) -> bool:
+    """Whether the code of this package, by which results are found, has all of `parts`."""
+    return all(getattr(part, "__module__", "").partition(".")[0] == "dpose_jax" for part in parts)

@@ -5,20 +5,13 @@ time of a short prediction, and of the start of a training. Here the text itself
 the code of dpose_jax.
 """
 
-import contextlib
-import hashlib
-import os
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from etils import epath
 from jax import export
 
-from dpose_jax.workdir.once import code, programs_folder
-
-KEPT_DAYS = 30
+from dpose_jax.workdir.once import kept, programs_folder
 
 
 class StoredProgram:
@@ -42,15 +35,18 @@ class StoredProgram:
         return self._program(arguments).lower(*arguments)
 
     def _program(self, arguments: tuple) -> Any:
-        folder = programs_folder()
-        if folder is None or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        if programs_folder() is None or jax.default_backend() != "cpu" or jax.device_count() > 1:
             return self._jitted
         leaves, form = jax.tree.flatten(arguments)
         shapes = form, *((leaf.shape, leaf.dtype) for leaf in leaves)
         if shapes not in self._programs:
             settings, shown = (repr(values) for values in (sorted(jax.config.values.items()), shapes))
-            digest = hashlib.sha256("\0".join([code(), settings, shown, *self._inputs]).encode()).hexdigest()
-            self._programs[shapes] = self._load(folder / f"traced-{digest}", arguments)
+            self._programs[shapes] = kept(
+                "traced",
+                (settings, shown, *self._inputs),
+                lambda: bytes(export.export(self._jitted)(*arguments).serialize()),
+                lambda text: jax.jit(export.deserialize(bytearray(text)).call, **self._options),
+            )
         return self._programs[shapes]
 
     def eval_shape(self, *arguments) -> Any:
@@ -60,34 +56,3 @@ class StoredProgram:
     def _cache_size(self) -> int:
         """How many programs there are, as `jax.jit` has it."""
         return len(self._programs) + self._jitted._cache_size()
-
-    def _load(self, path: epath.Path, arguments: tuple) -> Callable:
-        # What a damaged file makes JAX raise is open-ended; then the network is traced anew.
-        try:
-            program = jax.jit(export.deserialize(bytearray(path.read_bytes())).call, **self._options)
-            with contextlib.suppress(OSError):
-                os.utime(path)
-            return program
-        except Exception:
-            traced = export.export(self._jitted)(*arguments)
-        try:
-            _forget_unused(path.parent)
-            part = path.with_name(f"{path.name}.{os.getpid()}")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(bytes(traced.serialize()))
-            part.replace(path)
-        except OSError:
-            pass  # a folder that cannot be written to
-        return jax.jit(traced.call, **self._options)
-
-
-def _forget_unused(folder: epath.Path) -> None:
-    """Deletes programs that nothing has read for KEPT_DAYS: those of older code are never read again."""
-    for path in folder.glob("traced-*"):
-        if time.time() - path.stat().mtime > KEPT_DAYS * 24 * 3600:
-            path.unlink()
-
-
-def is_ours(*parts: Any) -> bool:
-    """Whether the code of this package, by which a stored program is found, has all of `parts`."""
-    return all(getattr(part, "__module__", "").partition(".")[0] == "dpose_jax" for part in parts)
