@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dpose_jax.data import crop as crop_module
 from dpose_jax.data.crop import (
     CropSpec,
     View,
@@ -115,6 +116,20 @@ def test_pixels_follow_the_matrix(warp, flip):
     at = [[image[low[..., 1] + j, low[..., 0] + i].astype(float) for i in (0, 1)] for j in (0, 1)]
     expected = (1 - b) * ((1 - a) * at[0][0] + a * at[0][1]) + b * ((1 - a) * at[1][0] + a * at[1][1])
     assert np.abs(crop - expected).max() < 1.1
+
+
+@pytest.mark.parametrize("warp", WARPS)
+def test_four_channels_are_sampled_as_three(warp, monkeypatch):
+    """To the bit: persons of all sizes, also across the image's edges, and small images that are enlarged."""
+    rng, views, crops = np.random.default_rng(2), [], []
+    for scale in np.geomspace(0.1, 3, 40):
+        center, size = rng.uniform(-20, 180, 2), np.array([60.0, 80.0]) * scale
+        views.append(View(center, size, rng.uniform(-60, 60) * rng.integers(2), bool(rng.integers(2))))
+    for most in (0, np.inf):
+        monkeypatch.setattr(crop_module, "_FOUR_CHANNELS", most)
+        crops.append([warp_image(picture(), view, spec(warp)) for view in views])
+    np.testing.assert_array_equal(*crops)
+    assert len(np.unique(crops[0])) > 250
 
 
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (0.25, 0.5)])
