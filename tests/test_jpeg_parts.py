@@ -9,7 +9,7 @@ from image_files import exif_turned
 
 from dpose_jax.data import crop, image_files
 from dpose_jax.data.image_files import decode_image
-from dpose_jax.data.jpeg_parts import cut, decode_part, tile_blocks, with_tiles
+from dpose_jax.data.jpeg_parts import Part, cut, decode_part, tile_blocks, with_tiles
 
 SAMPLING = {"4:2:0": 0x221111, "4:2:2": 0x211111, "4:4:4": 0x111111, "4:4:0": 0x121111, "4:1:1": 0x411111}
 WINDOWS = [(70, 40, 90, 61), (0, 0, 1, 1), (150, 100, 400, 300), (-50, -50, -20, -20), (500, 60, 600, 70)]
@@ -72,7 +72,7 @@ def test_without_tiles_the_rows_above_are_decoded(data):
     for window in WINDOWS:
         part = cut(data, window)
         assert (part is None) == (window[3] > 110)
-        assert part is None or (part[1] == (0, 0) and decode_part(part[0]).shape[1] == 192)
+        assert part is None or (part.origin == (0, 0) and part.size[0] == 192)
         assert check(data, window) == (part is not None)
     cut_only = decode_image(data, window=WINDOWS[0])
     assert not cut_only[80:].any() and cut_only[:61].any()
@@ -91,9 +91,10 @@ def test_a_progressive_jpeg_is_decoded_whole():
 
 def test_a_part_that_cannot_be_decoded_gives_the_whole(monkeypatch):
     data = encoded(picture(120, 192))
-    monkeypatch.setattr(image_files, "decode_part", lambda part: None)
+    monkeypatch.setattr(image_files, "decode_part", lambda part, size: None)
     assert not check(data, WINDOWS[0])
-    assert decode_part(b"no JPEG") is None
+    for size in ((9, 9), (8, 9)):
+        assert decode_part(Part(b"no JPEG", (0, 0), (9, 9)), size) is None
 
 
 def test_every_cut_of_a_file_is_refused_or_read():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from dpose_jax.data.jpeg_parts import Window
 from dpose_jax.data.sample import Person
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.recipe import Augment, Recipe
@@ -144,7 +145,7 @@ def map_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def view_window(view: View) -> tuple[int, int, int, int]:
+def view_window(view: View) -> Window:
     """Left, top, right, bottom of all image pixels that `warp_image` samples for a view, and a few more.
 
     Whole pixels, right and bottom exclusive; they may lie outside of the image.
@@ -153,6 +154,13 @@ def view_window(view: View) -> tuple[int, int, int, int]:
     cos, sin = abs(math.cos(math.radians(view.rotation))), abs(math.sin(math.radians(view.rotation)))
     across, down = (w * cos + h * sin) / 2 + BORDER, (w * sin + h * cos) / 2 + BORDER
     return math.floor(x - across), math.floor(y - down), math.ceil(x + across) + 1, math.ceil(y + down) + 1
+
+
+def part_window(window: Window, origin: Sequence[int], scale: Sequence[float]) -> Window:
+    """A window of the whole image in pixels of a part, for `warp_image` with that `origin` and `scale`."""
+    (x, y), (across, down), (left, top, right, bottom) = origin, scale, window
+    first = math.floor((left - x) * across) - BORDER, math.floor((top - y) * down) - BORDER
+    return *first, math.ceil((right - x) * across) + BORDER, math.ceil((bottom - y) * down) + BORDER
 
 
 def warp_image(

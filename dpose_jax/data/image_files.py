@@ -50,9 +50,7 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
         data = stored_upright(data)
     as_stored = not (turned and upright)
     if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
-        (some, (x, y)), image = part, np.zeros((height, width, 3), np.uint8)
-        if (pixels := decode_part(some)) is not None:
-            image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        if (image := decode_part(part, header.size)) is not None:
             return image
     image = _decode(data)
     if not as_stored:

@@ -46,8 +46,16 @@ def tile_blocks(width: int, block: int) -> int:
     return next((count for count in divisors if count * block >= _TILE), across)
 
 
-def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
-    """The part of a JPEG that holds a window, as a JPEG, and x, y of its first pixel.
+class Part(NamedTuple):
+    """A JPEG of its own, x, y of its first pixel in the whole, and its (width, height) in pixels."""
+
+    data: bytes
+    origin: tuple[int, int]
+    size: tuple[int, int]
+
+
+def cut(data: bytes, window: Window) -> Part | None:
+    """The part of a JPEG that holds a window.
 
     Decoded by `decode_part`, the window's pixels are those of the whole. The part has the tiles around the window, or
     all rows down to its end if there are no tiles or most of them are needed. None if that is the whole, or the JPEG
@@ -59,26 +67,38 @@ def cut(data: bytes, window: Window) -> tuple[bytes, tuple[int, int]] | None:
     return _tiles_around(data, layout, window) or _rows_above(data, layout, window[3])
 
 
-def decode_part(data: bytes) -> np.ndarray | None:
-    """The pixels of a part that `cut` made, (height, width, 3) uint8 RGB; None if they cannot be decoded."""
+def decode_part(part: Part, size: tuple[int, int]) -> np.ndarray | None:
+    """The pixels of a part in an image of `size` (width, height), black elsewhere; None if they cannot be decoded.
+
+    (height, width, 3) uint8 RGB.
+    """
+    (left, top), (width, height) = part.origin, part.size
+    image = np.empty((size[1], size[0], 3), np.uint8)
+    rows = image[top : top + height]
+    image[:top], image[top + height :] = 0, 0
     # Not by OpenCV, whose libjpeg writes to stderr of each part that there is more behind its last row.
     try:
-        return simplejpeg.decode_jpeg(data, strict=False)
+        if width == size[0]:
+            simplejpeg.decode_jpeg(part.data, buffer=rows, strict=False)
+        else:
+            rows[:, :left], rows[:, left + width :] = 0, 0
+            rows[:, left : left + width] = simplejpeg.decode_jpeg(part.data, strict=False)
     except ValueError:
         return None
+    return image
 
 
-def _rows_above(data: bytes, layout: _Layout, bottom: int) -> tuple[bytes, tuple[int, int]] | None:
-    (_, height), side = layout.size, layout.block[1]
+def _rows_above(data: bytes, layout: _Layout, bottom: int) -> Part | None:
+    (width, height), side = layout.size, layout.block[1]
     rows = max(1, -(-(bottom + _CONTEXT) // side)) * side
     if rows >= height:
         return None
     shorter = bytearray(data)
     struct.pack_into(">H", shorter, layout.frame + 1, rows)
-    return bytes(shorter), (0, 0)
+    return Part(bytes(shorter), (0, 0), (width, rows))
 
 
-def _tiles_around(data: bytes, layout: _Layout, window: Window) -> tuple[bytes, tuple[int, int]] | None:
+def _tiles_around(data: bytes, layout: _Layout, window: Window) -> Part | None:
     if not layout.interval or layout.across % layout.interval:
         return None
     (width, height), columns = layout.size, layout.across // layout.interval
@@ -99,9 +119,9 @@ def _tiles_around(data: bytes, layout: _Layout, window: Window) -> tuple[bytes, 
     marks = (stops - starts[:, None] + (np.cumsum(lengths) - lengths)[:, None]).ravel()[:-1]
     np.frombuffer(body, np.uint8)[marks + 1] = 0xD0 + np.arange(len(marks)) % 8
     head, first = bytearray(data[: layout.scan]), (x * side[0], y * side[1])
-    last = min(right * side[0], width), min(bottom * side[1], height)
-    struct.pack_into(">HH", head, layout.frame + 1, last[1] - first[1], last[0] - first[0])
-    return bytes(head + body + b"\xff\xd9"), first
+    size = min(right * side[0], width) - first[0], min(bottom * side[1], height) - first[1]
+    struct.pack_into(">HH", head, layout.frame + 1, *reversed(size))
+    return Part(bytes(head + body + b"\xff\xd9"), first, size)
 
 
 def check_jpegtran() -> None:

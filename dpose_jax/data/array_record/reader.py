@@ -9,6 +9,7 @@ import numpy as np
 
 from dpose_jax.data.array_record.crop_margin import Margin
 from dpose_jax.data.coco_dataset import AnnotatedSource
+from dpose_jax.data.crop import part_window
 from dpose_jax.data.image_files import ImageStore, decode_image
 from dpose_jax.data.jpeg_parts import Window
 from dpose_jax.data.sample import Person
@@ -144,7 +145,8 @@ class CropSource(RecordSource):
         row = int(self._rows[index])
         if row < 0:
             return super()._decode(index, window)
-        return decode_image(self._records.at(row, "id", int(self._ids[index])))  # a part would save nothing
+        data = self._records.at(row, "id", int(self._ids[index]))
+        return decode_image(data, window=window and part_window(window, self._origins[row], self._scales[row]))
 
 
 def read_build(folder: str) -> dict:
