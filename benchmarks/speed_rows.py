@@ -198,9 +198,9 @@ def inputs(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
         return lambda index: read_part(source, index, windows[index])
 
     with tempfile.TemporaryDirectory() as out:
-        height = recipe.input_size[0] * 5 // 4
         made: dict[str, dict] = {"folder": {}, "full": {}, "full --tiles": {"tiles": True}, "crops": {}}
-        made[f"crops --max_height={height}"] = {"max_height": height}
+        for height in (recipe.input_size[0] * 5 // 4, recipe.input_size[0]):
+            made[f"crops --max_height={height}"] = {"max_height": height}
         for name, options in made.items():
             kind, *_ = name.split()
             if "tiles" in options and shutil.which(JPEGTRAN) is None:

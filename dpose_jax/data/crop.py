@@ -114,6 +114,14 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
 
     A mirrored view is the plain one followed by x -> width - 1 - x, for both warps.
     """
+    (a, b, left), below = _plain_map(view, spec)
+    if view.flip:
+        a, b, left = -a, -b, spec.input_size[1] - 1 - left
+    return np.array([(a, b, left), below], np.float64)
+
+
+def _plain_map(view: View, spec: CropSpec) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """The rows of `view_matrix` without mirroring."""
     height, width = spec.input_size
     edge = 1 if spec.warp == "unbiased" else 0
     across, down = width - edge, height - edge
@@ -121,10 +129,7 @@ def view_matrix(view: View, spec: CropSpec) -> np.ndarray:
     (x, y), (w, h) = view.center.tolist(), view.size.tolist()
     a, b = across / w * cos, across / w * -sin
     c, d = down / h * sin, down / h * cos
-    left, top = across / 2 - (a * x + b * y), down / 2 - (c * x + d * y)
-    if view.flip:
-        a, b, left = -a, -b, width - 1 - left
-    return np.array([[a, b, left], [c, d, top]], np.float64)
+    return (a, b, across / 2 - (a * x + b * y)), (c, d, down / 2 - (c * x + d * y))
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
@@ -174,13 +179,12 @@ def warp_image(
 
     `image` is a part of the whole image from pixel `origin` on, with `scale` times as many pixels across and down.
     """
-    (height, width), factors = spec.input_size, np.asarray(scale, np.float64)
-    # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
-    matrix = view_matrix(dataclasses.replace(view, flip=False), spec)
+    across, down = scale
     # Pixel x of the part is pixel (x + .5) / scale - .5 from the origin.
-    matrix[:, 2] += matrix[:, :2] @ (np.asarray(origin, np.float64) + 0.5 / factors - 0.5)
-    matrix[:, :2] /= factors
-    crop = _sample(image, matrix, (width, height))
+    x, y = origin[0] + 0.5 / across - 0.5, origin[1] + 0.5 / down - 0.5
+    # OpenCV samples at rounded positions, so only turning the finished crop mirrors it to the bit.
+    rows = [(a / across, b / down, first + a * x + b * y) for a, b, first in _plain_map(view, spec)]
+    crop = _sample(image, np.array(rows), spec.input_size[::-1])
     crop = cv2.flip(crop, 1) if view.flip else crop
     return crop if view.color == (1.0, 1.0, 1.0) else _recolor(crop, view.color)
 
@@ -215,8 +219,7 @@ def warp_joints(
     (height, width), margin = spec.input_size, spec.label_margin
     if view.flip:
         keypoints = keypoints[list(joint_set.flip_order)]
-    points, visible = map_points(view_matrix(view, spec), keypoints[:, :2]), keypoints[:, 2] > 0
-    points[~visible] = 0.0
-    for axis, length in enumerate((width, height)):
-        visible &= (points[:, axis] >= -0.5 - margin) & (points[:, axis] <= length - 0.5 + margin)
-    return points.astype(np.float32), visible.astype(np.float32)
+    points, labelled = map_points(view_matrix(view, spec), keypoints[:, :2]), keypoints[:, 2] > 0
+    points[~labelled] = 0.0
+    inside = (points >= -0.5 - margin) & (points <= (width - 0.5 + margin, height - 0.5 + margin))
+    return points.astype(np.float32), (labelled & inside.all(axis=1)).astype(np.float32)
