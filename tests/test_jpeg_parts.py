@@ -130,6 +130,25 @@ def test_crops_are_equal_to_the_bit(warp, interval):
     assert parts > (120 if interval else 80)
 
 
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.4, 0.37)])
+def test_crops_of_a_stored_part_are_equal_to_the_bit(scale):
+    """Its window holds all pixels that are sampled, and leaves some out, also where it was shrunk."""
+    rng, spec, origin, parts = np.random.default_rng(1), crop.CropSpec((64, 48), 1.25, "unbiased"), (37, 21), 0
+    data = encoded(picture(240, 320), 20)
+    whole = decode_image(data)
+    for _ in range(200):
+        size = np.array([0.75, 1]) * 2 ** rng.uniform(3, 8) / scale
+        view = crop.View(
+            origin + rng.uniform(-20, 300, 2) / scale, size, rng.uniform(-90, 90), bool(rng.random() < 0.5)
+        )
+        part = decode_image(data, window=crop.part_window(crop.view_window(view), origin, scale))
+        parts += not np.array_equal(part, whole)
+        np.testing.assert_array_equal(
+            crop.warp_image(part, view, spec, origin, scale), crop.warp_image(whole, view, spec, origin, scale)
+        )
+    assert parts > 80
+
+
 @pytest.mark.skipif(shutil.which("jpegtran") is None, reason="needs jpegtran")
 def test_tiles_are_added_without_a_change_of_pixels():
     for sampling in SAMPLING.values():

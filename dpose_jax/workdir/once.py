@@ -12,21 +12,17 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
-T = TypeVar("T")
-
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
 KEPT_DAYS = 30
+T = TypeVar("T")
 
 
 def kept(kind: str, inputs: Sequence[str], make: Callable[[], bytes], read: Callable[[bytes], T]) -> T:
     """`read(make())`, where the bytes are kept as a file `kind`-DIGEST, found by the code of dpose_jax and `inputs`.
 
-    `inputs` are all that `make` depends on beside the code of dpose_jax, JAX and Flax. `make` is called
-    anew if `read` fails on a damaged file, and every time without a folder of compiled programs (see
-    `runtime.cpu.keep_compiled_programs`) that can be written to. Files that nothing has read for KEPT_DAYS, as those of
-    older code, are deleted.
+    `inputs` are all that `make` depends on beside the code of dpose_jax, JAX and Flax. `make` is called anew if `read`
+    fails on a damaged file, and every time without a folder of compiled programs that can be written to (see
+    `runtime.cpu.keep_compiled_programs`). Files that nothing has read for KEPT_DAYS, as of older code, are deleted.
     """
     folder = programs_folder()
     if folder is None:
@@ -59,7 +55,7 @@ def check_once(check: Callable[[], None], *inputs: str) -> None:
         check()
         return b""
 
-    kept("checked", (check.__qualname__, *inputs), passed, bool)
+    kept("checked", (check.__qualname__, *inputs), passed, lambda _: None)
 
 
 def programs_folder() -> epath.Path | None:
