@@ -161,8 +161,8 @@ def test_a_figure_that_is_not_finite_stops_the_run(log, name, value):
 def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):
     """A real NaN, through the compiled step; `trained` has compiled it."""
 
-    def poisoned(model, seed):
-        variables = initial_variables(model, seed)
+    def poisoned(*arguments):
+        variables = initial_variables(*arguments)
         variables["params"]["decoder"]["head"]["bias"][3] = np.nan
         return variables
 
