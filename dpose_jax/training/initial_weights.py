@@ -44,9 +44,9 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
     Raises FileNotFoundError, which names the way to get them, if the weights are missing; ValueError, which names every
     problem, if they cannot be read or do not fit; and ConnectionError if the hub cannot be reached.
     """
-    variables, source, still = random_variables(recipe, model), recipe.model.pretrained, kept_parts(recipe)
+    variables, source, frozen = random_variables(recipe, model), recipe.model.pretrained, kept_parts(recipe)
     if source in ("none", ""):
-        if still:
+        if frozen:
             raise ValueError(f"model.pretrained={source!r}: with optim.backbone_rate=0 it must name trained weights")
         multihost.say(f"start: random weights, seed {recipe.seed}")
         return variables
@@ -65,10 +65,10 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")
         read = hub.read(name)
-        if "coarse_head" in still:
+        if "coarse_head" in frozen:
             check_pose_model(name, read, recipe)
         weights = model.backbone.published(read.tensors)
     with files.placed(f"model.pretrained={source!r}"):
-        variables, text = fill(variables, weights, name, still or (BACKBONE,))
+        variables, text = fill(variables, weights, name, frozen or (BACKBONE,))
     multihost.say(f"start: {text}")
     return variables
