@@ -5,11 +5,9 @@ python eval.py --model=FOLDER|hf:OWNER/REPO --out=FILE.json
 python eval.py --weights=hrnet_w32 --config.data.root=COCO --out=FILE.json
 """
 
-import signal
+from dpose_jax.runtime import start
 
-# Ctrl-C while libraries load ends the program without a traceback; `app.run` handles it from then on.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+start.begin()
 
 from absl import flags
 

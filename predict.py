@@ -4,11 +4,9 @@ python predict.py --input=IMAGE|FOLDER|VIDEO --out=DIR [--workdir=runs/demo|--mo
   [--boxes=FILE [--category=NAME]|--detector=fasterrcnn] [--steps=4] [--trajectory]
 """
 
-import signal
+from dpose_jax.runtime import start
 
-# Ctrl-C while libraries load ends the program without a traceback; `app.run` handles it from then on.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+start.begin()
 
 from absl import flags
 

@@ -6,11 +6,9 @@ Several hosts run the same command, on Cloud TPU, GKE and SLURM as it is, elsewh
 --num_processes and --process_id (docs/scale.md). After SIGTERM it saves and ends with status 75: start it again.
 """
 
-import signal
+from dpose_jax.runtime import start
 
-# Ctrl-C while libraries load ends the program without a traceback; `app.run` handles it from then on.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+start.begin()
 
 from absl import flags
 

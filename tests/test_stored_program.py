@@ -28,6 +28,10 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
+def files(folder, kind):
+    return sorted(folder.glob(f"{kind}-*"))
+
+
 def counted(calls):
     def function(weights, x):
         calls.append(1)
@@ -43,42 +47,69 @@ def test_a_stored_program_is_not_traced_again_and_gives_the_same(folder):
     expected = jax.jit(counted([]))(weights, x)["y"]
     for _ in range(3):
         np.testing.assert_array_equal(StoredProgram(counted(calls), "a")(weights, x)["y"], expected)
-        assert len(calls) == 1 and len(list(folder.iterdir())) == 1
+        assert len(calls) == 1 and len(files(folder, "program")) == len(files(folder, "compiled")) == 1
     one = StoredProgram(counted(calls), "b")
     for _ in range(2):
         one(weights, x)
     assert len(calls) == 2 and one.eval_shape(weights, x)["y"].shape == (4, 3)
     one(weights, x[:2])
-    assert len(list(folder.iterdir())) == 3
+    # The second is the first's text, which is not compiled again.
+    assert len(files(folder, "program")) == 3 and len(files(folder, "compiled")) == 2
+
+
+def test_programs_are_loaded_before_their_arguments_are_known(folder, monkeypatch):
+    calls, weights = [], {"w": np.ones((5, 3), np.float32)}
+    inputs = [np.random.default_rng(rows).normal(size=(rows, 5)).astype(np.float32) for rows in (2, 3)]
+    expected = [StoredProgram(counted(calls))(weights, x)["y"] for x in inputs]
+    one = StoredProgram(counted(calls))
+    one.start_loading()
+    monkeypatch.setattr(stored_program, "_load", None)  # What is loaded is not loaded again.
+    for x, its in zip(inputs, expected, strict=True):
+        needs = one.lower(weights, jax.ShapeDtypeStruct(x.shape, x.dtype)).compile().memory_analysis()
+        assert needs.output_size_in_bytes == its.nbytes
+        np.testing.assert_array_equal(one(weights, x)["y"], its)
+    assert len(calls) == 2
+    monkeypatch.undo()
+    other = StoredProgram(counted(calls), "other")
+    other.start_loading()
+    np.testing.assert_array_equal(other(weights, inputs[0])["y"], expected[0])
+    assert len(calls) == 3
 
 
 def test_a_damaged_program_is_compiled_anew(folder):
     calls, x = [], np.ones((2, 5), np.float32)
     weights = {"w": np.ones((5, 3), np.float32)}
     expected = StoredProgram(counted(calls))(weights, x)["y"]
-    (file,) = folder.iterdir()
-    whole = file.read_bytes()
-    for broken in (b"", whole[:-99], b"\x80\x04N."):
-        file.write_bytes(broken)
-        np.testing.assert_array_equal(StoredProgram(counted(calls))(weights, x)["y"], expected)
-        assert file.read_bytes() != broken
-    assert len(calls) == 4
+    for kind, traced in (("compiled", 1), ("program", 1)):
+        (file,) = files(folder, kind)
+        whole = file.read_bytes()
+        for broken in (b"", whole[:-9], b"\x80\x04N."):
+            for starts in (False, True):
+                file.write_bytes(broken)
+                calls.clear()
+                one = StoredProgram(counted(calls))
+                if starts:
+                    one.start_loading()
+                np.testing.assert_array_equal(one(weights, x)["y"], expected)
+                assert len(calls) == traced and file.read_bytes() != broken
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_a_program_that_nothing_reads_goes(folder):
     x, weights = np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}
     for name in "ab":
         StoredProgram(counted([]), name)(weights, x)
-    (first, _), month = sorted(folder.iterdir()), time.time() - (KEPT_DAYS + 1) * 24 * 3600
+    (first, _), month = files(folder, "program"), time.time() - (KEPT_DAYS + 1) * 24 * 3600
     for path in folder.iterdir():
         os.utime(path, (month, month))
     calls = []
     for name in "abc":  # those that are read stay, though the third is stored after them
         StoredProgram(counted(calls), name)(weights, x)
-    assert len(calls) == 1 and len(list(folder.iterdir())) == 3 and first.exists()
+    assert len(calls) == 1 and len(files(folder, "program")) == 3 and first.exists()
     os.utime(first, (month, month))
     StoredProgram(counted(calls), "d")(weights, x)
-    assert len(calls) == 2 and len(list(folder.iterdir())) == 3 and not first.exists()
+    assert len(calls) == 2 and len(files(folder, "program")) == 3 and not first.exists()
+    assert len(files(folder, "compiled")) == 1
 
 
 def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
@@ -91,7 +122,7 @@ def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
         jax.config.update("jax_default_matmul_precision", None)
     monkeypatch.setattr(once, "code", lambda: "other")
     StoredProgram(counted(calls))(weights, x)
-    assert len(calls) == len(list(folder.iterdir())) == 3
+    assert len(calls) == len(files(folder, "program")) == 3 and len(files(folder, "compiled")) == 2
 
 
 def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature, monkeypatch):
@@ -125,7 +156,7 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
     within = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-9)
     jax.tree.map(within, first_step(miniature().override(plain)), found[0])
     # Of each recipe, the gradients and the update.
-    assert len(traced) == 3 and len(list(folder.glob("traced-*"))) == 4
+    assert len(traced) == 3 and len(files(folder, "program")) == 4
 
 
 def test_shapes_of_a_model_are_found_out_once(folder, miniature, monkeypatch):
@@ -170,10 +201,10 @@ def test_a_check_is_made_once(folder):
     assert len(calls) == 3 and len(list(folder.iterdir())) == 2
 
 
-def test_parts_from_elsewhere_are_not_stored(monkeypatch):
+def test_parts_from_elsewhere_are_not_stored(folder, monkeypatch):
     """The code of this package finds a stored program. An update rule of the user's is not part of it."""
     recipe, variables, _ = model_folder.load(model_folder.SHIPPED)
-    assert isinstance(Predictor(recipe, variables)._run, StoredProgram)
+    assert Predictor(recipe, variables)._run._folder() == folder
     rule = UPDATES["direct"]
     monkeypatch.setitem(UPDATES, "direct", rule._replace(update=lambda space, y, estimate, step: y))
-    assert not isinstance(Predictor(recipe, variables)._run, StoredProgram)
+    assert Predictor(recipe, variables)._run._folder() is None

@@ -91,8 +91,8 @@ class Predictor:
 
         self._spec, self._trace = crop_spec(recipe), jax.jit(trace)
         ours = is_ours(BACKBONES[recipe.model.backbone].build, *UPDATES[recipe.sampler.update_rule])
-        facts = repr(recipe), repr((settings, flip, hypotheses))
-        self._run = StoredProgram(self.sampler.poses, *facts) if ours else jax.jit(self.sampler.poses)
+        facts = repr((recipe, recipe.joints, settings, flip, hypotheses)) if ours else None
+        self._run = StoredProgram(self.sampler.poses, "poses", facts)
 
     @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":

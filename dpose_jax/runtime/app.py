@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import cv2
 from absl import app, flags, logging
 
-from dpose_jax.runtime import cpu
+from dpose_jax.runtime import cpu, start
 
 # What a user can mend: a field, a file, a record.
 USER_ERRORS = (ValueError, OSError)
@@ -43,9 +43,8 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a file's name may have what the terminal's encoding lacks
                 stream.reconfigure(errors="backslashreplace")
-        # Collections took a second of a start that traces or loads a large network.
         gc.freeze()
-        gc.set_threshold(50_000)
+        start.collect_rarely()
         cpu.keep_freed_memory()
         cpu.fuse_elementwise()
         if not flags.FLAGS["verbosity"].present:

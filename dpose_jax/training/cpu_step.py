@@ -19,50 +19,41 @@ class CpuStep:
     """
 
     def __init__(
-        self,
-        gradients: Callable,
-        update: Callable,
-        mesh: jax.sharding.Mesh,
-        state: TrainState,
-        inputs: str | None,
-        *,
-        moments: bool,
+        self, gradients: Callable, update: Callable, mesh: jax.sharding.Mesh, inputs: str | None, *, moments: bool
     ):
-        """`gradients` and `update` are those of `training.step`. The programs are kept traced, found by `inputs`.
+        """`gradients` and `update` are those of `training.step`. The programs are kept compiled, found by `inputs`.
 
-        `inputs`, None for programs that are not kept, are all that both depend on beside the code and the state's form.
+        `inputs`, None for programs that are not kept, are all that both and the state's form depend on beside the code.
         `moments`: whether `gradients` gives these, to be averaged as vectors too.
         """
-        whole = sharding.replicated(mesh)
-        shared: dict[str, Any] = {"in_shardings": whole, "out_shardings": whole}
-        vectors = state.params, state.batch_stats
-        variables = flat.views(vectors)
-        shapes = repr([leaf.shape for leaf in jax.tree.leaves(variables)])
-        of_vectors: Any = jax.tree.structure(vectors)
-        form = of_vectors.unflatten(range(of_vectors.num_leaves))  # Not `vectors`, which a resumed run would keep.
-        of_arrays: Any = jax.tree.structure(variables)
-        of_opt_state: Any = jax.tree.structure(state.opt_state)
-        self._state: Any = jax.tree.structure(state)
-
-        def program(function: Callable, **options: Any) -> Any:
-            if inputs is None:
-                return jax.jit(function, **shared, **options)
-            return StoredProgram(function, inputs, shapes, function.__name__, **shared, **options)
+        self._form: Form | None = None
 
         # What is stored has lists of leaves alone.
         def gradients_of_leaves(step: jax.Array, leaves: list, batch: dict, key: jax.Array) -> tuple[list, dict]:
-            *vectors, metrics = gradients(step, *of_arrays.unflatten(leaves), batch, key)
-            return jax.tree.leaves(flat.flatten_like(form, tuple(vectors))), metrics
+            assert self._form is not None
+            *vectors, metrics = gradients(step, *self._form.arrays.unflatten(leaves), batch, key)
+            template = self._form.vectors.unflatten(range(self._form.vectors.num_leaves))
+            return jax.tree.leaves(flat.flatten_like(template, tuple(vectors))), metrics
 
         def update_of_leaves(step: jax.Array, before: list, found: list, opt_state: list) -> tuple[list, dict]:
+            assert self._form is not None
+            of_vectors = self._form.vectors
             params, batch_stats = of_vectors.unflatten(before)
             of_params, of_batch = of_vectors.unflatten(found)
             after = layers.averaged(batch_stats, of_batch) if moments else of_batch
-            state = TrainState(step, params, batch_stats, of_opt_state.unflatten(opt_state))
+            state = TrainState(step, params, batch_stats, self._form.opt_state.unflatten(opt_state))
             state, metrics = update(state, of_params, after)
             return jax.tree.leaves(state), metrics
 
-        self._gradients, self._update = program(gradients_of_leaves), program(update_of_leaves, donate_argnums=(2, 3))
+        whole = sharding.replicated(mesh)
+        options: dict[str, Any] = {"in_shardings": whole, "out_shardings": whole}
+        self._gradients = StoredProgram(gradients_of_leaves, "gradients", inputs, **options)
+        self._update = StoredProgram(update_of_leaves, "update", inputs, donate_argnums=(2, 3), **options)
+
+    def start_loading(self) -> None:
+        """Loads both programs meanwhile, if they are stored."""
+        self._update.start_loading()
+        self._gradients.start_loading()
 
     def __call__(self, state: TrainState, batch: dict, key: jax.Array) -> tuple[TrainState, dict]:
         before = jax.tree.leaves((state.params, state.batch_stats))
@@ -73,17 +64,30 @@ class CpuStep:
         # Not donated: JAX refuses to overwrite what the views share.
         for leaf in before:
             leaf.delete()
-        return self._state.unflatten(after), metrics | more
+        assert self._form is not None
+        return self._form.state.unflatten(after), metrics | more
 
     def lower(self, state: TrainState, batch: dict, key: jax.Array) -> "Lowered":
         """Both programs for these arguments, of which the batch may be shapes alone."""
+        gradients = self._gradients.lower(*self._arguments(state, batch, key))
         vectors = jax.tree.leaves((state.params, state.batch_stats))  # Gradients and statistics have the same shapes.
-        update = self._update.lower(state.step, vectors, vectors, jax.tree.leaves(state.opt_state))
-        return Lowered(self._gradients.lower(*self._arguments(state, batch, key)), update)
+        return Lowered(gradients, self._update.lower(state.step, vectors, vectors, jax.tree.leaves(state.opt_state)))
 
-    @staticmethod
-    def _arguments(state: TrainState, batch: dict, key: jax.Array) -> tuple:
-        return state.step, jax.tree.leaves(flat.views((state.params, state.batch_stats))), batch, key
+    def _arguments(self, state: TrainState, batch: dict, key: jax.Array) -> tuple:
+        vectors = state.params, state.batch_stats
+        arrays = flat.views(vectors)
+        if self._form is None:
+            self._form = Form(*map(jax.tree.structure, (state, vectors, state.opt_state, arrays)))
+        return state.step, jax.tree.leaves(arrays), batch, key
+
+
+class Form(NamedTuple):
+    """Structures of a state, of which each step takes and gives the leaves alone."""
+
+    state: Any
+    vectors: Any  # of params and batch_stats
+    opt_state: Any
+    arrays: Any  # of params and batch_stats as trees of arrays
 
 
 class Lowered(NamedTuple):

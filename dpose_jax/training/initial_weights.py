@@ -19,22 +19,25 @@ from dpose_jax.training.optimizer import kept_parts
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
-from dpose_jax.workdir.once import is_ours, kept
+from dpose_jax.workdir.once import digest, is_ours, kept
 
 
 def random_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
     """`initial_variables` of the recipe's seed, of shapes that are found out once: tracing takes most of the time."""
 
-    def traced() -> bytes:
-        flat = traverse_util.flatten_dict(abstract_variables(model), sep="/")
+    def write(shapes: dict[str, Any]) -> bytes:
+        flat = traverse_util.flatten_dict(shapes, sep="/")
         return json.dumps({path: (leaf.shape, leaf.dtype.name) for path, leaf in flat.items()}).encode()
 
     def read(content: bytes) -> dict[str, Any]:
         flat = {path: jax.ShapeDtypeStruct(*leaf) for path, leaf in json.loads(content).items()}
         return traverse_util.unflatten_dict(flat, sep="/")
 
-    ours = is_ours(BACKBONES[recipe.model.backbone].build)
-    shapes = kept("shapes", (repr(recipe), repr(recipe.joints)), traced, read) if ours else None
+    if is_ours(BACKBONES[recipe.model.backbone].build):
+        name = f"shapes-{digest(repr(recipe), repr(recipe.joints))}"
+        shapes = kept(name, lambda: abstract_variables(model), write, read)
+    else:
+        shapes = None
     return initial_variables(model, recipe.seed, shapes)
 
 

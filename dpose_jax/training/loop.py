@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dpose_jax.data import doubts
@@ -17,9 +19,10 @@ from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.sample import Source
 from dpose_jax.data.statistics import describe
+from dpose_jax.diffusion.process import Schedule
 from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.backbones import BACKBONES
-from dpose_jax.models.diffusion_pose import build_model, build_schedule
+from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu, flat, multihost, sharding
 from dpose_jax.training.changes import changes, fingerprint, held
@@ -202,39 +205,45 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     field or file.
     """
     mesh = sharding.make_mesh()
-    parts, every = recipe.train.accumulate, recipe.diffusion.every
-    sharding.check_batch_size("train.batch_size", recipe.train.batch_size, mesh, parts, every)
+    train, every = recipe.train, recipe.diffusion.every
+    sharding.check_batch_size("train.batch_size", train.batch_size, mesh, train.accumulate, every)
     model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
-    optimizer = make_optimizer(recipe.optim, recipe.train, kept_parts(recipe))
+    optimizer = make_optimizer(recipe.optim, train, kept_parts(recipe))
+    frozen = min(recipe.optim.freeze_backbone_steps, train.steps)
+    parts = [("frozen backbone", frozen, model.clone(freeze_backbone=True))] if frozen else []
+    parts += [("all", train.steps, model)] if frozen < train.steps else []
+    alone = mesh.size == 1 and jax.default_backend() == "cpu"
+    if alone:
+        steps = [_cpu_step(recipe, part, schedule, optimizer, mesh) for _, _, part in parts]
+        steps[-1 if resumes else 0].start_loading()
     source = make_source(recipe, "train", training=True)
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
     variables = (random_variables if resumes else starting_variables)(recipe, model)
-    alone = mesh.size == 1 and jax.default_backend() == "cpu"
     if alone:
         variables = {name: flat.flatten(modules) for name, modules in variables.items()}
     # As one program, the state of few vectors takes half of the time.
     state = (jax.jit(initial_state, static_argnums=1) if alone else initial_state)(variables, optimizer)
-    places = sharding.state_sharding(mesh, state, fsdp=recipe.train.fsdp)
+    places = sharding.state_sharding(mesh, state, fsdp=train.fsdp)
     state = jax.device_put(state, places)
-
-    def compiled(model):
-        if not alone:
-            return jit_step(make_train_step(recipe, model, schedule, optimizer, sharding.unshard(mesh)), mesh, places)
-        ours = is_ours(BACKBONES[recipe.model.backbone].build)
-        inputs = repr((recipe, recipe.joints, model.freeze_backbone)) if ours else None
-        moments = ours and recipe.train.accumulate == 1  # Those of parts are averaged one after the other.
-        gradients = make_gradients(recipe, model, schedule, moments=moments)
-        return CpuStep(gradients, make_update(recipe, optimizer), mesh, state, inputs, moments=moments)
-
-    phases, total = [], recipe.train.steps
-    frozen = min(recipe.optim.freeze_backbone_steps, total)
-    if frozen:
-        phases.append(Phase("frozen backbone", frozen, compiled(model.clone(freeze_backbone=True))))
-    if frozen < total:
-        phases.append(Phase("all", total, compiled(model)))
+    if not alone:
+        unshard = sharding.unshard(mesh)
+        steps = [
+            jit_step(make_train_step(recipe, part, schedule, optimizer, unshard), mesh, places) for _, _, part in parts
+        ]
+    phases = tuple(Phase(name, last, step) for (name, last, _), step in zip(parts, steps, strict=True))
     # By a program, since device_put takes no typed key to the devices of other hosts.
     key = jax.jit(jax.random.key, static_argnums=0, out_shardings=sharding.replicated(mesh))(recipe.seed)
-    return Run(recipe, mesh, source, data, state, key, tuple(phases))
+    return Run(recipe, mesh, source, data, state, key, phases)
+
+
+def _cpu_step(
+    recipe: Recipe, model: DiffusionPose, schedule: Schedule, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> CpuStep:
+    ours = is_ours(BACKBONES[recipe.model.backbone].build)
+    inputs = repr((recipe, recipe.joints, model.freeze_backbone)) if ours else None
+    moments = ours and recipe.train.accumulate == 1  # Those of parts are averaged one after the other.
+    gradients = make_gradients(recipe, model, schedule, moments=moments)
+    return CpuStep(gradients, make_update(recipe, optimizer), mesh, inputs, moments=moments)
 
 
 def jit_step(step: Callable, mesh: jax.sharding.Mesh, places: Any) -> Any:

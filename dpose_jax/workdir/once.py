@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -14,48 +14,49 @@ from etils import epath
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KEPT_DAYS = 30
+KINDS = ("checked", "shapes", "program", "compiled")
 T = TypeVar("T")
 
 
-def kept(kind: str, inputs: Sequence[str], make: Callable[[], bytes], read: Callable[[bytes], T]) -> T:
-    """`read(make())`, where the bytes are kept as a file `kind`-DIGEST, found by the code of dpose_jax and `inputs`.
+def kept(name: str, make: Callable[[], T], write: Callable[[T], bytes], read: Callable[[bytes], T]) -> T:
+    """`make()`, or what `read` gives of the file `name` that `write` made of it earlier.
 
-    `inputs` are all that `make` depends on beside the code of dpose_jax, JAX and Flax. `make` is called anew if `read`
+    `name` is one of KINDS, "-", and a digest of all that `make` depends on. `make` is called anew if `read`
     fails on a damaged file, and every time without a folder of compiled programs that can be written to (see
     `runtime.cpu.keep_compiled_programs`). Files that nothing has read for KEPT_DAYS, as of older code, are deleted.
     """
     folder = programs_folder()
     if folder is None:
-        return read(make())
-    digest = hashlib.sha256("\0".join([code(), *inputs]).encode()).hexdigest()
-    path = folder / f"{kind}-{digest}"
+        return make()
+    path = folder / name
     # What a damaged file makes readers raise is open-ended; to find out anew is always right.
     with contextlib.suppress(Exception):
         result = read(path.read_bytes())
         with contextlib.suppress(OSError):
             os.utime(path)
         return result
-    content = make()
+    result = make()
     # A folder that cannot be written to is no error.
     with contextlib.suppress(OSError):
-        for other in folder.glob(f"{kind}-*"):
-            if time.time() - other.stat().mtime > KEPT_DAYS * 24 * 3600:
-                other.unlink()
-        part = path.with_name(f"{path.name}.{os.getpid()}")
+        for kind in KINDS:
+            for other in folder.glob(f"{kind}-*"):
+                if time.time() - other.stat().mtime > KEPT_DAYS * 24 * 3600:
+                    other.unlink()
+        part = path.with_name(f"{name}.{os.getpid()}")
         part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
+        part.write_bytes(write(result))
         part.replace(path)
-    return read(content)
+    return result
+
+
+def digest(*inputs: str) -> str:
+    """SHA-256 of `inputs` and of the code of dpose_jax, JAX and Flax, in hexadecimal."""
+    return hashlib.sha256("\0".join([code(), *inputs]).encode()).hexdigest()
 
 
 def check_once(check: Callable[[], None], *inputs: str) -> None:
     """Calls `check` unless it has passed before for the same `inputs`, see `kept`."""
-
-    def passed() -> bytes:
-        check()
-        return b""
-
-    kept("checked", (check.__qualname__, *inputs), passed, lambda _: None)
+    kept(f"checked-{digest(check.__qualname__, *inputs)}", check, lambda _: b"", lambda _: None)
 
 
 def programs_folder() -> epath.Path | None:
@@ -68,12 +69,12 @@ def programs_folder() -> epath.Path | None:
 @functools.cache
 def code() -> str:
     """SHA-256 of the files of dpose_jax, with the versions of JAX and Flax."""
-    digest = hashlib.sha256(f"{jax.__version__} {version('flax')}".encode())
+    whole = hashlib.sha256(f"{jax.__version__} {version('flax')}".encode())
     for folder, _, files in sorted(os.walk(PACKAGE)):
         for name in sorted(file for file in files if file.endswith(".py")):
             with open(os.path.join(folder, name), "rb") as file:
-                digest.update(hashlib.sha256(file.read()).digest() + name.encode())
-    return digest.hexdigest()
+                whole.update(hashlib.sha256(file.read()).digest() + name.encode())
+    return whole.hexdigest()
 
 
 def is_ours(*parts: Any) -> bool:
