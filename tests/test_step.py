@@ -20,7 +20,7 @@ def draw_batch():
         "keypoints": (rng.random((BATCH, JOINTS, 2)) * (31, 63)).astype(np.float32),
         "visible": (np.arange(BATCH * JOINTS).reshape(BATCH, JOINTS) % 4 > 0).astype(np.float32),
         "annotation_id": np.arange(BATCH, dtype=np.int32),
-        "bad_index": np.full(BATCH, -1, np.int32),
+        "bad_index": np.where(np.arange(BATCH) == 1, 5, -1).astype(np.int32),
     }
 
 
@@ -87,6 +87,7 @@ def test_step_weighs_the_terms_and_gives_their_gradient(echo, small_model):
     gradient = 2 * slope(outputs[0]) + 0.5 * slope(outputs[1])
     np.testing.assert_allclose(state.opt_state["gain"], gradient, rtol=1e-4)
     np.testing.assert_allclose(metrics["grad_norm"], abs(gradient), rtol=1e-4)
+    assert metrics["bad_rows"] == 1
 
 
 def test_without_its_weight_the_denoiser_is_not_run(echo):

@@ -15,6 +15,7 @@ from dpose_jax.data.coco_format import MALFORMED
 from dpose_jax.data.loader import BadRecords
 from dpose_jax.data.sample import Person
 from dpose_jax.models.initialise import initial_variables
+from dpose_jax.runtime import multihost
 from dpose_jax.training import initial_weights, loop
 from dpose_jax.training.metrics import DivergedError, MetricsWriter, StepLog
 from dpose_jax.training.optimizer import average_variables, learning_rate, make_optimizer
@@ -131,15 +132,18 @@ def log(miniature, tmp_path):
         yield StepLog(recipe.data, recipe.train, People(), 0, writer)
 
 
-def figures(ids=(5,), **changes):
+def figures(**changes):
     values = {"loss": 3.0, "loss_diffusion": 1.0, "loss_coarse": 2.0, "grad_norm": 4.0, "learning_rate": 0.5} | changes
-    rows = {"annotation_id": jnp.array(ids, jnp.int32), "bad_index": jnp.full(len(ids), -1, jnp.int32)}
-    return {name: jnp.float32(value) for name, value in values.items()} | rows
+    return {"bad_rows": jnp.int32(0)} | {name: jnp.float32(value) for name, value in values.items()}
+
+
+def rows(*ids, bad_index=-1):
+    return {"annotation_id": np.array(ids, np.int32), "bad_index": np.full(len(ids), bad_index, np.int32)}
 
 
 def test_log_reads_one_step_late(log, tmp_path):
     for step in range(1, 5):
-        log.push(step, figures(loss=step))
+        log.push(step, figures(loss=step), rows(5))
         assert [line["step"] for line in read_metrics(tmp_path)] == [s for s in (2, 4) if s < step]
     log.flush()
     lines = read_metrics(tmp_path)
@@ -149,13 +153,29 @@ def test_log_reads_one_step_late(log, tmp_path):
         assert {name: line[name] for name in expected} == expected and line["examples_per_second"] > 0
 
 
+def test_hosts_exchange_what_is_unreadable_only_when_something_is(log, monkeypatch):
+    exchanged = []
+
+    def gather(found):
+        exchanged.append(found.tolist())
+        return np.concatenate([found, [7]])
+
+    monkeypatch.setattr(multihost, "gather", gather)
+    log.push(1, figures(), rows(5, 6))
+    log.push(2, figures(bad_rows=2), rows(5, 6, bad_index=3))
+    assert not exchanged
+    with pytest.raises(ValueError, match=r"1 of 11 records are malformed and 2 unreadable, .*data\.max_bad_share=0.01"):
+        log.flush()
+    assert exchanged == [[3, 3]]
+
+
 @pytest.mark.parametrize("name", ["loss_diffusion", "loss_coarse", "loss", "grad_norm"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_figure_that_is_not_finite_stops_the_run(log, name, value):
-    log.push(1, figures((5, 6)))
-    log.push(2, figures((7, 8), **{name: value}))
+    log.push(1, figures(), rows(5, 6))
+    log.push(2, figures(**{name: value}), rows(7, 8))
     with pytest.raises(DivergedError, match=rf"step 2: {name} is {value}; annotation ids \[7, 8\]"):
-        log.push(3, figures((9, 10)))
+        log.push(3, figures(), rows(9, 10))
 
 
 def test_diverged_run_saves_nothing(miniature, tmp_path, monkeypatch, trained):

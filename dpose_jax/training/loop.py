@@ -125,12 +125,13 @@ def _take_steps(
                 spec = run.batch_spec()
                 run.data.start()  # which reads meanwhile
                 run.phase(step).compile(state, spec, run.key)
-            batch = sharding.put_batch(run.next_batch(), run.mesh)
+            rows = run.next_batch()
+            batch = sharding.put_batch(rows, run.mesh)
             # What no line asks for is not moved between host and device, which would make one wait for the other.
             with jax.transfer_guard("disallow"):
                 state, metrics = run.train_step(step, state, batch)
                 # The metrics of the step before are read while this step computes.
-                log.push(step, metrics)
+                log.push(step, metrics, rows)
             trace.after(step, metrics)
             bar.update()
             bar.set_postfix_str(log.line, refresh=False)

@@ -14,6 +14,7 @@ import numpy as np
 from dpose_jax.data.loader import BadRecords
 from dpose_jax.data.sample import Source
 from dpose_jax.recipe import Data, Train
+from dpose_jax.runtime import multihost
 from dpose_jax.training.board import Board
 from dpose_jax.training.step import LOSS_TERMS
 from dpose_jax.workdir import files
@@ -118,7 +119,7 @@ class StepLog:
         self.line = ""
         self._bad = BadRecords(source, data.max_bad_share)
         self._train, self._writer = train, writer
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[int, dict[str, jax.Array], dict[str, np.ndarray]] | None = None
         self._first, self._since = start + 1, (start, time.monotonic())
 
     @contextlib.contextmanager
@@ -130,10 +131,10 @@ class StepLog:
         yield
         self._since = (self._since[0], self._since[1] + time.monotonic() - began)
 
-    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Accepts the metrics of `step`, still on the device, and flushes those of the step before."""
+    def push(self, step: int, metrics: dict[str, jax.Array], batch: dict[str, np.ndarray]) -> None:
+        """Accepts the metrics of `step`, still on the device, and this host's `batch`; flushes the step before."""
         self.flush()
-        self._pending = step, metrics
+        self._pending = step, metrics, {name: batch[name] for name in ("annotation_id", "bad_index")}
 
     def flush(self) -> None:
         """Checks and logs the pending metrics.
@@ -142,14 +143,15 @@ class StepLog:
         """
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
-        values = jax.device_get(metrics)
-        ids, bad_index = (values.pop(name) for name in ("annotation_id", "bad_index"))
-        values = {name: float(value) for name, value in values.items()}
+        (step, metrics, rows), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        # All hosts have the same metrics, so all or none of them gather.
         for name in (*LOSS_TERMS, "loss", "grad_norm"):
             if not np.isfinite(values[name]):
-                raise DivergedError(f"step {step}: {name} is {values[name]}; annotation ids {ids.tolist()}")
-        self._bad.add(bad_index)
+                ids = multihost.gather(rows["annotation_id"]).tolist()
+                raise DivergedError(f"step {step}: {name} is {values[name]}; annotation ids {ids}")
+        if values.pop("bad_rows"):
+            self._bad.add(multihost.gather(rows["bad_index"]))
         now = time.monotonic()
         if step % self._train.log_every == 0 or step == self._train.steps:
             rate = (step - self._since[0]) * self._train.batch_size / (now - self._since[1])

@@ -31,8 +31,8 @@ def make_train_step(
 ) -> Callable:
     """Builds `(state, batch, key) -> (state, metrics)`, a pure function to be jitted with shardings.
 
-    `metrics` holds float32 scalars: `loss`, each term of LOSS_TERMS, `grad_norm` and `learning_rate`; and the batch's
-    `annotation_id` and `bad_index`, (B,) int32, so that every host learns of every host's.
+    `metrics` holds float32 scalars: `loss`, each term of LOSS_TERMS, `grad_norm` and `learning_rate`; and the number of
+    unreadable records in the batch, `bad_rows`, an int32 scalar, so that every host learns of every host's.
 
     `unshard` makes parameters and statistics whole where a state is split over devices (`sharding.unshard`); the
     optimizer works on the split ones.
@@ -88,7 +88,7 @@ def make_gradients(recipe: Recipe, model: DiffusionPose, schedule: Schedule, *, 
             # part to all of them, and no row moves.
             split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
             (batch_stats, (metrics, gradients)), _ = jax.lax.scan(add_part, (batch_stats, zeros), split)
-        return gradients, batch_stats, metrics | {name: batch[name] for name in ("annotation_id", "bad_index")}
+        return gradients, batch_stats, metrics | {"bad_rows": jnp.sum(batch["bad_index"] >= 0)}
 
     return gradients
 
