@@ -95,6 +95,20 @@ def test_a_damaged_program_is_compiled_anew(folder):
     assert len(list(folder.iterdir())) == 2
 
 
+@pytest.mark.parametrize("error", [OSError("full"), ValueError("Compilation does not support serialization")])
+def test_a_program_that_cannot_be_stored_runs(folder, error, monkeypatch):
+    calls, x, weights = [], np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}
+
+    def fail(program):
+        raise error
+
+    monkeypatch.setattr(stored_program, "_store", fail)
+    for count in (1, 2):
+        expected = jax.jit(counted([]))(weights, x)["y"]
+        np.testing.assert_array_equal(StoredProgram(counted(calls))(weights, x)["y"], expected)
+        assert len(calls) == count and not files(folder, "compiled")
+
+
 def test_a_program_that_nothing_reads_goes(folder):
     x, weights = np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}
     for name in "ab":

@@ -36,8 +36,8 @@ def kept(name: str, make: Callable[[], T], write: Callable[[T], bytes], read: Ca
             os.utime(path)
         return result
     result = make()
-    # A folder that cannot be written to is no error.
-    with contextlib.suppress(OSError):
+    # A folder that cannot be written to is no error, nor is a program that JAX cannot store.
+    with contextlib.suppress(OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
         for kind in KINDS:
             for other in folder.glob(f"{kind}-*"):
                 if time.time() - other.stat().mtime > KEPT_DAYS * 24 * 3600:
