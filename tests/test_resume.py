@@ -44,8 +44,8 @@ from tests import miniature
 workdir, struck, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 push = StepLog.push
 
-def strike(self, step, metrics):
-    push(self, step, metrics)
+def strike(self, step, metrics, batch):
+    push(self, step, metrics, batch)
     if step == struck:
         os.kill(os.getpid(), number)
 
