@@ -95,6 +95,21 @@ def test_a_damaged_program_is_compiled_anew(folder):
     assert len(list(folder.iterdir())) == 2
 
 
+def test_programs_that_differ_in_a_constant_are_two(folder):
+    """A long one too, of which a text may show the ends alone."""
+    x, calls = np.ones(5000, np.float32), []
+    for name, changed in (("a", 2.0), ("b", 3.0), ("a", 2.0)):
+        constant = np.arange(5000, dtype=np.float32)
+        constant[2500] = changed
+
+        def scaled(x, constant=constant):
+            calls.append(1)
+            return x * constant
+
+        np.testing.assert_array_equal(StoredProgram(scaled, name)(x), constant)
+    assert len(calls) == len(files(folder, "compiled")) == 2
+
+
 @pytest.mark.parametrize("error", [OSError("full"), ValueError("Compilation does not support serialization")])
 def test_a_program_that_cannot_be_stored_runs(folder, error, monkeypatch):
     calls, x, weights = [], np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}

@@ -43,7 +43,7 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a file's name may have what the terminal's encoding lacks
                 stream.reconfigure(errors="backslashreplace")
-        gc.freeze()
+        gc.freeze()  # what was imported is never garbage
         start.collect_rarely()
         cpu.keep_freed_memory()
         cpu.fuse_elementwise()
