@@ -1,7 +1,7 @@
 """People drawn on the fly, 17 COCO joints: the demo, `make demo`, for two CPU cores.
 
 Measured with one step on 160 unseen persons: AP 78, PCK@0.1 93 (coarse branch 72, 90). Their own boxes, flip test,
-seed 0. Training takes 6 minutes on one busy core. See docs/results.md.
+seed 0. Training takes 6 minutes on one busy core. See docs/appendix/synthetic.md.
 
   python train.py --config=configs/synthetic.py --workdir=runs/demo
 """

@@ -20,7 +20,7 @@ from benchmarks.study.variants import title  # noqa: E402
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "appendix").glob("*.md")))
 PLOTS = {"lspet_4000": "study_lspet.png", "synthetic_2400": "study_drawn.png"}  # study: its file in docs/images
-# Of variants whose fields are gone since commit 1a2b2d5.
+# Of variants whose fields commit 1a2b2d5 was the last to have.
 REMOVED = {
     "passes": "U-Net refiner, half unrolled",
     "late_same_time": "U-Net, HRNet alone at first, same training time",
