@@ -4,8 +4,8 @@ HRNet and its coarse branch come from the pose model of 74.4 AP (HRNet's paper: 
 stay bit for bit, so the `coarse` row of the evaluation is that model, by its own crop, codec and flip shift. The
 denoiser learns on its features and heatmaps. A step makes no backward pass through HRNet: .39 of the full step's time
 on a CPU; on a v5e chip a third of its traffic and a fifth of its memory, by the compiler (docs/pretrained.md). What the
-denoiser adds to these weights is not known. On a tiny network it gained 2.2 AP on Leeds Sports (docs/appendix/ablations.md).
-15 epochs, rate and schedule are (ours), chosen for a short run.
+denoiser adds to these weights is not known. On a tiny network it gained 2.2 AP on Leeds Sports
+(docs/appendix/ablations.md). 15 epochs, rate and schedule are (ours), chosen for a short run.
 
   pip install -e ".[hub]"
   python train.py --config=configs/coco_w32_denoiser.py --workdir=DIR --config.data.root=COCO

@@ -1,7 +1,12 @@
 """Programs that are kept traced: the same results, and others when the code or its inputs change."""
 
+import dataclasses
 import functools
+import importlib.metadata
 import os
+import pathlib
+import resource
+import signal
 import time
 
 import jax
@@ -11,6 +16,7 @@ import pytest
 
 from dpose_jax.diffusion.sampler import UPDATES
 from dpose_jax.inference.predictor import Predictor
+from dpose_jax.models.backbones import BACKBONES, hrnet_backbone
 from dpose_jax.models.diffusion_pose import build_model
 from dpose_jax.models.initialise import abstract_variables, initial_variables
 from dpose_jax.runtime import flat, sharding
@@ -30,6 +36,16 @@ def cache(tmp_path, monkeypatch):
 
 def files(folder, kind):
     return sorted(folder.glob(f"{kind}-*"))
+
+
+def from_elsewhere(monkeypatch):
+    """The tests' network becomes one of which the code of this package does not tell all."""
+    monkeypatch.setitem(BACKBONES, "speck", dataclasses.replace(BACKBONES["speck"], spec=None))
+
+
+def other_blocks(monkeypatch):
+    spec = dataclasses.replace(BACKBONES["speck"].spec, stem_blocks=2)
+    monkeypatch.setitem(BACKBONES, "speck", hrnet_backbone(spec))
 
 
 def counted(calls):
@@ -149,9 +165,14 @@ def test_other_code_and_other_settings_have_their_own(folder, monkeypatch):
         StoredProgram(counted(calls))(weights, x)
     finally:
         jax.config.update("jax_default_matmul_precision", None)
+    one = StoredProgram(counted(calls))
+    one(weights, x)
+    assert len(calls) == 2
+    with jax.default_matmul_precision("high"):  # of the same object
+        one(weights, x)
     monkeypatch.setattr(once, "code", lambda: "other")
     StoredProgram(counted(calls))(weights, x)
-    assert len(calls) == len(files(folder, "program")) == 3 and len(files(folder, "compiled")) == 2
+    assert len(calls) == len(files(folder, "program")) == 4 and len(files(folder, "compiled")) == 3
 
 
 def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature, monkeypatch):
@@ -180,7 +201,7 @@ def test_a_training_that_starts_again_does_not_trace_its_step(folder, miniature,
     jax.tree.map(np.testing.assert_array_equal, *found)
     first_step(miniature().override(plain | {"optim.learning_rate": 0.5}))
     assert len(traced) == 2
-    monkeypatch.setattr(loop, "is_ours", lambda part: False)
+    from_elsewhere(monkeypatch)
     # Statistics of a part from elsewhere are averaged one by one, in another program.
     within = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-9)
     jax.tree.map(within, first_step(miniature().override(plain)), found[0])
@@ -208,9 +229,13 @@ def test_shapes_of_a_model_are_found_out_once(folder, miniature, monkeypatch):
     wider = recipe.override({"model.decoder_channels": 16})
     others = initial_weights.random_variables(wider, build_model(wider))
     assert len(traced) == 3 and jax.tree.map(np.shape, others) != jax.tree.map(np.shape, expected)
-    monkeypatch.setattr(initial_weights, "is_ours", lambda part: False)
-    found.append(initial_weights.random_variables(recipe, model))
-    assert len(traced) == 3 and len(list(folder.iterdir())) == 2
+    other_blocks(monkeypatch)
+    others = initial_weights.random_variables(recipe, build_model(recipe))
+    assert len(traced) == 4 and len(jax.tree.leaves(others)) > len(jax.tree.leaves(expected)), "of the same name"
+    from_elsewhere(monkeypatch)
+    others = [others, initial_weights.random_variables(recipe, build_model(recipe))]
+    jax.tree.map(np.testing.assert_array_equal, *others)
+    assert len(traced) == 4 and len(list(folder.iterdir())) == 3
     for one in found:
         jax.tree.map(np.testing.assert_array_equal, one, expected)
 
@@ -228,6 +253,72 @@ def test_a_check_is_made_once(folder):
     for inputs in (["a"], ["a"], ["b"], ["b"]):
         once.check_once(check, *inputs)
     assert len(calls) == 3 and len(list(folder.iterdir())) == 2
+    once.check_once(check, "a", None)
+    assert len(calls) == 4 and len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_with_files_of_others_keeps_new_ones(folder, monkeypatch):
+    """Another's old file cannot be deleted, one that a kill cut short can."""
+    month = time.time() - (KEPT_DAYS + 1) * 24 * 3600
+    others, cut = folder / "checked-others", folder / ".compiled-cut"
+    for path in (others, cut):
+        path.write_bytes(b"")
+        os.utime(path, (month, month))
+    unlink = pathlib.Path.unlink
+
+    def refuse(path, *options):
+        if path.name == others.name:
+            raise PermissionError(path)
+        unlink(path, *options)
+
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    monkeypatch.setattr(type(once.epath.Path(folder)), "unlink", refuse)
+    once.check_once(lambda: None, "a")
+    assert len(files(folder, "checked")) == 2 and others.exists() and not cut.exists()
+
+
+def test_a_full_disk_keeps_no_part(folder):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        assert once.kept("checked-a", lambda: 7, lambda _: bytes(9000), len) == 7
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(folder.iterdir())
+
+
+def test_a_bucket_that_has_no_client_is_no_error(monkeypatch):
+    """What its clients raise is of no known type."""
+
+    class Bucket:
+        def __truediv__(self, name):
+            return self
+
+        def __getattr__(self, name):
+            raise ImportError("gcsfs")
+
+    for module in (once, stored_program):
+        monkeypatch.setattr(module, "programs_folder", Bucket)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert once.kept("checked-a", lambda: 7, bytes, len) == 7
+    x, weights = np.ones((2, 5), np.float32), {"w": np.ones((5, 3), np.float32)}
+    one = StoredProgram(counted([]))
+    one.start_loading()
+    np.testing.assert_array_equal(one(weights, x)["y"], jax.jit(counted([]))(weights, x)["y"])
+
+
+def test_another_optax_has_its_own(monkeypatch):
+    def found():
+        once.code.cache_clear()
+        return once.code()
+
+    before = found()
+    monkeypatch.setattr(once, "version", lambda name: "9" if name == "optax" else importlib.metadata.version(name))
+    changed = found()
+    monkeypatch.undo()
+    assert changed != before == found()
 
 
 def test_parts_from_elsewhere_are_not_stored(folder, monkeypatch):

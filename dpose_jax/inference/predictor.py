@@ -18,7 +18,6 @@ from dpose_jax.inference.about import about_published, about_trained
 from dpose_jax.inference.boxes import checked_boxes
 from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
-from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.models.weights.published import read_pose_model
@@ -90,8 +89,9 @@ class Predictor:
             return {"trajectory": jnp.swapaxes(trajectory, 0, 1), "joints": jnp.swapaxes(joints, 0, 1)}
 
         self._spec, self._trace = crop_spec(recipe), jax.jit(trace)
-        ours = is_ours(BACKBONES[recipe.model.backbone].build, *UPDATES[recipe.sampler.update_rule])
-        facts = repr((recipe, recipe.joints, settings, flip, hypotheses)) if ours else None
+        spec = self.model.backbone.spec
+        ours = spec is not None and is_ours(*UPDATES[recipe.sampler.update_rule])
+        facts = repr((recipe, recipe.joints, settings, flip, hypotheses, spec)) if ours else None
         self._run = StoredProgram(self.sampler.poses, "poses", facts)
 
     @classmethod

@@ -34,6 +34,9 @@ class Backbone:
     initial_std: Callable[[tuple[str, ...], tuple[int, ...]], float | None] = he_fan_out
     # Of the summary: name, expression of paths in the backbone.
     parts: tuple[tuple[str, str], ...] = (("backbone", ""),)
+    # All that `build` depends on beside its arguments and the code of dpose_jax, for `workdir.once`. None: not known,
+    # as of a module from elsewhere, and nothing that is made of it is kept.
+    spec: HRNetSpec | None = None
 
 
 def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
@@ -45,7 +48,7 @@ def hrnet_backbone(spec: HRNetSpec, imagenet: str | None = None) -> Backbone:
     def build(width, dtype, remat, packed):
         return HRNet(dataclasses.replace(spec, width=width), dtype, remat, packed)
 
-    return Backbone(spec.width, build, imagenet, published, parts=parts)
+    return Backbone(spec.width, build, imagenet, published, parts=parts, spec=spec)
 
 
 SMALL = HRNetSpec(16, modules=(1, 1, 1), blocks=2, stem_blocks=1, stem_width=32)

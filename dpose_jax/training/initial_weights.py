@@ -7,7 +7,6 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.initialise import abstract_variables, initial_variables
 from dpose_jax.models.weights import hub
@@ -19,7 +18,7 @@ from dpose_jax.training.optimizer import kept_parts
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
-from dpose_jax.workdir.once import digest, is_ours, kept
+from dpose_jax.workdir.once import digest, kept
 
 
 def random_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
@@ -33,11 +32,10 @@ def random_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         flat = {path: jax.ShapeDtypeStruct(*leaf) for path, leaf in json.loads(content).items()}
         return traverse_util.unflatten_dict(flat, sep="/")
 
-    if is_ours(BACKBONES[recipe.model.backbone].build):
-        name = f"shapes-{digest(repr(recipe), repr(recipe.joints))}"
+    shapes, spec = None, model.backbone.spec
+    if spec is not None:
+        name = f"shapes-{digest(repr(recipe), repr(recipe.joints), repr(spec))}"
         shapes = kept(name, lambda: abstract_variables(model), write, read)
-    else:
-        shapes = None
     return initial_variables(model, recipe.seed, shapes)
 
 

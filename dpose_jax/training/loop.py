@@ -21,7 +21,6 @@ from dpose_jax.data.sample import Source
 from dpose_jax.data.statistics import describe
 from dpose_jax.diffusion.process import Schedule
 from dpose_jax.evaluation.evaluator import Evaluator
-from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu, flat, multihost, sharding
@@ -37,7 +36,6 @@ from dpose_jax.training.state import TrainState, evaluated_variables, initial_st
 from dpose_jax.training.step import make_gradients, make_train_step, make_update
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
-from dpose_jax.workdir.once import is_ours
 from dpose_jax.workdir.starts import record_start
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
@@ -240,9 +238,10 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
 def _cpu_step(
     recipe: Recipe, model: DiffusionPose, schedule: Schedule, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> CpuStep:
-    ours = is_ours(BACKBONES[recipe.model.backbone].build)
-    inputs = repr((recipe, recipe.joints, model.freeze_backbone)) if ours else None
-    moments = ours and recipe.train.accumulate == 1  # Those of parts are averaged one after the other.
+    spec = model.backbone.spec
+    inputs = None if spec is None else repr((recipe, recipe.joints, model.freeze_backbone, spec))
+    # Those of parts, and of a module from elsewhere, are averaged one after the other.
+    moments = spec is not None and recipe.train.accumulate == 1
     gradients = make_gradients(recipe, model, schedule, moments=moments)
     return CpuStep(gradients, make_update(recipe, optimizer), mesh, inputs, moments=moments)
 

@@ -6,8 +6,8 @@ import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -90,14 +90,14 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     # A part of the name, because a name of up to 255 bytes leaves no room for more.
-    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)[:20]}.")
+    beside = os.path.join(folder, f".{os.path.basename(path)[:20]}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "xb") as file:  # not of `tempfile`, whose files are private to the user
             file.write(content)
-        os.chmod(beside, 0o644)  # mkstemp's own mode is private to the user
         os.replace(beside, path)
     except BaseException as error:
-        os.unlink(beside)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
         if isinstance(error, OSError) and error.errno:  # that of a full disk has no name
             raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
         raise

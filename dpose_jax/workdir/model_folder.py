@@ -67,7 +67,9 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         model = build_model(recipe)
     flat = _needed(recipe, flat)
     # Tracing the model takes longer than all the rest.
-    check_once(lambda: _check(recipe, model, flat, weights_path), metadata["sha256"], repr(recipe))
+    spec = model.backbone.spec
+    facts = None if spec is None else repr((recipe, recipe.joints, spec))
+    check_once(lambda: _check(recipe, model, flat, weights_path), metadata["sha256"], facts)
     return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
+from dpose_jax.workdir import files
+
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KEPT_DAYS = 30
 KINDS = ("checked", "shapes", "program", "compiled")
@@ -24,39 +26,45 @@ def kept(name: str, make: Callable[[], T], write: Callable[[T], bytes], read: Ca
     `name` is one of KINDS, "-", and a digest of all that `make` depends on. `make` is called anew if `read`
     fails on a damaged file, and every time without a folder of compiled programs that can be written to (see
     `runtime.cpu.keep_compiled_programs`). Files that nothing has read for KEPT_DAYS, as of older code, are deleted.
+    No fault of the folder, or of the bucket that it may be, is an error.
     """
     folder = programs_folder()
     if folder is None:
         return make()
     path = folder / name
-    # What a damaged file makes readers raise is open-ended; to find out anew is always right.
+    # What readers raise of a damaged file, or clients of a bucket, is open-ended; to find out anew is always right.
     with contextlib.suppress(Exception):
         result = read(path.read_bytes())
         with contextlib.suppress(OSError):
             os.utime(path)
         return result
     result = make()
-    # A folder that cannot be written to is no error, nor is a program that JAX cannot store.
-    with contextlib.suppress(OSError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError):
-        for kind in KINDS:
-            for other in folder.glob(f"{kind}-*"):
-                if time.time() - other.stat().mtime > KEPT_DAYS * 24 * 3600:
-                    other.unlink()
-        part = path.with_name(f"{name}.{os.getpid()}")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(write(result))
-        part.replace(path)
+    with contextlib.suppress(Exception):  # also of a program that JAX cannot store
+        _delete_old(folder)
+        files.write_bytes(path, write(result))
     return result
 
 
+def _delete_old(folder: epath.Path) -> None:
+    """Deletes what nothing has read for KEPT_DAYS, and what a kill left of a write, as far as this user may."""
+    for path in [path for kind in KINDS for path in (*folder.glob(f"{kind}-*"), *folder.glob(f".{kind}-*"))]:
+        with contextlib.suppress(OSError):  # another's file, or one that another run has just replaced
+            if time.time() - path.stat().mtime > KEPT_DAYS * 24 * 3600:
+                path.unlink()
+
+
 def digest(*inputs: str) -> str:
-    """SHA-256 of `inputs` and of the code of dpose_jax, JAX and Flax, in hexadecimal."""
+    """SHA-256 of `inputs` and of the code of dpose_jax, JAX, Flax and Optax, in hexadecimal."""
     return hashlib.sha256("\0".join([code(), *inputs]).encode()).hexdigest()
 
 
-def check_once(check: Callable[[], None], *inputs: str) -> None:
-    """Calls `check` unless it has passed before for the same `inputs`, see `kept`."""
-    kept(f"checked-{digest(check.__qualname__, *inputs)}", check, lambda _: b"", lambda _: None)
+def check_once(check: Callable[[], None], *inputs: str | None) -> None:
+    """Calls `check` unless it has passed before for the same `inputs`, see `kept`; a None among them: always."""
+    known = [one for one in inputs if one is not None]
+    if len(known) < len(inputs):
+        check()
+    else:
+        kept(f"checked-{digest(check.__qualname__, *known)}", check, lambda _: b"", lambda _: None)
 
 
 def programs_folder() -> epath.Path | None:
@@ -68,10 +76,10 @@ def programs_folder() -> epath.Path | None:
 
 @functools.cache
 def code() -> str:
-    """SHA-256 of the files of dpose_jax, with the versions of JAX and Flax."""
-    whole = hashlib.sha256(f"{jax.__version__} {version('flax')}".encode())
-    for folder, _, files in sorted(os.walk(PACKAGE)):
-        for name in sorted(file for file in files if file.endswith(".py")):
+    """SHA-256 of the files of dpose_jax, with the versions of what else its programs are made by."""
+    whole = hashlib.sha256(f"{jax.__version__} {version('flax')} {version('optax')}".encode())
+    for folder, _, names in sorted(os.walk(PACKAGE)):
+        for name in sorted(name for name in names if name.endswith(".py")):
             with open(os.path.join(folder, name), "rb") as file:
                 whole.update(hashlib.sha256(file.read()).digest() + name.encode())
     return whole.hexdigest()

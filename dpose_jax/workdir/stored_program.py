@@ -6,6 +6,7 @@ dpose_jax, so that it is loaded before anything else of a training is known.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import os
@@ -47,10 +48,11 @@ class StoredProgram:
     def start_loading(self) -> None:
         """Loads meanwhile, in a thread, what is stored of it for arguments of any shapes."""
         folder = self._folder()
-        for path in [] if folder is None else folder.glob(f"{self._name()}-*"):
-            pool = concurrent.futures.ThreadPoolExecutor(1)
-            self._loading[path.name] = pool.submit(_load_named, path)
-            pool.shutdown(wait=False)
+        with contextlib.suppress(Exception):  # as of `kept`, of a folder or bucket that cannot be read
+            for path in [] if folder is None else folder.glob(f"{self._name()}-*"):
+                pool = concurrent.futures.ThreadPoolExecutor(1)
+                self._loading[path.name] = pool.submit(_load_named, path)
+                pool.shutdown(wait=False)
 
     def __call__(self, *arguments) -> Any:
         """The function's result."""
@@ -71,16 +73,17 @@ class StoredProgram:
             return self._jitted
         leaves, form = jax.tree.flatten(arguments)
         shapes = form, *((leaf.shape, leaf.dtype) for leaf in leaves)
-        if shapes not in self._programs:
-            self._programs[shapes] = self._kept(arguments, _digest(repr(shapes)))
-        return self._programs[shapes]
+        settings = _settings()  # which a `with` may change between two calls
+        if (settings, shapes) not in self._programs:
+            self._programs[settings, shapes] = self._kept(arguments, _digest(repr(shapes)))
+        return self._programs[settings, shapes]
 
     def _kept(self, arguments: tuple, shapes: str) -> Any:
         lowered = functools.cache(lambda: self._jitted.lower(*arguments))
 
         def named() -> str:
             """By the text: other code often gives the same."""
-            facts = lowered().in_tree, lowered().out_tree, sorted(jax.config.values.items()), _machine()
+            facts = lowered().in_tree, lowered().out_tree, _settings(), _machine()
             return f"compiled-{_digest(lowered().as_text() + repr(facts))}"
 
         def load(content: bytes) -> Any:
@@ -94,11 +97,16 @@ class StoredProgram:
         return programs_folder() if alone and None not in self._inputs else None
 
     def _name(self) -> str:
-        return f"program-{digest(repr(sorted(jax.config.values.items())), _machine(), *map(str, self._inputs))}"
+        return f"program-{digest(_settings(), _machine(), *map(str, self._inputs))}"
 
     def _cache_size(self) -> int:
         """How many programs there are, as `jax.jit` has it."""
         return len(self._programs) + self._jitted._cache_size()
+
+
+def _settings() -> str:
+    """JAX's, of this thread, but for those that guard calls and change no program."""
+    return repr(sorted((name, value) for name, value in jax.config.values.items() if "transfer_guard" not in name))
 
 
 def _digest(text: str) -> str:
