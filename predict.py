@@ -31,6 +31,9 @@ DETECTOR_MODEL = flags.DEFINE_string("detector_model", None, f"The model of a fi
 CATEGORY = flags.DEFINE_string("category", None, "The persons' category in --boxes, by name or id; its id in results.")
 MATCH = flags.DEFINE_enum("match", "name", ["name", "number"], "Boxes find images by name, or the number that ends it.")
 MIN_BOX_SCORE = flags.DEFINE_float("min_box_score", None, "Leave out boxes below it; default 0 (0.5 with --detector).")
+app.only_with("detector_model", "detector")
+app.only_with("match", "boxes")
+app.only_with("min_box_score", "boxes", "detector")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps, 0 for the coarse branch; by default the model's fewest.")
 FLIP = flags.DEFINE_bool("flip", None, "Average with the mirrored crop; by default as the model was evaluated.")
 MIN_JOINT_SCORE = flags.DEFINE_float(

@@ -35,7 +35,7 @@ from dpose_jax.pose.joint_sets import AIC, get_joint_set
 from dpose_jax.recipe import Recipe
 from dpose_jax.training.metrics import MetricsWriter
 from dpose_jax.workdir import compatibility, model_folder
-from dpose_jax.workdir.starts import last_start, record_start, training_device
+from dpose_jax.workdir.starts import record_start, start_of, training_device
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -181,9 +181,9 @@ def _read_metrics(folder: pathlib.Path) -> None:
 def _read_run(folder: pathlib.Path) -> None:
     before = training_device(str(folder))
     assert before is None or isinstance(before, str)
-    assert isinstance(last_start(str(folder)), dict)
+    assert isinstance(start_of(str(folder), 9)[0], dict)
     record_start(str(folder), 3, {"persons": 2, "sha256": "00"})
-    assert last_start(str(folder))["step"] == 3
+    assert start_of(str(folder), 4)[0]["step"] == 3
 
 
 def _read_progress(folder: pathlib.Path) -> None:

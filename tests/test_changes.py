@@ -53,13 +53,27 @@ def test_rate_batch_data_and_version(claimed):
     assert any(line.startswith("the learning rate at step 50 goes from ") for line in lines)
     assert "the training data differ: 21 persons before, 20 now" in lines
     assert found({"persons": 21, "sha256": "b"}) == ["the training data differ: other content"]
-    record_start(str(workdir), 50, DATA | {"evaluated": "c"})
+    record_start(str(workdir), 49, DATA | {"evaluated": "c"})
     assert found(DATA) == found(DATA | {"evaluated": "c"}) == []
     (line,) = found(DATA | {"evaluated": "d"})
     assert line.startswith("the evaluated data differ: ")
     stored = files.read_json(workdir / "config.json")
     files.write_json(workdir / "config.json", stored | {"version": "0.0.9"})
     assert [line for line in found() if "version 0.0.9" in line]
+
+
+def test_a_start_that_saved_nothing_is_not_what_trained_the_checkpoint(claimed, miniature):
+    """Its recipe lies in config.json, but the checkpoint at 50 is of the start before, the one at 60 of itself."""
+    workdir, recipe = str(claimed[0]), miniature(train__steps=100, optim__learning_rate=0.1, train__batch_size=16)
+    files.write_json(claimed[0] / "run.json", {"starts": []})
+    record_start(workdir, 0, DATA, miniature(train__steps=100))
+    for step in (50, 50):
+        record_start(workdir, step, DATA | {"sha256": "b"}, recipe)
+    claim_workdir(recipe, workdir)
+    lines = changes(recipe, workdir, 50, DATA | {"sha256": "b"})
+    assert "train.batch_size goes from 8 to 16" in lines and "the training data differ: other content" in lines
+    assert changes(recipe, workdir, 60, DATA | {"sha256": "b"}) == []
+    assert len(changes(miniature(train__steps=100), workdir, 50, DATA)) == 0
 
 
 def test_workdirs_of_earlier_versions_say_nothing_of_data(claimed):

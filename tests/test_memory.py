@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.training import memory
 from dpose_jax.training.changes import held
 from dpose_jax.training.optimizer import kept_parts
@@ -40,10 +41,10 @@ def test_memory_of_the_cpu_is_the_containers(monkeypatch, tmp_path):
 def test_exhausted_memory_is_one_line(miniature):
     text = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 43.21GiB.\nlong\ntraceback"
     with pytest.raises(ValueError, match=r"too small: Out of memory .* 43\.21GiB; lower train\.batch_size=8, .*remat"):
-        with memory.named_shortage(miniature()):
+        with named_shortage(memory.ways_to_fit(miniature())):
             raise jax.errors.JaxRuntimeError(text)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with memory.named_shortage(miniature()):
+        with named_shortage(""):
             raise jax.errors.JaxRuntimeError("INTERNAL: other")
 
 

@@ -169,6 +169,55 @@ def test_a_signal_ends_a_program_that_does_not_ask_for_it():
     ended(runs, 128 + signal.SIGTERM)
 
 
+# Agreements of two processes of which one fails; at last one fails where the other waits for it.
+FAILING = """
+import numpy as np
+from absl import flags
+from dpose_jax.runtime import app, multihost
+
+multihost.define_flags()
+multihost.LEAVING_SECONDS = 1.0
+
+def fail(kind, number):
+    if multihost.jax.process_index() == number:
+        raise kind("of one")
+    return number
+
+def said(function):
+    try:
+        print(function(), flush=True)
+    except (ValueError, OSError, KeyError) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+
+def main():
+    multihost.connect_from_flags(notes_sigterm=False)
+    said(lambda: multihost.agreed(lambda: fail(OSError, 2)))
+    said(lambda: multihost.agreed(lambda: fail(OSError, 1)))
+    said(lambda: multihost.from_first(lambda: fail(KeyError, 0)))
+    said(lambda: multihost.from_first(lambda: fail(ValueError, 0)))
+    fail(ValueError, 1)
+    multihost.gather(np.zeros(1))
+
+app.run(main)
+"""
+
+
+def test_a_process_that_fails_alone_is_not_waited_for():
+    """Where others can be told they end with it; where not, it ends by itself with its own status and words."""
+    each = {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "false"}  # compiles for itself
+    runs = start([[FAILING]] * 2, [job | each for job in slurm_job(free_port(), 2)])
+    outputs = [run.communicate(timeout=100) for run in runs]
+    assert [run.returncode for run in runs] == [1, 1]
+    (out, lost), (other, err) = (
+        [[line for line in text.splitlines() if line[:6] != "[Gloo]"] for text in one] for one in outputs
+    )
+    others = "ValueError: 1 of 2 processes cannot go on, see what they print: [1]"
+    assert out == ["2", others, "KeyError: 'of one'", "ValueError: of one"]
+    assert other == ["2", "OSError: of one", "OSError: KeyError: 'of one'", "ValueError: of one"]
+    assert err[0] == "error: of one" and lost[0].startswith("error: another process of the run has ended, see what it ")
+    assert not any(word in line for line in lost + err for word in ("Check failure", "Traceback"))
+
+
 GKE = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"}
 METADATA = {"agent-worker-number": "2", "worker-network-endpoints": "a:1:127.0.0.1,b:2:10.0.0.2,c:3:10.0.0.3"}
 

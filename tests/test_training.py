@@ -295,7 +295,8 @@ def test_every_start_records_its_devices_and_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     for step in (2, 4):
         record_start(workdir, step)
-    assert training_device(workdir) == "cpu and 8 x cpu"
+    assert training_device(workdir) == training_device(workdir, 3) == "cpu and 8 x cpu"
+    assert training_device(workdir, 2) == "cpu"  # what saved nothing trained nothing
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 2, 4] and starts[0]["jax"] == jax.__version__
     assert {"device", "devices", "processes", "dpose_jax"} < set(starts[0])

@@ -17,6 +17,7 @@ from dpose_jax.models.diffusion_pose import DiffusionPose
 from dpose_jax.models.pose_sampler import PoseSampler
 from dpose_jax.recipe import Masks, Recipe
 from dpose_jax.runtime import multihost, sharding
+from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.workdir import files
 from dpose_jax.workdir.checkpoints import Restored, check_workdir, read_variables
 
@@ -42,7 +43,7 @@ class Evaluator:
     def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh):
         sharding.check_batch_size("eval.batch_size", recipe.eval.batch_size, mesh)
         self.recipe, self.sampler = recipe, PoseSampler.of(recipe)
-        self.source = make_source(recipe, recipe.eval.split, training=False)
+        self.source = multihost.agreed(lambda: make_source(recipe, recipe.eval.split, training=False))
         self._mesh = mesh
         everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         self._joints = jax.jit(self.sampler.joints, in_shardings=(everywhere, split, split), out_shardings=split)
@@ -51,7 +52,8 @@ class Evaluator:
         """Predicts every person, see `predict_split`; the rows' outputs are the joints by result name."""
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
         predict = functools.partial(self._joints, variables)
-        return predict_split(self.recipe, self.source, predict, mesh=self._mesh, stop=stop)
+        with named_shortage(f"lower eval.batch_size={self.recipe.eval.batch_size}, or set model.dtype=bfloat16"):
+            return predict_split(self.recipe, self.source, predict, mesh=self._mesh, stop=stop)
 
     def score(self, rows: Rows, metadata: dict | None = None) -> tuple[dict, dict]:
         """The report, with `metadata` in its protocol, and the COCO results by name; see `report.summarise`."""

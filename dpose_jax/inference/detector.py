@@ -114,13 +114,17 @@ class Detector(BoxSource):
         """(N, 5) float64, x, y, width, height in image pixels and score in [0, 1], the highest score first; N may be 0.
 
         An image of which a side is below 16 pixels, after its longer one is shrunk to 2,048, is taken to hold nobody.
+        Raises ValueError where PyTorch cannot run the model on its device.
         """
         small = shrink(pixels, MAX_SIDE)
         if min(small.shape[:2]) < MIN_SIDE:
             return np.zeros((0, 5))
         image = self._torch.from_numpy(np.ascontiguousarray(small.transpose(2, 0, 1))).to(self._device)
-        with self._torch.inference_mode():
-            found = self._model([image / 255])[0]
+        try:
+            with self._torch.inference_mode():
+                found = self._model([image / 255])[0]
+        except RuntimeError as error:  # as of a torchvision that was built without CUDA, or of exhausted memory
+            raise ValueError(f"detector on {self._device!r}: {str(error).splitlines()[0]}") from error
         labels, scores, corners = (found[key].cpu().numpy() for key in ("labels", "scores", "boxes"))
         corners = corners.astype(np.float64) * np.tile(np.divide(pixels.shape[1::-1], small.shape[1::-1]), 2)
         sizes = corners[:, 2:] - corners[:, :2]

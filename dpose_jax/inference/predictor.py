@@ -23,6 +23,7 @@ from dpose_jax.models.pose_sampler import PoseSampler, to_image_pixels
 from dpose_jax.models.weights.published import read_pose_model
 from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
+from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
 from dpose_jax.workdir.once import is_ours
@@ -164,7 +165,8 @@ class Predictor:
                 places.append((clipped, to_image))
                 yield from zip(crops, itertools.count())
 
-        found, poses, end = self._in_batches(self._run, persons()), [], 0
+        with named_shortage(f"lower batch_sizes={self.batch_sizes}, or set JAX_PLATFORMS=cpu"):
+            found, poses, end = self._in_batches(self._run, persons()), [], 0
         for clipped, to_image in places:
             start, end = end, end + len(clipped)
             poses.append(self._poses({key: value[start:end] for key, value in found.items()}, clipped, to_image))

@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import cv2
+import jax
 from absl import app, flags, logging
 
-from dpose_jax.runtime import cpu, start
+from dpose_jax.runtime import cpu, multihost, start
 
 # What a user can mend: a field, a file, a record.
 USER_ERRORS = (ValueError, OSError)
@@ -23,6 +24,9 @@ PATHS = (
     *("annotations", "boxes", "detector", "input", "joint_set", "joint_set_from", "model", "out", "results"),
     *("weights", "workdir", "yolo"),
 )
+# JAX's words for a platform that it cannot start, and for a process that does not answer.
+_NO_PLATFORM = re.compile(r"initialize backend|[Uu]nknown backend|list of known backends")
+_NO_PEER = re.compile(r"Gloo|UNAVAILABLE|[Pp]eer|[Tt]ask .* (died|heartbeat)")
 
 
 def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:
@@ -52,8 +56,9 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
         if keep_programs:
             cpu.keep_compiled_programs()
         try:
-            _expand_paths()
-            main()
+            with multihost.leaving():
+                _expand_paths()
+                main()
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
@@ -62,15 +67,24 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
             sys.exit(f"error: no memory is left{f': {error}' if str(error) else ''}\n(--verbosity=1 shows where)")
         except (RuntimeError, *USER_ERRORS, *errors) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, errors):
-                if "backend" not in str(error):  # JAX's word for a platform that it cannot start
+                what = _what_failed(str(error))
+                if what is None:
                     raise
-                asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
-                extras = 'pip install -e ".[cuda]" or ".[tpu]" adds one, JAX_PLATFORMS=cpu does without'
-                error = ValueError(f"{asked}: {str(error).splitlines()[0]} ({extras})")
+                error = ValueError(f"{what}: {str(error).splitlines()[0]}")
             logging.debug("", exc_info=True)
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 
     app.run(call, flags_parser=flag_errors()(lambda argv: flags.FLAGS(argv)))
+
+
+def _what_failed(text: str) -> str | None:
+    """What an error of JAX with this text means to a user, if it is no fault of the code."""
+    if _NO_PLATFORM.search(text):
+        extras = 'pip install -e ".[cuda]" or ".[tpu]" adds one, JAX_PLATFORMS=cpu does without'
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r} ({extras})"
+    if jax.distributed.is_initialized() and _NO_PEER.search(text):
+        return "another process of the run has ended, see what it prints"
+    return None
 
 
 def _only_our_lines() -> None:
@@ -137,3 +151,13 @@ def unknown_field(error: Exception) -> str:
         text = text.args[0]
     text = text.replace("\nDid you", "; did you")
     return f"unknown config field {text}" if text.startswith("'") else text
+
+
+def only_with(name: str, *others: str) -> None:
+    """Refuses the flag `name` where none of the flags `others` is given, without which it says nothing."""
+
+    def given(values: dict) -> bool:
+        return not flags.FLAGS[name].present or any(values[other] is not None for other in others)
+
+    text = f"--{name} is for --{' or --'.join(others)}, which {'is' if len(others) == 1 else 'are'} not given"
+    flags.register_multi_flags_validator([name, *others], given, message=text)

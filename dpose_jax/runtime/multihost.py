@@ -1,12 +1,13 @@
 """Several processes as one run, usually one a host: how they join, what they share, what only the first one does."""
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from dpose_jax.recipe import Recipe
 # Fields that each host may set for itself: where its files lie, and how it reads them. What they hold is compared.
 OF_HOST = ("data.root", "data.workers", "joint_set")
 SILENT_SECONDS = 5.0  # of waiting for other processes, before a line says so
+LEAVING_SECONDS = 10.0  # of waiting for the others' end after an error
+T = TypeVar("T")
 
 
 def define_flags() -> None:
@@ -112,23 +115,67 @@ def gather(rows: Any) -> Any:
 def from_first(function: Callable[[], Any]) -> Any:
     """What `function` returns on the first process, a JSON value, for every process; the others do not call it.
 
-    A ValueError or OSError of the first process is raised on all, so that none waits for it.
+    An error of the first process is raised on all, so that none waits for it: there as it is, on the others as
+    ValueError if it is one, else as OSError, since each client of a bucket has types of its own.
     """
     if jax.process_count() == 1:
         return function()
-    content = b""
+    content, failure = b"", None
     if is_first():
         try:
             answer: list = ["value", function()]
-        except (ValueError, OSError) as error:
-            answer = ["OSError" if isinstance(error, OSError) else "ValueError", str(error)]
+        except Exception as error:
+            failure, known = error, isinstance(error, ValueError | OSError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            answer = ["ValueError" if isinstance(error, ValueError) else "OSError", text]
         content = json.dumps(answer).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(size), np.uint8)
     kind, found = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    if failure is not None:
+        raise failure
     if kind == "value":
         return found
     raise (OSError if kind == "OSError" else ValueError)(found)
+
+
+def agreed(function: Callable[[], T]) -> T:
+    """What `function`, which waits for no other process, returns on each process; all call it.
+
+    A ValueError or OSError of some of them is raised there, and as ValueError, which names them, on the others.
+    """
+    if jax.process_count() == 1:
+        return function()
+    failure: Exception | None = None
+    try:
+        found = function()
+    except (ValueError, OSError) as error:
+        failure = error
+    failed = np.flatnonzero(gather(np.array([failure is not None]))).tolist()
+    if failure is not None:
+        raise failure
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {jax.process_count()} processes cannot go on, see what they print: {failed}"
+        )
+    return found
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """An error that leaves it ends this process of several within LEAVING_SECONDS, with the status that it would have.
+
+    JAX has each process wait at its end for all the others, which may wait for this one elsewhere.
+    """
+    try:
+        yield
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) else 1
+        if status and jax.distributed.is_initialized():
+            timer = threading.Timer(LEAVING_SECONDS, os._exit, [status if isinstance(status, int) else 1])
+            timer.daemon = True
+            timer.start()
+        raise
 
 
 def check_same(values: dict[str, Any]) -> None:

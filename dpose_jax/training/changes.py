@@ -13,7 +13,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.training.optimizer import kept_parts, learning_rate
 from dpose_jax.workdir import files
 from dpose_jax.workdir.compatibility import CONFIG_FILE, stored_recipe
-from dpose_jax.workdir.starts import last_start
+from dpose_jax.workdir.starts import start_of
 
 # Fields that a changed run may have without another result.
 NO_RESULT = ("data.root", "data.workers", "joint_set", "profile_steps", "train.log_every", "train.fsdp")
@@ -50,12 +50,17 @@ def held(recipe: Recipe) -> list[str]:
 
 
 def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> list[str]:
-    """What changed since the checkpoint of step `start`, one line each: fields, learning rate, data, version.
+    """What changed since the checkpoint of step `start` was trained, one line each: fields, rate, data, version.
 
     `data` is what `record_start` gets: the number of persons and their `fingerprint`, and where the run evaluates that
     of the evaluated ones.
     """
-    before, now = stored_recipe(workdir), recipe
+    record, before = start_of(workdir, start)
+    if before is None:  # of a version that kept the recipe of the last start alone
+        before, version = stored_recipe(workdir), files.read_json(os.path.join(workdir, CONFIG_FILE)).get("version")
+    else:
+        version = record["dpose_jax"]
+    now, version = recipe, version or "0.1.0"
     old, new = before.flatten(), now.flatten()
     lines = [
         f"{name} goes from {old[name]!r} to {new[name]!r}"
@@ -65,13 +70,12 @@ def changes(recipe: Recipe, workdir: str, start: int, data: dict[str, Any]) -> l
     rates = [float(learning_rate(one.optim, one.train)(start)) for one in (before, now)]
     if rates[0] != rates[1]:
         lines.append(f"the learning rate at step {start} goes from {rates[0]:.3g} to {rates[1]:.3g}")
-    known = last_start(workdir).get("data") or data
+    known = record.get("data") or data
     if known["sha256"] != data["sha256"] or known["persons"] != data["persons"]:
         counts = f"{known['persons']} persons before, {data['persons']} now"
         lines.append(f"the training data differ: {counts if known['persons'] != data['persons'] else 'other content'}")
     if known.get("evaluated") and data.get("evaluated") and known["evaluated"] != data["evaluated"]:
         lines.append("the evaluated data differ: earlier APs, which chose the best checkpoint, are of another set")
-    version = files.read_json(os.path.join(workdir, CONFIG_FILE)).get("version", "0.1.0")
     if version != __version__:
         lines.append(f"dpose_jax goes from version {version} to {__version__}")
     return lines

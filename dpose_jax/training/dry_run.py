@@ -12,9 +12,10 @@ from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import multihost, sharding
+from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.training.changes import held
 from dpose_jax.training.loop import COMPILING, prepare
-from dpose_jax.training.memory import check_fits, named_shortage
+from dpose_jax.training.memory import check_fits, ways_to_fit
 from dpose_jax.training.step import kept_activations
 from dpose_jax.workdir.checkpoints import check_workdir, holds_checkpoint
 
@@ -41,7 +42,7 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
     multihost.say(f"devices:     {run.mesh.size} x {jax.devices()[0].device_kind}")
     multihost.say(f"parameters:  {parameters / 1e6:.2f} M")
     compile_seconds, run_seconds, before = 0.0, 0.0, 0
-    with contextlib.closing(run.data), named_shortage(recipe):
+    with contextlib.closing(run.data), named_shortage(ways_to_fit(recipe)):
         batch = sharding.put_batch(run.next_batch(), run.mesh)
         if run.phases[-1].name == "all":
             model, schedule = build_model(recipe), build_schedule(recipe.diffusion)

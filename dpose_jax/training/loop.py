@@ -24,10 +24,11 @@ from dpose_jax.evaluation.evaluator import Evaluator
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model, build_schedule
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import cpu, flat, multihost, sharding
+from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.training.changes import changes, fingerprint, held
 from dpose_jax.training.cpu_step import CpuStep
 from dpose_jax.training.initial_weights import random_variables, starting_variables
-from dpose_jax.training.memory import named_shortage
+from dpose_jax.training.memory import ways_to_fit
 from dpose_jax.training.metrics import MetricsWriter, StepLog
 from dpose_jax.training.optimizer import kept_parts, make_optimizer
 from dpose_jax.training.preemption import Preempted, Preemption
@@ -75,15 +76,19 @@ def train(recipe: Recipe, workdir: str) -> None:
             for line in changes(recipe, workdir, start, data):
                 multihost.say(f"since the checkpoint: {line}")
             run = dataclasses.replace(run, state=checkpoints.restore(run.state, run.data))
-        if multihost.is_first() and start < total:
-            claim_workdir(recipe, workdir)
-            record_start(workdir, start, data)
-        writer = MetricsWriter(workdir, start) if multihost.is_first() else None
-        if writer is not None:
-            stack.callback(writer.close)
-        log = StepLog(recipe.data, recipe.train, run.source, start, writer)
+        writers = list[MetricsWriter]()  # of the first process
+
+        def open_workdir() -> None:
+            if start < total:
+                claim_workdir(recipe, workdir)
+                record_start(workdir, start, data, recipe)
+            writers.append(MetricsWriter(workdir, start))
+            stack.callback(writers[0].close)
+
+        multihost.from_first(open_workdir)
+        log = StepLog(recipe.data, recipe.train, run.source, start, writers[0] if writers else None)
         trace = stack.enter_context(Trace(recipe.profile_steps, start, os.path.join(workdir, "profile")))
-        with named_shortage(recipe):
+        with named_shortage(ways_to_fit(recipe)):
             _take_steps(run, start, checkpoints, log, trace, evaluator)
     if start < total:
         multihost.say(f"done: {os.path.join(checkpoints.folder, str(total))}")
@@ -215,7 +220,7 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
     if alone:
         steps = [_cpu_step(recipe, part, schedule, optimizer, mesh) for _, _, part in parts]
         steps[-1 if resumes else 0].start_loading()
-    source = make_source(recipe, "train", training=True)
+    source = multihost.agreed(lambda: make_source(recipe, "train", training=True))
     data = train_iterator(recipe, source, shard=(jax.process_index(), jax.process_count()))
     variables = (random_variables if resumes else starting_variables)(recipe, model)
     if alone:

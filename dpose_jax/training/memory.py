@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
 
 import jax
 
@@ -43,19 +42,6 @@ def check_fits(needed: int, recipe: Recipe) -> None:
     there = device_memory()
     if there is not None and needed > there:
         raise ValueError(f"a step needs {_gib(needed)} a device, which has {_gib(there)}: {ways_to_fit(recipe)}")
-
-
-@contextlib.contextmanager
-def named_shortage(recipe: Recipe) -> Iterator[None]:
-    """Turns XLA's error that memory is exhausted into a ValueError of one line that names the fields."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        what = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2].rstrip(".")
-        ways = f"{ways_to_fit(recipe)}; in an evaluation lower eval.batch_size={recipe.eval.batch_size}"
-        raise ValueError(f"the device's memory is too small: {what[:160]}; {ways}") from error
 
 
 def _gib(count: int) -> str:

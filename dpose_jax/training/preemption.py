@@ -36,8 +36,8 @@ def _say(text: str) -> None:
 class Preemption(contextlib.ExitStack):
     """A context in which SIGTERM, SIGINT and SIGHUP do not end the process: `due`, called after every step, is True.
 
-    A second SIGTERM or SIGINT ends it at once with status 128 + its number, even while a step is compiled. SIGHUP stays
-    ignored where it was, as by nohup.
+    Alone, a second SIGTERM or SIGINT ends it at once with status 128 + its number, even while a step is compiled; among
+    several processes JAX's client receives them. SIGHUP stays ignored where it was, as by nohup.
     """
 
     def __init__(self):

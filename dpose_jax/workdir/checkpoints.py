@@ -196,7 +196,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         if step is None:
             where = f"eval.checkpoint='best': no checkpoint of {self.folder!r}"
             raise FileNotFoundError(f"{where} was evaluated; train with train.evaluate_every")
-        reason = multihost.from_first(functools.partial(self._damage, step)) if which == "best" else None
+        with files.named_errors(self.folder):
+            reason = multihost.from_first(functools.partial(self._damage, step)) if which == "best" else None
         if reason:
             path = os.path.join(self.folder, str(step))
             raise ValueError(f"{path}: {reason}; it is the best one, eval.checkpoint='last' takes the newest whole one")
@@ -308,7 +309,7 @@ def read_variables(workdir: str, *, which: str = "last", ema: bool | None = None
     averaged = bool(averages) and (recipe.eval.ema if ema is None else ema)
     source = averages[0] if averaged else state
     variables = {name: source[name] for name in ("params", "batch_stats")}
-    return Restored(variables, step, averaged, recipe.seed, training_device(workdir))
+    return Restored(variables, step, averaged, recipe.seed, training_device(workdir, step))
 
 
 def claim_workdir(recipe: Recipe, workdir: str) -> None:

@@ -5,13 +5,17 @@ from typing import Any
 from absl import flags
 
 from dpose_jax.models.weights.published import PUBLISHED
+from dpose_jax.runtime import app
 
 
 def define(help_text: str) -> flags.FlagHolder:
     """Defines the three; returns --weights."""
     flags.DEFINE_string("joint_set", None, "Of --weights, where their number of joints does not tell it.")
     flags.DEFINE_list("input_size", None, "Of --weights, HEIGHT,WIDTH, where the file does not tell it.")
-    return flags.DEFINE_string("weights", None, f"{help_text}: {', '.join(PUBLISHED)}, or its file.")
+    weights = flags.DEFINE_string("weights", None, f"{help_text}: {', '.join(PUBLISHED)}, or its file.")
+    for name in ("joint_set", "input_size"):
+        app.only_with(name, "weights")
+    return weights
 
 
 def options() -> dict[str, Any]:
