@@ -34,6 +34,12 @@ def test_sides_of_nameless_joints_follow_the_flip_pairs():
     assert draw.joint_sides(joint_set) == ("right", "centre", "left")
 
 
+@pytest.mark.parametrize("names", [("RElb", "LElb"), ("r_elbow", "l_elbow"), ("elbow.R", "elbow.L"), ("tip", "lTip")])
+def test_sides_follow_short_names(names):
+    joint_set = JointSet("own", (*names, "rToe", "upright"), (), ((0, 1),), (0.1,) * 4, ())
+    assert draw.joint_sides(joint_set) == ("right", "left", "right", "centre")
+
+
 def test_limbs_and_joints_have_the_colour_of_their_side():
     keypoints = np.zeros((17, 2))
     keypoints[[5, 7]] = (40, 30), (40, 130)  # left arm

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy import ndarray
 
+from dpose_jax.pose.joint_names import left_first, side_and_part
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, Color, grid, label, legend, rows_sheet
 from dpose_jax.workdir.files import placed, write_bytes
@@ -24,11 +25,11 @@ _SHIFT = 4
 
 
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
-    """J of "left", "right", "centre": by the joint's name, else by its place in a flip pair (left first)."""
-    sides, names = ["centre"] * joint_set.num_joints, [name.lower() for name in joint_set.joints]
-    for a, b in joint_set.flip_pairs:
-        swapped = "right" in names[a] or "left" in names[b]
-        sides[a], sides[b] = ("right", "left") if swapped else ("left", "right")
+    """J of "left", "right", "centre": by its place in a flip pair (see `left_first`), without partner by its name."""
+    by_name = {"l": "left", "r": "right", "": "centre"}
+    sides = [by_name[side_and_part(name)[0]] for name in joint_set.joints]
+    for left, right in left_first(joint_set):
+        sides[left], sides[right] = "left", "right"
     return tuple(sides)
 
 
