@@ -22,6 +22,7 @@ MASK_COLORS = ((86, 180, 233), (240, 228, 66))  # joints, limbs
 CELL_HEIGHT = 256  # crops lower than this are enlarged to at least it
 SHEET_WIDTH = 1600
 _SHIFT = 4
+_BESIDE = 1e4  # pixels beside the image, to which joints are moved that lie further off: OpenCV takes 32-bit numbers
 
 
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
@@ -55,7 +56,9 @@ def draw_pose(
         side = max(image.shape[:2])
         thickness = max(1, round(min(side / 110, max(extent / 40, side / 600))))
     border = max(1, thickness // 2) + thickness % 2
-    fixed = np.round(np.clip(np.where(drawn[:, None], points, 0), -1e4, 1e4) * 2**_SHIFT).astype(int)
+    size = np.array(image.shape[1::-1])
+    near = np.clip(np.where(drawn[:, None], points, 0), -_BESIDE, size + _BESIDE)
+    fixed = np.round(near * 2**_SHIFT).astype(int)
     sides = joint_sides(joint_set)
     for a, b in joint_set.limbs:
         if drawn[a] and drawn[b]:
