@@ -17,6 +17,8 @@ from dpose_jax.data.jpeg_parts import Window, cut, decode_part
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
 MAX_PIXELS = 1 << 28
+# cv2.warpAffine addresses the pixels of its source by 16-bit numbers.
+MAX_SIDE = 32_766
 _MAX_BYTES = 1 << 31  # of a file
 # What turns an image upright by its orientation: whether the axes are exchanged, then the steps along both axes.
 _TURNS = {
@@ -32,7 +34,7 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
 
     The pixels are the stored ones, whatever orientation the file asks for; with `upright` they are turned by it, as
     photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
-    short, of no format of FORMATS or above MAX_PIXELS, and if it cannot be decoded.
+    short, of no format of FORMATS, above MAX_PIXELS or MAX_SIDE, and if it cannot be decoded.
 
     Of pixels outside of a `window`, of the result, some may be black: a JPEG is then decoded in part.
     """
@@ -44,6 +46,8 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
     width, height = header.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"has {width} x {height} pixels, more than {MAX_SIDE:,} a side")
     check_complete(data)
     turned = header.orientation != 1
     if turned and header.format == "TIFF":  # OpenCV would turn it in any case

@@ -6,14 +6,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dpose_jax.data.image_files import decode_image, read_file
+from dpose_jax.data.image_files import MAX_SIDE, decode_image, read_file
 from dpose_jax.inference.image_ids import natural
 from dpose_jax.workdir.files import placed
 
 # Files that lie beside images and are none; every other file that cannot be read is reported.
 BESIDE_IMAGES = (".json", ".jsonl", ".txt", ".csv", ".xml", ".yaml", ".yml", ".md", ".html", ".ini", ".db")
-# cv2.warpAffine addresses the pixels of its source by 16-bit numbers.
-MAX_SIDE = 32_766
 
 ImageLike = str | os.PathLike | np.ndarray | Any
 
