@@ -37,6 +37,24 @@ def test_pixel_formats():
     np.testing.assert_array_equal(decode_image(encoded(alpha)), colour[..., ::-1])
 
 
+@pytest.mark.parametrize("largest", [1, 100, 255, 256, 4095, 65535])
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+def test_a_pnm_of_other_values_than_8_or_16_bits_is_refused(kind, largest):
+    """White is white, or an error."""
+    count, dtype = 2 * (3 if kind in (3, 6) else 1), ">u1" if largest < 256 else ">u2"
+    values = b"%d " % largest * count if kind < 4 else np.full(count, largest, dtype).tobytes()
+    data = b"P%d\n# by hand\n2 1 # wide\n%d\n" % (kind, largest) + values
+    if largest in (255, 65535):
+        assert (decode_image(data) == 255).all()
+    else:
+        with pytest.raises(ValueError, match=f"the PNM's largest value is {largest}: must be 255 or 65535"):
+            decode_image(data)
+
+
+def test_a_bitmap_has_no_largest_value():
+    assert decode_image(b"P1\n2 1\n0 1\n")[0, :, 0].tolist() == decode_image(b"P4\n2 1\n\x40")[0, :, 0].tolist()
+
+
 def test_cmyk_is_converted():
     image = decode_image(CMYK_JPEG)
     assert image.shape == (16, 24, 3)

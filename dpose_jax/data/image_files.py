@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from dpose_jax.data.image_headers import FORMATS, Header, check_complete, read_header, stored_upright
+from dpose_jax.data.image_headers import FORMATS, Header, check_decodable, read_header, stored_upright
 from dpose_jax.data.jpeg_parts import Window, cut, decode_part
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
@@ -33,8 +33,8 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
     """Decodes an image file to (height, width, 3) uint8 RGB; grey, CMYK and 16-bit are converted, alpha is dropped.
 
     The pixels are the stored ones, whatever orientation the file asks for; with `upright` they are turned by it, as
-    photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
-    short, of no format of FORMATS, above MAX_PIXELS or MAX_SIDE, and if it cannot be decoded.
+    photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, of
+    no format of FORMATS, above MAX_PIXELS or MAX_SIDE, or refused by `check_decodable`, and if it cannot be decoded.
 
     Of pixels outside of a `window`, of the result, some may be black: a JPEG is then decoded in part.
     """
@@ -48,7 +48,7 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,}")
     if max(width, height) > MAX_SIDE:
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_SIDE:,} a side")
-    check_complete(data)
+    check_decodable(data)
     turned = header.orientation != 1
     if turned and header.format == "TIFF":  # OpenCV would turn it in any case
         data = stored_upright(data)
