@@ -1,5 +1,6 @@
 """Image files of every kind that data sets hold: what is read, what is noted, what is refused."""
 
+import io
 import pickle
 import struct
 
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from image_files import CMYK_JPEG, CMYK_RGB, exif_turned
+from PIL import Image
 
 from dpose_jax.data.image_files import ImageFolder, decode_image
 from dpose_jax.data.image_headers import read_header
@@ -53,6 +55,33 @@ def test_a_pnm_of_other_values_than_8_or_16_bits_is_refused(kind, largest):
 
 def test_a_bitmap_has_no_largest_value():
     assert decode_image(b"P1\n2 1\n0 1\n")[0, :, 0].tolist() == decode_image(b"P4\n2 1\n\x40")[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PNG", "WEBP", "BMP", "JPEG2000", "AVIF"])
+def test_colours_are_those_beside_alpha(format):
+    file, colour = io.BytesIO(), (200, 100, 50)
+    Image.new("RGBA", (16, 8), (*colour, 128)).save(file, format, **({"lossless": True} if format == "WEBP" else {}))
+    np.testing.assert_allclose(decode_image(file.getvalue()), np.full((8, 16, 3), colour), atol=3)  # AVIF has a loss
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("channels", "extra"), [(4, 2), (4, 1), (4, 0), (2, 2), (3, None)])
+def test_a_tiff_has_its_stored_colours(order, bits, channels, extra):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, channels), np.uint8)
+    stored = pixels.astype(f"{order}u{bits // 8}") * (257 if bits == 16 else 1)
+    depths, start = struct.pack(f"{order}{channels}H", *[bits] * channels), 8 + stored.nbytes
+    fields = [(256, 6), (257, 4), (259, 1), (262, 1 if channels == 2 else 2), (273, 8), (277, channels), (278, 4)]
+    fields += [(279, stored.nbytes)] + ([] if extra is None else [(338, extra)])
+    # SHORTs stand at the front of an entry's four bytes; of the depths two fit, more stand behind the pixels.
+    entries = [struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in fields]
+    inside = depths if channels == 2 else struct.pack(f"{order}I", start)
+    entries.insert(2, struct.pack(f"{order}HHI", 258, 3, channels) + inside)
+    directory = struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4)
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", start + len(depths))
+    found = decode_image(head + stored.tobytes() + depths + directory)
+    wanted = pixels[..., :3] if channels > 2 else np.repeat(pixels[..., :1], 3, axis=2)
+    np.testing.assert_allclose(found, wanted, atol=1)  # OpenCV rounds 16 bits now and then
 
 
 def test_cmyk_is_converted():

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from dpose_jax.data.image_headers import FORMATS, Header, check_decodable, read_header, stored_upright
+from dpose_jax.data.image_headers import FORMATS, Header, check_decodable, read_header, tiff_as_stored
 from dpose_jax.data.jpeg_parts import Window, cut, decode_part
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
@@ -50,8 +50,8 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_SIDE:,} a side")
     check_decodable(data)
     turned = header.orientation != 1
-    if turned and header.format == "TIFF":  # OpenCV would turn it in any case
-        data = stored_upright(data)
+    if header.format == "TIFF":  # OpenCV would turn it in any case, and multiply its colours by alpha
+        data = tiff_as_stored(data)
     as_stored = not (turned and upright)
     if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
         if (image := decode_part(part, header.size)) is not None:
@@ -65,12 +65,13 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
 
 def _decode(data: bytes) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        # Not IMREAD_COLOR_RGB, by which OpenCV 5.0 decodes an AVIF with alpha to BGR.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if image is None:
         raise ValueError("cannot be decoded: damaged or cut short")
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def check_size(image: np.ndarray, size, data: bytes) -> None:

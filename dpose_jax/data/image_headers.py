@@ -22,7 +22,8 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
 _PNM_HEADER = 4096  # bytes, comments included
 _PNM_LARGEST = re.compile(_PNM.pattern + rb"\s*(?:#[^\n]*\n\s*)*(\d{1,9})\s")  # third; bitmaps, P1 and P4, have none
-_ORIENTATION, _WIDTH, _LENGTH = 0x112, 0x100, 0x101  # tags of TIFF, which EXIF uses too
+# Tags of TIFF, the first three also of EXIF.
+_ORIENTATION, _WIDTH, _LENGTH, _EXTRA_SAMPLE = 0x112, 0x100, 0x101, 0x152
 _NEXT = 0  # no tag: of `_tiff_entries` alone
 _RAW_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF's types of whole numbers
@@ -93,11 +94,13 @@ def check_decodable(data: bytes) -> None:
             raise ValueError(f"the PNM's largest value is {largest}: must be 255 or 65535")
 
 
-def stored_upright(data: bytes) -> bytes:
-    """The TIFF file, with its orientation set to upright."""
-    order, place, kind = _tiff_entries(data)[_ORIENTATION]
-    changed = bytearray(data)
-    struct.pack_into(order + _SIZES[kind], changed, place, 1)
+def tiff_as_stored(data: bytes) -> bytes:
+    """The TIFF file, changed so that its pixels are decoded as they are stored: not turned, nor multiplied by alpha."""
+    entries, changed = _tiff_entries(data), bytearray(data)
+    for tag, said in ((_ORIENTATION, range(2, 9)), (_EXTRA_SAMPLE, (2,))):
+        if tag in entries and _value(data, entries[tag]) in said:
+            order, place, kind = entries[tag]
+            struct.pack_into(order + _SIZES[kind], changed, place, 1)  # upright; alpha that is multiplied already
     return bytes(changed)
 
 
