@@ -10,7 +10,7 @@ from image_files import exif_turned
 
 from dpose_jax.data import yolo
 from dpose_jax.data.coco_dataset import FolderSource
-from dpose_jax.data.convert import convert_yolo, joint_set_of, training_flags
+from dpose_jax.data.convert import _convert_and_print, convert_yolo, joint_set_of, training_flags
 from dpose_jax.pose.joint_names import odd_pairs, pairs_by_name, side_and_part
 from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE, JointSet, get_joint_set
 
@@ -181,6 +181,14 @@ def test_the_commands(tmp_path):
     assert made.returncode == 0 and "flip pairs: left_tip/right_tip" in made.stdout, made.stderr
     wrong = command("dpose_jax.data.convert", f"--out={tmp_path}")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: give one of --yolo and --joint_set_from")
+
+
+def test_the_malformed_lines_that_are_not_named_are_counted(tmp_path, capsys):
+    broken = [f"0 {number}" for number in range(yolo.NAMED + 3)]
+    assert not _convert_and_print(write_set(tmp_path / "set", (LINE, *broken)), str(tmp_path / "out"))
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: train: ")]
+    assert len(problems) == yolo.NAMED + 1 and f"a.txt:{yolo.NAMED + 1}: has 2 numbers" in problems[-2]
+    assert problems[-1] == "problem: train: line_columns: and 3 more"
 
 
 def joint_file(tmp_path, joint_set, skeleton):

@@ -27,7 +27,7 @@ MALFORMED = (
 )  # fmt: skip
 NOTED = ("image_without_labels", "label_of_two_images", "line_repeated", "line_like_corners", "image_exif_rotated")
 _NO_IMAGES = (".txt", ".json", ".yaml", ".yml", ".cache", ".csv", ".md", ".npy", ".xml", ".zip")
-_NAMED = 100  # places of a rule
+NAMED = 100  # places of a rule
 _MOST_JOINTS = 1000
 _SLACK = 0.01  # of a box beyond the image, as rounding leaves it
 _FURTHEST = 2.0  # of a joint: what lies beyond is no share of the image's sides but pixels
@@ -175,7 +175,7 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
     Ids count from 1, in the order of the images' names; a category's id is its class plus 1. Images without labels are
     kept. Malformed images and lines are left out. Raises ValueError if no image has a label file.
     """
-    audit, store = Audit(yolo.file, lines=0, names=_NAMED), ImageFolder(yolo.root, upright=True)
+    audit, store = Audit(yolo.file, lines=0, names=NAMED), ImageFolder(yolo.root, upright=True)
     images, annotations, label_files = list[dict](), list[dict](), set[str]()
     listings: dict[str, dict[str, str]] = {}
     for file in yolo.splits[split]:
@@ -266,7 +266,7 @@ def _like_corners(fields: list[str], person: dict, size: tuple[int, int]) -> boo
 
 
 def _person(fields: list[str], yolo: YoloSet, size: tuple[int, int]) -> dict | tuple[str, str]:
-    """Category, box, area and joints of a line, or the rule of MALFORMED that it breaks and what is wrong."""
+    """Category, box and joints of a line, or the rule of MALFORMED that it breaks and what is wrong."""
     count, dims = yolo.joint_set.num_joints, yolo.dims
     if len(fields) != 5 + count * dims:
         return "line_columns", f"has {len(fields)} numbers, not {5 + count * dims} (5 + kpt_shape [{count}, {dims}])"
