@@ -10,7 +10,7 @@ import pytest
 from image_files import CMYK_JPEG, CMYK_RGB, exif_turned
 from PIL import Image
 
-from dpose_jax.data.image_files import ImageFolder, decode_image
+from dpose_jax.data.image_files import ImageFolder, decode_image, walk_files
 from dpose_jax.data.image_headers import read_header
 
 
@@ -148,3 +148,18 @@ def test_a_folder_names_problems_and_reads_sizes(tmp_path):
         assert folder.problem(name) == "image_outside_folder" and folder.size(name) is None
     assert folder.problem("2.jpg") == folder.problem("none/1.jpg") == "image_missing"
     assert folder.size("2.jpg") is None
+
+
+def test_linked_folders_are_walked_once_and_own_names_come_first(tmp_path):
+    for name in ("root/z/1.jpg", "root/.hidden/2.jpg", "other/deep/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(CMYK_JPEG)
+    root = tmp_path / "root"
+    for link, target in (("a", root / "z"), ("b", tmp_path / "other"), ("c", tmp_path / "other"), ("d", root)):
+        (root / link).symlink_to(target)
+    (tmp_path / "other" / "back").symlink_to(root)
+    found = [(folder.removeprefix(str(root)), files) for folder, files in walk_files(str(root))]
+    assert found == [("", []), ("/z", ["1.jpg"]), ("/b", []), ("/b/deep", ["3.jpg"])]
+    assert [place for place, _ in walk_files(str(root), passed_over=[str(root / "z")])][1] == str(root / "b")
+    assert next(walk_files(str(root), passed_over=[str(root)])) == (str(root), [])
+    assert ImageFolder(str(root)).find("/elsewhere/b/deep/3.jpg") == "b/deep/3.jpg"

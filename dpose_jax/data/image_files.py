@@ -7,7 +7,7 @@ import re
 import stat
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import cv2
 import numpy as np
@@ -101,6 +101,26 @@ def plain_name(name: str) -> str:
         return name
     address, _, local = name.partition("?d=")
     return urllib.parse.unquote(local or address.partition("?")[0])
+
+
+def walk_files(
+    folder: str, *, passed_over: Collection[str] = (), unlisted: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields the folder and each sub-folder that is not hidden, with the names of its files, in the order of names.
+
+    Links are followed, after all else: a folder comes once, by its own name where that lies in `folder`. Sub-folders of
+    which the real path is in `passed_over` are left out; `unlisted` gets the error of a folder that cannot be listed.
+    """
+    waiting, seen = [folder], set(passed_over) - {os.path.realpath(folder)}
+    for start in waiting:
+        for place, folders, files in os.walk(start, onerror=unlisted):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            waiting += filter(os.path.islink, (os.path.join(place, name) for name in folders))
+            yield place, sorted(files)
 
 
 def open_regular(path: str) -> int:
@@ -234,7 +254,7 @@ class ImageFolder(ImageStore):
     def _by_parts(self) -> dict[tuple[str, ...], str | None]:
         if self._index is None:
             self._index = {}
-            for folder, _, files in os.walk(self._path):
+            for folder, files in walk_files(self._path):
                 for file in files:
                     name = os.path.normpath(os.path.join(os.path.relpath(folder, self._path), file))
                     self._index[parts(name)] = None if parts(name) in self._index else name
