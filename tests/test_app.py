@@ -5,6 +5,7 @@ import json
 import struct
 import threading
 import time
+import types
 import zlib
 
 import cv2
@@ -15,7 +16,9 @@ from commands import command
 pytest.importorskip("gradio", reason="the optional extra `app`")
 
 from dpose_jax import Predictor, app  # noqa: E402
-from dpose_jax.inference.boxes import BoxSource  # noqa: E402
+from dpose_jax.inference.boxes import BoxSource, checked_boxes  # noqa: E402
+from dpose_jax.inference.poses import Poses  # noqa: E402
+from dpose_jax.pose.joint_sets import COCO  # noqa: E402
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
 
@@ -85,6 +88,26 @@ def test_every_step_is_shown_then_the_poses(predictor, monkeypatch):
 def test_what_cannot_be_shown(predictor, text, message):
     with pytest.raises(ValueError, match=message):
         next(app.denoise(predictor, IMAGE, text))
+
+
+class Standing:
+    """A predictor of one pose in all boxes, without steps."""
+
+    sampler = types.SimpleNamespace(settings=None)
+
+    def __call__(self, image, boxes):
+        clipped, _ = checked_boxes(boxes, image.shape[:2])
+        count = len(clipped)
+        poses = np.full((count, 17, 2), 20.0), np.ones((count, 17)), np.ones(count), np.zeros((count, 17, 2, 2))
+        return Poses(*poses, clipped[:, :4], None, COCO)
+
+
+@pytest.mark.parametrize("line", ["0, 0, 1e10, 40", "-1e10, 0, 2e10, 40"])
+def test_a_box_far_beyond_the_photo_is_drawn_as_it_is_marked(line):
+    *_, (_, drawn, _, poses) = app.denoise(Standing(), IMAGE, line)
+    marked = app.mark(IMAGE, line)
+    np.testing.assert_array_equal(poses.boxes, [[0, 0, 50, 40]])
+    np.testing.assert_array_equal(drawn[38:], marked[38:])  # below the joints: the box's lower side
 
 
 class Two(BoxSource):

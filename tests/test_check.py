@@ -9,7 +9,7 @@ from commands import command
 from image_files import exif_turned
 
 from dpose_jax.data.check import check
-from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.coco_dataset import AnnotatedSource, FolderSource
 from dpose_jax.data.sides import mixed_sides, swapped_pairs
 from dpose_jax.data.statistics import describe
 from dpose_jax.data.synthetic.dataset import write_coco_folder
@@ -177,8 +177,9 @@ def test_odd_flip_pairs_are_told_at_the_start_of_a_run(people):
     (people / "own.json").write_text(json.dumps(facts))
     own = recipe(people).override({"joint_set": str(people / "own.json")})
     source = FolderSource(str(people), FILES["train"], "train2017", own.joints, training=True)
-    lines = describe(source, "stored")
-    assert "joint set 'own': 'left_shoulder' and 'right_elbow' are a flip pair" in lines
+    stored = AnnotatedSource(str(people / FILES["train"]), source.folder, own.joints, training=True)  # as of records
+    for lines in (describe(source, "stored"), describe(stored, "stored")):
+        assert "joint set 'own': 'left_shoulder' and 'right_elbow' are a flip pair" in lines
     rules = {finding.rule: finding.count for finding in check(own, ("train",))[0].findings}
     assert rules["odd_flip_pairs"] == 4
 

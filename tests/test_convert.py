@@ -10,7 +10,7 @@ from image_files import exif_turned
 
 from dpose_jax.data import yolo
 from dpose_jax.data.coco_dataset import FolderSource
-from dpose_jax.data.convert import convert_yolo, joint_set_of, training_flags
+from dpose_jax.data.convert import _convert_and_print, convert_yolo, joint_set_of, training_flags
 from dpose_jax.pose.joint_names import odd_pairs, pairs_by_name, side_and_part
 from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE, JointSet, get_joint_set
 
@@ -102,6 +102,36 @@ def test_images_and_labels_without_a_partner(tmp_path):
     assert "--config.data.orientation=upright" in training_flags(found, "out", 1)
 
 
+def test_linked_folders_and_labels_in_folders_without_images(tmp_path):
+    root, store = tmp_path / "set", tmp_path / "store"
+    file = write_set(root, folders=("images/train", "images/val", "images/more"))
+    for kind in ("images", "labels"):
+        store.mkdir(exist_ok=True)
+        (root / kind / "more").rename(store / kind)
+        (root / kind / "train" / "linked").symlink_to(store / kind)
+        (root / kind / "train" / "loop").symlink_to(root / kind)
+    lost = root / "labels/train/day2/deep"
+    lost.mkdir(parents=True)
+    (lost / "b.txt").write_text(LINE)
+    found, written = convert_yolo(file, str(tmp_path / "out"))
+    assert [written[split].images for split in ("train", "val")] == [3, 1]  # by the loop, train has val's too
+    names = [source.file for source in map(read(found, tmp_path / "out").__getitem__, range(3))]
+    assert str(root / "images/train/linked/a.jpg") in names
+    assert dict(written["train"].audit.counts) == {"label_without_image": 1}
+    assert written["train"].audit.first["label_without_image"] == [str(lost / "b.txt")]
+
+
+def test_a_label_of_another_split_has_its_image(tmp_path):
+    text = YAML.replace("images/train", "train.txt").replace("images/val", "val.txt")
+    file, images = write_set(tmp_path / "set", text=text, folders=("images",)), tmp_path / "set/images"
+    (images / "b.jpg").write_bytes((images / "a.jpg").read_bytes())
+    (tmp_path / "set/labels/b.txt").write_text(LINE)
+    for split, name in (("train", "a"), ("val", "b")):
+        (tmp_path / f"set/{split}.txt").write_text(f"images/{name}.jpg\n")
+    _, written = convert_yolo(file, str(tmp_path / "out"))
+    assert [(each.persons, sum(each.audit.counts.values())) for each in written.values()] == [(1, 0), (1, 0)]
+
+
 def test_joints_without_visibility(tmp_path):
     text = YAML.replace("[3, 3]", "[3, 2]")
     found, _ = convert_yolo(
@@ -181,6 +211,14 @@ def test_the_commands(tmp_path):
     assert made.returncode == 0 and "flip pairs: left_tip/right_tip" in made.stdout, made.stderr
     wrong = command("dpose_jax.data.convert", f"--out={tmp_path}")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: give one of --yolo and --joint_set_from")
+
+
+def test_the_malformed_lines_that_are_not_named_are_counted(tmp_path, capsys):
+    broken = [f"0 {number}" for number in range(yolo.NAMED + 3)]
+    assert not _convert_and_print(write_set(tmp_path / "set", (LINE, *broken)), str(tmp_path / "out"))
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: train: ")]
+    assert len(problems) == yolo.NAMED + 1 and f"a.txt:{yolo.NAMED + 1}: has 2 numbers" in problems[-2]
+    assert problems[-1] == "problem: train: line_columns: and 3 more"
 
 
 def joint_file(tmp_path, joint_set, skeleton):

@@ -34,6 +34,12 @@ def test_sides_of_nameless_joints_follow_the_flip_pairs():
     assert draw.joint_sides(joint_set) == ("right", "centre", "left")
 
 
+@pytest.mark.parametrize("names", [("RElb", "LElb"), ("r_elbow", "l_elbow"), ("elbow.R", "elbow.L"), ("tip", "lTip")])
+def test_sides_follow_short_names(names):
+    joint_set = JointSet("own", (*names, "rToe", "upright"), (), ((0, 1),), (0.1,) * 4, ())
+    assert draw.joint_sides(joint_set) == ("right", "left", "right", "centre")
+
+
 def test_limbs_and_joints_have_the_colour_of_their_side():
     keypoints = np.zeros((17, 2))
     keypoints[[5, 7]] = (40, 30), (40, 130)  # left arm
@@ -72,6 +78,16 @@ def test_joints_that_are_hidden_or_not_finite_are_left_out():
     assert (draw.draw_pose(image, keypoints, COCO, shown=np.zeros(17)) == image).all()
     keypoints[:] = 1e30
     assert draw.draw_pose(image, keypoints, COCO).shape == image.shape
+
+
+@pytest.mark.parametrize(("size", "at"), [((60, 12_000), (11_900, 30)), ((12_000, 60), (30, 11_900))])
+def test_joints_of_large_images_are_drawn_at_their_place(size, at):
+    keypoints = np.full((17, 2), np.nan)
+    keypoints[5] = at
+    drawn = draw.draw_pose(np.zeros((*size, 3), np.uint8), keypoints, COCO, thickness=2)
+    assert drawn[at[1], at[0]].tolist() == list(draw.SIDE_COLORS["left"])
+    ys, xs = np.nonzero(drawn.any(axis=-1))
+    assert abs(xs - at[0]).max() < 8 and abs(ys - at[1]).max() < 8
 
 
 def test_lines_are_thinner_on_small_persons_and_thicker_on_large_images():

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpose_jax.data.image_files import MAX_PIXELS, ImageFolder, decode_image, read_file
+from dpose_jax.data.image_files import MAX_PIXELS, MAX_SIDE, ImageFolder, decode_image, read_file
 from dpose_jax.data.image_headers import Header, read_header
 from dpose_jax.inference.images import load_image
 from dpose_jax.inference.video import VideoReader
@@ -74,6 +74,20 @@ def test_a_huge_picture_is_refused_by_its_header(suffix, nothing_decodes):
     assert read_header(data).size == (30_000, 30_000) and len(data) < 10_000
     with pytest.raises(ValueError, match=f"has 30000 x 30000 pixels, more than {MAX_PIXELS:,}"):
         decode_image(data)
+
+
+def test_a_longer_side_than_a_crop_can_be_cut_from_is_refused(tmp_path, nothing_decodes):
+    """As an array, as a file, and as a record of a set, which is then counted."""
+    pixels = np.zeros((MAX_SIDE + 1, 2, 3), np.uint8)
+    words = f"2 x {MAX_SIDE + 1}"
+    (tmp_path / "long.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    with pytest.raises(ValueError, match=f"sides must be 1 to {MAX_SIDE} pixels, got {words}"):
+        load_image(pixels)
+    with pytest.raises(ValueError, match=rf"long\.png: has {words} pixels, more than {MAX_SIDE:,} a side"):
+        load_image(tmp_path / "long.png")
+    folder = ImageFolder(str(tmp_path))
+    with pytest.raises(ValueError, match=f"has {words} pixels"):
+        folder.decode(folder.read("long.png"), pixels.shape[:2])
 
 
 def test_a_webp_cannot_say_more_than_is_allowed():

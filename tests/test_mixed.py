@@ -1,12 +1,16 @@
 """Training on several sources, and faults of a camera."""
 
+import cv2
 import numpy as np
 import pytest
+from coco_folder import HEIGHT, WIDTH, content, person, read, write
+from image_files import exif_turned
 
 from dpose_jax.data.camera import degrade
 from dpose_jax.data.datasets import make_source
 from dpose_jax.data.loader import train_iterator
 from dpose_jax.data.mixed import MixedSource
+from dpose_jax.data.statistics import describe, statistics
 from dpose_jax.recipe import Recipe
 from dpose_jax.training.changes import fingerprint
 
@@ -29,7 +33,7 @@ class Numbered:
 
 
 def test_every_source_has_its_share_and_each_of_its_items_comes_equally_often():
-    mixed = MixedSource([Numbered(0, 3), Numbered(100, 20)], [3, 1])
+    mixed = MixedSource({"a": Numbered(0, 3), "b": Numbered(100, 20)}, [3, 1])
     items = [mixed[index] for index in range(len(mixed))]
     assert len(items) == 80  # the second source, once, is a quarter
     counts = dict(zip(*np.unique(items, return_counts=True), strict=True))
@@ -69,6 +73,24 @@ def test_training_reads_the_mix_and_evaluation_the_source(data_root):
     index = next(iterator)["index"]
     iterator.close()
     assert (index < 360).any() and (index >= 360).any()
+
+
+def test_every_source_of_a_mix_is_doubted_alone(tmp_path):
+    facts = content()
+    shares = [10 / WIDTH, 8 / HEIGHT, 2, 14.5 / WIDTH, 12 / HEIGHT, 1, 0, 0, 0]
+    facts["annotations"] = [person(11, keypoints=shares), person(12, 2, keypoints=shares)]
+    write(tmp_path, facts)
+    picture = tmp_path / "images" / "1.png"
+    picture.write_bytes(exif_turned(cv2.imencode(".jpg", cv2.imread(str(picture)))[1].tobytes(), orientation=3))
+    folder = read(tmp_path)
+    mixed = MixedSource({"folder": folder, "synthetic": Numbered(0, 1000)}, [1, 1])
+    alone = describe(folder, "stored", 2000)
+    assert [line.partition(" persons look")[0] for line in alone[1:2]] == ["2 of 2"]
+    assert "1 of 2 images looked at have an EXIF orientation" in alone[2]
+    told = describe(mixed, "stored", 2000)
+    assert told == [f"folder: {line}" for line in alone] + ["synthetic: kept 1000"]
+    both = MixedSource({"folder": folder, "full": folder}, [1, 1])
+    assert statistics(both, folder.joint_set)["report"]["image_exif_rotated"] == 2
 
 
 def test_a_camera_keeps_places_and_the_same_seed_gives_the_same_pixels():

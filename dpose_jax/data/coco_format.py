@@ -27,7 +27,7 @@ MALFORMED = (
 )  # fmt: skip
 # Left out because the task does not use them.
 LEFT_OUT = ("other_category", "box_only", "crowd", "no_joints", "detection_without_image", "low_score")
-# Kept; the first four are read otherwise than written, see `exports.as_coco`.
+# Kept; the first five are read otherwise than written, see `exports`.
 NOTED = (
     "id_converted", "image_by_name", "image_renamed", "image_size_read", "box_from_joints",
     "area_entry", "box_clipped", "joint_outside_image", "joint_outside_box", "looks_normalised", "looks_like_corners",

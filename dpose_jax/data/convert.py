@@ -4,7 +4,8 @@ python -m dpose_jax.data.convert --yolo=DATA.yaml --out=DIR
 python -m dpose_jax.data.convert --joint_set_from=ANNOTATIONS.json --out=JOINTS.json
 
 The first writes `train.json`, `val.json` (and `test.json`) and `joints.json`, copies no image, and prints the flags to
-train with. Malformed lines are left out and named as `problem: file:line`; the exit status is then 1.
+train with. Malformed lines are left out; the first 100 of a rule are named as `problem: split: rule: file:line`, the
+others counted. The exit status is then 1.
 """
 
 import dataclasses
@@ -111,6 +112,8 @@ def _convert_and_print(file: str, out: str) -> bool:
             problems += audit.counts[rule]
             for what in audit.first.get(rule, []):
                 print(f"problem: {split}: {rule}: {what}")
+            if more := audit.counts[rule] - len(audit.first.get(rule, [])):
+                print(f"problem: {split}: {rule}: and {more} more")
         counts = ", ".join(f"{rule} {audit.counts[rule]}" for rule in yolo.MALFORMED + yolo.NOTED if audit.counts[rule])
         size = f"{persons} persons in {images} images"
         print(f"{split}: {os.path.join(out, split)}.json: {size}" + (f", {counts}" if counts else ""))

@@ -24,8 +24,8 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {SPLITS}")
     if training and split == "train" and recipe.data.mix:
-        of_one = ({"data.source": name, "data.mix": (), "data.mix_shares": ()} for name in recipe.data.mix)
-        parts = [make_source(recipe.override(fields), split, training=True) for fields in of_one]
+        of_one = {name: {"data.source": name, "data.mix": (), "data.mix_shares": ()} for name in recipe.data.mix}
+        parts = {name: make_source(recipe.override(one), split, training=True) for name, one in of_one.items()}
         return MixedSource(parts, recipe.data.mix_shares)
     data, joint_set, detections = recipe.data, recipe.joints, None
     if not training and recipe.eval.boxes == "detections":

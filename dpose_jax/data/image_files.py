@@ -7,16 +7,18 @@ import re
 import stat
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import cv2
 import numpy as np
 
-from dpose_jax.data.image_headers import FORMATS, Header, check_complete, read_header, stored_upright
+from dpose_jax.data.image_headers import FORMATS, Header, check_decodable, read_header, tiff_as_stored
 from dpose_jax.data.jpeg_parts import Window, cut, decode_part
 
 # A photo of 200 megapixels is read. Decoding the largest PNG takes 1.6 GiB, an animated WebP 2.8.
 MAX_PIXELS = 1 << 28
+# cv2.warpAffine addresses the pixels of its source by 16-bit numbers.
+MAX_SIDE = 32_766
 _MAX_BYTES = 1 << 31  # of a file
 # What turns an image upright by its orientation: whether the axes are exchanged, then the steps along both axes.
 _TURNS = {
@@ -31,8 +33,8 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
     """Decodes an image file to (height, width, 3) uint8 RGB; grey, CMYK and 16-bit are converted, alpha is dropped.
 
     The pixels are the stored ones, whatever orientation the file asks for; with `upright` they are turned by it, as
-    photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, cut
-    short, of no format of FORMATS or above MAX_PIXELS, and if it cannot be decoded.
+    photo viewers do. The rule is the same for all formats. Raises ValueError before decoding if the data is empty, of
+    no format of FORMATS, above MAX_PIXELS or MAX_SIDE, or refused by `check_decodable`, and if it cannot be decoded.
 
     Of pixels outside of a `window`, of the result, some may be black: a JPEG is then decoded in part.
     """
@@ -44,10 +46,12 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
     width, height = header.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"has {width} x {height} pixels, more than {MAX_PIXELS:,}")
-    check_complete(data)
+    if max(width, height) > MAX_SIDE:
+        raise ValueError(f"has {width} x {height} pixels, more than {MAX_SIDE:,} a side")
+    check_decodable(data)
     turned = header.orientation != 1
-    if turned and header.format == "TIFF":  # OpenCV would turn it in any case
-        data = stored_upright(data)
+    if header.format == "TIFF":  # OpenCV would turn it in any case, and multiply its colours by alpha
+        data = tiff_as_stored(data)
     as_stored = not (turned and upright)
     if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
         if (image := decode_part(part, header.size)) is not None:
@@ -61,12 +65,13 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
 
 def _decode(data: bytes) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        # Not IMREAD_COLOR_RGB, by which OpenCV 5.0 decodes an AVIF with alpha to BGR.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if image is None:
         raise ValueError("cannot be decoded: damaged or cut short")
-    return image
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def check_size(image: np.ndarray, size, data: bytes) -> None:
@@ -96,6 +101,26 @@ def plain_name(name: str) -> str:
         return name
     address, _, local = name.partition("?d=")
     return urllib.parse.unquote(local or address.partition("?")[0])
+
+
+def walk_files(
+    folder: str, *, passed_over: Collection[str] = (), unlisted: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Yields the folder and each sub-folder that is not hidden, with the names of its files, in the order of names.
+
+    Links are followed, after all else: a folder comes once, by its own name where that lies in `folder`. Sub-folders of
+    which the real path is in `passed_over` are left out; `unlisted` gets the error of a folder that cannot be listed.
+    """
+    waiting, seen = [folder], set(passed_over) - {os.path.realpath(folder)}
+    for start in waiting:
+        for place, folders, files in os.walk(start, onerror=unlisted):
+            if (real := os.path.realpath(place)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            waiting += filter(os.path.islink, (os.path.join(place, name) for name in folders))
+            yield place, sorted(files)
 
 
 def open_regular(path: str) -> int:
@@ -229,7 +254,7 @@ class ImageFolder(ImageStore):
     def _by_parts(self) -> dict[tuple[str, ...], str | None]:
         if self._index is None:
             self._index = {}
-            for folder, _, files in os.walk(self._path):
+            for folder, files in walk_files(self._path):
                 for file in files:
                     name = os.path.normpath(os.path.join(os.path.relpath(folder, self._path), file))
                     self._index[parts(name)] = None if parts(name) in self._index else name

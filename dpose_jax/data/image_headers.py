@@ -20,7 +20,10 @@ _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))
 # In compressed data, FF 00 is a byte of it, FF D0 to FF D7 a restart, and FF FF padding.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
-_ORIENTATION, _WIDTH, _LENGTH = 0x112, 0x100, 0x101  # tags of TIFF, which EXIF uses too
+_PNM_HEADER = 4096  # bytes, comments included
+_PNM_LARGEST = re.compile(_PNM.pattern + rb"\s*(?:#[^\n]*\n\s*)*(\d{1,9})\s")  # third; bitmaps, P1 and P4, have none
+# Tags of TIFF, the first three also of EXIF.
+_ORIENTATION, _WIDTH, _LENGTH, _EXTRA_SAMPLE = 0x112, 0x100, 0x101, 0x152
 _NEXT = 0  # no tag: of `_tiff_entries` alone
 _RAW_PROFILES = (b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _SIZES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # TIFF's types of whole numbers
@@ -67,8 +70,12 @@ def read_header(data: Buffer) -> Header | None:
     return None
 
 
-def check_complete(data: bytes) -> None:
-    """Raises ValueError if a JPEG has no end marker of its own, or a chunk of a PNG reaches beyond the file."""
+def check_decodable(data: bytes) -> None:
+    """Raises ValueError for what OpenCV may decode to other pixels than the file's.
+
+    That is a JPEG without an end marker of its own, a PNG of which a chunk reaches beyond the file, and a PNM whose
+    largest value is not 255 or 65535.
+    """
     # Some OpenCV versions fill the missing part of a cut JPEG with grey and only warn. A film, another picture or
     # padding may follow the end marker, and an embedded thumbnail has one too, so the markers are walked.
     if data[:2] == b"\xff\xd8" and data[-2:] != b"\xff\xd9":
@@ -79,13 +86,21 @@ def check_complete(data: bytes) -> None:
     # OpenCV reserves what the length of a chunk says.
     if data[:8] == b"\x89PNG\r\n\x1a\n" and not any(kind == b"IEND" for kind, _, _ in _png_chunks(data)):
         raise ValueError("the PNG is cut short: a chunk reaches beyond the end of the file")
+    # OpenCV takes every value as one of 8 or 16 bits, which makes the picture dark.
+    if data[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        found = _PNM_LARGEST.match(data[:_PNM_HEADER])
+        if found is None or int(found[3]) not in (255, 65535):
+            largest = int(found[3]) if found else "not there"
+            raise ValueError(f"the PNM's largest value is {largest}: must be 255 or 65535")
 
 
-def stored_upright(data: bytes) -> bytes:
-    """The TIFF file, with its orientation set to upright."""
-    order, place, kind = _tiff_entries(data)[_ORIENTATION]
-    changed = bytearray(data)
-    struct.pack_into(order + _SIZES[kind], changed, place, 1)
+def tiff_as_stored(data: bytes) -> bytes:
+    """The TIFF file, changed so that its pixels are decoded as they are stored: not turned, nor multiplied by alpha."""
+    entries, changed = _tiff_entries(data), bytearray(data)
+    for tag, said in ((_ORIENTATION, range(2, 9)), (_EXTRA_SAMPLE, (2,))):
+        if tag in entries and _value(data, entries[tag]) in said:
+            order, place, kind = entries[tag]
+            struct.pack_into(order + _SIZES[kind], changed, place, 1)  # upright; alpha that is multiplied already
     return bytes(changed)
 
 
@@ -299,7 +314,7 @@ def _jpeg2000(data: Buffer) -> Found:
 
 
 def _pnm(data: Buffer) -> Found:
-    found = _PNM.match(data[:4096])
+    found = _PNM.match(data[:_PNM_HEADER])
     if found is None:
         raise _Missing
     return (int(found[1]), int(found[2])), 1

@@ -1,6 +1,6 @@
 """Several sources as one, for training (ours)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ class MixedSource:
     An epoch is as long as the source that is largest for its share; the items of the others come several times, evenly.
     """
 
-    def __init__(self, sources: Sequence[Source], shares: Sequence[float]):
-        """`shares` are positive, one a source; their sum does not matter."""
-        self.sources = tuple(sources)
+    def __init__(self, sources: Mapping[str, Source], shares: Sequence[float]):
+        """`sources` by their names in `data.mix`; `shares` are positive, one a source, their sum does not matter."""
+        self.names, self.sources = tuple(sources), tuple(sources.values())
         parts = np.asarray(shares, np.float64) / sum(shares)
         length = max(len(source) / part for source, part in zip(self.sources, parts, strict=True))
         # Items of source k are k's own from _starts[k] on; the shuffle of the loader mixes them.

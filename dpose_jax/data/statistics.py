@@ -4,9 +4,10 @@ from collections import Counter
 
 import numpy as np
 
-from dpose_jax.data.coco_dataset import FolderSource
+from dpose_jax.data.coco_dataset import AnnotatedSource, FolderSource
 from dpose_jax.data.coco_format import format_counts
 from dpose_jax.data.doubts import doubts
+from dpose_jax.data.mixed import MixedSource
 from dpose_jax.data.sample import Source
 from dpose_jax.pose.joint_names import odd_pairs
 from dpose_jax.pose.joint_sets import JointSet
@@ -31,6 +32,9 @@ def statistics(source: Source, joint_set: JointSet) -> dict:
     for j, name in enumerate(joint_set.joints):
         joints[name] = {kind: int(applies[:, j].sum()) for kind, applies in kinds.items()}
         joints[name]["share"] = round(float(labelled[:, j].mean()), 4)
+    notes: Counter[str] = Counter()
+    for part in source.sources if isinstance(source, MixedSource) else (source,):
+        notes.update(_notes(part)[1])
     width, height = boxes[:, 2], boxes[:, 3]
     sides = {"side": np.sqrt(width * height), "width": width, "height": height, "aspect": width / height}
     return {
@@ -43,7 +47,7 @@ def statistics(source: Source, joint_set: JointSet) -> dict:
             name: {str(p): round(float(np.percentile(values, p)), 3) for p in _PERCENTILES}
             for name, values in sides.items()
         },
-        "report": source.report() | _notes(source)[1],
+        "report": source.report() | dict(notes),
     }
 
 
@@ -52,15 +56,19 @@ def _notes(source: Source, most: int | None = None) -> tuple[int, dict[str, int]
 
 
 def describe(source: Source, orientation: str, most: int | None = None) -> list[str]:
-    """The counters of a source that are not zero, as one line, then a sentence for every doubt of `doubts`.
+    """The counters of a source that are not zero, as one line, then sentences: `doubts` and odd flip pairs.
 
     The headers of a folder's images are read, of all or of `most` spread evenly; of all, their notes are counted too.
+    A mix has these lines of each of its sources, after the source's name: the persons of another dilute no doubt.
     """
+    if isinstance(source, MixedSource):
+        parts = zip(source.names, source.sources, strict=True)
+        return [f"{name}: {line}" for name, part in parts for line in describe(part, orientation, most)]
     report, (looked, notes) = source.report(), _notes(source, most)
     counted = report if most else report | notes
     counts = ", ".join(f"{name} {count}" for name, count in counted.items() if count)
     found = doubts(report, notes.get("image_exif_rotated", 0), looked, orientation)
-    if isinstance(source, FolderSource):
+    if isinstance(source, AnnotatedSource):
         found += [f"joint set {source.joint_set.name!r}: {odd}" for odd in odd_pairs(source.joint_set)]
     return [counts, *found]
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from dpose_jax.data.coco_format import Audit, is_int
-from dpose_jax.data.image_files import ImageFolder, parts, read_file
+from dpose_jax.data.image_files import ImageFolder, parts, read_file, walk_files
 from dpose_jax.pose.joint_names import suggested
 from dpose_jax.pose.joint_sets import COCO, JointSet
 from dpose_jax.workdir.files import placed
@@ -27,7 +27,7 @@ MALFORMED = (
 )  # fmt: skip
 NOTED = ("image_without_labels", "label_of_two_images", "line_repeated", "line_like_corners", "image_exif_rotated")
 _NO_IMAGES = (".txt", ".json", ".yaml", ".yml", ".cache", ".csv", ".md", ".npy", ".xml", ".zip")
-_NAMED = 100  # places of a rule
+NAMED = 100  # places of a rule
 _MOST_JOINTS = 1000
 _SLACK = 0.01  # of a box beyond the image, as rounding leaves it
 _FURTHEST = 2.0  # of a joint: what lies beyond is no share of the image's sides but pixels
@@ -40,6 +40,7 @@ class YoloSet:
     file: str
     root: str  # the folder to which image names are relative
     splits: dict[str, list[str]]  # image files, by split
+    folders: dict[str, list[str]]  # of images, which a split names
     names: dict[int, str]  # of the classes
     joint_set: JointSet
     dims: int  # numbers of a joint: 2, or 3 with visibility
@@ -69,14 +70,15 @@ def read_yolo(file: str) -> YoloSet:
     names = _class_names(facts.get("names"), file)
     joint_set, notes = _joint_set(facts, shape[0], file)
     moved: dict[str, str] = {}
-    splits = {split: images for split in SPLITS if (images := _images(facts, split, file, moved))}
+    folders: dict[str, list[str]] = {split: [] for split in SPLITS}
+    splits = {split: images for split in SPLITS if (images := _images(facts, split, file, moved, folders[split]))}
     if "train" not in splits:
         raise ValueError(f"{file}: train={facts.get('train')!r}: must name a folder of images, a list of files or both")
     # A name outside of the set's folder, as with an absolute path, is relative to what all images share.
     common = os.path.commonpath([os.path.dirname(image) for images in splits.values() for image in images])
     folder = os.path.dirname(os.path.abspath(file))
     root = folder if os.path.commonpath([folder, common]) == folder else common
-    return YoloSet(file, root, splits, names, joint_set, shape[1], notes, moved)
+    return YoloSet(file, root, splits, folders, names, joint_set, shape[1], notes, moved)
 
 
 def _class_names(names: Any, file: str) -> dict[int, str]:
@@ -116,8 +118,8 @@ def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]
         return suggested(stem, names, (), pairs)
 
 
-def _images(facts: dict, split: str, file: str, moved: dict[str, str]) -> list[str]:
-    """The image files of a split, absolute, in the order of their names."""
+def _images(facts: dict, split: str, file: str, moved: dict[str, str], folders: list[str]) -> list[str]:
+    """The image files of a split, absolute, in the order of their names; `folders` gets those that it names."""
     given = facts.get(split)
     found: list[str] = []
     for entry in given if isinstance(given, list) else [given]:
@@ -125,7 +127,8 @@ def _images(facts: dict, split: str, file: str, moved: dict[str, str]) -> list[s
             continue
         place = _place(entry, facts.get("path"), split, file, moved)
         if os.path.isdir(place):
-            for folder, _, names in os.walk(place):
+            folders.append(place)
+            for folder, names in walk_files(place):
                 found += [os.path.join(folder, name) for name in names if _may_be_image(name)]
         elif not place.endswith(".txt"):
             found.append(place)
@@ -175,7 +178,7 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
     Ids count from 1, in the order of the images' names; a category's id is its class plus 1. Images without labels are
     kept. Malformed images and lines are left out. Raises ValueError if no image has a label file.
     """
-    audit, store = Audit(yolo.file, lines=0, names=_NAMED), ImageFolder(yolo.root, upright=True)
+    audit, store = Audit(yolo.file, lines=0, names=NAMED), ImageFolder(yolo.root, upright=True)
     images, annotations, label_files = list[dict](), list[dict](), set[str]()
     listings: dict[str, dict[str, str]] = {}
     for file in yolo.splits[split]:
@@ -198,13 +201,22 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
             annotations.append({"id": len(annotations) + 1, "image_id": len(images), "iscrowd": 0} | person)
     if audit.counts["image_without_labels"] == len(images):
         raise ValueError(f"{yolo.file}: {split}: no image has labels, such as {label_file(yolo.splits[split][0])!r}")
-    for folder in sorted({os.path.dirname(label) for label in label_files}):
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            if name.endswith(".txt") and os.path.join(folder, name) not in label_files and name != "classes.txt":
-                audit.bad("label_without_image", os.path.join(folder, name))
+    for label in _lost_labels(yolo, split, listings):
+        audit.bad("label_without_image", label)
     joints = {"keypoints": list(yolo.joint_set.joints), "skeleton": [[a + 1, b + 1] for a, b in yolo.joint_set.limbs]}
     categories = [{"id": number + 1, "name": name} | joints for number, name in sorted(yolo.names.items())]
     return {"images": images, "annotations": annotations, "categories": categories}, audit
+
+
+def _lost_labels(yolo: YoloSet, split: str, listings: dict[str, dict[str, str]]) -> list[str]:
+    """The label files without an image in any split: beside the labels of this one, and below those of its folders."""
+    known = {name: {_on_disk(label_file(image), listings) for image in yolo.splits[name]} for name in yolo.splits}
+    beside = {os.path.dirname(label) for label in known[split]}
+    for folder in yolo.folders[split]:
+        beside.update(place for place, _ in walk_files(os.path.dirname(label_file(os.path.join(folder, "any")))))
+    found = (os.path.join(place, name) for place in filter(os.path.isdir, beside) for name in os.listdir(place))
+    lost = {label for label in found if label.endswith(".txt") and os.path.basename(label) != "classes.txt"}
+    return sorted(lost.difference(*known.values()))
 
 
 def label_file(image: str) -> str:
@@ -266,7 +278,7 @@ def _like_corners(fields: list[str], person: dict, size: tuple[int, int]) -> boo
 
 
 def _person(fields: list[str], yolo: YoloSet, size: tuple[int, int]) -> dict | tuple[str, str]:
-    """Category, box, area and joints of a line, or the rule of MALFORMED that it breaks and what is wrong."""
+    """Category, box and joints of a line, or the rule of MALFORMED that it breaks and what is wrong."""
     count, dims = yolo.joint_set.num_joints, yolo.dims
     if len(fields) != 5 + count * dims:
         return "line_columns", f"has {len(fields)} numbers, not {5 + count * dims} (5 + kpt_shape [{count}, {dims}])"

@@ -6,14 +6,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dpose_jax.data.image_files import decode_image, read_file
+from dpose_jax.data.image_files import MAX_SIDE, decode_image, read_file, walk_files
 from dpose_jax.inference.image_ids import natural
 from dpose_jax.workdir.files import placed
 
 # Files that lie beside images and are none; every other file that cannot be read is reported.
 BESIDE_IMAGES = (".json", ".jsonl", ".txt", ".csv", ".xml", ".yaml", ".yml", ".md", ".html", ".ini", ".db")
-# cv2.warpAffine addresses the pixels of its source by 16-bit numbers.
-MAX_SIDE = 32_766
 
 ImageLike = str | os.PathLike | np.ndarray | Any
 
@@ -80,16 +78,12 @@ def list_images(folder: str, out: str = "") -> tuple[list[str], list[str]]:
     file. Raises ValueError if there is no image.
     """
     names, others = [], []
-    drawn = {os.path.realpath(os.path.join(out, kind)) for kind in ("pictures", "denoising")} if out else set()
-    seen = {os.path.realpath(folder)}
+    drawn = [os.path.realpath(os.path.join(out, kind)) for kind in ("pictures", "denoising")] if out else []
 
     def unread(error: OSError) -> None:
         others.append(f"{error.filename}: cannot be listed: {error.strerror}")
 
-    for place, folders, files in os.walk(folder, onerror=unread, followlinks=True):
-        inside = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
-        folders[:] = [name for name, real in inside.items() if name[0] != "." and real not in seen | drawn]
-        seen |= {inside[name] for name in folders}
+    for place, files in walk_files(folder, passed_over=drawn, unlisted=unread):
         for name in files:
             path = os.path.join(place, name)
             if name[0] == "." or name.lower().endswith(BESIDE_IMAGES):

@@ -29,6 +29,13 @@ def pairs_by_name(names: tuple[str, ...]) -> tuple[Pair, ...]:
     return tuple((place, places["r", part]) for part, place in lefts if ("r", part) in places)
 
 
+def left_first(joint_set: JointSet) -> list[Pair]:
+    """The flip pairs, the left joint first where a name says a side; others as they stand."""
+    place = {"l": 0, "": 1, "r": 2}
+    by_side = [place[side_and_part(name)[0]] for name in joint_set.joints]
+    return [(b, a) if by_side[a] > by_side[b] else (a, b) for a, b in joint_set.flip_pairs]
+
+
 def odd_pairs(joint_set: JointSet) -> list[str]:
     """Sentences on flip pairs that contradict the joints' names, such as left_hand with left_elbow."""
     found, names = [], joint_set.joints

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy import ndarray
 
+from dpose_jax.pose.joint_names import left_first, side_and_part
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.visualization.grid import GAP, INK, OUTLINE, PAPER, Color, grid, label, legend, rows_sheet
 from dpose_jax.workdir.files import placed, write_bytes
@@ -21,14 +22,15 @@ MASK_COLORS = ((86, 180, 233), (240, 228, 66))  # joints, limbs
 CELL_HEIGHT = 256  # crops lower than this are enlarged to at least it
 SHEET_WIDTH = 1600
 _SHIFT = 4
+_BESIDE = 1e4  # pixels beside the image, to which joints are moved that lie further off: OpenCV takes 32-bit numbers
 
 
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
-    """J of "left", "right", "centre": by the joint's name, else by its place in a flip pair (left first)."""
-    sides, names = ["centre"] * joint_set.num_joints, [name.lower() for name in joint_set.joints]
-    for a, b in joint_set.flip_pairs:
-        swapped = "right" in names[a] or "left" in names[b]
-        sides[a], sides[b] = ("right", "left") if swapped else ("left", "right")
+    """J of "left", "right", "centre": by its place in a flip pair (see `left_first`), without partner by its name."""
+    by_name = {"l": "left", "r": "right", "": "centre"}
+    sides = [by_name[side_and_part(name)[0]] for name in joint_set.joints]
+    for left, right in left_first(joint_set):
+        sides[left], sides[right] = "left", "right"
     return tuple(sides)
 
 
@@ -54,7 +56,9 @@ def draw_pose(
         side = max(image.shape[:2])
         thickness = max(1, round(min(side / 110, max(extent / 40, side / 600))))
     border = max(1, thickness // 2) + thickness % 2
-    fixed = np.round(np.clip(np.where(drawn[:, None], points, 0), -1e4, 1e4) * 2**_SHIFT).astype(int)
+    size = np.array(image.shape[1::-1])
+    near = np.clip(np.where(drawn[:, None], points, 0), -_BESIDE, size + _BESIDE)
+    fixed = np.round(near * 2**_SHIFT).astype(int)
     sides = joint_sides(joint_set)
     for a, b in joint_set.limbs:
         if drawn[a] and drawn[b]:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from absl import logging
 
-from dpose_jax.data.image_files import decode_image
+from dpose_jax.data.image_files import decode_image, walk_files
 from dpose_jax.data.rendered.paint import noise, vivid
 from dpose_jax.data.sample import BadRecordError
 
@@ -23,7 +23,7 @@ class Pictures:
             raise FileNotFoundError(f"data.rendered.backgrounds={folder!r}: no such folder")
         self._files = sorted(
             os.path.join(path, name)
-            for path, _, names in os.walk(folder)
+            for path, names in walk_files(folder)
             for name in names
             if name.lower().endswith(_SUFFIXES)
         )
