@@ -3,7 +3,7 @@
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -73,6 +73,16 @@ def numbers(value, count: int) -> np.ndarray | None:
         return np.where(np.abs(array) > LARGEST, np.inf, array)
     except (OverflowError, TypeError, ValueError):  # JSON has integers that no float64 holds
         return None
+
+
+def has_area(entry: dict) -> bool:
+    """Whether the `area` of an annotation can be the scale of OKS: a positive number."""
+    return is_number(entry.get("area")) and entry["area"] > 0
+
+
+def area_of_box(box: Sequence[float] | np.ndarray) -> float:
+    """The scale of OKS without an area: BOX_AREA w h of x, y, w, h in pixels, or 1 if the box is empty."""
+    return float(BOX_AREA * box[2] * box[3]) if min(box[2:]) > 0 else 1.0
 
 
 def read_coco(file: str, store: ImageStore | None = None) -> tuple[Any, collections.Counter[str]]:
