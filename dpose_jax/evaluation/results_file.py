@@ -18,7 +18,7 @@ from dpose_jax.data.coco_format import (
 from dpose_jax.data.exports import as_results
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.mean_pose import score_mean_pose
-from dpose_jax.evaluation.metrics import score
+from dpose_jax.evaluation.metrics import PCK_LENGTH, score
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json, sha256
@@ -83,7 +83,7 @@ def score_files(
         "images": len(inputs.images),
         "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),
         "predicted": len(inputs.results),
-        "pck_length": "longer side of the box",
+        "pck_length": PCK_LENGTH,
         "pck_match": "best assignment by OKS",
     }
     baseline = score_mean_pose(inputs, engine=engine)
