@@ -85,6 +85,13 @@ def area_of_box(box: Sequence[float] | np.ndarray) -> float:
     return float(BOX_AREA * box[2] * box[3]) if min(box[2:]) > 0 else 1.0
 
 
+def with_joint_list(entry: dict, count: int) -> dict:
+    """The annotation; a crowd's with zeros as `keypoints` if they are no list of `count` numbers."""
+    if entry.get("iscrowd") and numbers(entry.get("keypoints"), count) is None:
+        return entry | {"keypoints": [0] * count}
+    return entry
+
+
 def read_coco(file: str, store: ImageStore | None = None) -> tuple[Any, collections.Counter[str]]:
     """The parsed file as COCO's format, and what was read otherwise than written, see `exports.as_coco`.
 
@@ -263,12 +270,12 @@ class Annotations:
         if box is None or not np.isfinite(box).all():
             raise BadEntryError("box_entry", f"{where}: bbox {entry.get('bbox')}")
         crowd = bool(entry.get("iscrowd"))
-        joints = numbers(entry.get("keypoints"), 3 * self._joints)
-        if joints is None and not crowd:
+        joints = numbers(with_joint_list(entry, 3 * self._joints).get("keypoints"), 3 * self._joints)
+        if joints is None:
             raise BadEntryError(
                 "joint_list", f"{where}: needs {self._joints} x 3 numbers, {_of_list(entry.get('keypoints'))}"
             )
-        joints = (np.zeros(3 * self._joints) if joints is None else joints).reshape(-1, 3)
+        joints = joints.reshape(-1, 3)
         if not np.isfinite(joints).all():
             place = int(np.flatnonzero(~np.isfinite(joints).all(axis=1))[0])
             raise BadEntryError(
