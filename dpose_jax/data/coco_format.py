@@ -103,6 +103,15 @@ def read_coco(file: str, store: ImageStore | None = None) -> tuple[Any, collecti
     return content, as_coco(content, store)
 
 
+def coco_lists(content: Any, file: str) -> tuple[list, ...]:
+    """Images, annotations and categories of a file's content; ValueError that names it if it is no such object."""
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        has = f"an object of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else "no object"
+        raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files, got {has}")
+    return tuple(content[name] for name in lists)
+
+
 def is_own_format(content: Any) -> bool:
     """Whether parsed JSON is in AI Challenger's format, annotations or predictions."""
     first = content[0] if isinstance(content, list) and content else None
@@ -212,13 +221,7 @@ class Annotations:
         audit.counts.update(read)
         if only_images := not annotated and isinstance(content, dict) and "annotations" not in content:
             content = {"categories": []} | content | {"annotations": []}
-        lists = ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-            has = (
-                f"an object of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else "no object"
-            )
-            raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files, got {has}")
-        images, annotations, categories = (content[name] for name in lists)
+        images, annotations, categories = coco_lists(content, file)
         self.categories = listed_categories(categories)
         if only_images and not self.categories:
             self.categories = [Category(PERSON_CATEGORY, PERSON)]
