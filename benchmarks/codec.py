@@ -10,16 +10,19 @@ from absl import flags
 from tqdm import tqdm
 
 from benchmarks import report
+from benchmarks.annotations import read_ground_truth
 from dpose_jax.data import crop
 from dpose_jax.evaluation.coco import evaluate_results
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.pose.codec import Codec
 from dpose_jax.pose.joint_sets import JointSet, get_joint_set
-from dpose_jax.workdir.files import read_json, sha256
+from dpose_jax.workdir.files import sha256
 
 # The tests import several subcommands into one process; flags of the same name have to allow that.
 REPEATED = {"required": True, "allow_override": True}
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "A COCO person_keypoints file; no image is read.", **REPEATED)
+ANNOTATIONS = flags.DEFINE_string(
+    "annotations", None, "COCO's person_keypoints or AI Challenger's own; no image is read.", **REPEATED
+)
 JOINT_SET = flags.DEFINE_string("joint_set", "coco", "coco, crowdpose, aic, or a JSON file.")
 USE_AREA = flags.DEFINE_boolean("use_area", True, "OKS by the annotated area; otherwise by 0.53 w h of the box.")
 CASES = flags.DEFINE_list("cases", "256x192/1,256x192/2,256x192/4,256x192/8,384x288/4", "Crops, HEIGHTxWIDTH/STRIDE.")
@@ -33,15 +36,20 @@ METRICS = ("AP", "AP50", "AP75", "APm", "APl", "AR")
 def main() -> None:
     """Measures, prints the table and writes the report."""
     environment, joint_set = report.environment(), get_joint_set(JOINT_SET.value)
-    rows = measure(read_json(ANNOTATIONS.value), joint_set, CASES.value, use_area=USE_AREA.value)
+    truth, counts = read_ground_truth(ANNOTATIONS.value, joint_set, use_area=USE_AREA.value)
+    rows = measure(truth, joint_set, CASES.value, use_area=USE_AREA.value)
     protocol = {"annotations": ANNOTATIONS.value, "annotations_sha256": sha256(ANNOTATIONS.value)}
     protocol |= {"joint_set": joint_set.name, "use_area": USE_AREA.value, "boxes": "the persons' own"}
+    protocol |= {"read": counts}
     protocol |= {"padding": PADDING, "flip": False, "score": "1 for all"}
     report.write(OUT.value, rows, environment=environment, protocol=protocol)
 
 
 def crop_persons(ground_truth: dict, spec: crop.CropSpec, joint_set: JointSet) -> tuple[list[dict], dict]:
-    """The N annotated persons, without crowds and persons without joints, and their crops as float32 arrays by name."""
+    """The N annotated persons, without crowds and persons without joints, and their crops as float32 arrays by name.
+
+    The ground truth is that of `Source.ground_truth`: its persons with joints have boxes that are not empty.
+    """
     persons = [a for a in ground_truth["annotations"] if not a.get("iscrowd") and any(a["keypoints"][2::3])]
     rows = []
     for person in persons:

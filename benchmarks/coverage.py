@@ -14,6 +14,7 @@ from scipy import optimize, special
 from benchmarks import report
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.predict_split import Rows
+from dpose_jax.evaluation.report import box_lengths
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.pose import uncertainty
 from dpose_jax.pose.codec import Codec
@@ -36,7 +37,7 @@ class Truth(NamedTuple):
 
     places: np.ndarray  # (N, J, 2) image pixels
     visible: np.ndarray  # (N, J): 0 not labelled, 1 occluded, 2 visible
-    sides: np.ndarray  # (N,) longer side of the box, image pixels
+    sides: np.ndarray  # (N,) longer side of the box as annotated, image pixels
     half: np.ndarray  # (N,) bool, which half
 
     @classmethod
@@ -45,7 +46,7 @@ class Truth(NamedTuple):
         persons = [source[int(i)] for i in index]
         keypoints = np.stack([person.keypoints for person in persons]).astype(np.float64)
         half = np.random.default_rng(seed).permutation(len(persons)) % 2 == 1
-        sides = np.array([max(person.bbox[2:]) for person in persons], np.float64)
+        sides = box_lengths(source, source.ground_truth())[index]
         return cls(keypoints[..., :2], keypoints[..., 2], sides, half)
 
     def distances(self, places: np.ndarray) -> np.ndarray:

@@ -9,9 +9,9 @@ import numpy as np
 from absl import flags
 
 from benchmarks import report
+from benchmarks.annotations import read_ground_truth
 from dpose_jax.evaluation.coco import METRICS, evaluate_results
 from dpose_jax.pose.joint_sets import COCO
-from dpose_jax.workdir.files import read_json
 
 # The tests import several subcommands into one process; flags of the same name have to allow that.
 REPEATED = {"required": True, "allow_override": True}
@@ -39,8 +39,11 @@ def annotations() -> str:
 
 
 def measure(file: str, *, false_persons: int, calls: int = 5) -> list[dict]:
-    """A row for our evaluation and each installed peer, timed in turn, `calls` times each, on the same detections."""
-    truth = read_json(file)
+    """A row for our evaluation and each installed peer, timed in turn, `calls` times each, on the same detections.
+
+    Raises what `read_ground_truth` raises.
+    """
+    truth, _ = read_ground_truth(file, COCO)
     found = noisy_detections(truth, false_persons=false_persons)
     contenders = {"ours": functools.partial(evaluate_results, truth, found, COCO)}
     for who, names in PEERS.items():
@@ -66,11 +69,11 @@ def noisy_detections(truth: dict, *, false_persons: int, seed: int = 0) -> list[
     which = rng.integers(len(persons), size=false_persons)
     far = joints[which] + rng.normal(size=(false_persons, 1, 2)) * size[which]
     points = np.insert(np.concatenate([near, far]), 2, 1, axis=2).reshape(len(persons) + false_persons, -1)  # visible
-    places = [a["image_id"] for a in persons]
+    category, places = truth["categories"][0]["id"], [a["image_id"] for a in persons]
     places += [truth["images"][i]["id"] for i in rng.integers(len(truth["images"]), size=false_persons)]
     scores = np.concatenate([rng.uniform(size=len(persons)), rng.uniform(0, 0.7, false_persons)])
     return [
-        {"image_id": place, "category_id": 1, "keypoints": row, "score": score}
+        {"image_id": place, "category_id": category, "keypoints": row, "score": score}
         for place, row, score in zip(places, points.tolist(), scores.tolist(), strict=True)
     ]
 

@@ -10,7 +10,7 @@ from dpose_jax import Predictor
 from dpose_jax.data.sample import Source
 from dpose_jax.evaluation.coco import evaluate_results
 from dpose_jax.evaluation.predict_split import Predictions, predict_split
-from dpose_jax.evaluation.report import match_by_index, to_results
+from dpose_jax.evaluation.report import box_lengths, match_by_index, to_results
 from dpose_jax.evaluation.results import without_boxes
 from dpose_jax.models.pose_sampler import to_image_pixels
 from dpose_jax.pose import uncertainty
@@ -24,7 +24,7 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
     """
     run = jax.jit(predictor.sampler.poses)
     rows = predict_split(predictor.recipe, source, lambda *inputs: run(predictor.variables, *inputs), batch_size=size)
-    found, sides = rows.outputs, np.array([max(source[int(i)].bbox[2:]) for i in rows.index])[:, None]
+    found, sides = rows.outputs, box_lengths(source, source.ground_truth())[rows.index, None]
     covariances = uncertainty.transform_covariance(found["covariances"], rows.to_image[:, :, :2])
     hypotheses = to_image_pixels(found["hypotheses"].reshape(len(sides), -1, 2), rows.to_image)
     hypotheses = hypotheses.reshape(found["hypotheses"].shape)
@@ -37,7 +37,8 @@ def collect(predictor: Predictor, source: Source, size: int) -> tuple[Prediction
 
 def joint_errors(source: Source, predictions: Predictions) -> np.ndarray:
     """(N, J) distances to the annotated joints in units of the box's longer side; NaN where a joint is unlabelled."""
-    predicted, truth, lengths = (column[predictions.index] for column in match_by_index(source, predictions))
+    matched = match_by_index(source, predictions, source.ground_truth())
+    predicted, truth, lengths = (column[predictions.index] for column in matched)
     distance = np.linalg.norm(predicted - truth[..., :2], axis=-1) / lengths[:, None]
     return np.where(truth[..., 2] > 0, distance, np.nan)
 

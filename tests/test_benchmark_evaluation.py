@@ -10,8 +10,17 @@ import pytest
 from evaluation_cases import ground_truth
 
 from benchmarks import codec, oks
+from benchmarks.annotations import read_ground_truth
 from dpose_jax.data import crop
-from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
+from dpose_jax.pose.joint_sets import AIC, COCO, CROWDPOSE
+
+
+def as_published(truth, joints):
+    """A ground truth with the fields of COCO's files that readers check."""
+    truth["categories"][0]["keypoints"] = list(joints)
+    for image in truth["images"]:
+        image["file_name"] = f"{image['id']}.jpg"
+    return truth
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +54,8 @@ def test_command_line(tmp_path):
     truth = ground_truth(COCO, images=1, per_image=2)
     for annotation in truth["annotations"]:
         annotation.update(keypoints=[*annotation["bbox"][:2], 2, 0, 0, 0], num_keypoints=1, iscrowd=0)
-    for name, content in (("gt", truth), ("own", facts)):
+    truth["annotations"].append(truth["annotations"][0] | {"id": 5, "keypoints": []})
+    for name, content in (("gt", as_published(truth, facts["joints"])), ("own", facts)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     files = [f"--annotations={tmp_path}/gt.json", f"--joint_set={tmp_path}/own.json", f"--out={tmp_path}/out.json"]
     program = [sys.executable, "benchmark.py", "codec", "--cases=64x64/4", *files]
@@ -54,6 +64,7 @@ def test_command_line(tmp_path):
     report = json.loads((tmp_path / "out.json").read_text())
     assert len(report["rows"]) == 8 and report["rows"][0]["AP"] == pytest.approx(1)
     assert report["protocol"]["padding"] == 1.25 and report["protocol"]["joint_set"] == "own"
+    assert report["protocol"]["read"] == {"records": 2, "kept": 2, "box_only": 1} and "box_only 1" in done.stdout
     assert "unbiased+quarter" in (tmp_path / "out.md").read_text() and "unbiased+quarter" in done.stdout
 
 
@@ -90,7 +101,53 @@ def test_noisy_detections_hold_every_person_and_the_false_ones():
 
 def test_timing_has_a_row_for_ours_and_each_peer_and_they_agree(tmp_path):
     path = tmp_path / "gt.json"
-    path.write_text(json.dumps({**(truth := ground_truth(COCO)), "annotations": truth["annotations"][1:]}))
+    path.write_text(
+        json.dumps(
+            {**(truth := as_published(ground_truth(COCO), COCO.joints)), "annotations": truth["annotations"][1:]}
+        )
+    )
     found = {row["who"]: row for row in oks.measure(str(path), false_persons=5, calls=2)}
     assert {"ours", "hotcoco", "pycocotools"} <= set(found)
     assert all(row["difference"] < 1e-12 and row["value"] > 0 and row["cpu"] > 0 for row in found.values())
+
+
+STRANGE = [
+    ({"keypoints": None}, {"box_only": 1}),
+    ({"bbox": [0, 0, 5, 0]}, {"box_empty": 1}),
+    ({"image_id": 7}, {"annotation_without_image": 1}),
+    ({"area": None}, {}),
+    ({"iscrowd": 1, "num_keypoints": 0, "keypoints": []}, {"crowd": 1}),
+    (5, {"annotation_entry": 1}),
+]
+
+
+@pytest.mark.parametrize(("change", "counted"), STRANGE)
+def test_strange_annotations_are_counted_and_left_out(change, counted, tmp_path, capsys):
+    truth = as_published(ground_truth(COCO, images=1, per_image=2), COCO.joints)
+    first = truth["annotations"][0]
+    truth["annotations"][1] = change if change == 5 else first | {"id": 1} | change
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    read, counts = read_ground_truth(str(tmp_path / "gt.json"), COCO)
+    assert {rule: count for rule, count in counts.items() if rule not in ("records", "kept")} == counted
+    printed = capsys.readouterr().out
+    assert all(f"{rule} {count}" in printed for rule, count in counted.items()) and bool(printed) == bool(counted)
+    kept, _ = codec.crop_persons(read, crop.CropSpec((64, 48), 1.25, "unbiased"), COCO)
+    assert len(kept) == counts["kept"] == (2 if change == {"area": None} else 1)
+    assert len(oks.noisy_detections(read, false_persons=3)) == len(kept) + 3
+
+
+def test_ai_challengers_own_annotations_are_read_too(tmp_path):
+    humans = {"human1": [10, 20, 1] * 7 + [60, 90, 2] * 7}, {"human1": [1, 2, 100, 150]}
+    entry = dict(zip(("keypoint_annotations", "human_annotations"), humans, strict=True))
+    (tmp_path / "gt.json").write_text(json.dumps([entry | {"image_id": "a"}]))
+    read, counts = read_ground_truth(str(tmp_path / "gt.json"), AIC)
+    assert codec.measure(read, AIC, ["64x64/4"], use_area=False)[0]["joints"] == 14 and counts["kept"] == 1
+
+
+def test_a_file_of_another_format_or_without_a_person_is_refused_by_name(tmp_path):
+    truth = as_published(ground_truth(COCO, images=1, per_image=1), COCO.joints)
+    truth["annotations"][0]["keypoints"] = []
+    for content, message in (([5], "must be an object with the lists"), (truth, "no person is left.*'box_only': 1")):
+        (tmp_path / "gt.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=f"gt.json: {message}"):
+            read_ground_truth(str(tmp_path / "gt.json"), COCO)

@@ -14,6 +14,7 @@ from dpose_jax.evaluation.coco import METRICS, evaluate_results
 from dpose_jax.evaluation.predict_split import Predictions
 from dpose_jax.evaluation.report import format_table, summarise, to_results
 from dpose_jax.evaluation.results import write_results
+from dpose_jax.evaluation.results_file import score_files
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.files import sha256, write_json
@@ -151,3 +152,17 @@ def test_predictions_of_another_joint_set_or_none_are_refused():
         summarise(persons, {"coarse": good}, CROWDPOSE, RECIPE)
     with pytest.raises(ValueError, match="at least one"):
         summarise(persons, {}, COCO, RECIPE)
+
+
+def test_pck_is_by_the_box_as_annotated_as_the_scorers_is(tmp_path):
+    truth = ground_truth(COCO, images=6, per_image=1)
+    persons = Persons(truth)
+    persons[:] = [dataclasses.replace(one, bbox=one.bbox * np.float32([1, 1, 0.4, 0.4])) for one in persons]  # clipped
+    report, results = summarise(persons, {"coarse": predictions(persons, 9.0)}, COCO, RECIPE)
+    write_json(str(tmp_path / "truth.json"), truth)
+    write_results(str(tmp_path / "results.json"), results["coarse"])
+    scored = score_files(str(tmp_path / "truth.json"), str(tmp_path / "results.json"), COCO, use_area=True)
+    assert {name: scored[name] for name in report["results"]["coarse"]} == report["results"]["coarse"]
+    assert scored["joints"] == report["joints"]["coarse"] and scored["mean_pose"] == report["mean_pose"]
+    lengths = {each["protocol"]["pck_length"] for each in (report, scored)}
+    assert lengths == {"longer side of the box as annotated"} and 0 < scored["PCK@0.1"] < 1

@@ -12,6 +12,7 @@ from coco_folder import HEIGHT, TINY, WIDTH, content, ids, person, read, write
 from dpose_jax.data.coco_format import format_counts
 from dpose_jax.data.exports import box_of_joints
 from dpose_jax.data.image_files import ImageFolder
+from dpose_jax.evaluation.coco import evaluate_results
 from dpose_jax.evaluation.results_file import score_files
 from dpose_jax.inference.boxes import BoxFile
 
@@ -135,8 +136,17 @@ def test_exports_are_trained_on_predicted_and_scored(tmp_path, name):
         files = str(tmp_path / "truth.json"), str(tmp_path / "results.json")
         report = score_files(*files, TINY, use_area=False, engine=engine)
         assert report["AP"] == pytest.approx(1) and report["protocol"]["persons"] == 2
-    report = score_files(*files, TINY, use_area=True)
-    assert report["protocol"]["read"].get("box_from_joints", 0) == counted.get("box_from_joints", 0)
+    # Joints beside the truth, so that AP depends on the areas: those of the evaluation.
+    for row in rows:
+        row["keypoints"] = [value + 0.3 * (k % 3 == 0) for k, value in enumerate(row["keypoints"])]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    report, want = score_files(*files, TINY, use_area=True), evaluate_results(truth, rows, TINY)
+    assert {metric: report[metric] for metric in want} == want and want["AP"] > 0.5
+    read_otherwise = report["protocol"]["read"]
+    assert read_otherwise.get("box_from_joints", 0) == counted.get("box_from_joints", 0)
+    assert read_otherwise.get("area_from_box", 0) == sum(
+        not entry.get("area") for entry in facts["annotations"] if entry["keypoints"]
+    )
 
 
 def test_boxes_of_supervision(tmp_path):
@@ -161,6 +171,19 @@ def test_a_missing_area_is_scored_as_that_of_the_box(tmp_path):
     with_area, without = (score_files(*files, TINY, use_area=use_area) for use_area in (True, False))
     assert with_area["protocol"]["read"] == {"area_from_box": 3} and without["protocol"]["read"] == {}
     assert with_area["AP"] == without["AP"]
+
+
+@pytest.mark.parametrize("area", [0, -3.0, float("nan"), "large", 10**400])
+def test_an_area_that_is_no_scale_is_scored_as_in_the_evaluation(tmp_path, area):
+    facts = content()
+    facts["annotations"][0]["area"] = area
+    write(tmp_path, facts)
+    rows = [{"image_id": 1, "category_id": 1, "keypoints": [10.5, 9, 2, 15, 13, 1, 0, 0, 0], "score": 0.5}]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    report = score_files(str(tmp_path / "truth.json"), str(tmp_path / "results.json"), TINY, use_area=True)
+    want = evaluate_results(read(tmp_path).ground_truth(), rows, TINY)
+    assert {metric: report[metric] for metric in want} == want and want["AP"] > 0
+    assert report["protocol"]["read"] == {"area_from_box": 1}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from commands import command
+from commands import ROOT, command
 
 from configs import base
 from dpose_jax.recipe import Model, Recipe, Synthetic
@@ -141,7 +141,7 @@ def recipe_file(folder, line):
 
 @pytest.mark.parametrize("line", FILES)
 def test_an_error_of_a_recipe_file_is_one_line_with_the_file(line, tmp_path):
-    from dpose_jax.workdir.recipe_flags import _RecipeFile
+    from dpose_jax.runtime.recipe_file import _RecipeFile
 
     path = recipe_file(tmp_path, line)
     with pytest.raises(ValueError) as caught:
@@ -150,7 +150,7 @@ def test_an_error_of_a_recipe_file_is_one_line_with_the_file(line, tmp_path):
 
 
 def test_a_file_without_get_config_is_no_recipe(tmp_path):
-    from dpose_jax.workdir.recipe_flags import _RecipeFile
+    from dpose_jax.runtime.recipe_file import _RecipeFile
 
     (tmp_path / "own.py").write_text("x = 1\n")
     for path, message in ((tmp_path / "own.py", "defines no get_config"), (tmp_path / "none.py", "No such file")):
@@ -173,3 +173,16 @@ def test_the_command_line_gives_the_same_line(line, arguments, message, tmp_path
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert done.stderr.startswith(f"error: {message.replace('FILE', str(path))}"), done.stderr
     assert len(done.stderr.splitlines()) <= 2 and "Traceback" not in done.stderr
+
+
+def test_the_summary_gives_the_same_line_too(tmp_path):
+    path = recipe_file(tmp_path, "c.train.steps = 1 / 0")
+    done = command("dpose_jax.models.summary", f"--config={path}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: flag --config={path}: line 5: ZeroDivisionError"), done.stderr
+
+
+def test_every_program_reads_recipe_files_by_one_rule():
+    folders = (ROOT / name for name in ("dpose_jax", "benchmarks"))
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    assert [path.name for path in files if "DEFINE_config" in path.read_text()] == ["recipe_file.py"]

@@ -162,3 +162,17 @@ def test_missing_file_and_empty_results(tmp_path):
     assert score_files(annotations, empty, COCO, use_area=True)["AP"] == 0
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
         score_files(annotations, str(tmp_path / "none.json"), COCO, use_area=True)
+
+
+@pytest.mark.parametrize("keypoints", [None, [], [0, 0, 0], "none", [[0, 0, 0]] * 17])
+def test_a_crowd_without_a_list_of_joints_is_scored_as_one_without_joints(tmp_path, keypoints):
+    truth = ground_truth(COCO)
+    results = jittered(truth)
+    crowd = next(entry for entry in truth["annotations"] if entry["iscrowd"])
+    scored = []
+    for its in ([0] * 51, keypoints):
+        crowd["keypoints"] = its
+        scored.append(score_files(*write(tmp_path, gt=truth, results=results), COCO, use_area=True))
+    want, got = scored
+    assert {name: got[name] for name in METRICS} == {name: want[name] for name in METRICS}
+    assert got["joints"] == want["joints"] and got["protocol"]["left_out"] == {}

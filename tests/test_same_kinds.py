@@ -23,8 +23,8 @@ from dpose_jax.evaluation.results_file import score_files
 from dpose_jax.inference.boxes import BoxFile
 from dpose_jax.inference.images import list_images, load_image
 from dpose_jax.inference.predict_files import predict
+from dpose_jax.runtime.recipe_file import _RecipeFile
 from dpose_jax.training.metrics import MetricsWriter
-from dpose_jax.workdir.recipe_flags import _RecipeFile
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def score(
     checked = ((reading, check_inputs(truth, without_boxes(its), recipe.joints)) for reading, its in results.items())
     matches = {reading: match(inputs) for reading, inputs in checked if reading.refine == "dark"}
     for reading, predictions in found.items():
-        predicted, true, lengths = match_by_index(source, predictions)
+        predicted, true, lengths = match_by_index(source, predictions, truth)
         metrics[reading] = scores["results"][reading] | {
             f"PCK@{threshold} {name}": pck(predicted, true[..., :2], true[..., 2] == value, lengths, threshold)[0]
             for threshold in PCK_THRESHOLDS

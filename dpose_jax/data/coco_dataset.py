@@ -10,7 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from dpose_jax.data.categories import PERSON, detected_id
-from dpose_jax.data.coco_format import BOX_AREA, Annotations, Audit, BadEntryError, is_int, is_number, numbers
+from dpose_jax.data.coco_format import (
+    Annotations,
+    Audit,
+    BadEntryError,
+    area_of_box,
+    has_area,
+    is_int,
+    is_number,
+    numbers,
+)
 from dpose_jax.data.doubts import in_percent, like_centre, like_corners, normalised
 from dpose_jax.data.exports import as_results
 from dpose_jax.data.image_files import ImageFolder, ImageStore
@@ -151,13 +160,12 @@ class AnnotatedSource:
     def ground_truth(self) -> dict:
         """The split as a COCO dict, read anew: every well-formed annotation, crowds and persons without joints too.
 
-        `area` is positive: the annotation's if `use_area` and it has one, else BOX_AREA w h of its box (1 if that
-        is not positive). The category is the file's, as in the results. `num_keypoints` is kept where given.
+        `area` is positive: the annotation's if `use_area` and it has one, see `has_area`, else `area_of_box`. The
+        category is the file's, as in the results. `num_keypoints` is kept where given.
         """
         coco, kept = self._annotations(Audit(self._path, lines=0)), []
         for entry, joints, box, _ in coco.well_formed():
-            area = BOX_AREA * box[2] * box[3] if min(box[2:]) > 0 else 1.0
-            area = float(entry["area"] if self._use_area and _has_area(entry) else area)
+            area = float(entry["area"]) if self._use_area and has_area(entry) else area_of_box(box)
             given = entry.get("num_keypoints")
             count = given if is_int(given) else int((joints[:, 2] > 0).sum())
             person = {"id": entry["id"], "image_id": entry["image_id"], "category_id": coco.person.id}
@@ -199,16 +207,12 @@ class FolderSource(AnnotatedSource):
         return len(files), {note: found[note] for note in IMAGE_NOTES}
 
 
-def _has_area(entry: dict) -> bool:
-    return is_number(entry.get("area")) and entry["area"] > 0
-
-
 def _annotated(coco: Annotations, audit: Audit) -> list[Person]:
     """Every person with joints; the box is clipped to the image, joints that are not labelled are zeros."""
     found = []
     for entry, joints, raw, box in coco.well_formed():
         where = f"id {entry['id']}, image {entry['image_id']}"
-        if entry.get("area") is not None and not _has_area(entry):
+        if entry.get("area") is not None and not has_area(entry):
             audit.note("area_entry", f"{where}: area {entry['area']!r:.40}")
         if box is None:
             audit.note("crowd" if entry.get("iscrowd") else "no_joints", where)

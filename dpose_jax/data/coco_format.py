@@ -3,7 +3,7 @@
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -75,6 +75,23 @@ def numbers(value, count: int) -> np.ndarray | None:
         return None
 
 
+def has_area(entry: dict) -> bool:
+    """Whether the `area` of an annotation can be the scale of OKS: a positive number."""
+    return is_number(entry.get("area")) and entry["area"] > 0
+
+
+def area_of_box(box: Sequence[float] | np.ndarray) -> float:
+    """The scale of OKS without an area: BOX_AREA w h of x, y, w, h in pixels, or 1 if the box is empty."""
+    return float(BOX_AREA * box[2] * box[3]) if min(box[2:]) > 0 else 1.0
+
+
+def with_joint_list(entry: dict, count: int) -> dict:
+    """The annotation; a crowd's with zeros as `keypoints` if they are no list of `count` numbers."""
+    if entry.get("iscrowd") and numbers(entry.get("keypoints"), count) is None:
+        return entry | {"keypoints": [0] * count}
+    return entry
+
+
 def read_coco(file: str, store: ImageStore | None = None) -> tuple[Any, collections.Counter[str]]:
     """The parsed file as COCO's format, and what was read otherwise than written, see `exports.as_coco`.
 
@@ -84,6 +101,15 @@ def read_coco(file: str, store: ImageStore | None = None) -> tuple[Any, collecti
     if is_own_format(content):
         content = ai_challenger.to_coco(content, store.size if store else lambda _: None)
     return content, as_coco(content, store)
+
+
+def coco_lists(content: Any, file: str) -> tuple[list, ...]:
+    """Images, annotations and categories of a file's content; ValueError that names it if it is no such object."""
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
+        has = f"an object of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else "no object"
+        raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files, got {has}")
+    return tuple(content[name] for name in lists)
 
 
 def is_own_format(content: Any) -> bool:
@@ -195,13 +221,7 @@ class Annotations:
         audit.counts.update(read)
         if only_images := not annotated and isinstance(content, dict) and "annotations" not in content:
             content = {"categories": []} | content | {"annotations": []}
-        lists = ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in lists):
-            has = (
-                f"an object of {', '.join(map(repr, list(content)[:6]))}" if isinstance(content, dict) else "no object"
-            )
-            raise ValueError(f"{file}: must be an object with the lists {', '.join(lists)}, as COCO's files, got {has}")
-        images, annotations, categories = (content[name] for name in lists)
+        images, annotations, categories = coco_lists(content, file)
         self.categories = listed_categories(categories)
         if only_images and not self.categories:
             self.categories = [Category(PERSON_CATEGORY, PERSON)]
@@ -253,12 +273,12 @@ class Annotations:
         if box is None or not np.isfinite(box).all():
             raise BadEntryError("box_entry", f"{where}: bbox {entry.get('bbox')}")
         crowd = bool(entry.get("iscrowd"))
-        joints = numbers(entry.get("keypoints"), 3 * self._joints)
-        if joints is None and not crowd:
+        joints = numbers(with_joint_list(entry, 3 * self._joints).get("keypoints"), 3 * self._joints)
+        if joints is None:
             raise BadEntryError(
                 "joint_list", f"{where}: needs {self._joints} x 3 numbers, {_of_list(entry.get('keypoints'))}"
             )
-        joints = (np.zeros(3 * self._joints) if joints is None else joints).reshape(-1, 3)
+        joints = joints.reshape(-1, 3)
         if not np.isfinite(joints).all():
             place = int(np.flatnonzero(~np.isfinite(joints).all(axis=1))[0])
             raise BadEntryError(

@@ -12,7 +12,8 @@ from dpose_jax.evaluation.oks import oks, pck
 from dpose_jax.evaluation.results_check import Inputs
 from dpose_jax.pose.joint_sets import AIC
 
-PCK_THRESHOLDS = (0.2, 0.1)  # of the longer side of the box
+PCK_THRESHOLDS = (0.2, 0.1)  # of PCK_LENGTH
+PCK_LENGTH = "longer side of the box as annotated"  # not of the part inside the image, nor of a detected box
 CROWD_MEDIUM, CROWD_HARD = 0.2, 0.8  # the crowdIndex from which an image is of that level
 
 Metrics = dict[str, float | None]
@@ -23,7 +24,7 @@ class Matched(NamedTuple):
 
     predicted: np.ndarray  # (N, J, 2) image pixels, infinite where nothing was predicted
     truth: np.ndarray  # (N, J, 3) image pixels and visibility
-    lengths: np.ndarray  # (N,) the longer side of each person's box, image pixels
+    lengths: np.ndarray  # (N,) PCK_LENGTH of each person, image pixels
 
 
 def score(

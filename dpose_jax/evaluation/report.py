@@ -8,7 +8,7 @@ import numpy as np
 from dpose_jax.data.coco_format import BOX_AREA
 from dpose_jax.data.sample import PERSON_CATEGORY, Person, Source
 from dpose_jax.evaluation.mean_pose import score_mean_pose
-from dpose_jax.evaluation.metrics import Matched, score
+from dpose_jax.evaluation.metrics import PCK_LENGTH, Matched, score
 from dpose_jax.evaluation.oks import oks_nms
 from dpose_jax.evaluation.predict_split import Predictions
 from dpose_jax.evaluation.results import make_results, score_persons, without_boxes
@@ -43,17 +43,23 @@ def needs_annotated_boxes(recipe: Recipe, what: str) -> None:
         raise ValueError(f"eval.boxes={recipe.eval.boxes!r}: {reason}")
 
 
-def match_by_index(persons: Source | Sequence[Person], predictions: Predictions) -> Matched:
+def match_by_index(persons: Source | Sequence[Person], predictions: Predictions, ground_truth: dict) -> Matched:
     """Every annotated person of the source beside the prediction in its own box, for PCK.
 
-    Every box must be an annotated one; a person without prediction is wrong in every labelled joint.
+    Every box must be an annotated one, and the ground truth the source's; a person without prediction is wrong in every
+    labelled joint.
     """
     everyone = [persons[i] for i in range(len(persons))]
     truth = np.stack([person.keypoints for person in everyone]).astype(np.float64)
-    lengths = np.array([max(person.bbox[2:]) for person in everyone], np.float64)
     predicted = np.full((*truth.shape[:2], 2), np.inf)
     predicted[predictions.index] = predictions.keypoints
-    return Matched(predicted, truth, lengths)
+    return Matched(predicted, truth, box_lengths(persons, ground_truth))
+
+
+def box_lengths(persons: Source | Sequence[Person], ground_truth: dict) -> np.ndarray:
+    """(N,) float64 PCK_LENGTH of every person of a source, image pixels; `Person.bbox` is clipped to the image."""
+    lengths = {entry["id"]: max(entry["bbox"][2:]) for entry in ground_truth["annotations"]}
+    return np.array([lengths[persons[i].annotation_id] for i in range(len(persons))], np.float64)
 
 
 def summarise(
@@ -85,7 +91,7 @@ def summarise(
         results[name] = to_results(source, predicted, joint_set, recipe, category_id)
         # scored as the results file would be: boxes left out (see `without_boxes`)
         inputs = check_inputs(ground_truth, without_boxes(results[name]), joint_set)
-        matched = match_by_index(source, predicted) if by_index else None
+        matched = match_by_index(source, predicted, ground_truth) if by_index else None
         metrics[name], joints[name] = score(inputs, matched, engine=recipe.eval.engine)
     best = max(metrics, key=lambda name: metrics[name]["AP"] or 0.0)
     report = {
@@ -101,7 +107,7 @@ def summarise(
             "min_joint_score": recipe.eval.min_joint_score,
             "nms": recipe.eval.nms,
             "soft_nms": recipe.eval.soft_nms,
-            "pck_length": "longer side of the box",
+            "pck_length": PCK_LENGTH,
             "pck_match": "each person's own box" if by_index else "best assignment by OKS",
             **(protocol or {}),
         },

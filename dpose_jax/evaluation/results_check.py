@@ -11,7 +11,7 @@ from operator import itemgetter
 import numpy as np
 
 from dpose_jax.data.categories import closest
-from dpose_jax.data.coco_format import BOX_AREA, is_crowd_flag, is_image_id, is_int, is_number
+from dpose_jax.data.coco_format import area_of_box, is_crowd_flag, is_image_id, is_int, is_number, with_joint_list
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.typed_fields import LARGEST
 
@@ -69,9 +69,9 @@ def check_inputs(
     """Checks both sides of an evaluation; the arguments are left as they are.
 
     The ground truth is a COCO `person_keypoints` dict; `iscrowd` and `num_keypoints` may be absent, `area` where it is
-    not used, and `keypoints` of crowds. Results have `image_id`, `category_id`, `keypoints` (list of 3J numbers) and
-    `score`; there may be none. The scale of OKS is the annotation's `area` with `use_area`, otherwise 0.53 w h of its
-    box.
+    not used, and `keypoints` of crowds, see `with_joint_list`. Results have `image_id`, `category_id`, `keypoints`
+    (list of 3J numbers) and `score`; there may be none. The scale of OKS is the annotation's `area` with `use_area`,
+    otherwise `area_of_box`.
 
     Raises ValueError if an entry lacks a field, has the wrong number of joints, holds what is no number of at most
     2**53 in size, repeats an id, or names an unknown image or category. It names the entry, and its side by `names`,
@@ -84,8 +84,7 @@ def check_inputs(
     images, categories, annotations = (ground_truth[key] for key in _LISTS)
     known = _Known(joint_set, _ids(images, f"{names[0]}: image"), _ids(categories, f"{names[0]}: category"))
     _ids(annotations, f"{names[0]}: annotation")
-    no_joints = {"keypoints": [0] * (3 * joint_set.num_joints)}
-    annotations = [{**no_joints, **entry} if entry.get("iscrowd") else entry for entry in annotations]
+    annotations = [with_joint_list(entry, 3 * joint_set.num_joints) for entry in annotations]
     fields = ("bbox", "area") if use_area else ("bbox",)
     if not known.fits(annotations, *fields):
         for entry in annotations:
@@ -103,7 +102,7 @@ def check_inputs(
             "image_id": entry["image_id"],
             "category_id": entry["category_id"],
             "bbox": entry["bbox"],
-            "area": float(entry["area"] if use_area else BOX_AREA * entry["bbox"][2] * entry["bbox"][3]),
+            "area": float(entry["area"]) if use_area else area_of_box(entry["bbox"]),
             "iscrowd": int(bool(entry.get("iscrowd"))),
             "num_keypoints": given if is_int(given := entry.get("num_keypoints")) and 0 <= given < 2**31 else count,
             "keypoints": entry["keypoints"],

@@ -5,11 +5,20 @@ from typing import Any
 import numpy as np
 
 from dpose_jax.data.categories import PERSON, Category, listed_categories, person_category
-from dpose_jax.data.coco_format import BOX_AREA, check_joint_names, is_int, is_own_format, numbers, read_coco
+from dpose_jax.data.coco_format import (
+    BOX_AREA,
+    area_of_box,
+    check_joint_names,
+    has_area,
+    is_int,
+    is_own_format,
+    numbers,
+    read_coco,
+)
 from dpose_jax.data.exports import as_results
 from dpose_jax.evaluation.aic import results_from_native
 from dpose_jax.evaluation.mean_pose import score_mean_pose
-from dpose_jax.evaluation.metrics import score
+from dpose_jax.evaluation.metrics import PCK_LENGTH, score
 from dpose_jax.evaluation.results_check import check_inputs
 from dpose_jax.pose.joint_sets import JointSet
 from dpose_jax.workdir.files import read_json, sha256
@@ -35,7 +44,8 @@ def score_files(
     "joints": {joint: {AP, PCK@0.2, PCK@0.1}}, "mean_pose": {...}, "protocol": {...}}`, see `metrics.score` and
     `mean_pose.score_mean_pose`. Prints, and counts in `protocol["left_out"]`, which entries of AI Challenger's
     submission do not count, see `aic.results_from_native`. `protocol["read"]` counts what was read otherwise than
-    written, see `exports.as_coco`, and missing areas, which are 0.53 w h.
+    written, see `exports.as_coco`, and as `area_from_box` areas that are no positive number, for which
+    `area_of_box` stands in, as in training and evaluation.
 
     Raises FileNotFoundError, or ValueError that names file and entry if a file is cut short, in another format, does
     not fit the joint set (`check_joint_names`), or breaks a rule of `check_inputs`.
@@ -73,7 +83,7 @@ def score_files(
         "images": len(inputs.images),
         "persons": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in inputs.annotations),
         "predicted": len(inputs.results),
-        "pck_length": "longer side of the box",
+        "pck_length": PCK_LENGTH,
         "pck_match": "best assignment by OKS",
     }
     baseline = score_mean_pose(inputs, engine=engine)
@@ -81,13 +91,13 @@ def score_files(
 
 
 def _fill_areas(annotations: list) -> int:
-    """Gives annotations without `area` that of the rule for sets without areas; returns how many."""
+    """Gives annotations whose `area` cannot be a scale of OKS that of their box; returns how many."""
     count = 0
     for entry in annotations:
-        if isinstance(entry, dict) and entry.get("area") is None:
+        if isinstance(entry, dict) and not has_area(entry):
             box = numbers(entry.get("bbox"), 4)
-            if box is not None and np.isfinite(box).all() and min(box[2:]) >= 0:
-                entry["area"], count = BOX_AREA * float(box[2] * box[3]), count + 1
+            if box is not None and np.isfinite(box).all():
+                entry["area"], count = area_of_box(box), count + 1
     return count
 
 

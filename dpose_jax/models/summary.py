@@ -12,14 +12,13 @@ import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
 from jax.extend.core import Literal
-from ml_collections import config_flags
 
 from dpose_jax.models.backbones import BACKBONES
 from dpose_jax.models.diffusion_pose import DiffusionPose, build_model
 from dpose_jax.models.initialise import abstract_inputs, abstract_variables
 from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
-from dpose_jax.runtime import app
+from dpose_jax.runtime import app, recipe_file
 
 # After the backbone's own parts. The first whose expression finds a parameter's path, or an operation's scope, has it;
 # the rest is image normalisation, products with the masks, resizing to H x W.
@@ -139,7 +138,7 @@ def main(recipe: Recipe, *, backbones: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+    CONFIG = recipe_file.define("A file of configs/.")
     BACKBONES_FLAG = flags.DEFINE_bool("backbones", False, "Every backbone with its head instead, as published.")
     flags.mark_flags_as_required(["config"])
     app.run(lambda: main(Recipe.from_config(CONFIG.value), backbones=BACKBONES_FLAG.value))
