@@ -1,24 +1,28 @@
 """Writes the generated tables and the plots of the results pages: `python docs/appendix/tables.py`, from the clone.
 
 A table begins at `<!-- rows STUDIES | ROWS | COLUMNS -->`, `<!-- variants STUDY | NAMES -->`, `<!-- gains STUDIES -->`,
-and ends at `<!-- end -->`.
-Studies are those of docs/results/study.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one seed alone.
+`<!-- curves STUDY | VARIANTS | TIMES -->`, and ends at `<!-- end -->`.
+Studies are those of docs/results/study.csv and curves.csv; a row is VARIANT:READING, or VARIANT@SEED:READING for one
+seed alone.
 """
 
 import pathlib
 import re
 import sys
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.study.gains import gain_in_points  # noqa: E402
-from benchmarks.study.plot import write_plot  # noqa: E402
+from benchmarks.study.plot import write_curves, write_plot  # noqa: E402
 from benchmarks.study.tables import estimate, in_points, read_table, summarise  # noqa: E402
 from benchmarks.study.variants import title  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 PAGES = (ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "appendix").glob("*.md")))
+CURVES = {"synthetic_converged": "curves_converged.png"}
 PLOTS = {"lspet_4000": "study_lspet.png", "synthetic_2400": "study_drawn.png"}  # study: its file in docs/images
 # Of variants whose fields commit 1a2b2d5 was the last to have.
 REMOVED = {
@@ -32,7 +36,8 @@ SETS |= {f"lspet_{steps}": "Leeds" for steps in (2000, 4000)} | {f"synthetic_{st
 SETS |= {"lspet_800_light_folds": "Leeds", "synthetic_800_light": "drawn", "synthetic_2400_light": "drawn"}
 SHORT = {"gain on HRNet": "on HRNet", "gain on U-Net refiner": "on refiner"}
 SHORT |= {"gain in the same time": "on HRNet of the same time", "training": "training step"}
-RUNS, TIMES, GAINS = (read_table(str(RESULTS / name)) for name in ("study.csv", "latency.csv", "gains.csv"))
+FILES = ("study.csv", "latency.csv", "gains.csv", "curves.csv")
+RUNS, TIMES, GAINS, EVALUATIONS = (read_table(str(RESULTS / name)) for name in FILES)
 
 
 def runs_of(study: str, variant: str = "", seed: str = "") -> list[dict]:
@@ -99,6 +104,28 @@ def gains_table(studies: str) -> list[list[str]]:
     return [names, *([row[name] for name in names] for row in cells)]
 
 
+def curves_of(study: str) -> dict[str, list[np.ndarray]]:
+    """By variant, for each seed, (N, 2): time in steps of HRNet, and AP of an evaluation during training."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in EVALUATIONS:
+        if row["study"] == study:
+            found.setdefault((row["variant"], row["seed"]), []).append((row["step"] * row["times"], row["AP"]))
+    curves: dict[str, list[np.ndarray]] = {}
+    for (variant, _), points in found.items():
+        curves.setdefault(variant, []).append(np.array(points))
+    return curves
+
+
+def curves_table(study: str, variants: str, times: str) -> list[list[str]]:
+    """A line a variant: AP at each time, between two evaluations in proportion; the mean over seeds."""
+    at, curves = np.array([int(time) for time in times.split(",")]), curves_of(study)
+    lines = [["time", *(f"{time:,}" for time in at)]]
+    for variant in (each.strip() for each in variants.split(",")):
+        values = [np.interp(at, *run.T, left=np.nan, right=np.nan) for run in curves[variant]]
+        lines.append([named(variant), *("" if np.isnan(ap) else f"{100 * ap:.1f}" for ap in np.mean(values, axis=0))])
+    return lines
+
+
 def named(variant: str) -> str:
     """The title of a variant, removed ones included."""
     return REMOVED.get(variant) or title(variant)
@@ -107,16 +134,20 @@ def named(variant: str) -> str:
 def replace(match: re.Match) -> str:
     """The marked table anew."""
     kind, arguments = match["kind"], [part.strip() for part in match["arguments"].split("|")]
-    lines = {"rows": rows_table, "variants": variants_table, "gains": gains_table}[kind](*arguments)
+    tables = {"rows": rows_table, "variants": variants_table, "gains": gains_table, "curves": curves_table}
+    lines = tables[kind](*arguments)
     text = [f"|{'|'.join(line)}|" for line in lines]
     return "\n".join([match["mark"], "", text[0], "|" + "---|" * len(lines[0]), *text[1:], "", "<!-- end -->"])
 
 
 def main() -> None:
     """Writes all tables and plots."""
-    mark = re.compile(r"(?P<mark><!-- (?P<kind>rows|variants|gains) (?P<arguments>.*?) -->).*?<!-- end -->", re.DOTALL)
+    kinds = r"(?P<mark><!-- (?P<kind>rows|variants|gains|curves) (?P<arguments>.*?) -->)"
+    mark = re.compile(kinds + r".*?<!-- end -->", re.DOTALL)
     for page in PAGES:
         page.write_text(mark.sub(replace, page.read_text()))
+    for study, file in CURVES.items():
+        write_curves(str(ROOT / "docs" / "images" / file), curves_of(study))
     for study, file in PLOTS.items():
         times = [row for row in TIMES if row["study"] == study]
         # Without the same training time: its seeds and devices are not those of the others.
