@@ -150,7 +150,7 @@ def denoise(predictor: Predictor, image: np.ndarray, text: str) -> Iterator[tupl
     summary = f"1 person, score {scores}" if len(poses) == 1 else f"{len(poses)} persons, scores {scores}"
     if boxes is None:
         summary += "; the whole photo was taken for one person: click two corners of each, or find people"
-    marked = draw_boxes(image, boxes and poses.boxes.tolist())  # clipped: OpenCV draws no box of any size
+    marked = draw_boxes(image, boxes and poses.boxes.tolist())  # clipped: a box may be too large for OpenCV
     scale = max(marked.shape[:2]) / max(image.shape[:2])
     joints = (poses.keypoints + 0.5) * scale - 0.5
     yield gr.skip(), draw_persons(marked, joints, poses.keypoint_scores, poses.joint_set), summary, poses

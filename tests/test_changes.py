@@ -1,5 +1,6 @@
 """What a run says: changes since the checkpoint, other processes with another recipe; and only our lines."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -69,6 +70,8 @@ def test_a_start_that_saved_nothing_is_not_what_trained_the_checkpoint(claimed, 
     record_start(workdir, 0, DATA, miniature(train__steps=100))
     for step in (50, 50):
         record_start(workdir, step, DATA | {"sha256": "b"}, recipe)
+    starts = json.loads((claimed[0] / "run.json").read_text())["starts"]
+    assert [one["step"] for one in starts] == [0, 50], "one for each that saved something, and the last"
     claim_workdir(recipe, workdir)
     lines = changes(recipe, workdir, 50, DATA | {"sha256": "b"})
     assert "train.batch_size goes from 8 to 16" in lines and "the training data differ: other content" in lines

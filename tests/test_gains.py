@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.study.gains import (
     MEASURES,
+    Gain,
     Matches,
     chosen,
     gain,
@@ -102,6 +103,10 @@ def test_errors_are_those_of_the_binomial():
     mean = np.mean([one.oks[1::2] for one, _ in pairs], axis=0)  # of every second image, over the seeds
     assert found.persons[place] == pytest.approx(mean.std() / 200**0.5, rel=0.09)
     assert found.error[place] == pytest.approx(np.hypot(found.seeds[place], found.persons[place]), abs=1e-15)
+    # Many persons tell an error well, two degrees of freedom badly: 1.96 + .84 errors, 4.30 + 1.06 of Student's t.
+    few, none = (Gain(np.ones(4), np.full(4, spread), np.full(4, 2.0)) for spread in (4000.0, 1e-9))
+    np.testing.assert_allclose(few.shows(3), 5.364 * few.error, rtol=1e-3)
+    np.testing.assert_allclose(none.shows(3), 2.802 * none.error, rtol=1e-3)
     # The same reading twice has no gain and no error; images of other seeds' own count for themselves.
     same = gain([(pairs[0][0], pairs[0][0])], draws=20)
     assert not same.mean.any() and not same.persons.any() and np.isnan(same.seeds).all() and not same.error.any()
@@ -138,7 +143,11 @@ def test_readings_are_chosen_on_the_other_half_within_the_latency(tmp_path):
     for row in (refiner, plain):
         assert (row["variant"], row["reading"], row["seeds"], row["persons"]) == ("light_sub", "direct_1", 1, 200)
         assert (row["AP"], row["OKS"]) == pytest.approx((-100, -100)) and row["times"] == 1.2
-    assert gain_in_points(plain)["AP"] == "−100.0 ± 0.0" and gain_in_points(plain)["gain"] == "in the same time"
+    assert (
+        gain_in_points(plain)["AP"] == "−100.0 ± 0.0 of persons"
+        and gain_in_points(plain)["shows"] == ""
+        and gain_in_points(plain)["gain"] == "in the same time"
+    )
     # What another kind of device trained is not compared.
     elsewhere = devices | {("plain_sub_time_of_light_sub", 1): "gpu"}
     assert gains_table(runs, elsewhere, latencies, 1.5) == [refiner]

@@ -171,12 +171,14 @@ def test_a_signal_ends_a_program_that_does_not_ask_for_it():
 
 # Agreements of two processes of which one fails; at last one fails where the other waits for it.
 FAILING = """
+import time
 import numpy as np
 from absl import flags
 from dpose_jax.runtime import app, multihost
 
 multihost.define_flags()
-multihost.LEAVING_SECONDS = 1.0
+flags.DEFINE_string("kind", "value", "")
+flags.DEFINE_integer("failing", 1, "")
 
 def fail(kind, number):
     if multihost.jax.process_index() == number:
@@ -195,27 +197,53 @@ def main():
     said(lambda: multihost.agreed(lambda: fail(OSError, 1)))
     said(lambda: multihost.from_first(lambda: fail(KeyError, 0)))
     said(lambda: multihost.from_first(lambda: fail(ValueError, 0)))
-    fail(ValueError, 1)
+    for _ in range(2):  # the second finds it compiled
+        multihost.gather(np.zeros(1))
+    multihost.LEAVING_SECONDS = 1.0
+    fail(KeyboardInterrupt if flags.FLAGS.kind == "interrupt" else ValueError, flags.FLAGS.failing)
+    if flags.FLAGS.kind == "status":
+        time.sleep(2 * multihost.jax.process_index())
+        raise SystemExit(75)
     multihost.gather(np.zeros(1))
 
 app.run(main)
 """
 
 
+def failing(*given):
+    """Status, lines of output and of errors of each of the two processes, without Gloo's."""
+    each = {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "false"}  # compiles for itself
+    runs = start([[FAILING, *given]] * 2, [job | each for job in slurm_job(free_port(), 2)])
+    outputs = [run.communicate(timeout=100) for run in runs]
+    lines = [[[line for line in text.splitlines() if line[:6] != "[Gloo]"] for text in one] for one in outputs]
+    return [(run.returncode, *its) for run, its in zip(runs, lines, strict=True)]
+
+
 def test_a_process_that_fails_alone_is_not_waited_for():
     """Where others can be told they end with it; where not, it ends by itself with its own status and words."""
-    each = {"JAX_SHARE_BINARY_BETWEEN_HOSTS": "false"}  # compiles for itself
-    runs = start([[FAILING]] * 2, [job | each for job in slurm_job(free_port(), 2)])
-    outputs = [run.communicate(timeout=100) for run in runs]
-    assert [run.returncode for run in runs] == [1, 1]
-    (out, lost), (other, err) = (
-        [[line for line in text.splitlines() if line[:6] != "[Gloo]"] for text in one] for one in outputs
-    )
+    (first, out, lost), (second, other, err) = failing()
+    assert (first, second) == (1, 1)
     others = "ValueError: 1 of 2 processes cannot go on, see what they print: [1]"
     assert out == ["2", others, "KeyError: 'of one'", "ValueError: of one"]
     assert other == ["2", "OSError: of one", "OSError: KeyError: 'of one'", "ValueError: of one"]
     assert err[0] == "error: of one" and lost[0].startswith("error: another process of the run has ended, see what it ")
     assert not any(word in line for line in lost + err for word in ("Check failure", "Traceback"))
+
+
+def test_the_first_process_that_fails_alone_is_not_waited_for():
+    """JAX then aborts the others."""
+    (first, _, err), (second, _, _) = failing("--failing=0")
+    assert first == 1 and err[0] == "error: of one" and second != 0
+
+
+def test_an_interrupted_process_ends_with_the_status_of_it():
+    (_, _, _), (second, _, err) = failing("--kind=interrupt")
+    assert second == 128 + signal.SIGINT and "interrupted" in err
+
+
+def test_a_status_that_all_take_is_waited_for():
+    """Here the second process takes twice the time after which a failing one would be left."""
+    assert [status for status, _, _ in failing("--kind=status", "--failing=2")] == [75, 75]
 
 
 GKE = {"TPU_WORKER_HOSTNAMES": "localhost,other", "TPU_WORKER_ID": "1"}

@@ -39,8 +39,10 @@ def files(folder, kind):
 
 
 def from_elsewhere(monkeypatch):
-    """The tests' network becomes one of which the code of this package does not tell all."""
-    monkeypatch.setitem(BACKBONES, "speck", dataclasses.replace(BACKBONES["speck"], spec=None))
+    """The tests' network becomes one that the code of this package does not build."""
+    build = BACKBONES["speck"].build
+    other = dataclasses.replace(BACKBONES["speck"], build=lambda *arguments: build(*arguments))
+    monkeypatch.setitem(BACKBONES, "speck", other)
 
 
 def other_blocks(monkeypatch):
@@ -326,5 +328,10 @@ def test_parts_from_elsewhere_are_not_stored(folder, monkeypatch):
     recipe, variables, _ = model_folder.load(model_folder.SHIPPED)
     assert Predictor(recipe, variables)._run._folder() == folder
     rule = UPDATES["direct"]
-    monkeypatch.setitem(UPDATES, "direct", rule._replace(update=lambda space, y, estimate, step: y))
+    with monkeypatch.context() as patch:
+        patch.setitem(UPDATES, "direct", rule._replace(update=lambda space, y, estimate, step: y))
+        assert Predictor(recipe, variables)._run._folder() is None
+    assert Predictor(recipe, variables)._run._folder() == folder
+    tiny = BACKBONES["tiny"]
+    monkeypatch.setitem(BACKBONES, "tiny", dataclasses.replace(tiny, build=lambda *arguments: tiny.build(*arguments)))
     assert Predictor(recipe, variables)._run._folder() is None

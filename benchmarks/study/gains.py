@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from benchmarks.study.tables import CONTROLS, Reading, Row
 from benchmarks.study.variants import controls, title
@@ -17,8 +18,8 @@ from dpose_jax.workdir.files import write_bytes
 MATCHES_FILE = "persons.npz"  # in the folder of a run
 MEASURES = ("AP", "AR", "OKS", "PCK@0.1")
 DRAWS = 300
-# A difference of so many standard errors is found in 80% of studies, by a two-sided test at 5%.
-POWER = 2.8
+# A gain that a study shows is found in this share of studies, by a two-sided test at this level.
+POWER, LEVEL = 0.8, 0.05
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -105,6 +106,16 @@ class Gain(NamedTuple):
         """Of both, as if independent: a little too large, since seeds also differ by what they do to single persons."""
         return np.hypot(np.nan_to_num(self.seeds), self.persons)
 
+    def shows(self, count: int) -> np.ndarray:
+        """(4,) the smallest gains that `count` seeds would show, see POWER; NaN of one seed.
+
+        By Student's t, since few seeds tell their spread badly: with the degrees of freedom of Welch and Satterthwaite,
+        those of the persons without end.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            freedom = (count - 1) * (self.error / self.seeds) ** 4
+        return (stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * self.error
+
 
 def gain(pairs: Sequence[tuple[Matches, Matches]], draws: int = DRAWS) -> Gain:
     """The gain of the first of each pair, a pair a seed, over the half of images that reports.
@@ -154,7 +165,7 @@ def gains_table(
 
     A seed's runs are compared if one kind of device, by `devices`, trained both. A variant without a reading of at most
     `most_times` times the latency of the coarse branch has no row. `shows` is the smallest gain of AP that the design
-    would find, see POWER. One seed has errors of the images alone.
+    would find, see `Gain.shows`. One seed has errors of the images alone, and shows nothing of others.
     """
     times = {(row["variant"], row["timed"], row["K"]): row["times"] for row in latencies}
     readings = {name: chosen(runs, name, times, most_times) for name in dict.fromkeys(name for name, _ in runs)}
@@ -173,7 +184,11 @@ def gains_table(
             row |= {"persons": _reporting(one for one, _ in pairs)}
             columns = zip(MEASURES, 100 * found.mean, 100 * found.error, strict=True)
             row |= {key: value for name, mean, error in columns for key, value in ((name, mean), (f"{name} ±", error))}
-            parts = {"± of seeds": found.seeds[0], "± of persons": found.persons[0], "shows": POWER * found.error[0]}
+            parts = {
+                "± of seeds": found.seeds[0],
+                "± of persons": found.persons[0],
+                "shows": found.shows(len(seeds))[0],
+            }
             table.append(row | {key: None if np.isnan(value) else 100 * value for key, value in parts.items()})
     return table
 
@@ -187,8 +202,12 @@ def _reporting(ones: Iterable[Matches]) -> int:
 
 
 def gain_in_points(row: Row) -> dict[str, str]:
-    """A row of `gains_table` as text: gains as `+4.6 ± 0.4`."""
+    """A row of `gains_table` as text: gains as `+4.6 ± 0.4`, of one seed `+4.6 ± 0.4 of persons`."""
+    of = "" if row["seeds"] > 1 else " of persons"
     cells = {"variant": title(row["variant"]), "reading": row["reading"], "gain": row["of"].removeprefix("gain ")}
     cells |= {name: str(row[name]) for name in ("its reading", "seeds", "persons")}
-    cells |= {name: f"{row[name]:+.1f} ± {row[f'{name} ±']:.1f}".replace("-", "−") for name in MEASURES}
-    return cells | {"shows": f"{row['shows']:.1f}", "times": f"{row['times']:.3g}" if row["times"] else ""}
+    cells |= {name: f"{row[name]:+.1f} ± {row[f'{name} ±']:.1f}{of}".replace("-", "−") for name in MEASURES}
+    return cells | {
+        "shows": f"{row['shows']:.1f}" if row["shows"] else "",
+        "times": f"{row['times']:.3g}" if row["times"] else "",
+    }

@@ -56,22 +56,23 @@ def decode_image(data: bytes, *, upright: bool = False, window: Window | None = 
     if window is not None and as_stored and header.format == "JPEG" and (part := cut(data, window)) is not None:
         if (image := decode_part(part, header.size)) is not None:
             return image
-    image = _decode(data)
+    image = _decode(data, header.format)
     if not as_stored:
         exchanged, down, right = _TURNS[header.orientation]
         image = np.ascontiguousarray((image.swapaxes(0, 1) if exchanged else image)[::down, ::right])
     return image
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, kind: str) -> np.ndarray:
+    # OpenCV 5.0 decodes an AVIF with alpha to BGR in either case.
+    order = cv2.IMREAD_COLOR_BGR if kind == "AVIF" else cv2.IMREAD_COLOR_RGB
     try:
-        # Not IMREAD_COLOR_RGB, by which OpenCV 5.0 decodes an AVIF with alpha to BGR.
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_BGR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), order | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"cannot be decoded: {' '.join(str(error).split())}") from error
     if image is None:
         raise ValueError("cannot be decoded: damaged or cut short")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if kind == "AVIF" else image
 
 
 def check_size(image: np.ndarray, size, data: bytes) -> None:

@@ -40,7 +40,7 @@ class YoloSet:
     file: str
     root: str  # the folder to which image names are relative
     splits: dict[str, list[str]]  # image files, by split
-    folders: dict[str, list[str]]  # of images, which a split names
+    named: dict[str, list[str]]  # folders, lists and images as a split names them
     names: dict[int, str]  # of the classes
     joint_set: JointSet
     dims: int  # numbers of a joint: 2, or 3 with visibility
@@ -70,15 +70,15 @@ def read_yolo(file: str) -> YoloSet:
     names = _class_names(facts.get("names"), file)
     joint_set, notes = _joint_set(facts, shape[0], file)
     moved: dict[str, str] = {}
-    folders: dict[str, list[str]] = {split: [] for split in SPLITS}
-    splits = {split: images for split in SPLITS if (images := _images(facts, split, file, moved, folders[split]))}
+    named: dict[str, list[str]] = {split: [] for split in SPLITS}
+    splits = {split: images for split in SPLITS if (images := _images(facts, split, file, moved, named[split]))}
     if "train" not in splits:
         raise ValueError(f"{file}: train={facts.get('train')!r}: must name a folder of images, a list of files or both")
     # A name outside of the set's folder, as with an absolute path, is relative to what all images share.
     common = os.path.commonpath([os.path.dirname(image) for images in splits.values() for image in images])
     folder = os.path.dirname(os.path.abspath(file))
     root = folder if os.path.commonpath([folder, common]) == folder else common
-    return YoloSet(file, root, splits, folders, names, joint_set, shape[1], notes, moved)
+    return YoloSet(file, root, splits, named, names, joint_set, shape[1], notes, moved)
 
 
 def _class_names(names: Any, file: str) -> dict[int, str]:
@@ -118,16 +118,16 @@ def _joint_set(facts: dict, count: int, file: str) -> tuple[JointSet, list[str]]
         return suggested(stem, names, (), pairs)
 
 
-def _images(facts: dict, split: str, file: str, moved: dict[str, str], folders: list[str]) -> list[str]:
-    """The image files of a split, absolute, in the order of their names; `folders` gets those that it names."""
+def _images(facts: dict, split: str, file: str, moved: dict[str, str], named: list[str]) -> list[str]:
+    """The image files of a split, absolute, in the order of their names; `named` gets the folders and lists of it."""
     given = facts.get(split)
     found: list[str] = []
     for entry in given if isinstance(given, list) else [given]:
         if entry is None or entry == "":
             continue
         place = _place(entry, facts.get("path"), split, file, moved)
+        named.append(place)
         if os.path.isdir(place):
-            folders.append(place)
             for folder, names in walk_files(place):
                 found += [os.path.join(folder, name) for name in names if _may_be_image(name)]
         elif not place.endswith(".txt"):
@@ -209,14 +209,18 @@ def to_coco(yolo: YoloSet, split: str) -> tuple[dict, Audit]:
 
 
 def _lost_labels(yolo: YoloSet, split: str, listings: dict[str, dict[str, str]]) -> list[str]:
-    """The label files without an image in any split: beside the labels of this one, and below those of its folders."""
+    """The label files without an image in any split: beside the labels of this one, and below those of its folders.
+
+    Below a folder of images that holds labels too, any text may lie.
+    """
     known = {name: {_on_disk(label_file(image), listings) for image in yolo.splits[name]} for name in yolo.splits}
     beside = {os.path.dirname(label) for label in known[split]}
-    for folder in yolo.folders[split]:
-        beside.update(place for place, _ in walk_files(os.path.dirname(label_file(os.path.join(folder, "any")))))
+    for folder in filter(os.path.isdir, yolo.named[split]):
+        labels = os.path.dirname(label_file(os.path.join(folder, "any")))
+        beside.update(place for place, _ in walk_files(labels) if labels != folder)
     found = (os.path.join(place, name) for place in filter(os.path.isdir, beside) for name in os.listdir(place))
     lost = {label for label in found if label.endswith(".txt") and os.path.basename(label) != "classes.txt"}
-    return sorted(lost.difference(*known.values()))
+    return sorted(lost.difference(*known.values(), *yolo.named.values()))
 
 
 def label_file(image: str) -> str:

@@ -52,7 +52,8 @@ class Evaluator:
         """Predicts every person, see `predict_split`; the rows' outputs are the joints by result name."""
         variables = jax.device_put(variables, sharding.replicated(self._mesh))
         predict = functools.partial(self._joints, variables)
-        with named_shortage(f"lower eval.batch_size={self.recipe.eval.batch_size}, or set model.dtype=bfloat16"):
+        half = ", or set model.dtype=bfloat16" if self.recipe.model.dtype == "float32" else ""
+        with named_shortage(f"lower eval.batch_size={self.recipe.eval.batch_size}{half}"):
             return predict_split(self.recipe, self.source, predict, mesh=self._mesh, stop=stop)
 
     def score(self, rows: Rows, metadata: dict | None = None) -> tuple[dict, dict]:

@@ -53,7 +53,7 @@ def match_by_index(persons: Source | Sequence[Person], predictions: Predictions,
     truth = np.stack([person.keypoints for person in everyone]).astype(np.float64)
     predicted = np.full((*truth.shape[:2], 2), np.inf)
     predicted[predictions.index] = predictions.keypoints
-    return Matched(predicted, truth, box_lengths(persons, ground_truth))
+    return Matched(predicted, truth, box_lengths(everyone, ground_truth))
 
 
 def box_lengths(persons: Source | Sequence[Person], ground_truth: dict) -> np.ndarray:

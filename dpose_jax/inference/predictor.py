@@ -26,7 +26,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
-from dpose_jax.workdir.once import is_ours
+from dpose_jax.workdir.once import facts_of, is_ours
 from dpose_jax.workdir.stored_program import StoredProgram
 
 BATCH_SIZES = (1, 4, 16, 64)
@@ -90,10 +90,9 @@ class Predictor:
             return {"trajectory": jnp.swapaxes(trajectory, 0, 1), "joints": jnp.swapaxes(joints, 0, 1)}
 
         self._spec, self._trace = crop_spec(recipe), jax.jit(trace)
-        spec = self.model.backbone.spec
-        ours = spec is not None and is_ours(*UPDATES[recipe.sampler.update_rule])
-        facts = repr((recipe, recipe.joints, settings, flip, hypotheses, spec)) if ours else None
-        self._run = StoredProgram(self.sampler.poses, "poses", facts)
+        backbone, ours = facts_of(self.model.backbone), is_ours(*UPDATES[recipe.sampler.update_rule])
+        facts = repr((recipe, recipe.joints, settings, flip, hypotheses))
+        self._run = StoredProgram(self.sampler.poses, "poses", facts if ours else None, backbone)
 
     @classmethod
     def from_workdir(cls, path: str, **options) -> "Predictor":
@@ -165,8 +164,7 @@ class Predictor:
                 places.append((clipped, to_image))
                 yield from zip(crops, itertools.count())
 
-        with named_shortage(f"lower batch_sizes={self.batch_sizes}, or set JAX_PLATFORMS=cpu"):
-            found, poses, end = self._in_batches(self._run, persons()), [], 0
+        found, poses, end = self._in_batches(self._run, persons()), [], 0
         for clipped, to_image in places:
             start, end = end, end + len(clipped)
             poses.append(self._poses({key: value[start:end] for key, value in found.items()}, clipped, to_image))
@@ -206,16 +204,18 @@ class Predictor:
             rows, out = pending.popleft()
             parts.append({key: value[:rows] for key, value in jax.device_get(out).items()})
 
-        # A largest batch at a time, and two on their way: each holds a network's intermediate values.
-        while chunk := list(itertools.islice(persons, self.batch_sizes[-1])):
-            for start, rows, size in split_batches(len(chunk), self.batch_sizes):
-                blank = np.zeros_like(chunk[0][0]), 0
-                crops, ids = zip(*chunk[start : start + rows], *[blank] * (size - rows), strict=True)
-                pending.append((rows, run(self.variables, np.stack(crops), np.array(ids, np.int32))))
-                if len(pending) > 2:
-                    fetch()
-        while pending:
-            fetch()
+        elsewhere = "" if jax.default_backend() == "cpu" else ", or JAX_PLATFORMS=cpu"
+        with named_shortage(f"use smaller batch_sizes than {self.batch_sizes}{elsewhere}"):
+            # A largest batch at a time, and two on their way: each holds a network's intermediate values.
+            while chunk := list(itertools.islice(persons, self.batch_sizes[-1])):
+                for start, rows, size in split_batches(len(chunk), self.batch_sizes):
+                    blank = np.zeros_like(chunk[0][0]), 0
+                    crops, ids = zip(*chunk[start : start + rows], *[blank] * (size - rows), strict=True)
+                    pending.append((rows, run(self.variables, np.stack(crops), np.array(ids, np.int32))))
+                    if len(pending) > 2:
+                        fetch()
+            while pending:
+                fetch()
         if not parts:
             nobody = np.zeros((1, *self._spec.input_size, 3), np.uint8)
             shapes = run.eval_shape(self.variables, nobody, np.zeros(1, np.int32))

@@ -34,8 +34,7 @@ class Backbone:
     initial_std: Callable[[tuple[str, ...], tuple[int, ...]], float | None] = he_fan_out
     # Of the summary: name, expression of paths in the backbone.
     parts: tuple[tuple[str, str], ...] = (("backbone", ""),)
-    # All that `build` depends on beside its arguments and the code of dpose_jax, for `workdir.once`. None: not known,
-    # as of a module from elsewhere, and nothing that is made of it is kept.
+    # What `build` depends on beside its arguments and the code that it is of; see `workdir.once.facts_of`.
     spec: HRNetSpec | None = None
 
 

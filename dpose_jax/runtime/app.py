@@ -26,7 +26,7 @@ PATHS = (
 )
 # JAX's words for a platform that it cannot start, and for a process that does not answer.
 _NO_PLATFORM = re.compile(r"initialize backend|[Uu]nknown backend|list of known backends")
-_NO_PEER = re.compile(r"Gloo|UNAVAILABLE|[Pp]eer|[Tt]ask .* (died|heartbeat)")
+_NO_PEER = re.compile(r"Gloo \S+ failed|(UNAVAILABLE|DEADLINE_EXCEEDED): .*([Cc]oordination|RPC|heartbeat)")
 
 
 def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *, keep_programs: bool = True) -> None:
@@ -66,11 +66,11 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
             logging.debug("", exc_info=True)
             sys.exit(f"error: no memory is left{f': {error}' if str(error) else ''}\n(--verbosity=1 shows where)")
         except (RuntimeError, *USER_ERRORS, *errors) as error:
-            if isinstance(error, RuntimeError) and not isinstance(error, errors):
-                what = _what_failed(str(error))
-                if what is None:
-                    raise
+            what = _what_failed(str(error)) if isinstance(error, RuntimeError | ValueError) else None
+            if what is not None:
                 error = ValueError(f"{what}: {str(error).splitlines()[0]}")
+            elif isinstance(error, RuntimeError) and not isinstance(error, errors):
+                raise
             logging.debug("", exc_info=True)
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -165,14 +166,17 @@ def agreed(function: Callable[[], T]) -> T:
 def leaving() -> Iterator[None]:
     """An error that leaves it ends this process of several within LEAVING_SECONDS, with the status that it would have.
 
-    JAX has each process wait at its end for all the others, which may wait for this one elsewhere.
+    JAX has each process wait at its end for all the others, which may wait for this one elsewhere. A SystemExit of
+    another status than a signal's is one that all take together, for which they wait.
     """
     try:
         yield
     except BaseException as error:
-        status = error.code if isinstance(error, SystemExit) else 1
+        status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) and error.code > 128 else 0
         if status and jax.distributed.is_initialized():
-            timer = threading.Timer(LEAVING_SECONDS, os._exit, [status if isinstance(status, int) else 1])
+            timer = threading.Timer(LEAVING_SECONDS, os._exit, [status])
             timer.daemon = True
             timer.start()
         raise

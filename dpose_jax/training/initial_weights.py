@@ -18,7 +18,7 @@ from dpose_jax.training.optimizer import kept_parts
 from dpose_jax.workdir import files, model_folder
 from dpose_jax.workdir.checkpoints import read_variables
 from dpose_jax.workdir.compatibility import stored_recipe
-from dpose_jax.workdir.once import digest, kept
+from dpose_jax.workdir.once import digest, facts_of, kept
 
 
 def random_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def random_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         flat = {path: jax.ShapeDtypeStruct(*leaf) for path, leaf in json.loads(content).items()}
         return traverse_util.unflatten_dict(flat, sep="/")
 
-    shapes, spec = None, model.backbone.spec
-    if spec is not None:
-        name = f"shapes-{digest(repr(recipe), repr(recipe.joints), repr(spec))}"
+    shapes, facts = None, facts_of(model.backbone)
+    if facts is not None:
+        name = f"shapes-{digest(repr(recipe), repr(recipe.joints), facts)}"
         shapes = kept(name, lambda: abstract_variables(model), write, read)
     return initial_variables(model, recipe.seed, shapes)
 

@@ -37,6 +37,7 @@ from dpose_jax.training.state import TrainState, evaluated_variables, initial_st
 from dpose_jax.training.step import make_gradients, make_train_step, make_update
 from dpose_jax.workdir.checkpoints import Checkpoints, check_workdir, claim_workdir, holds_checkpoint
 from dpose_jax.workdir.lock import locked
+from dpose_jax.workdir.once import facts_of
 from dpose_jax.workdir.starts import record_start
 
 COMPILING = "minutes for a large model, seconds if it was compiled before"
@@ -243,10 +244,10 @@ def prepare(recipe: Recipe, *, resumes: bool = False) -> Run:
 def _cpu_step(
     recipe: Recipe, model: DiffusionPose, schedule: Schedule, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> CpuStep:
-    spec = model.backbone.spec
-    inputs = None if spec is None else repr((recipe, recipe.joints, model.freeze_backbone, spec))
+    facts = facts_of(model.backbone)
+    inputs = None if facts is None else repr((recipe, recipe.joints, model.freeze_backbone, facts))
     # Those of parts, and of a module from elsewhere, are averaged one after the other.
-    moments = spec is not None and recipe.train.accumulate == 1
+    moments = facts is not None and recipe.train.accumulate == 1
     gradients = make_gradients(recipe, model, schedule, moments=moments)
     return CpuStep(gradients, make_update(recipe, optimizer), mesh, inputs, moments=moments)
 

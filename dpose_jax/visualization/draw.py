@@ -5,6 +5,7 @@ Arguments are never written to. `warp` is "unbiased" or "rounded": how heatmap p
 """
 
 import colorsys
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -25,6 +26,7 @@ _SHIFT = 4
 _BESIDE = 1e4  # pixels beside the image, to which joints are moved that lie further off: OpenCV takes 32-bit numbers
 
 
+@functools.cache  # of each person that is drawn
 def joint_sides(joint_set: JointSet) -> tuple[str, ...]:
     """J of "left", "right", "centre": by its place in a flip pair (see `left_first`), without partner by its name."""
     by_name = {"l": "left", "r": "right", "": "centre"}

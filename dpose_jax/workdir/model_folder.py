@@ -17,7 +17,7 @@ from dpose_jax.models.weights.fill import BACKBONE
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir.compatibility import as_stored, from_stored
 from dpose_jax.workdir.files import SHORT, placed, read_json, write_bytes, write_json
-from dpose_jax.workdir.once import check_once
+from dpose_jax.workdir.once import check_once, facts_of
 
 WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
 FORMAT = 1
@@ -67,9 +67,8 @@ def load(path: str) -> tuple[Recipe, dict, dict]:
         model = build_model(recipe)
     flat = _needed(recipe, flat)
     # Tracing the model takes longer than all the rest.
-    spec = model.backbone.spec
-    facts = None if spec is None else repr((recipe, recipe.joints, spec))
-    check_once(lambda: _check(recipe, model, flat, weights_path), metadata["sha256"], facts)
+    facts = metadata["sha256"], repr((recipe, recipe.joints)), facts_of(model.backbone)
+    check_once(lambda: _check(recipe, model, flat, weights_path), *facts)
     return recipe, traverse_util.unflatten_dict(flat, sep="/"), metadata
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 from etils import epath
 
+from dpose_jax.models.backbones import Backbone
 from dpose_jax.workdir import files
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -83,6 +84,11 @@ def code() -> str:
             with open(os.path.join(folder, name), "rb") as file:
                 whole.update(hashlib.sha256(file.read()).digest() + name.encode())
     return whole.hexdigest()
+
+
+def facts_of(backbone: Backbone) -> str | None:
+    """All that a backbone depends on beside the code of this package; None where that does not make it."""
+    return repr(backbone.spec) if is_ours(backbone.build) else None
 
 
 def is_ours(*parts: Any) -> bool:

@@ -16,12 +16,15 @@ RUN_FILE = "run.json"
 
 
 def record_start(workdir: str, step: int, data: dict[str, Any] | None = None, recipe: Recipe | None = None) -> None:
-    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, `data` (JSON)."""
+    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, `data` (JSON).
+
+    Earlier starts of which nothing is left in the checkpoint of `step` are dropped.
+    """
     start: dict[str, Any] = {"step": step, "device": jax.devices()[0].device_kind, "devices": jax.device_count()}
     start |= {"processes": jax.process_count(), "dpose_jax": __version__, "jax": jax.__version__}
     start |= {} if data is None else {"data": data}
     start |= {} if recipe is None else {"config": as_stored(recipe)}
-    files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts(workdir), start]})
+    files.write_json(os.path.join(workdir, RUN_FILE), {"starts": [*_starts_to(workdir, step), start]})
 
 
 def start_of(workdir: str, step: int) -> tuple[dict[str, Any], Recipe | None]:
@@ -47,7 +50,7 @@ def training_device(workdir: str, step: float = math.inf) -> str | None:
 def _starts_to(workdir: str, step: float) -> list[dict]:
     """The starts of which something is in checkpoint `step`: each goes on from what the one before it has saved."""
     found: list[dict] = []
-    for start in _starts(workdir):
+    for start in _starts(workdir):  # of earlier versions, which dropped none
         if start["step"] < step:
             found = [one for one in found if one["step"] < start["step"]] + [start]
     return found
@@ -61,7 +64,7 @@ def _starts(workdir: str) -> list[dict]:
     found = files.read_json(path, files.SHORT)
     starts = found.get("starts") if isinstance(found, dict) else None
     if not isinstance(starts, list) or not all(map(_is_start, starts)):
-        raise ValueError(f"{path}: is damaged, no list of starts; delete it: it only says which devices trained")
+        raise ValueError(f"{path}: is damaged, no list of starts; delete it: it only says what trained the checkpoints")
     return starts
 
 
@@ -71,7 +74,7 @@ def _is_start(start: Any) -> bool:
     data = start.get("data") if has_all else None
     if not has_all or not (data is None or isinstance(data, dict) and {"persons", "sha256"} <= data.keys()):
         return False
-    if not isinstance(start.get("config", {}), dict):
+    if "config" in start and not (isinstance(start["config"], dict) and isinstance(start.get("dpose_jax"), str)):
         return False
     try:
         json.dumps(start, allow_nan=False)  # as it is written again
