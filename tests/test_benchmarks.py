@@ -91,6 +91,7 @@ def test_report_is_json_and_a_table(tmp_path, capsys):
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["work", "value", "note"]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["b", "12,346", "x"]
     assert len({len(line) for line in lines}) == 1
+    assert report.table([]) == ""
 
 
 def test_the_peer_of_the_convolution_computes_the_same():
