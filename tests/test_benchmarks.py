@@ -170,3 +170,49 @@ def test_peak_memory_is_that_of_the_process():
     peak = speed_rows.peak_memory(os.getpid())
     assert held.nbytes < peak < 2**36
     assert speed_rows.peak_memory(2**30) == 0
+
+
+def gpu_script(folder, *parts, **environment):
+    """benchmarks/gpu.sh called in `folder` with relative paths, and a Python that notes its calls; both."""
+    for name in ("coco", "out"):
+        (folder / name).mkdir(exist_ok=True)
+    python, calls = folder / "python", folder / "calls"
+    calls.write_text("")
+    python.write_text(
+        f'#!/bin/sh\necho "$PWD $*" >>{calls}\ncase "$1" in eval.py) exit 3;; predict.py) sleep 9;; esac\n'
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python)} | environment
+    program = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "coco", "out", *parts]
+    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return done, calls.read_text().splitlines()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the machines of GPUs run Linux")
+def test_the_parts_of_the_gpu_script(tmp_path):
+    """Each runs in the clone's root; one that fails or takes too long is named, and the others go on."""
+    done, (_, *calls) = gpu_script(tmp_path, LIMIT="1")
+    summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    assert done.returncode == 1 and done.stdout.splitlines() == summary and len(summary) == len(calls) == 28
+    assert all(call.startswith(f"{ROOT} ") and str(tmp_path / "out") in call for call in calls)
+    assert [line for line in summary if "status 0" not in line] == [
+        f"eval: status 3, {summary[7].split()[-2]} s",
+        f"predict: status 124, stopped after 1 s, {summary[8].split()[-2]} s",
+    ]
+    workers = max(len(os.sched_getaffinity(0)) - 2, 1)
+    assert f"--config.data.root={tmp_path}/coco" in calls[5] and f"--config.data.workers={workers}" in calls[5]
+    reports = [tmp_path / "out" / f"accelerator_{size}.json" for size in ("w32_256x192", "w48_384x288")]
+    for dtype, report_file, first in (("bfloat16", reports[0], 0), ("float32", reports[1], 22)):
+        for work in range(5):
+            assert calls[first + work].endswith(f"--peer=torch --dtypes={dtype} --work={work} --out={report_file}")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the machines of GPUs run Linux")
+def test_chosen_parts_of_the_gpu_script(tmp_path):
+    done, (_, *calls) = gpu_script(tmp_path, "w48_*_train", "export")
+    assert done.returncode == 0 and [call.split()[-1] for call in calls] == [
+        f"--out={tmp_path}/out/model.bin", *2 * [f"--out={tmp_path}/out/accelerator_w48_384x288.json"]
+    ]  # fmt: skip
+    done, calls = gpu_script(tmp_path, "train", "trian")
+    assert done.returncode == 2 and not calls
+    assert "error: PART trian: must be among w32_bfloat16_infer_coarse w32_bfloat16_infer_1_step" in done.stderr
