@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import pytest
 
 import benchmark
 import benchmarks
-from benchmarks import peers, report, speed_rows
+from benchmarks import peers, report, speed, speed_rows
+from configs import base
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.models import layers
 from dpose_jax.pose.codec import Codec
@@ -216,3 +218,63 @@ def test_chosen_parts_of_the_gpu_script(tmp_path):
     done, calls = gpu_script(tmp_path, "train", "trian")
     assert done.returncode == 2 and not calls
     assert "error: PART trian: must be among w32_bfloat16_infer_coarse w32_bfloat16_infer_1_step" in done.stderr
+
+
+def test_a_sampling_step_takes_turns_with_the_peer(monkeypatch):
+    """Of nine steps and one, an eighth of the difference is ours; load on the machine meets theirs alike."""
+    turns, seconds = [], {1: 0.01, speed_rows.STEPS: 0.09, "diffusers, on heatmaps": 0.5}
+
+    def measure(calls):
+        turns.append(list(calls))
+        return {name: report.timing([seconds[name]]) for name in calls}
+
+    monkeypatch.setattr(report, "measure", measure)
+    monkeypatch.setattr(report, "compiled", lambda *_: (np.copy, 1.0))
+    monkeypatch.setattr(peers, "diffusers_step", lambda maps, eta: None)
+    rows = speed_rows.sampler({"diffusers": ""}, None)
+    assert turns == 2 * [[1, speed_rows.STEPS, "diffusers, on heatmaps"]] + [[1, speed_rows.STEPS]]
+    assert [row["who"] for row in rows] == ["ours", "diffusers, on heatmaps"] * 2 + ["ours"]
+    assert [row["value"] for row in rows] == pytest.approx([10, 500, 10, 500, 10])
+
+
+@pytest.fixture
+def speed_flags(monkeypatch, tmp_path):
+    """Sets flags of benchmark.py speed by name; the report is speed.json in tmp_path."""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # remembers what was set
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+
+    def given(**values):
+        values = {"CONFIG": base.get_config(), "PEER": [], "HOST_CORES": 2} | values
+        for name, value in values.items():
+            monkeypatch.setattr(speed, name, types.SimpleNamespace(value=value))
+        monkeypatch.setattr(speed.oks, "OUT", types.SimpleNamespace(value=str(tmp_path / "speed.json")))
+
+    return given
+
+
+def test_speed_keeps_each_row_and_leaves_memory_to_other_programs(monkeypatch, speed_flags, tmp_path):
+    """A row that fails loses none before it. Programs that rows start find memory on a GPU."""
+
+    def first(wanted, recipe):
+        assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+        return [{"work": "heatmaps", "who": "ours", "value": 1.0}]
+
+    def second(wanted, recipe):
+        raise ValueError("no memory")
+
+    speed_flags(NAMES=["heatmaps", "start"])
+    monkeypatch.setattr(speed, "ROWS", {"heatmaps": first, "start": second})
+    with pytest.raises(ValueError, match="no memory"):
+        speed.main()
+    assert [row["work"] for row in json.loads((tmp_path / "speed.json").read_text())["rows"]] == ["heatmaps"]
+
+
+@pytest.mark.parametrize("name", ["network", "convolution"])
+def test_speed_compares_no_gpu_with_a_cpu(monkeypatch, speed_flags, tmp_path, name):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(speed.jax, "default_backend", lambda: "gpu")
+    speed_flags(NAMES=["heatmaps", name], PEER=["torch"])
+    message = f"--rows={name}: JAX runs on 'gpu', the peer torch on the CPU; benchmark.py accelerator"
+    with pytest.raises(ValueError, match=message):
+        speed.main()
+    assert not any(tmp_path.iterdir())
