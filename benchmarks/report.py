@@ -6,7 +6,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -98,12 +98,18 @@ def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
 
 
 def store(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Writes rows and facts to `out` as JSON, the rows as a table beside it as .md.
-
-    A benchmark of minutes calls it after each measurement, so that one that is stopped or fails loses no other.
-    """
+    """Writes rows and facts to `out` as JSON, the rows as a table beside it as .md."""
     write_json(out, {**facts, "rows": rows})
     write_bytes(os.path.splitext(out)[0] + ".md", (table(rows) + "\n").encode())
+
+
+def kept(out: str, parts: Iterable[list[dict[str, Any]]], **facts: Any) -> list[dict[str, Any]]:
+    """The rows of all `parts`, stored after each, so that a measurement that is stopped or fails loses no other."""
+    rows = list[dict[str, Any]]()
+    for part in parts:
+        rows += part
+        store(out, rows, **facts)
+    return rows
 
 
 def write_figure(path: str, figure) -> None:

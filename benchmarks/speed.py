@@ -2,7 +2,6 @@
 
 import os
 
-import jax
 from absl import flags
 
 from benchmarks import oks, peers, report, speed_rows
@@ -36,23 +35,13 @@ def main() -> None:
         oks.annotations()
     if "input" in NAMES.value:
         make_source(recipe, "train", training=True)
-    # Rows `start`, `predict` and `memory` are of other programs, to which JAX would leave a quarter of a GPU's memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    check_peer(NAMES.value, wanted)
-    environment, table = report.environment(), list[dict]()
-    for name in NAMES.value:
-        table += ROWS[name](wanted, recipe)
-        report.store(oks.OUT.value, table, environment=environment)
+    speed_rows.check_peer(NAMES.value, wanted)
+    speed_rows.leave_memory(os.environ)
+    environment = report.environment()
+    parts = (ROWS[name](wanted, recipe) for name in NAMES.value)
+    table = report.kept(oks.OUT.value, parts, environment=environment)
     table += host_rows(table, HOST_CORES.value)
     report.write(oks.OUT.value, table, environment=environment)
-
-
-def check_peer(names: list[str], wanted: peers.Peers) -> None:
-    """Raises ValueError for rows that would compare a GPU or TPU with PyTorch on the CPU."""
-    apart = [name for name in names if name in ("network", "convolution")]
-    if "torch" in wanted and apart and (ours := jax.default_backend()) != "cpu":
-        place = f"JAX runs on {ours!r}, the peer torch on the CPU"
-        raise ValueError(f"--rows={','.join(apart)}: {place}; benchmark.py accelerator compares both on the device")
 
 
 def host_rows(table: list[dict], cores: int) -> list[dict]:

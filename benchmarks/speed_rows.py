@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 from typing import Any
 
@@ -36,6 +36,19 @@ STEPS = 9  # of the sampler: a step is an eighth of what nine take beyond one
 IMAGES, PERSONS = 4, 64  # in a batch of the network; in a call of the input
 ROOT = pathlib.Path(__file__).parents[1]
 Contenders = dict[str, Callable[[], object]]
+
+
+def check_peer(names: Sequence[str], wanted: peers.Peers) -> None:
+    """Raises ValueError for rows that would compare a GPU or TPU with PyTorch on the CPU."""
+    apart = [name for name in names if name in ("network", "convolution")]
+    if "torch" in wanted and apart and (ours := jax.default_backend()) != "cpu":
+        place = f"JAX runs on {ours!r}, the peer torch on the CPU"
+        raise ValueError(f"--rows={','.join(apart)}: {place}; benchmark.py accelerator compares both on the device")
+
+
+def leave_memory(environment: MutableMapping[str, str]) -> None:
+    """Leaves memory of a GPU to the programs of `start`, `predict` and `memory`; JAX would take three quarters."""
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:

@@ -4,7 +4,6 @@ import pathlib
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,7 @@ import pytest
 
 import benchmark
 import benchmarks
-from benchmarks import peers, report, speed, speed_rows
-from configs import base
+from benchmarks import peers, report, speed_rows
 from dpose_jax.diffusion.sampler import SamplerSettings
 from dpose_jax.models import layers
 from dpose_jax.pose.codec import Codec
@@ -237,44 +235,31 @@ def test_a_sampling_step_takes_turns_with_the_peer(monkeypatch):
     assert [row["value"] for row in rows] == pytest.approx([10, 500, 10, 500, 10])
 
 
-@pytest.fixture
-def speed_flags(monkeypatch, tmp_path):
-    """Sets flags of benchmark.py speed by name; the report is speed.json in tmp_path."""
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # remembers what was set
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+def test_rows_are_kept_when_a_later_one_fails(tmp_path):
+    def parts():
+        yield [{"work": "heatmaps", "value": 1.0}, {"work": "masks", "value": 2.0}]
+        yield [{"work": "decode", "value": 3.0}]
+        raise RuntimeError("RESOURCE_EXHAUSTED: no memory")
 
-    def given(**values):
-        values = {"CONFIG": base.get_config(), "PEER": [], "HOST_CORES": 2} | values
-        for name, value in values.items():
-            monkeypatch.setattr(speed, name, types.SimpleNamespace(value=value))
-        monkeypatch.setattr(speed.oks, "OUT", types.SimpleNamespace(value=str(tmp_path / "speed.json")))
-
-    return given
+    with pytest.raises(RuntimeError, match="no memory"):
+        report.kept(str(tmp_path / "r.json"), parts(), environment={"cores": 2})
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert [row["work"] for row in stored["rows"]] == ["heatmaps", "masks", "decode"] and stored["environment"]
+    assert len((tmp_path / "r.md").read_text().splitlines()) == 5
 
 
-def test_speed_keeps_each_row_and_leaves_memory_to_other_programs(monkeypatch, speed_flags, tmp_path):
-    """A row that fails loses none before it. Programs that rows start find memory on a GPU."""
-
-    def first(wanted, recipe):
-        assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
-        return [{"work": "heatmaps", "who": "ours", "value": 1.0}]
-
-    def second(wanted, recipe):
-        raise ValueError("no memory")
-
-    speed_flags(NAMES=["heatmaps", "start"])
-    monkeypatch.setattr(speed, "ROWS", {"heatmaps": first, "start": second})
-    with pytest.raises(ValueError, match="no memory"):
-        speed.main()
-    assert [row["work"] for row in json.loads((tmp_path / "speed.json").read_text())["rows"]] == ["heatmaps"]
-
-
-@pytest.mark.parametrize("name", ["network", "convolution"])
-def test_speed_compares_no_gpu_with_a_cpu(monkeypatch, speed_flags, tmp_path, name):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(speed.jax, "default_backend", lambda: "gpu")
-    speed_flags(NAMES=["heatmaps", name], PEER=["torch"])
-    message = f"--rows={name}: JAX runs on 'gpu', the peer torch on the CPU; benchmark.py accelerator"
+def test_speed_compares_no_gpu_with_a_cpu(monkeypatch):
+    speed_rows.check_peer(["heatmaps", "network"], {"torch": ""})
+    monkeypatch.setattr(speed_rows.jax, "default_backend", lambda: "gpu")
+    speed_rows.check_peer(["heatmaps", "decode"], {"torch": ""})
+    speed_rows.check_peer(["network"], {"hrnet": ""})
+    message = "--rows=network,convolution: JAX runs on 'gpu', the peer torch on the CPU; benchmark.py accelerator"
     with pytest.raises(ValueError, match=message):
-        speed.main()
-    assert not any(tmp_path.iterdir())
+        speed_rows.check_peer(["heatmaps", "network", "convolution"], {"torch": ""})
+
+
+def test_programs_that_rows_start_find_memory_on_a_gpu():
+    speed_rows.leave_memory(environment := {})
+    assert environment == {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    speed_rows.leave_memory(given := {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"})
+    assert given["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
