@@ -11,7 +11,7 @@ from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import recipe_flags
 
 CONFIG = recipe_flags.define("A file of configs/.", "configs/coco_w32_256x192.py")
-BATCHES = flags.DEFINE_list("batches", ["1", "8", "32", "128", "512"], "Images in a batch.")
+BATCHES = flags.DEFINE_list("batches", ["128", "32", "1", "512", "8"], "Images in a batch, in the order of measuring.")
 DTYPES = flags.DEFINE_list("dtypes", ["bfloat16", "float32"], "Types of the activations.")
 WORK = flags.DEFINE_list("work", None, f"Of {'; '.join(WORKS)}, by their places from 0; default: all.")
 PEER = flags.DEFINE_list("peer", [], "torch: the same HRNet in PyTorch, compiled, in the same call.")
@@ -29,7 +29,7 @@ def main() -> None:
         raise ValueError(f"--peer={','.join(PEER.value)}: must be torch")
     if wanted and recipe.model.backbone not in ("w32", "w48"):
         raise ValueError(f"model.backbone={recipe.model.backbone!r}: the peer has 'w32' and 'w48' alone")
-    works, sizes = chosen(WORK.value), sorted(map(int, BATCHES.value))
+    works, sizes = chosen(WORK.value), list(map(int, BATCHES.value))
     prepare_memory(os.environ)
     options = {"seconds": SECONDS.value, "kernels": NAMED.value}
     failed = measure_lacking(recipe, works, DTYPES.value, sizes, wanted, OUT.value, options)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from benchmarks import peers, report
-from benchmarks.throughput import COUNTED, FULL, PLAIN, flops_an_image, measure, peak, tried
+from benchmarks.throughput import COUNTED, FULL, PLAIN, WORKS, flops_an_image, measure, peak, tried
 from dpose_jax.recipe import Recipe
 from dpose_jax.workdir import files
 
@@ -66,9 +66,9 @@ def apart(function: Callable, *arguments: Any) -> Any:
 
 
 def measure_all(recipe: Recipe, keys: list[Key], out: str, options: dict) -> None:
-    """Measures rows of one work and dtype, batches rising, and stores each at once.
+    """Measures rows of one work and dtype in the order of their batches, and stores each at once.
 
-    A batch that does not fit ends its program's rows. Of PyTorch it has a row only where ours has not run before it.
+    A batch that does not fit ends larger ones. Of PyTorch it has a row only where ours has not run before it.
     """
     work, _, _, _ = keys[0]
     facts = {"environment": report.environment(), "protocol": protocol(recipe)}
@@ -76,25 +76,25 @@ def measure_all(recipe: Recipe, keys: list[Key], out: str, options: dict) -> Non
         peers.torch_place()
         facts["environment"] |= {"peer": peers.torch_versions()}
     facts = joined(out, facts)
-    flops, beside, full = tried(flops_an_image, recipe, work), False, set[str]()
-    for batch in sorted({batch for _, _, batch, _ in keys}):
-        who = [name for *_, size, name in keys if size == batch and name not in full]
+    flops, beside, full = tried(flops_an_image, recipe, work), False, dict[str, int]()
+    for batch in dict.fromkeys(batch for _, _, batch, _ in keys):
+        who = [name for *_, size, name in keys if size == batch < full.get(name, batch + 1)]
         if not who:
             continue
         found = measure(recipe, work, batch, who, flops=flops, **options)
         beside |= "ours" in who
-        full |= {name for name, row in found.items() if row.get("note") == FULL}
-        if beside and full:
-            full.add("torch")
-        if beside and found.get("torch", {}).get("note") == FULL:
-            del found["torch"]
+        ended = {name for name, row in found.items() if row.get("note") == FULL}
+        if ended and beside:
+            found.pop("torch", None)
+            ended.add("torch")
+        full |= {name: min(batch, full.get(name, batch)) for name in ended}
         shared = {"work": work, "dtype": recipe.model.dtype, "batch": batch}
         fresh = [shared | {"who": name} | row for name, row in found.items()]
         if "ours" not in who:
             fresh = [row | {"alone": True} for row in fresh]
         replaced = {_key(row) for row in fresh}
         rows = [row for row in stored_rows(out) if _key(row) not in replaced] + fresh
-        report.store(out, rows, **facts)
+        report.store(out, sorted(rows, key=lambda row: (list(WORKS).index(row["work"]), *_key(row))), **facts)
         print(report.table(fresh), flush=True)
 
 

@@ -2,14 +2,16 @@
 # What only a GPU can tell: benchmarks/gpu.sh COCO OUT [PART…], where a PART may have * and ?; without one, all.
 # A part takes minutes, and is stopped after LIMIT seconds (540). Its log is in OUT, its status in OUT/summary.txt.
 # A part that was stopped goes on when it is called again: reports keep their rows, and training resumes.
-# The status is 1 if a part failed, 2 if nothing was run. PYTHON is the interpreter (python3).
+# The status is 1 if a part failed, 2 if nothing was run. PYTHON is the interpreter (python3), BATCHES those of the
+# accelerator's parts, the most wanted first (128,32,1,512,8): most of their time is compiling, and a limit or the end
+# of a loan may come before the last one.
 #
 # Needs pip install -e ".[cuda,benchmark]" and, for the peer, PyTorch for the same CUDA: a second cuDNN would overwrite
 # the first one's files. For CUDA 12 that is pip install torch --index-url https://download.pytorch.org/whl/cu126;
 # with jax[cuda13] instead of ".[cuda]", pip install torch --index-url https://download.pytorch.org/whl/cu130.
 set -uo pipefail
 if (($# < 2)); then
-  sed -n '2,5s/^# //p' "$0" >&2
+  sed -n '2,7s/^# //p' "$0" >&2
   exit 2
 fi
 coco=$(cd "$1" && pwd) || exit 2
@@ -42,7 +44,7 @@ accelerator() {  # SIZE DTYPE: a part for each work of benchmark.py accelerator;
   local work=0 name
   for name in infer_coarse infer_1_step infer_2_steps train_coarse train; do
     part "${1%%_*}_$2_$name" "$python" benchmark.py accelerator --config="configs/coco_$1.py" --kernels $peer \
-      --dtypes="$2" --work=$((work++)) --out="$out/accelerator_$1.json"
+      --dtypes="$2" --batches="${BATCHES:-128,32,1,512,8}" --work=$((work++)) --out="$out/accelerator_$1.json"
   done
 }
 

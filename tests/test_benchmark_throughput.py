@@ -153,14 +153,32 @@ def test_a_report_keeps_its_rows_and_gets_what_it_lacks(monkeypatch, tmp_path):
     assert calls[4:] == [(1, "ours"), (8, "torch"), (32, "ours", "torch"), (32, "torch"), (64, "torch")]
     assert accelerator.measure_lacking(recipe, *asked) == []
     assert calls[9:] == [(1, "ours")]
-    assert sorted(rows_of(out)[-5:], key=str) == [
-        *((1, "ours", None, None), (32, "ours", "does not fit", None), (32, "torch", None, True)),
-        *((64, "torch", "does not fit", True), (8, "torch", None, True)),
+    assert rows_of(out) == [
+        *((1, "ours", None, None), (1, "torch", None, None), (2, "ours", None, None), (2, "torch", None, None)),
+        *((8, "ours", None, None), (8, "torch", None, True), (32, "ours", "does not fit", None)),
+        *((32, "torch", None, True), (64, "torch", "does not fit", True)),
     ]
     stored = json.loads((tmp_path / "r.json").read_text())
     assert stored["environment"]["peer"] == {"torch": "2"} and "memory_limit_mib" in stored["protocol"]
     with pytest.raises(ValueError, match=r"r.json: its rows are of input_size \[64, 64\], this is \[32, 64\]"):
         accelerator.measure_lacking(recipe.override({"input_size": (32, 64)}), *asked[:2], [4], *asked[3:])
+
+
+def test_batches_are_measured_in_the_order_given(monkeypatch, tmp_path):
+    """One that does not fit speaks for larger ones alone. The report is in rising order."""
+    calls = []
+
+    def measure(recipe, work, batch, who, **_):
+        calls.append(batch)
+        return {"ours": {"ms": 1.0} if batch < 64 else {"note": "does not fit"}}
+
+    monkeypatch.setattr(accelerator, "measure", measure)
+    monkeypatch.setattr(accelerator, "flops_an_image", lambda *_: None)
+    recipe, out = Recipe.from_config(miniature.get_config()), str(tmp_path / "r.json")
+    keys = [("training", "float32", batch, "ours") for batch in (32, 64, 1, 128)]
+    accelerator.measure_all(recipe, keys, out, {})
+    assert calls == [32, 64, 1] and [row[0] for row in rows_of(out)] == [1, 32, 64]
+    assert accelerator.lacking(accelerator.stored_rows(out), keys, again=True) == []
 
 
 def test_a_process_that_ends_is_a_failure(monkeypatch, tmp_path):

@@ -191,7 +191,7 @@ def gpu_script(folder, *parts, **environment):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the machines of GPUs run Linux")
 def test_the_parts_of_the_gpu_script(tmp_path):
     """Each runs in the clone's root; one that fails or takes too long is named, and the others go on."""
-    done, (_, *calls) = gpu_script(tmp_path, LIMIT="1")
+    done, (_, *calls) = gpu_script(tmp_path, LIMIT="1", BATCHES="8,1")
     summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
     assert done.returncode == 1 and done.stdout.splitlines() == summary and len(summary) == len(calls) == 28
     assert all(call.startswith(f"{ROOT} ") and str(tmp_path / "out") in call for call in calls)
@@ -204,7 +204,8 @@ def test_the_parts_of_the_gpu_script(tmp_path):
     reports = [tmp_path / "out" / f"accelerator_{size}.json" for size in ("w32_256x192", "w48_384x288")]
     for dtype, report_file, first in (("bfloat16", reports[0], 0), ("float32", reports[1], 22)):
         for work in range(5):
-            assert calls[first + work].endswith(f"--peer=torch --dtypes={dtype} --work={work} --out={report_file}")
+            asked = f"--peer=torch --dtypes={dtype} --batches=8,1 --work={work} --out={report_file}"
+            assert calls[first + work].endswith(asked)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the machines of GPUs run Linux")
