@@ -5,6 +5,7 @@ import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace as Made
+from unittest.mock import MagicMock
 
 import jax
 import miniature
@@ -218,3 +219,34 @@ def test_pytorch_without_the_gpu_is_no_peer(monkeypatch):
         peers.torch_place()
     torch.cuda.is_available = lambda: True
     assert peers.torch_place() == "cuda"
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_memory_of_pytorch_is_that_of_a_call(monkeypatch, train):
+    """Neither of compiling, nor of the first moments of Adam; and what is freed is given back before JAX needs it."""
+    torch = MagicMock()
+    torch.cuda.is_available.return_value, torch.cuda.max_memory_allocated.return_value = True, 3 * 2**20
+    torch.inference_mode.return_value = lambda function: function
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(peers, "_torch_hrnet", MagicMock())
+    _, taken = peers.torch_compiled(32, 17, (2, 256, 192, 3), "bfloat16", train)
+    order = [name for name, *_ in torch.mock_calls if name.startswith("cuda.") and name != "cuda.is_available"]
+    call, reset = "cuda.synchronize", "cuda.reset_peak_memory_stats"
+    rest = [call, reset, call] if train else [reset, call, call]
+    assert order == [call, *rest, "cuda.max_memory_allocated"] and taken == {"memory_mib": 3}
+
+    torch.reset_mock()
+    monkeypatch.setattr(peers.gc, "collect", torch.collected)
+    peers.release_torch()
+    assert [name for name, *_ in torch.mock_calls] == [
+        *("compiler.reset", "collected", "cuda.is_available", "cuda.empty_cache")
+    ]
+
+
+def test_pytorch_gives_its_memory_back_before_ours(monkeypatch):
+    order, recipe = [], Recipe.from_config(miniature.get_config())
+    monkeypatch.setitem(sys.modules, "torch", Made())
+    monkeypatch.setattr(peers, "release_torch", lambda: order.append("release"))
+    monkeypatch.setattr(throughput, "ours", lambda *_: (lambda: order.append("ours"), {}))
+    throughput.measure(recipe, "training", 2, ["ours"], **FIGURES)
+    assert order[:2] == ["release", "ours"]
