@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,15 @@ TAKEN = 16  # batches in a call of the loader: more than it holds ready, two for
 def main() -> None:
     """Measures, prints the table, writes the report and draws the plots."""
     recipe, environment = Recipe.from_config(CONFIG.value), report.environment()
+    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
+    facts, out = {"environment": environment, "protocol": protocol}, os.path.join(OUT.value, "growth.json")
+    rows = report.kept(out, points(recipe), **facts)
+    report.write(out, rows, **facts)
+    write_plot(os.path.join(OUT.value, "growth.png"), rows)
+
+
+def points(recipe: Recipe) -> Iterator[list[dict]]:
+    """The row of each point of each series, as the flags have them."""
     series = {
         "batch": (BATCHES.value, lambda size, of, stack: prediction(of, size, of.stride, 1)),
         "stride": (STRIDES.value, lambda stride, of, stack: prediction(of, BATCH, stride, 1)),
@@ -48,7 +57,7 @@ def main() -> None:
         "joints": (JOINTS.value, lambda number, of, stack: encode_decode(number)),
         "workers": (WORKERS.value, lambda workers, of, stack: loader(of, workers, stack)),
     }
-    rows, device = [], jax.devices()[0].device_kind
+    device = jax.devices()[0].device_kind
     for name, (values, make) in series.items():
         dtypes = DTYPES.value if name in NETWORK else DTYPES.value[:1]
         for dtype, value in itertools.product(dtypes, map(int, values)):
@@ -57,10 +66,7 @@ def main() -> None:
                 t = report.measure({name: call}, seconds=SECONDS.value)[name]
             rates = {"value": persons / t.median, "low": persons / t.high, "high": persons / t.low}
             row = {"over": name, "at": value} | rates  # persons a second, and quartiles
-            rows.append(row | ({"dtype": dtype, "device": device} if name in NETWORK else {}))
-    protocol = {"backbone": recipe.model.backbone, "input_size": recipe.input_size, "batch": BATCH, "flip": False}
-    report.write(os.path.join(OUT.value, "growth.json"), rows, environment=environment, protocol=protocol)
-    write_plot(os.path.join(OUT.value, "growth.png"), rows)
+            yield [row | ({"dtype": dtype, "device": device} if name in NETWORK else {})]
 
 
 def prediction(recipe: Recipe, batch: int, stride: int, steps: int) -> tuple[Callable, int]:

@@ -1,5 +1,6 @@
 """The peers of the table of speeds, on the same arrays: PyTorch, diffusers, and a clone of HRNet's repository."""
 
+import gc
 import importlib.util
 import os
 import runpy
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace as Section
 
+import jax
 import numpy as np
 
 from dpose_jax.data import crop
@@ -127,22 +129,46 @@ def torch_convolution(x: np.ndarray, kernel: np.ndarray, gradient: np.ndarray, t
     return lambda: torch.autograd.grad(run(), (maps, weight), pulled)
 
 
-def torch_compiled(
-    width: int, joints: int, size: tuple[int, ...], dtype: str, train: bool
-) -> tuple[Callable | None, dict]:
+def torch_place() -> str:
+    """Where PyTorch runs, cuda or cpu. Raises ValueError where JAX has an accelerator that PyTorch does not see."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if (ours := jax.default_backend()) != "cpu":
+        built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no GPU"
+        raise ValueError(f"--peer=torch: JAX runs on {ours!r}, but {built}: benchmarks/gpu.sh names wheels that agree")
+    return "cpu"
+
+
+def torch_versions() -> dict[str, str]:
+    """The versions of PyTorch, and of the CUDA and cuDNN that it loads; its wheels may bring others than JAX's."""
+    import torch
+
+    found = {"torch": torch.__version__, "torch's CUDA": torch.version.cuda}
+    return {name: str(version) for name, version in (found | {"torch's cuDNN": torch.backends.cudnn.version()}).items()}
+
+
+def release_torch() -> None:
+    """Gives back the GPU's memory that PyTorch keeps: of networks, of compiled code with its CUDA graphs, freed."""
+    import torch
+
+    torch.compiler.reset()  # after a few batch sizes it would run uncompiled, too
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def torch_compiled(width: int, joints: int, size: tuple[int, ...], dtype: str, train: bool) -> tuple[Callable, dict]:
     """HRNet in PyTorch on the GPU if there is one, channels last, by torch.compile: a call, and what it takes.
 
     The call is inference, by CUDA graphs, or a train step: L2 loss, gradient, fused Adam, under autocast. float32
-    products are TF32, as ours. `size` is (B, Hx, Wx, 3). A batch that does not fit has no call, and says so.
+    products are TF32, as ours. `size` is (B, Hx, Wx, 3). Memory is that of a call, not of compiling and trying kernels.
     """
     import torch
 
-    torch.compiler.reset()  # after a few batch sizes it would run uncompiled
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    place, kind = torch_place(), getattr(torch, dtype)
     net = _torch_hrnet(width, joints)
-    place, kind = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     net = net.to(place, memory_format=torch.channels_last).train(train)
     batch = torch.randn(size[0], 3, *size[1:3], device=place).contiguous(memory_format=torch.channels_last)
@@ -165,11 +191,10 @@ def torch_compiled(
         if place == "cuda":
             torch.cuda.synchronize()
 
-    try:
-        for _ in range(3):  # CUDA graphs are recorded in the second
-            call()
-    except torch.cuda.OutOfMemoryError:
-        return None, {"note": "does not fit"}
+    for done in range(3):
+        call()  # the first compiles and tries kernels; the second makes Adam's moments whole, or records CUDA graphs
+        if place == "cuda" and done == int(train):
+            torch.cuda.reset_peak_memory_stats()
     return call, {"memory_mib": torch.cuda.max_memory_allocated() / 2**20} if place == "cuda" else {}
 
 

@@ -6,7 +6,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,8 @@ from dpose_jax.workdir.files import write_bytes, write_json
 
 PACKAGES = ["jax", "jaxlib", "libtpu", "flax", "optax", "grain", "numpy", "opencv-python-headless"]
 PACKAGES += ["pycocotools", "faster-coco-eval", "hotcoco"]  # their versions are reported where installed
+# Of a GPU, and of the peers: which CUDA and cuDNN they use is in the names and versions of these.
+PACKAGES += ["jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13", "torch", "diffusers"]
 
 
 class Timing(NamedTuple):
@@ -78,7 +80,9 @@ def environment() -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table, a column for each key of any row."""
+    """Rows as a Markdown table, a column for each key of any row; nothing without rows."""
+    if not rows:
+        return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in names]
     widths = [max(map(len, column)) for column in columns]
@@ -88,11 +92,24 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
-    """Prints the rows as a table, writes it beside `out` as .md, and rows and facts to `out` as JSON."""
-    text = table(rows)
-    print(text)
+    """Prints the rows as a table, and stores them."""
+    print(table(rows))
+    store(out, rows, **facts)
+
+
+def store(out: str, rows: list[dict[str, Any]], **facts: Any) -> None:
+    """Writes rows and facts to `out` as JSON, the rows as a table beside it as .md."""
     write_json(out, {**facts, "rows": rows})
-    write_bytes(os.path.splitext(out)[0] + ".md", (text + "\n").encode())
+    write_bytes(os.path.splitext(out)[0] + ".md", (table(rows) + "\n").encode())
+
+
+def kept(out: str, parts: Iterable[list[dict[str, Any]]], **facts: Any) -> list[dict[str, Any]]:
+    """The rows of all `parts`, stored after each, so that a measurement that is stopped or fails loses no other."""
+    rows = list[dict[str, Any]]()
+    for part in parts:
+        rows += part
+        store(out, rows, **facts)
+    return rows
 
 
 def write_figure(path: str, figure) -> None:

@@ -1,5 +1,7 @@
 """How fast each part is, beside its peers: one table of medians."""
 
+import os
+
 from absl import flags
 
 from benchmarks import oks, peers, report, speed_rows
@@ -33,8 +35,11 @@ def main() -> None:
         oks.annotations()
     if "input" in NAMES.value:
         make_source(recipe, "train", training=True)
+    speed_rows.check_peer(NAMES.value, wanted)
+    speed_rows.leave_memory(os.environ)
     environment = report.environment()
-    table = [row for name in NAMES.value for row in ROWS[name](wanted, recipe)]
+    parts = (ROWS[name](wanted, recipe) for name in NAMES.value)
+    table = report.kept(oks.OUT.value, parts, environment=environment)
     table += host_rows(table, HOST_CORES.value)
     report.write(oks.OUT.value, table, environment=environment)
 

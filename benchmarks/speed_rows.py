@@ -10,8 +10,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
+from typing import Any
 
 import cv2
 import jax
@@ -37,20 +38,36 @@ ROOT = pathlib.Path(__file__).parents[1]
 Contenders = dict[str, Callable[[], object]]
 
 
+def check_peer(names: Sequence[str], wanted: peers.Peers) -> None:
+    """Raises ValueError for rows that would compare a GPU or TPU with PyTorch on the CPU."""
+    apart = [name for name in names if name in ("network", "convolution")]
+    if "torch" in wanted and apart and (ours := jax.default_backend()) != "cpu":
+        place = f"JAX runs on {ours!r}, the peer torch on the CPU"
+        raise ValueError(f"--rows={','.join(apart)}: {place}; benchmark.py accelerator compares both on the device")
+
+
+def leave_memory(environment: MutableMapping[str, str]) -> None:
+    """Leaves memory of a GPU to the programs of `start`, `predict` and `memory`; JAX would take three quarters."""
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def entries(work: str, unit: str, contenders: Contenders, amount: float, compile_seconds: float | None = None) -> list:
     """A row for each contender, timed in turn: the median as `value`, the quartiles as `low` and `high`.
 
     `by_cpu_time` is the same of the processor time of all threads, which other load on the machine changes less.
     """
-    rows = []
-    for who, t in report.measure(contenders).items():
-        seconds = np.array([*t[:3], max(t.cpu, 1e-9)])  # of a call, with `amount` persons, images or steps
-        value, *ends, cpu = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
-        row = {"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)}
-        rows.append(row | {"by_cpu_time": cpu})
+    rows = [timed(work, unit, who, t, amount) for who, t in report.measure(contenders).items()]
     if compile_seconds is not None:
         rows[0]["compile_seconds"] = compile_seconds
     return rows
+
+
+def timed(work: str, unit: str, who: str, t: report.Timing, amount: float) -> dict:
+    """One row of `entries`."""
+    seconds = np.array([*t[:3], max(t.cpu, 1e-9)])  # of a call, with `amount` persons, images or steps
+    value, *ends, cpu = (amount / seconds if unit.endswith("/s") else 1e3 * seconds / amount).tolist()
+    row = {"work": work, "unit": unit, "who": who, "value": value, "low": min(ends), "high": max(ends)}
+    return row | {"by_cpu_time": cpu}
 
 
 def compare(work: str, unit: str, function: Callable, inputs: tuple, theirs: Contenders, amount: float) -> list:
@@ -118,18 +135,18 @@ def sampler(wanted: peers.Peers, recipe: Recipe) -> list[dict]:
     """What a DDIM step costs beside its network: decoding, the update, noise; with `refresh` the masks too."""
     codec, maps, rows = Codec(SIZE), draw_heatmaps(Codec(SIZE)), []
     for name, eta, refresh in (("eta 0", 0.0, False), ("eta 1", 1.0, False), ("masks too", 0.0, True)):
-        runs, total, work = {}, 0.0, f"sampler, ddim, {name}"
+        runs, total, work = dict[Any, Callable](), 0.0, f"sampler, ddim, {name}"
         for steps in (1, STEPS):
             settings = SamplerSettings(steps=steps, update_rule="ddim", eta=eta, refresh=refresh)
             program, seconds = report.compiled(sampling(settings, codec), maps)
             runs[steps] = functools.partial(program, maps)
             total += seconds
-        one, many = (timing.median for timing in report.measure(runs).values())
-        each = 1e3 * (many - one) / (STEPS - 1)
-        rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": total})
         if "diffusers" in wanted and not refresh:
-            theirs = {"diffusers, on heatmaps": peers.diffusers_step(np.asarray(maps), eta)}
-            rows += entries(work, "ms a step", theirs, 1)
+            runs["diffusers, on heatmaps"] = peers.diffusers_step(np.asarray(maps), eta)
+        one, many, *theirs = report.measure(runs).values()
+        each = 1e3 * (many.median - one.median) / (STEPS - 1)
+        rows.append({"work": work, "unit": "ms a step", "who": "ours", "value": each, "compile_seconds": total})
+        rows += [timed(work, "ms a step", "diffusers, on heatmaps", t, 1) for t in theirs]
     return rows
 
 

@@ -44,19 +44,23 @@ def main() -> None:
     source = make_source(recipe, recipe.eval.split, training=False)
     variables = jax.device_put(restored.variables)
     crops = next(iter(eval_batches(recipe, source, BATCH.value)))["image"]
-    singles, rows = crops[:LATENCY_PERSONS, None], []
-    for dtype in DTYPE.value or [recipe.model.dtype]:
+    singles = crops[:LATENCY_PERSONS, None]
+
+    def measured(dtype: str) -> list[dict]:
         one_type = recipe.override({"model.dtype": dtype})
         alone, _ = measure_costs(one_type, variables, samplings, singles, SECONDS.value)
         together, programs = measure_costs(one_type, variables, samplings, crops[None], SECONDS.value)
         accuracy = measure_accuracy(one_type, source, programs, BATCH.value)
-        rows += [{"dtype": dtype} | _row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
+        return [{"dtype": dtype} | _row(one, accuracy[one] | alone[one], together[one]) for one in samplings]
+
     facts = protocol_facts(recipe, build_model(recipe), restored) | {"persons": len(source), "boxes": recipe.eval.boxes}
     facts |= {"batch": BATCH.value, "latency_crops": len(singles), "noise_time": NOISE_TIME.value, "copies": COPIES}
     # The others differ by row.
     differ = ("update_rule", "start", "t_start", "dtype")
-    protocol = {name: fact for name, fact in facts.items() if name not in differ}
-    report.write(os.path.join(OUT.value, "steps.json"), rows, environment=environment, protocol=protocol)
+    stored = {"protocol": {name: fact for name, fact in facts.items() if name not in differ}}
+    stored, out = {"environment": environment} | stored, os.path.join(OUT.value, "steps.json")
+    rows = report.kept(out, map(measured, DTYPE.value or [recipe.model.dtype]), **stored)
+    report.write(out, rows, **stored)
     write_plot(os.path.join(OUT.value, "steps.png"), rows)
 
 

@@ -1,7 +1,7 @@
-"""What a program compiled for a TPU costs, read from its text: bytes through the chip's memory (HBM), cycles (ours).
+"""What a program compiled for a TPU or GPU costs, read from its text: bytes through its memory (HBM), cycles (ours).
 
-The compiler's own "bytes accessed" also counts what stays in the vector memory on the chip (VMEM, S(1) in a layout),
-and pieces that are joined there without moving.
+On TPUs the compiler's own "bytes accessed" also counts what stays in the vector memory on the chip (VMEM, S(1) in a
+layout), and pieces that are joined there without moving. On GPUs it counts a call of cuDNN or cuBLAS as -1 byte.
 """
 
 import math
@@ -14,6 +14,8 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(((
 _SHAPE = re.compile(r"\b[a-z]+(\d*)\w*\[([\d,]*)\](?:\{([^{}]*)\})?")
 _BODY = re.compile(r"(?:body|condition|to_apply|true_computation|false_computation)=%([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+# What a call of cuDNN or cuBLAS works in lies beside its result, as bytes: how many of them it touches is unknown.
+_LIBRARY, _SCRATCH = '="__cu', re.compile(r"\bu8\[\d+\]\{0[^{}]*\}")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # These name memory and move none. What ends in -done was counted where it started.
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id", "replica-id"}
@@ -31,7 +33,8 @@ def hbm_traffic(text: str) -> int:
     """Bytes read from and written to HBM by one run of a compiled program, on one device.
 
     `text` is the optimized program, scheduled, of `compiled.as_text()`. Arrays count with the padding of their tiles,
-    every operand of a fusion as read once and whole, a loop's body once. Raises ValueError for any other text.
+    every operand of a fusion as read once and whole, a loop's body once; the scratch of cuDNN and cuBLAS does not
+    count. Raises ValueError for any other text.
     """
     return _total(text, _moved)
 
@@ -87,7 +90,7 @@ def _moved(one: _Instruction, shapes: dict[str, str]) -> int:
     if one.opcode in ("copy-start", "slice-start"):  # the shape names both ends; a slice moves its own bytes alone
         ends = _SHAPE.findall(one.shape)[:2]
         return min(map(_padded_bytes, ends)) * sum(map(_in_hbm, ends))
-    touched = _SHAPE.findall(one.shape)
+    touched = _SHAPE.findall(_SCRATCH.sub("", one.shape) if _LIBRARY in one.rest else one.shape)
     if not (one.opcode.endswith("-start") and len(touched) > 1):  # an asynchronous one's shape has its operands too
         touched += [shape for name in one.operands for shape in _SHAPE.findall(shapes.get(name, ""))]
     return sum(map(_padded_bytes, filter(_in_hbm, touched)))

@@ -91,6 +91,7 @@ def test_report_is_json_and_a_table(tmp_path, capsys):
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["work", "value", "note"]
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["b", "12,346", "x"]
     assert len({len(line) for line in lines}) == 1
+    assert report.table([]) == ""
 
 
 def test_the_peer_of_the_convolution_computes_the_same():
@@ -169,3 +170,97 @@ def test_peak_memory_is_that_of_the_process():
     peak = speed_rows.peak_memory(os.getpid())
     assert held.nbytes < peak < 2**36
     assert speed_rows.peak_memory(2**30) == 0
+
+
+def gpu_script(folder, *parts, **environment):
+    """benchmarks/gpu.sh called in `folder` with relative paths, and a Python that notes its calls; both."""
+    for name in ("coco", "out"):
+        (folder / name).mkdir(exist_ok=True)
+    python, calls = folder / "python", folder / "calls"
+    calls.write_text("")
+    python.write_text(
+        f'#!/bin/sh\necho "$PWD $*" >>{calls}\ncase "$1" in eval.py) exit 3;; predict.py) sleep 9;; esac\n'
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python)} | environment
+    program = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "coco", "out", *parts]
+    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return done, calls.read_text().splitlines()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the machines of GPUs run Linux")
+def test_the_parts_of_the_gpu_script(tmp_path):
+    """Each runs in the clone's root; one that fails or takes too long is named, and the others go on."""
+    done, (_, *calls) = gpu_script(tmp_path, LIMIT="1", BATCHES="8,1")
+    summary = (tmp_path / "out" / "summary.txt").read_text().splitlines()
+    assert done.returncode == 1 and done.stdout.splitlines() == summary and len(summary) == len(calls) == 28
+    assert all(call.startswith(f"{ROOT} ") and str(tmp_path / "out") in call for call in calls)
+    assert [line for line in summary if "status 0" not in line] == [
+        f"eval: status 3, {summary[7].split()[-2]} s",
+        f"predict: status 124, stopped after 1 s, {summary[8].split()[-2]} s",
+    ]
+    workers = max(len(os.sched_getaffinity(0)) - 2, 1)
+    assert f"--config.data.root={tmp_path}/coco" in calls[5] and f"--config.data.workers={workers}" in calls[5]
+    reports = [tmp_path / "out" / f"accelerator_{size}.json" for size in ("w32_256x192", "w48_384x288")]
+    for dtype, report_file, first in (("bfloat16", reports[0], 0), ("float32", reports[1], 22)):
+        for work in range(5):
+            asked = f"--peer=torch --dtypes={dtype} --batches=8,1 --work={work} --out={report_file}"
+            assert calls[first + work].endswith(asked)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the machines of GPUs run Linux")
+def test_chosen_parts_of_the_gpu_script(tmp_path):
+    done, (_, *calls) = gpu_script(tmp_path, "w48_*_train", "export")
+    assert done.returncode == 0 and [call.split()[-1] for call in calls] == [
+        f"--out={tmp_path}/out/model.bin", *2 * [f"--out={tmp_path}/out/accelerator_w48_384x288.json"]
+    ]  # fmt: skip
+    done, calls = gpu_script(tmp_path, "train", "trian")
+    assert done.returncode == 2 and not calls
+    assert "error: PART trian: must be among w32_bfloat16_infer_coarse w32_bfloat16_infer_1_step" in done.stderr
+
+
+def test_a_sampling_step_takes_turns_with_the_peer(monkeypatch):
+    """Of nine steps and one, an eighth of the difference is ours; load on the machine meets theirs alike."""
+    turns, seconds = [], {1: 0.01, speed_rows.STEPS: 0.09, "diffusers, on heatmaps": 0.5}
+
+    def measure(calls):
+        turns.append(list(calls))
+        return {name: report.timing([seconds[name]]) for name in calls}
+
+    monkeypatch.setattr(report, "measure", measure)
+    monkeypatch.setattr(report, "compiled", lambda *_: (np.copy, 1.0))
+    monkeypatch.setattr(peers, "diffusers_step", lambda maps, eta: None)
+    rows = speed_rows.sampler({"diffusers": ""}, None)
+    assert turns == 2 * [[1, speed_rows.STEPS, "diffusers, on heatmaps"]] + [[1, speed_rows.STEPS]]
+    assert [row["who"] for row in rows] == ["ours", "diffusers, on heatmaps"] * 2 + ["ours"]
+    assert [row["value"] for row in rows] == pytest.approx([10, 500, 10, 500, 10])
+
+
+def test_rows_are_kept_when_a_later_one_fails(tmp_path):
+    def parts():
+        yield [{"work": "heatmaps", "value": 1.0}, {"work": "masks", "value": 2.0}]
+        yield [{"work": "decode", "value": 3.0}]
+        raise RuntimeError("RESOURCE_EXHAUSTED: no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        report.kept(str(tmp_path / "r.json"), parts(), environment={"cores": 2})
+    stored = json.loads((tmp_path / "r.json").read_text())
+    assert [row["work"] for row in stored["rows"]] == ["heatmaps", "masks", "decode"] and stored["environment"]
+    assert len((tmp_path / "r.md").read_text().splitlines()) == 5
+
+
+def test_speed_compares_no_gpu_with_a_cpu(monkeypatch):
+    speed_rows.check_peer(["heatmaps", "network"], {"torch": ""})
+    monkeypatch.setattr(speed_rows.jax, "default_backend", lambda: "gpu")
+    speed_rows.check_peer(["heatmaps", "decode"], {"torch": ""})
+    speed_rows.check_peer(["network"], {"hrnet": ""})
+    message = "--rows=network,convolution: JAX runs on 'gpu', the peer torch on the CPU; benchmark.py accelerator"
+    with pytest.raises(ValueError, match=message):
+        speed_rows.check_peer(["heatmaps", "network", "convolution"], {"torch": ""})
+
+
+def test_programs_that_rows_start_find_memory_on_a_gpu():
+    speed_rows.leave_memory(environment := {})
+    assert environment == {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    speed_rows.leave_memory(given := {"XLA_PYTHON_CLIENT_PREALLOCATE": "true"})
+    assert given["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
