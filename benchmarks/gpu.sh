@@ -3,8 +3,8 @@
 # A part takes minutes, and is stopped after LIMIT seconds (540). Its log is in OUT, its status in OUT/summary.txt.
 # A part that was stopped goes on when it is called again: reports keep their rows, and training resumes.
 # The status is 1 if a part failed, 2 if nothing was run. PYTHON is the interpreter (python3), BATCHES those of the
-# accelerator's parts, the most wanted first (128,32,1,512,8): most of their time is compiling, and a limit or the end
-# of a loan may come before the last one.
+# accelerator's parts, the most wanted first (128,32,1,512,8): most of their time is compiling, and the limit may come
+# before the last one.
 #
 # Needs pip install -e ".[cuda,benchmark]" and, for the peer, PyTorch for the same CUDA: a second cuDNN would overwrite
 # the first one's files. For CUDA 12 that is pip install torch --index-url https://download.pytorch.org/whl/cu126;
