@@ -31,6 +31,8 @@ def main():
     given = {flag.name: flag.value for flag in (WORKDIR, MODEL, WEIGHTS) if flag.value is not None}
     if len(given) > 1:
         raise ValueError(f"give one of --{' and --'.join(given)}")
+    if not given:
+        raise ValueError("give one of --workdir, --model and --weights")
     if MODEL.value is None and WEIGHTS.value is None:
         evaluate(recipe_flags.of_workdir(WORKDIR.value), WORKDIR.value, OUT.value)
         return

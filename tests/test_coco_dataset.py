@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import LEFT_OUT, MALFORMED, NOTED
+from dpose_jax.data.datasets import make_source
 from dpose_jax.data.sample import BadRecordError
 from dpose_jax.data.statistics import describe
 from dpose_jax.pose.joint_sets import COCO, CROWDPOSE
@@ -238,3 +239,25 @@ def test_rotated_photos_are_counted_and_told(tmp_path):
         counts, doubt = describe(read(tmp_path), "stored", most)
         assert f"{looked} of {looked} images looked at have an EXIF orientation" in doubt and "='stored'" in doubt
         assert ("image_exif_rotated 2" in counts) == (most is None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"data__val_images": "none"},
+            r"data\.val_images='none': no such folder: .*none, which an evaluation needs too",
+        ),
+        ({"data__train_annotations": "a.json"}, r"data\.train_annotations='a\.json': no such file: .*a\.json$"),
+        ({"data__val_annotations": ""}, r"data\.val_annotations='': no such file: "),
+    ],
+)
+def test_files_that_are_not_there_are_named_by_their_field(fields, message, miniature, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "truth.json").write_text("{}")
+    there = {"data__source": "folder", "data__root": str(tmp_path)}
+    there |= {f"data__{split}_images": "images" for split in ("train", "val")}
+    there |= {f"data__{split}_annotations": "truth.json" for split in ("train", "val")}
+    split = "val" if "val" in next(iter(fields)) else "train"
+    with pytest.raises(FileNotFoundError, match=message):
+        make_source(miniature(**there | fields), split, training=False)

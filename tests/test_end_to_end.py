@@ -16,6 +16,7 @@ from dpose_jax.data.synthetic.dataset import SyntheticSource
 from dpose_jax.evaluation.evaluator import evaluate
 from dpose_jax.evaluation.predict_split import predict_split
 from dpose_jax.pose.joint_sets import COCO
+from dpose_jax.training import loop, memory
 from dpose_jax.training.dry_run import dry_run
 from dpose_jax.training.loop import train
 
@@ -180,6 +181,13 @@ def test_dry_run_says_what_the_run_needs_and_writes_nothing(miniature, tmp_path,
     assert 0 < float(said["loss"].split()[0]) < np.inf
 
 
+def test_dry_run_of_what_cannot_fit_reads_no_batch(miniature, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda: 1)
+    monkeypatch.setattr(loop.Run, "next_batch", lambda self: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"a step needs .*: lower train\.batch_size=8"):
+        dry_run(miniature(), str(tmp_path / "none"))
+
+
 def test_images_without_annotations_give_a_results_file(folder, trained, miniature, tmp_path, capsys):
     """As COCO's test-dev: a list of images, whose categories name no joints, and a detector's boxes."""
     root, fields = folder
@@ -206,6 +214,16 @@ def test_images_without_annotations_give_a_results_file(folder, trained, miniatu
             assert type(row["image_id"]) is int and type(row["score"]) is float and len(row["keypoints"]) == 51
     with pytest.raises(ValueError, match=r"list\.json: must be an object with the lists"):
         evaluate(miniature(**fields | {"eval__boxes": "gt"}), trained[1], str(tmp_path / "report.json"))
+
+
+def test_what_a_command_line_lacks_or_has_too_much_is_one_line():
+    done = command("eval.py")
+    assert done.stderr.splitlines()[0] == "error: give one of --workdir, --model and --weights"
+    done = command("predict.py", "--out=o", "--input", "a.png", "b.png")
+    assert (
+        done.stderr
+        == "error: unknown argument 'b.png': values follow their flag as --flag=value, one each; see --help\n"
+    )
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

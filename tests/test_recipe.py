@@ -153,7 +153,7 @@ def test_a_file_without_get_config_is_no_recipe(tmp_path):
     from dpose_jax.runtime.recipe_file import _RecipeFile
 
     (tmp_path / "own.py").write_text("x = 1\n")
-    for path, message in ((tmp_path / "own.py", "defines no get_config"), (tmp_path / "none.py", "No such file")):
+    for path, message in ((tmp_path / "own.py", "defines no get_config"), (tmp_path / "none.py", "no such file")):
         with pytest.raises(ValueError, match=message):
             _RecipeFile().parse(str(path))
 
@@ -180,6 +180,12 @@ def test_the_summary_gives_the_same_line_too(tmp_path):
     done = command("dpose_jax.models.summary", f"--config={path}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith(f"error: flag --config={path}: line 5: ZeroDivisionError"), done.stderr
+
+
+def test_a_recipe_that_is_not_there_is_named_with_the_nearest():
+    for given in ("configs/coco_tinny.py", "coco_tinny.py"):
+        done = command("train.py", f"--config={given}", "--workdir=none")
+        assert done.stderr == f"error: flag --config={given}: no such file; did you mean 'configs/coco_tiny.py'?\n"
 
 
 def test_every_program_reads_recipe_files_by_one_rule():

@@ -20,7 +20,7 @@ from absl import flags
 
 from dpose_jax.data.coco_dataset import FolderSource
 from dpose_jax.data.coco_format import LEFT_OUT, MALFORMED, NOTED, Audit
-from dpose_jax.data.datasets import SPLITS, data_root
+from dpose_jax.data.datasets import SPLITS, split_files
 from dpose_jax.data.image_files import read_file
 from dpose_jax.data.sample import Person
 from dpose_jax.data.sides import mixed_sides, swapped_pairs
@@ -110,14 +110,14 @@ def check(recipe: Recipe, splits: Iterable[str] = SPLITS) -> list[Report]:
 
 def _check_split(recipe: Recipe, split: str, others: Images) -> tuple[Report, Images]:
     data, joint_set = recipe.data, recipe.joints
-    file = os.path.join(data_root(data), data.annotations(split))
+    places = split_files(data, split)
+    file = os.path.join(places[0], places[1])
     audit, error = Audit(file, lines=0), ""
     options: dict = {"upright": data.orientation == "upright", "category": data.category, "training": True}
     found: list[Finding] = []
     title, images = f"{split}: {file}", Images()
-    places = data_root(data), data.annotations(split), data.images(split), joint_set
     try:
-        source = FolderSource(*places, max_bad_share=float("inf"), audit=audit, **options)
+        source = FolderSource(*places, joint_set, max_bad_share=float("inf"), audit=audit, **options)
     except ValueError as problem:
         if not sum(audit.counts.values()):  # of another format: nothing to report
             raise

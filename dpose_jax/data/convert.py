@@ -123,9 +123,9 @@ def _convert_and_print(file: str, out: str) -> bool:
         print(f"joints.json: {note}")
     if len(found.names) > 1:
         print(f"classes: {', '.join(found.names.values())}; choose the persons' by data.category")
-    print("train with:")
-    for flag in training_flags(found, out, rotated):
-        print(f"  {flag}")
+    print("train with, for example:")
+    lines = ["python train.py --config=configs/coco_w32_256x192.py --workdir=DIR", *training_flags(found, out, rotated)]
+    print("  " + " \\\n    ".join(lines))
     return not problems
 
 

@@ -43,19 +43,32 @@ def make_source(recipe: Recipe, split: str, *, training: bool) -> Source:
         from dpose_jax.data.rendered.dataset import RenderedSource  # here, because it needs the extra [render]
 
         return RenderedSource(data.rendered, joint_set, split, max_bad_share=data.max_bad_share)
-    root = data_root(data)
     options: dict[str, Any] = {"use_area": data.use_area, "max_bad_share": data.max_bad_share, "training": training}
     options |= {"min_box_score": recipe.eval.min_box_score, "upright": data.orientation == "upright"}
     options["category"] = data.category
     if data.source == "folder":
-        files = data.annotations(split), data.images(split)
-        return FolderSource(root, *files, joint_set, detections=detections, **options)
+        return FolderSource(*split_files(data, split), joint_set, detections=detections, **options)
+    root = data_root(data)
     folder = records_folder(root, data.source)
     if data.source == "full":
         box_file = None if detections is None else os.path.join(root, detections)
         return RecordSource(folder, split, joint_set, box_file=box_file, **options)
     options |= {"margin": Margin.of(recipe, training=training), "height": recipe.input_size[0]}
     return CropSource(folder, split, joint_set, **options)
+
+
+def split_files(data: Data, split: str) -> tuple[str, str, str]:
+    """The root of `data.source` folder, and under it the annotation file and the folder of images of a split.
+
+    Raises what `data_root` raises, and FileNotFoundError, which names the field, if the other two are not there.
+    """
+    root, annotations, images = data_root(data), data.annotations(split), data.images(split)
+    kinds = ("annotations", annotations, os.path.isfile, "file"), ("images", images, os.path.isdir, "folder")
+    for name, value, is_there, kind in kinds:
+        if not is_there(path := os.path.join(root, value)):
+            other = ", which an evaluation needs too; docs/your_data.md divides one file" if split == "val" else ""
+            raise FileNotFoundError(f"data.{split}_{name}={value!r}: no such {kind}: {path}{other}")
+    return root, annotations, images
 
 
 def data_root(data: Data) -> str:

@@ -205,7 +205,7 @@ class ImageFolder(ImageStore):
     def __init__(self, path: str, *, upright: bool = False):
         """Raises FileNotFoundError or ValueError if the folder does not exist or is empty."""
         if not os.path.isdir(path):
-            raise FileNotFoundError(f"{path}: no such image folder (data.root joined with the images field)")
+            raise FileNotFoundError(f"{path}: no such folder of images")
         super().__init__(path, upright=upright)
         self._listings = {"": set(os.listdir(path))}
         self._index: dict[tuple[str, ...], str | None] | None = None  # names by `parts`; None for two of the same

@@ -37,7 +37,9 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
 
     def call(argv):
         if len(argv) > 1:
-            raise app.UsageError(f"unknown arguments: {argv[1:]}")
+            sys.exit(
+                f"error: unknown argument {argv[1]!r}: values follow their flag as --flag=value, one each; see --help"
+            )
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         # As Ctrl-C does: unwinding ends the loader's worker processes, which would outlive a plain SIGTERM.

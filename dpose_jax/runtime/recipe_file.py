@@ -1,5 +1,6 @@
 """The flag --config, a file of configs/; whatever is wrong in it is said in one line."""
 
+import glob
 import os
 import runpy
 import traceback
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime import app
+from dpose_jax.typed_fields import nearest
 
 STORED = "the recipe that the workdir stores"  # instead of a file
 
@@ -20,6 +22,12 @@ class _RecipeFile(flags.ArgumentParser):
         if path == STORED:
             return Recipe().to_config()  # names and types for --config.x=y
         path = os.path.expanduser(path)
+        if not os.path.isfile(path):
+            there = {os.path.basename(file): file for file in glob.glob(f"{os.path.dirname(path) or 'configs'}/*.py")}
+            near = nearest(os.path.basename(path), there)
+            for name, file in there.items():
+                near = near.replace(repr(name), repr(file))
+            raise ValueError(f"no such file{near}")
         try:
             config = runpy.run_path(path)["get_config"]()
         except (Exception, SystemExit) as error:

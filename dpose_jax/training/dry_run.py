@@ -43,12 +43,12 @@ def dry_run(recipe: Recipe, workdir: str) -> None:
     multihost.say(f"parameters:  {parameters / 1e6:.2f} M")
     compile_seconds, run_seconds, before = 0.0, 0.0, 0
     with contextlib.closing(run.data), named_shortage(ways_to_fit(recipe)):
-        batch = sharding.put_batch(run.next_batch(), run.mesh)
-        if run.phases[-1].name == "all":
+        if run.phases[-1].name == "all":  # before anything is read: a batch that is far too large takes minutes
             model, schedule = build_model(recipe), build_schedule(recipe.diffusion)
-            kept = kept_activations(recipe, model, schedule, state, batch) // run.mesh.size
+            kept = kept_activations(recipe, model, schedule, state, run.batch_spec()) // run.mesh.size
             multihost.say(f"activations: {kept / 2**20:.0f} MiB a device at least, for the backward pass")
             check_fits(kept, recipe)
+        batch = sharding.put_batch(run.next_batch(), run.mesh)
         for phase in run.phases:
             multihost.say(f"compiling:   the step, {phase.name}; {COMPILING}")
             began = time.monotonic()

@@ -106,8 +106,10 @@ def make_update(recipe: Recipe, optimizer: optax.GradientTransformationExtraArgs
     return update
 
 
-def kept_activations(recipe: Recipe, model: DiffusionPose, schedule: Schedule, state: TrainState, batch: Arrays) -> int:
+def kept_activations(recipe: Recipe, model: DiffusionPose, schedule: Schedule, state: TrainState, batch: Any) -> int:
     """Bytes of the values that the backward pass of a step needs, from shapes alone, over all devices.
+
+    `batch` may be its shapes: `jax.ShapeDtypeStruct` instead of arrays.
 
     XLA needs more, for W32 on a CPU half as much again. Nothing is compiled.
     """

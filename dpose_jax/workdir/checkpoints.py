@@ -70,6 +70,9 @@ class Checkpoints(contextlib.AbstractContextManager):
             # XLA:CPU hands orbax the live buffers, which a donated step would overwrite under an async save.
             enable_async_checkpointing=jax.default_backend() != "cpu",
             read_only=read_only,
+            # What it would set itself, and warn.
+            save_interval_steps=0 if read_only else 1,
+            create=not read_only,
         )
         with files.named_errors(self.folder):
             handlers = {

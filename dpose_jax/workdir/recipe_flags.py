@@ -23,6 +23,8 @@ def of_workdir(workdir: str | None) -> Recipe:
     Fields of `optim` and `train` never matter. Raises FileNotFoundError if there is no such workdir, or no recipe in
     it, and ValueError, which names the field, if one is out of range or does not fit the workdir's parameters.
     """
+    if workdir is None:
+        raise ValueError("--workdir=DIR is not given: the folder that was trained into")
     if not workdir or not files.exists(workdir):
         raise FileNotFoundError(f"workdir {workdir!r}: no such folder")
     flag = flags.FLAGS["config"]
