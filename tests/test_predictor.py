@@ -186,11 +186,16 @@ def test_odd_boxes_are_warned_of_as_by_the_command(predictor, people):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, r"sampler\.steps=\(-1,\)"),
-        ({"steps": 0, "hypotheses": 2}, r"hypotheses=2"),
-        ({"hypotheses": 0}, r"hypotheses=0"),
+        ({"steps": -1}, r"^steps=-1: must be an integer, 0 \(the coarse branch\) to sampler\.t_start=300$"),
+        ({"steps": 301}, r"^steps=301: must be .* to sampler\.t_start=300$"),
+        ({"steps": "4"}, r"^steps='4': must be an integer"),
+        ({"steps": 0, "hypotheses": 2}, r"^hypotheses=2: must be 1 for the coarse branch"),
+        ({"hypotheses": 0}, r"^hypotheses=0: must be an integer, at least 1$"),
         ({"hypotheses": 2, "noise_time": 1001}, r"noise_time=1001"),
         ({"batch_sizes": ()}, r"batch_sizes=\(\)"),
+        ({"batch_sizes": 3}, r"^batch_sizes=3: must be one or more positive integers, as \(1, 4, 16, 64\)$"),
+        ({"batch_sizes": (4, 0)}, r"batch_sizes=\(4, 0\): must be one or more positive integers"),
+        ({"batch_sizes": "16"}, r"batch_sizes='16': must be"),
     ],
 )
 def test_bad_options_stop_before_anything_is_compiled(predictor, options, message, monkeypatch):

@@ -26,6 +26,7 @@ from dpose_jax.models.weights.published import read_pose_model
 from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime.shortage import named_shortage
+from dpose_jax.typed_fields import fail
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
 from dpose_jax.workdir.once import facts_of, is_ours
@@ -68,10 +69,13 @@ class Predictor:
             noise, becomes `coarse_noised`.
           noise_time: its t_start then, in 1..T (ours).
         """
-        if hypotheses < 1 or (hypotheses > 1 and steps == 0):
-            raise ValueError(f"hypotheses={hypotheses}: must be at least 1, and 1 for the coarse branch (steps=0)")
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise ValueError(f"batch_sizes={batch_sizes}: must be one or more positive numbers")
+        if not isinstance(hypotheses, int) or hypotheses < 1:
+            fail("hypotheses", hypotheses, "be an integer, at least 1")
+        if hypotheses > 1 and (steps == 0 or recipe.plain):
+            fail("hypotheses", hypotheses, "be 1 for the coarse branch (steps=0, or a plain HRNet), which has no noise")
+        listed = isinstance(batch_sizes, Sequence) and len(batch_sizes) > 0
+        if not listed or not all(isinstance(size, int) and size > 0 for size in batch_sizes):
+            fail("batch_sizes", batch_sizes, f"be one or more positive integers, as {BATCH_SIZES}")
         self.recipe, self.variables, self.batch_sizes = recipe, jax.device_put(variables), tuple(sorted(batch_sizes))
         self.about, self.model = about, build_model(recipe)
         self.joint_set = self.model.joint_set
@@ -80,7 +84,11 @@ class Predictor:
             raise ValueError(f"steps={steps}: a plain HRNet (loss.diffusion=0) has no denoiser; 0 is its only result")
         if steps != 0 and not recipe.plain:
             wanted = min(recipe.sampler.steps) if steps is None else steps
-            settings = sampler_settings(recipe.override({"sampler.steps": (wanted,)}).sampler)
+            try:
+                settings = sampler_settings(recipe.override({"sampler.steps": (wanted,)}).sampler)
+            except ValueError as error:  # which names the field of a recipe, and knows no 0
+                most = f"sampler.t_start={recipe.sampler.t_start}"
+                raise ValueError(f"steps={steps!r}: must be an integer, 0 (the coarse branch) to {most}") from error
             if hypotheses > 1 and settings[0].start == "coarse":
                 settings = (noised_start(settings[0], noise_time, recipe.diffusion.timesteps),)
         flip = recipe.eval.flip if flip is None else flip
