@@ -161,6 +161,10 @@ def test_a_hub_that_does_not_answer(hub):
     assert error[1].startswith(
         "model.pretrained='hf:timm/hrnet_w18_small.ms_in1k': timm/hrnet_w18_small.ms_in1k gives no"
     )
+    assert error[1].endswith(
+        "the Hugging Face Hub does not answer, there may be no network; "
+        "--config.model.pretrained=FILE takes one that you have"
+    )
 
 
 def test_without_the_hub_library(monkeypatch):

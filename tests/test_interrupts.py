@@ -31,6 +31,32 @@ with Preemption() as preemption:
     if sys.argv[1] == "deaf":  # a long call, in which Python handles no signal
         hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)
 """
+COMPILING = """
+import signal, tempfile, threading
+import jax, jax.numpy as jnp
+from absl import flags
+from dpose_jax.runtime import app
+
+flags.DEFINE_integer("signal", 2, "")
+
+def slow(x):
+    for k in range(300):
+        x = jnp.sin(x * k) @ jnp.cos(x + k)
+    return x
+
+def main():
+    lowered = jax.jit(slow).lower(jnp.ones((8, 8)))
+    print(folder.name)
+    try:
+        threading.Timer(0.3, signal.raise_signal, [flags.FLAGS.signal]).start()
+        lowered.compile()
+        print("compiled")
+    finally:
+        print("unwound")
+
+folder = tempfile.TemporaryDirectory()
+app.run(main, keep_programs=False)
+"""
 READER = """
 import signal, sys, time
 import numpy as np
@@ -120,6 +146,18 @@ def test_the_second_signal_ends_a_busy_run_at_once(second):
     _, error = process.communicate(timeout=20)
     assert process.returncode == 128 + second
     assert "SIGINT: saving after this step" in error and "ended without saving" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_compilation_ends_a_program_with_its_status(number):
+    """The compilation goes on in a thread; what was printed and opened is complete and gone as at any end."""
+    command = [sys.executable, "-c", COMPILING, f"--signal={int(number)}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    folder, *said = done.stdout.splitlines()
+    assert (done.returncode, said) == (128 + number, ["unwound"]), done.stderr
+    assert not os.path.exists(folder)
+    assert done.stderr.strip() == ("interrupted" if number == signal.SIGINT else "")
 
 
 def test_the_handlers_go_with_the_context():

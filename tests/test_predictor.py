@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import types
+import warnings
 
 import jax
 import numpy as np
@@ -143,8 +144,11 @@ def test_no_steps_is_the_coarse_branch(predictor, people):
         ([[0, 0, 0, 5]], r"box 0 .*must be positive"),
         ([[500, 0, 5, 5]], r"box 0 .*outside of the image"),
         ([[0, 0, 5, 5, 1.5]], r"box 0 .*score must lie in \[0, 1\]"),
-        ([0, 0, 5, 5], r"must be \(N, 4\).* got \(4,\)"),
-        ([["a", 0, 5, 5]], r"must be numbers"),
+        ([0, 0, 5, 5], r"numbers, \(N, 4\).* got \(4,\); one box is \[\[x, y, width, height\]\]$"),
+        ([["a", 0, 5, 5]], r"must be numbers.* got \[\['a', 0, 5, 5\]\]$"),
+        ([[0, 0, 5, 5], [1, 2]], r"numbers, \(N, 4\).* got \[\[0, 0, 5, 5\], \[1, 2\]\]$"),
+        ([[10**400, 0, 5, 5]], r"must be numbers.* got \[\[1000"),
+        ([[0, 0, 5]], r"got \(1, 3\)$"),
     ],
 )
 def test_bad_boxes(predictor, people, boxes, message):
@@ -153,13 +157,45 @@ def test_bad_boxes(predictor, people, boxes, message):
 
 
 @pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 0, 5, 5], [0, 0, 5, 5]], r"got \(4,\); a list of images needs a list of boxes for each"),
+        ([[0, 0, 5, 5]], "a list of images needs a list of boxes for each.*: 2 images, got 1$"),
+        (5, "a list of images needs a list of boxes for each.*: 2 images, got 5$"),
+    ],
+)
+def test_boxes_of_a_list_of_images_are_a_list_for_each(predictor, people, boxes, message):
+    with pytest.raises(ValueError, match=message):
+        predictor([people[0][0], people[1][0]], boxes)
+
+
+def test_odd_boxes_are_warned_of_as_by_the_command(predictor, people):
+    """By the rule of the doubts about a file of boxes; of any dtype, and not where they are pixels."""
+    image, boxes = people[0]
+    with pytest.warns(UserWarning, match=r"^boxes: 1 of 1 persons look normalised: .* in 0\.\.1; they must be pixels"):
+        predictor([image], [[[0.1, 0.1, 0.5, 0.8]]])
+    with pytest.warns(UserWarning, match="^boxes: 1 of 1 persons have boxes that look like corners") as warned:
+        predictor(image[:200, :200], np.array([[100, 90, 199, 198]], np.uint8))
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor(image, boxes)
+        predictor(image)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, r"sampler\.steps=\(-1,\)"),
-        ({"steps": 0, "hypotheses": 2}, r"hypotheses=2"),
-        ({"hypotheses": 0}, r"hypotheses=0"),
+        ({"steps": -1}, r"^steps=-1: must be an integer, 0 \(the coarse branch\) to sampler\.t_start=300$"),
+        ({"steps": 301}, r"^steps=301: must be .* to sampler\.t_start=300$"),
+        ({"steps": "4"}, r"^steps='4': must be an integer"),
+        ({"steps": 0, "hypotheses": 2}, r"^hypotheses=2: must be 1 for the coarse branch"),
+        ({"hypotheses": 0}, r"^hypotheses=0: must be an integer, at least 1$"),
         ({"hypotheses": 2, "noise_time": 1001}, r"noise_time=1001"),
         ({"batch_sizes": ()}, r"batch_sizes=\(\)"),
+        ({"batch_sizes": 3}, r"^batch_sizes=3: must be one or more positive integers, as \(1, 4, 16, 64\)$"),
+        ({"batch_sizes": (4, 0)}, r"batch_sizes=\(4, 0\): must be one or more positive integers"),
+        ({"batch_sizes": "16"}, r"batch_sizes='16': must be"),
     ],
 )
 def test_bad_options_stop_before_anything_is_compiled(predictor, options, message, monkeypatch):

@@ -4,6 +4,7 @@ import collections
 import hashlib
 import json
 import pathlib
+import sys
 import zipfile
 
 import jax
@@ -184,8 +185,17 @@ def test_a_name_is_downloaded_once_checked_and_works_offline(hub, monkeypatch, c
 
 def test_a_repository_that_moved(hub):
     hub.files = {}
-    with pytest.raises(ConnectionError, match=r"weights 'hrnet_test': owner/pose gives no pose\.pt: .*"):
+    with pytest.raises(
+        ConnectionError, match=r"weights 'hrnet_test': owner/pose gives no pose\.pt: .*404.*; --weights=FILE"
+    ):
         read_pose_model("hrnet_test")
+
+
+def test_no_download_is_announced_without_the_hub_library(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"weights 'hrnet_w32': needs the hub extra"):
+        read_pose_model("hrnet_w32")
+    assert capsys.readouterr().out == ""
 
 
 def test_the_table_names_files_and_hashes():

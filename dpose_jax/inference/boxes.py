@@ -16,22 +16,25 @@ from dpose_jax.data.sample import PERSON_CATEGORY
 from dpose_jax.inference.image_ids import NameIndex, number_images, number_of
 from dpose_jax.workdir.files import read_bytes, read_json
 
+ONE_BOX = "one box is [[x, y, width, height]]"
 
-def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+
+def checked_boxes(boxes, size: tuple[int, int], hint: str = ONE_BOX) -> tuple[np.ndarray, list[str]]:
     """Clips boxes to their image, of `size` (height, width), and lists what is wrong with those that cannot be used.
 
     Boxes are (N, 4) x, y, width, height in image pixels, or (N, 5) with a score in [0, 1]; N may be 0; ValueError for
-    another shape or type. Returns (N, 5) float64 clipped boxes and scores (1 where none are given), and N texts, empty
-    for a usable box.
+    another shape or type, of a single row with the `hint`. Returns (N, 5) float64 clipped boxes and scores (1 where
+    none are given), and N texts, empty for a usable box.
     """
+    rule = "boxes: must be numbers, (N, 4) x, y, width, height, or (N, 5) with a score"
     try:
         given = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"boxes: must be numbers, (N, 4) or (N, 5): {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:  # text, rows of different lengths, an integer above 1e308
+        raise ValueError(f"{rule}, got {boxes!r:.80}") from error
     if given.size == 0:
         given = given.reshape(0, 5)
     if given.ndim != 2 or given.shape[1] not in (4, 5):
-        raise ValueError(f"boxes: must be (N, 4) x, y, width, height, or (N, 5) with a score, got {given.shape}")
+        raise ValueError(f"{rule}, got {given.shape}{f'; {hint}' if given.ndim == 1 else ''}")
     if given.shape[1] == 4:
         given = np.concatenate([given, np.ones((len(given), 1))], axis=1)
     low, high = np.maximum(given[:, :2], 0), np.minimum(given[:, :2] + given[:, 2:4], size[::-1])
@@ -47,6 +50,15 @@ def checked_boxes(boxes, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
         for i, (box, rule) in enumerate(zip(given, broken, strict=True))
     ]
     return np.concatenate([low, high - low, given[:, 4:]], axis=1), problems
+
+
+def seen_boxes(boxes: Iterable, size: tuple[int, int]) -> dict[str, int]:
+    """A report for `doubts`: how many of an image's boxes, of pixels `size` (width, height), look like what."""
+    seen = collections.Counter(kept=0, looks_normalised=0, looks_like_corners=0)
+    for box in boxes:
+        looks = {"looks_normalised": normalised(box[:4], size), "looks_like_corners": like_corners(box[:4], size)}
+        seen.update({"kept": 1} | looks)
+    return seen
 
 
 WHOLE = (
@@ -275,12 +287,9 @@ class BoxFile(BoxSource):
         key = image_id if self._keys is None else self._keys.get(image_id)
         found = [] if key is None else self._boxes.get(key, [])
         if pixels is not None:
-            self._seen.update(boxes=len(found), looks_normalised=0, looks_like_corners=0)
-            for box in found:
-                self._seen["looks_normalised"] += normalised(box[:4], pixels.shape[1::-1])
-                self._seen["looks_like_corners"] += like_corners(box[:4], pixels.shape[1::-1])
+            self._seen.update(seen_boxes(found, pixels.shape[1::-1]))
         return found
 
     def doubts(self) -> list[str]:
         """As BoxSource: boxes in 0..1, or that look like corners."""
-        return [f"{self.path}: {text}" for text in doubts(self._seen | {"kept": self._seen["boxes"]}, 0, 0, "stored")]
+        return [f"{self.path}: {text}" for text in doubts(self._seen, 0, 0, "stored")]

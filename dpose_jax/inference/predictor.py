@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 
 from dpose_jax.data import crop
 from dpose_jax.data.crop import crop_spec
+from dpose_jax.data.doubts import doubts
 from dpose_jax.diffusion.sampler import UPDATES, SamplerSettings, noised_start, sampler_settings
 from dpose_jax.evaluation.results import score_persons
 from dpose_jax.inference.about import about_published, about_trained
-from dpose_jax.inference.boxes import checked_boxes
+from dpose_jax.inference.boxes import ONE_BOX, checked_boxes, seen_boxes
 from dpose_jax.inference.images import ImageLike, load_image
 from dpose_jax.inference.poses import Poses
 from dpose_jax.models.diffusion_pose import build_model, build_schedule
@@ -24,6 +26,7 @@ from dpose_jax.models.weights.published import read_pose_model
 from dpose_jax.pose import uncertainty
 from dpose_jax.recipe import Recipe
 from dpose_jax.runtime.shortage import named_shortage
+from dpose_jax.typed_fields import fail
 from dpose_jax.workdir import model_folder
 from dpose_jax.workdir.compatibility import stored_recipe
 from dpose_jax.workdir.once import facts_of, is_ours
@@ -66,10 +69,13 @@ class Predictor:
             noise, becomes `coarse_noised`.
           noise_time: its t_start then, in 1..T (ours).
         """
-        if hypotheses < 1 or (hypotheses > 1 and steps == 0):
-            raise ValueError(f"hypotheses={hypotheses}: must be at least 1, and 1 for the coarse branch (steps=0)")
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise ValueError(f"batch_sizes={batch_sizes}: must be one or more positive numbers")
+        if not isinstance(hypotheses, int) or hypotheses < 1:
+            fail("hypotheses", hypotheses, "be an integer, at least 1")
+        if hypotheses > 1 and (steps == 0 or recipe.plain):
+            fail("hypotheses", hypotheses, "be 1 for the coarse branch (steps=0, or a plain HRNet), which has no noise")
+        listed = isinstance(batch_sizes, Sequence) and len(batch_sizes) > 0
+        if not listed or not all(isinstance(size, int) and size > 0 for size in batch_sizes):
+            fail("batch_sizes", batch_sizes, f"be one or more positive integers, as {BATCH_SIZES}")
         self.recipe, self.variables, self.batch_sizes = recipe, jax.device_put(variables), tuple(sorted(batch_sizes))
         self.about, self.model = about, build_model(recipe)
         self.joint_set = self.model.joint_set
@@ -78,7 +84,11 @@ class Predictor:
             raise ValueError(f"steps={steps}: a plain HRNet (loss.diffusion=0) has no denoiser; 0 is its only result")
         if steps != 0 and not recipe.plain:
             wanted = min(recipe.sampler.steps) if steps is None else steps
-            settings = sampler_settings(recipe.override({"sampler.steps": (wanted,)}).sampler)
+            try:
+                settings = sampler_settings(recipe.override({"sampler.steps": (wanted,)}).sampler)
+            except ValueError as error:  # which names the field of a recipe, and knows no 0
+                most = f"sampler.t_start={recipe.sampler.t_start}"
+                raise ValueError(f"steps={steps!r}: must be an integer, 0 (the coarse branch) to {most}") from error
             if hypotheses > 1 and settings[0].start == "coarse":
                 settings = (noised_start(settings[0], noise_time, recipe.diffusion.timesteps),)
         flip = recipe.eval.flip if flip is None else flip
@@ -149,18 +159,23 @@ class Predictor:
         takes the whole image for one person. For a list of images they are None or a list of these. Boxes that are
         partly outside are clipped. A person's result depends on its image, box and place in `boxes` alone. Raises
         ValueError or OSError, which names it, for an image that cannot be read or a box that is not finite, empty or
-        outside.
+        outside. Warns of boxes in 0..1, or that look like corners.
         """
         if not isinstance(image, list | tuple):
-            return self([image], [boxes])[0]
+            return self._of_images([image], [boxes], ONE_BOX)[0]
+        hint = "a list of images needs a list of boxes for each, [[x, y, width, height]]"
         boxes = [None] * len(image) if boxes is None else boxes
-        if len(boxes) != len(image):
-            raise ValueError(f"boxes: {len(image)} images need as many, got {len(boxes)}")
-        places: list[tuple[np.ndarray, np.ndarray]] = []
+        count = len(boxes) if hasattr(boxes, "__len__") else boxes
+        if count != len(image):
+            raise ValueError(f"boxes: {hint}: {len(image)} images, got {count!r}")
+        return self._of_images(image, boxes, hint)
+
+    def _of_images(self, images: Sequence[ImageLike], boxes: Sequence[Any], hint: str) -> list[Poses]:
+        places, seen = list[tuple[np.ndarray, np.ndarray]](), collections.Counter[str]()
 
         def persons() -> Iterator[tuple[np.ndarray, int]]:
-            for one, its in zip(image, boxes, strict=True):
-                clipped, to_image, crops = self._crops(one, its)
+            for one, its in zip(images, boxes, strict=True):
+                clipped, to_image, crops = self._crops(one, its, hint, seen)
                 places.append((clipped, to_image))
                 yield from zip(crops, itertools.count())
 
@@ -168,6 +183,8 @@ class Predictor:
         for clipped, to_image in places:
             start, end = end, end + len(clipped)
             poses.append(self._poses({key: value[start:end] for key, value in found.items()}, clipped, to_image))
+        for doubt in doubts(seen, 0, 0, "stored"):
+            warnings.warn(f"boxes: {doubt}", stacklevel=3)
         return poses
 
     def trace(self, image: ImageLike, boxes=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -184,13 +201,20 @@ class Predictor:
         found = self._in_batches(self._trace, zip(crops, itertools.count()))
         return np.stack(crops), found["trajectory"].swapaxes(0, 1), found["joints"].swapaxes(0, 1)
 
-    def _crops(self, image: ImageLike, boxes) -> tuple[np.ndarray, np.ndarray, Iterator[np.ndarray]]:
-        """The clipped boxes (N, 5) of an image, the maps (N, 2, 3) from crop to image pixels, and the crops."""
+    def _crops(
+        self, image: ImageLike, boxes, hint: str = ONE_BOX, seen: collections.Counter[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray, Iterator[np.ndarray]]:
+        """The clipped boxes (N, 5) of an image, the maps (N, 2, 3) from crop to image pixels, and the crops.
+
+        Adds the image's `seen_boxes` to `seen`, if given.
+        """
         pixels = load_image(image)
         boxes = [[0, 0, pixels.shape[1], pixels.shape[0]]] if boxes is None else boxes
-        clipped, problems = checked_boxes(boxes, pixels.shape[:2])
+        clipped, problems = checked_boxes(boxes, pixels.shape[:2], hint)
         for problem in filter(None, problems):
             raise ValueError(problem)
+        if seen is not None:
+            seen.update(seen_boxes(np.asarray(boxes, np.float64), pixels.shape[1::-1]))
         views = [crop.padded_view(box[:4], self._spec) for box in clipped]
         to_image = [crop.invert(crop.view_matrix(view, self._spec)) for view in views]
         crops = (crop.warp_image(pixels, view, self._spec) for view in views)

@@ -1,5 +1,6 @@
 """What the entry points share: flags, log level, and errors as one line instead of a traceback."""
 
+import atexit
 import contextlib
 import gc
 import io
@@ -10,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import cv2
 import jax
@@ -57,13 +59,16 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
             _only_our_lines()
         if keep_programs:
             cpu.keep_compiled_programs()
+        status = 0
         try:
             with multihost.leaving():
                 _expand_paths()
                 main()
-        except KeyboardInterrupt:
-            print("\ninterrupted", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+        except (KeyboardInterrupt, SystemExit) as error:
+            if not (status := multihost.signal_status(error)):
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                print("\ninterrupted", file=sys.stderr)
         except MemoryError as error:
             logging.debug("", exc_info=True)
             sys.exit(f"error: no memory is left{f': {error}' if str(error) else ''}\n(--verbosity=1 shows where)")
@@ -75,8 +80,29 @@ def run(main: Callable[[], object], errors: tuple[type[Exception], ...] = (), *,
                 raise
             logging.debug("", exc_info=True)
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+        if status:  # here, where the error and with it every frame is gone
+            _leave(status)
 
     app.run(call, flags_parser=flag_errors()(lambda argv: flags.FLAGS(argv)))
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the program after a signal, by what is registered for the end, except that JAX keeps its client.
+
+    A signal breaks off the wait for a compilation, with which a thread of XLA goes on. JAX's own end would delete the
+    client that this thread uses: a segmentation fault (jaxlib 0.10).
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # private, in JAX 0.10 and 0.11 at least
+        from jax._src import api
+
+        atexit.unregister(api.clean_up)
+    atexit._run_exitfuncs()
+    with contextlib.suppress(RuntimeError):  # of other processes of the run that are gone
+        jax.distributed.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # of a terminal that has ended
+            stream.flush()
+    os._exit(status)
 
 
 def _what_failed(text: str) -> str | None:

@@ -162,6 +162,14 @@ def agreed(function: Callable[[], T]) -> T:
     return found
 
 
+def signal_status(error: BaseException) -> int:
+    """The status of a program that ends with this error, if a signal has raised it; else 0."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    code = error.code if isinstance(error, SystemExit) else None
+    return code if isinstance(code, int) and code > 128 else 0
+
+
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
     """An error that leaves it ends this process of several within LEAVING_SECONDS, with the status that it would have.
@@ -172,9 +180,7 @@ def leaving() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-        if isinstance(error, SystemExit):
-            status = error.code if isinstance(error.code, int) and error.code > 128 else 0
+        status = signal_status(error) or (0 if isinstance(error, SystemExit) else 1)
         if status and jax.distributed.is_initialized():
             timer = threading.Timer(LEAVING_SECONDS, os._exit, [status])
             timer.daemon = True

@@ -95,7 +95,7 @@ def _downloaded(source: str) -> str:
     field, name = f"model {source!r}", source.removeprefix(hub.HUB)
     if name.count("/") != 1 or not all(name.split("/")):
         raise ValueError(f"{field}: must be hf:OWNER/REPO, a repository with {WEIGHTS_FILE} and {METADATA_FILE}")
-    _, path = (hub.download(field, name, file) for file in (WEIGHTS_FILE, METADATA_FILE))
+    _, path = (hub.download(field, name, file, "--model=FOLDER") for file in (WEIGHTS_FILE, METADATA_FILE))
     return os.path.dirname(path)
 
 

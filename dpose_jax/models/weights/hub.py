@@ -40,7 +40,7 @@ def locate(source: str, backbone: str) -> str:
         owner, name, *rest = [*source.removeprefix(HUB).split("/", 2), ""]
         if not owner or not name:
             raise ValueError(f"{field}: must be hf:OWNER/REPO or hf:OWNER/REPO/FILE")
-        return download(field, f"{owner}/{name}", rest[0] or HUB_FILE)
+        return download(field, f"{owner}/{name}", rest[0] or HUB_FILE, f"{flag}FILE")
     if not os.path.exists(source):
         raise FileNotFoundError(f"{field}: no such file. {ways}")
     return source
@@ -70,13 +70,29 @@ def cached(repository: str, name: str) -> str | None:
         return None
 
 
-def download(field: str, repository: str, name: str) -> str:
-    """The file of a repository, downloaded once; ValueError without the hub extra, ConnectionError if the hub fails."""
+def require(field: str) -> None:
+    """Raises ValueError without the hub extra."""
     try:
-        from huggingface_hub import hf_hub_download
+        import huggingface_hub  # noqa: F401
     except ImportError:
         raise ValueError(f'{field}: needs the hub extra: pip install -e ".[hub]"') from None
+
+
+def download(field: str, repository: str, name: str, own: str) -> str:
+    """The file of a repository, downloaded once; `own` is the flag that takes what the user has instead.
+
+    ValueError without the hub extra, ConnectionError if the hub fails.
+    """
+    require(field)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import LocalEntryNotFoundError
+
     try:
         return hf_hub_download(repository, name)
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"{field}: {repository} gives no {name}: {error}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, LocalEntryNotFoundError):  # neither there nor in the cache
+            reason = "the Hugging Face Hub does not answer, there may be no network"
+        raise ConnectionError(
+            f"{field}: {repository} gives no {name}: {reason}; {own} takes one that you have"
+        ) from error

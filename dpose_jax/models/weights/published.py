@@ -62,9 +62,10 @@ def fetch(name: str) -> str:
     what = (
         f"{wanted.file} of {wanted.repository}, about {wanted.megabytes} MB, {LICENCE}; AP {wanted.ap} by its authors"
     )
+    hub.require(field)
     path = hub.cached(wanted.repository, wanted.file)
     print(f"{field}: {'in the cache' if path else 'downloading from the Hugging Face Hub, once'}: {what}")
-    path = path or hub.download(field, wanted.repository, wanted.file)
+    path = path or hub.download(field, wanted.repository, wanted.file, "--weights=FILE")
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted.sha256:
