@@ -119,15 +119,15 @@ def test_a_model_folder_stands_for_its_workdir(trained, exported, tmp_path):
 def test_a_model_of_the_hub_is_downloaded_by_name(exported, monkeypatch):
     asked = []
 
-    def download(field, repository, name):
-        asked.append((repository, name))
+    def download(field, repository, name, own):
+        asked.append((repository, name, own))
         return str(exported / "model" / name)
 
     monkeypatch.setattr(hub, "download", download)
     found, expected = model_folder.load("hf:user/poses"), model_folder.load(str(exported / "model"))
     assert found[0] == expected[0] and found[2] == expected[2]
     jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
-    assert asked == [("user/poses", "model.safetensors"), ("user/poses", "model.json")]
+    assert asked == [("user/poses", name, "--model=FOLDER") for name in ("model.safetensors", "model.json")]
 
 
 def test_a_command_needs_one_model(tmp_path):

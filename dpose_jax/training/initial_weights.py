@@ -61,7 +61,8 @@ def starting_variables(recipe: Recipe, model: DiffusionPose) -> dict[str, Any]:
         same = stored.joints.joints == recipe.joints.joints
         weights, name = from_own(found, same_joints=same), f"{source} (step {step})"
     else:
-        name = fetch(source) if source in PUBLISHED else hub.locate(source, recipe.model.backbone)
+        own = "--config.model.pretrained=FILE"
+        name = fetch(source, own) if source in PUBLISHED else hub.locate(source, recipe.model.backbone)
         if model.backbone.published is None:
             name = recipe.model.backbone
             raise ValueError(f"model.pretrained={source!r}: no published weights are known for model.backbone={name!r}")

@@ -53,9 +53,10 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def fetch(name: str) -> str:
+def fetch(name: str, own: str = "--weights=FILE") -> str:
     """The file of a name of PUBLISHED, cached or downloaded once; prints what it is, before it downloads.
 
+    `own` is the flag that takes a file of the user's instead.
     Raises ConnectionError if the hub does not give it, ValueError without the hub extra, or if its hash differs.
     """
     wanted, field = PUBLISHED[name], f"weights {name!r}"
@@ -65,12 +66,12 @@ def fetch(name: str) -> str:
     hub.require(field)
     path = hub.cached(wanted.repository, wanted.file)
     print(f"{field}: {'in the cache' if path else 'downloading from the Hugging Face Hub, once'}: {what}")
-    path = path or hub.download(field, wanted.repository, wanted.file, "--weights=FILE")
+    path = path or hub.download(field, wanted.repository, wanted.file, own)
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted.sha256:
         hashes = f"{path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}"
-        raise ValueError(f"{field}: {hashes}; delete it to download it again. A file of your own: --weights=FILE")
+        raise ValueError(f"{field}: {hashes}; delete it to download it again. A file of your own: {own}")
     return path
 
 
