@@ -8,6 +8,7 @@ from absl import flags
 
 import dpose_jax
 from dpose_jax.runtime import app, cpu
+from dpose_jax.workdir import files
 
 
 @pytest.fixture
@@ -95,3 +96,21 @@ assert "ynn" in text, text
 def test_the_predictor_of_a_notebook_is_as_fast_as_the_command(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     assert dpose_jax.Predictor.__name__ == "Predictor" and cpu.FUSION_FLAG in os.environ["XLA_FLAGS"]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o002])
+def test_files_have_the_permissions_of_the_users_umask(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        files.write_bytes(tmp_path / "a.json", b"{}")
+    finally:
+        os.umask(before)
+    assert os.stat(tmp_path / "a.json").st_mode & 0o777 == 0o666 & ~umask
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_only_jax_is_said_to_lack_a_platform():
+    nms = "Could not run 'torchvision::nms' with arguments from the 'CUDA' backend."
+    assert app._what_failed(nms) is None and app._what_failed("UNAVAILABLE: RPC") is None  # of one process
+    for text in ("Unable to initialize backend 'cuda': none", "Unknown backend foo. Available backends are ['cpu']"):
+        assert app._what_failed(text).startswith("JAX_PLATFORMS=")

@@ -1,12 +1,17 @@
 """A step that does not fit into memory: said before it is taken, in one line that names the fields; what is held."""
 
 import jax
+import numpy as np
 import pytest
 
+from dpose_jax.evaluation import evaluator as evaluator_module
+from dpose_jax.inference.predictor import Predictor
+from dpose_jax.runtime import sharding
 from dpose_jax.runtime.shortage import named_shortage
 from dpose_jax.training import memory
 from dpose_jax.training.changes import held
 from dpose_jax.training.optimizer import kept_parts
+from dpose_jax.workdir import model_folder
 
 GIB = 1 << 30
 
@@ -46,6 +51,32 @@ def test_exhausted_memory_is_one_line(miniature):
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         with named_shortage(""):
             raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+def test_exhausted_memory_of_a_prediction_is_one_line():
+    recipe, variables, _ = model_folder.load(model_folder.SHIPPED)
+    predictor = Predictor(recipe, variables, batch_sizes=(1, 4))
+
+    def fail(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nlong")
+
+    predictor._run = predictor._trace = fail
+    for predict in (predictor, lambda image: predictor.trace(image, [[0, 0, 9, 9]])):
+        with pytest.raises(
+            ValueError, match=r"^the device's memory is too small: Out of memory; use smaller .*\(1, 4\)$"
+        ):
+            predict(np.zeros((20, 20, 3), np.uint8))
+
+
+def test_exhausted_memory_of_an_evaluation_names_its_batch(miniature, monkeypatch):
+    evaluator = evaluator_module.Evaluator(miniature(model__dtype="bfloat16"), sharding.make_mesh())
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
+
+    monkeypatch.setattr(evaluator_module, "predict_split", fail)
+    with pytest.raises(ValueError, match=r"; lower eval\.batch_size=\d+$"):
+        evaluator.predict({})
 
 
 @pytest.mark.parametrize(

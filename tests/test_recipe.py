@@ -185,7 +185,7 @@ def test_the_summary_gives_the_same_line_too(tmp_path):
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest():
     for given in ("configs/coco_tinny.py", "coco_tinny.py"):
         done = command("train.py", f"--config={given}", "--workdir=none")
-        assert done.stderr == f"error: flag --config={given}: no such file; did you mean 'configs/coco_tiny.py'?\n"
+        assert done.stderr == f"error: flag --config={given}: no such file in 'configs'; did you mean 'coco_tiny.py'?\n"
 
 
 def test_every_program_reads_recipe_files_by_one_rule():

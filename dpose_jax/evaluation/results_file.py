@@ -59,15 +59,12 @@ def score_files(
         person = person_category(listed, category, annotations, "--category")
         if person.keypoints:
             check_joint_names(list(person.keypoints), joint_set, annotations)
-        strangers: dict[str, list[str]] = {}
+        strangers: dict[str, int] = {}
         if is_own_format(found) and isinstance(truth.get("images"), list):
-            found, strangers = results_from_native(found, truth["images"], results)
-            found = [row | {"category_id": person.id} for row in found]
-            for rule, images in strangers.items():
-                print(f"{results}: {rule}: {len(images)} left out, such as {', '.join(map(repr, images[:3]))}")
+            found, strangers = _of_submission(found, truth["images"], person, results)
         truth, found, left_out = _of_persons(truth, found, person, [c.id for c in listed if c.keypoints])
         read["area_from_box"] = _fill_areas(truth["annotations"]) if use_area else 0
-        left_out |= {rule: len(images) for rule, images in strangers.items()}
+        left_out |= strangers
     inputs = check_inputs(truth, found, joint_set, use_area=use_area, names=(annotations, results))
     metrics, joints = score(inputs, engine=engine, name=annotations)
     protocol = {
@@ -88,6 +85,14 @@ def score_files(
     }
     baseline = score_mean_pose(inputs, engine=engine)
     return {**metrics, "joints": joints, "mean_pose": baseline, "protocol": protocol}
+
+
+def _of_submission(found: list, images: list, person: Category, file: str) -> tuple[list[dict], dict[str, int]]:
+    """AI Challenger's submission as COCO's results, and by rule how many of its entries do not count; prints these."""
+    rows, strangers = results_from_native(found, images, file)
+    for rule, names in strangers.items():
+        print(f"{file}: {rule}: {len(names)} left out, such as {', '.join(map(repr, names[:3]))}")
+    return [row | {"category_id": person.id} for row in rows], {rule: len(names) for rule, names in strangers.items()}
 
 
 def _fill_areas(annotations: list) -> int:

@@ -23,11 +23,9 @@ class _RecipeFile(flags.ArgumentParser):
             return Recipe().to_config()  # names and types for --config.x=y
         path = os.path.expanduser(path)
         if not os.path.isfile(path):
-            there = {os.path.basename(file): file for file in glob.glob(f"{os.path.dirname(path) or 'configs'}/*.py")}
-            near = nearest(os.path.basename(path), there)
-            for name, file in there.items():
-                near = near.replace(repr(name), repr(file))
-            raise ValueError(f"no such file{near}")
+            folder = os.path.dirname(path) or "configs"
+            near = nearest(os.path.basename(path), map(os.path.basename, glob.glob(f"{folder}/*.py")))
+            raise ValueError(f"no such file in {folder!r}{near}" if near else "no such file")
         try:
             config = runpy.run_path(path)["get_config"]()
         except (Exception, SystemExit) as error:

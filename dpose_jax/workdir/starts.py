@@ -16,7 +16,9 @@ RUN_FILE = "run.json"
 
 
 def record_start(workdir: str, step: int, data: dict[str, Any] | None = None, recipe: Recipe | None = None) -> None:
-    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, `data` (JSON).
+    """Adds this start of the run, from `step`, to WORKDIR/run.json: devices, processes, versions, `data`, `recipe`.
+
+    `data` is JSON: the number of `persons`, their `sha256`, and what else is to be compared on resuming.
 
     Earlier starts of which nothing is left in the checkpoint of `step` are dropped.
     """
