@@ -90,7 +90,7 @@ def check_decodable(data: bytes) -> None:
     if data[:2] in (b"P2", b"P3", b"P5", b"P6"):
         found = _PNM_LARGEST.match(data[:_PNM_HEADER])
         if found is None or int(found[3]) not in (255, 65535):
-            largest = int(found[3]) if found else "not there"
+            largest = int(found[3]) if found else "missing"
             raise ValueError(f"the PNM's largest value is {largest}: must be 255 or 65535")
 
 
